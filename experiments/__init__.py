@@ -1,0 +1,1 @@
+"""The study: ratio sweeps, evaluation grids, curves and tables."""
