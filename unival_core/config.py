@@ -1,0 +1,276 @@
+"""Architecture of a UnIVAL model: the numbers that decide names and shapes of its tensors (arXiv 2307.16184).
+
+Two kinds of options, two frozen dataclasses: `UnivalConfig` is stored with the weights, `Regularization` belongs to a
+training run. The published vocabulary, position and mel layouts are the defaults.
+
+>>> config = CONFIGS["pocket"]
+>>> UnivalConfig.from_json(config.to_json()) == config
+True
+>>> replace(CONFIGS["base"], video=None, audio=None).encoders
+('image',)
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from unival_core.errors import UnivalError
+
+__all__ = ["BOS", "CONFIGS", "EOS", "PAD", "UNK", "AudioConfig", "Regularization", "ResNetConfig", "UnivalConfig"]
+__all__ += ["replace"]
+
+BOS, PAD, EOS, UNK = 0, 1, 2, 3  # the same ids in every vocabulary
+CODE_STRIDE = 8  # image generation: one code stands for 8 x 8 pixels
+
+
+@dataclass(frozen=True)
+class ResNetConfig:
+    """A bottleneck residual network in two (image) or three (video) dimensions.
+
+    One stage per entry of `depths` and `planes`: `depths[i]` blocks that narrow to `planes[i]` channels and leave with
+    `planes[i] * expansion`. The stem halves the picture, the pooling behind it halves it again, and so does every stage
+    but the first, so the number of stages sets the stride.
+    """
+
+    depths: tuple[int, ...]
+    planes: tuple[int, ...]
+    expansion: int = 4
+    groups: int = 1  # of the middle convolution (ResNeXt's cardinality)
+    stem: int = 64  # channels behind the first convolution
+    kernel: int = 7  # of the first convolution
+    classes: int = 0  # rows of the ImageNet head that published files carry and nothing uses
+
+    def __post_init__(self) -> None:
+        if not self.depths or len(self.depths) != len(self.planes):
+            raise UnivalError(f"a ResNet needs as many planes as depths, got {self.planes} for {self.depths}")
+
+    @property
+    def width(self) -> int:
+        """Channels of the feature map."""
+        return self.planes[-1] * self.expansion
+
+    @property
+    def stride(self) -> int:
+        """Pixels (along one side) that become one token."""
+        return 2 ** (len(self.depths) + 1)
+
+
+@dataclass(frozen=True)
+class AudioConfig:
+    """A CNN14 (arXiv 1912.10211) and the log-mel spectrogram it reads.
+
+    Block i has `channels[i]` channels; all blocks but the last halve time and mel. Frequencies in Hz; `hop` and
+    `samples` (the length of a clip) in samples. Published audio models were trained with hop 200, the code's default is 480.
+    """
+
+    channels: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048)
+    sample_rate: int = 48_000
+    samples: int = 480_000
+    n_fft: int = 1024
+    hop: int = 200
+    n_mels: int = 64
+    fmin: float = 50.0
+    fmax: float = 14_000.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.fmin < self.fmax <= self.sample_rate / 2:
+            raise UnivalError(
+                f"mel bands need 0 <= fmin < fmax <= sample_rate / 2, got {self.fmin}..{self.fmax} at {self.sample_rate}"
+            )
+
+    @property
+    def width(self) -> int:
+        """Channels of the feature map."""
+        return self.channels[-1]
+
+
+@dataclass(frozen=True)
+class UnivalConfig:
+    """Everything that decides the tensors of a model, and nothing else.
+
+    Token ids: `text_ids` ids for specials and text (the last one is `<mask>`), then `codes`, then `bins`.
+    `image_bucket` is the side of the largest grid of vision tokens, `token_bucket` the number of exactly or
+    logarithmically told distances in text, `max_positions` the longest text on either side.
+    """
+
+    width: int
+    heads: int
+    ffn: int
+    encoder_layers: int
+    decoder_layers: int
+    image: ResNetConfig
+    video: ResNetConfig | None = None
+    audio: AudioConfig | None = None
+    text_ids: int = 50_265
+    codes: int = 8_192
+    bins: int = 1_000
+    max_positions: int = 1_024
+    token_bucket: int = 256
+    image_bucket: int = 42
+    code_image_size: int = 128  # pixels along the side of a generated image; 256 in the image-generation recipe
+    position_grid: int = 0  # side of the grid whose positions are stretched over larger images; 0: never (published)
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise UnivalError(f"width {self.width} does not divide into {self.heads} heads: choose a multiple")
+        if self.code_side > self.image_bucket or self.position_grid > self.image_bucket:
+            raise UnivalError(
+                f"image_bucket {self.image_bucket} is smaller than the grid of codes ({self.code_side}) or of positions "
+                f"({self.position_grid}): raise it"
+            )
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of token ids."""
+        return self.text_ids + self.codes + self.bins
+
+    @property
+    def code_offset(self) -> int:
+        """Id of `<code_0>`."""
+        return self.text_ids
+
+    @property
+    def bin_offset(self) -> int:
+        """Id of `<bin_0>`."""
+        return self.text_ids + self.codes
+
+    @property
+    def head_width(self) -> int:
+        """Channels of one attention head."""
+        return self.width // self.heads
+
+    @property
+    def code_side(self) -> int:
+        """Codes along one side of a generated image."""
+        return self.code_image_size // CODE_STRIDE
+
+    @property
+    def image_positions(self) -> int:
+        """Rows of the vision position tables: one per grid cell, and row 0, which no token uses."""
+        return self.image_bucket**2 + 1
+
+    @property
+    def encoders(self) -> tuple[str, ...]:
+        """The media this model reads, in the order of their numbers in `Inputs.modality`."""
+        return tuple(name for name in ("image", "video", "audio") if getattr(self, name) is not None)
+
+    def to_json(self) -> str:
+        """One line of JSON, as stored in a checkpoint."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "UnivalConfig":
+        """The config `to_json` wrote; unknown or missing fields raise UnivalError."""
+        values = dict(_as_object(text))
+        for name, kind in (("image", ResNetConfig), ("video", ResNetConfig), ("audio", AudioConfig)):
+            if values.get(name) is not None:
+                values[name] = _build(kind, values[name])
+        return _build(cls, values)
+
+
+@dataclass(frozen=True)
+class Regularization:
+    """What training adds and evaluation never sees; everything is off by default.
+
+    `drop_path` is the rate of the last layer of each stack (it grows linearly from 0). `patches` keeps that many vision
+    tokens per sample. `time_stripe` and `mel_stripe` are the longest stripes SpecAugment blanks, in frames and mel bands.
+    `PUBLISHED_REGULARIZATION` holds the values of the released fine-tuning recipes.
+    """
+
+    dropout: float = 0.0
+    attention_dropout: float = 0.0
+    drop_path: float = 0.0
+    patches: int | None = None
+    audio_dropout: float = 0.0  # after each block of the CNN14 but the last
+    time_stripe: int = 0
+    mel_stripe: int = 0
+
+
+PUBLISHED_REGULARIZATION = Regularization(
+    dropout=0.1, drop_path=0.1, patches=784, audio_dropout=0.2, time_stripe=64, mel_stripe=8
+)
+
+
+def _as_object(text: str) -> Mapping[str, Any]:
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UnivalError(f"the stored config is not JSON ({error})") from None
+    if not isinstance(values, dict):
+        raise UnivalError(f"the stored config is {type(values).__name__}, not an object")
+    return values
+
+
+def _build(kind: Any, values: Mapping[str, Any]) -> Any:
+    known = {field.name for field in fields(kind)}
+    if unknown := sorted(set(values) - known):
+        raise UnivalError(
+            f"{kind.__name__} has no {', '.join(unknown)}: written by another version? known: {sorted(known)}"
+        )
+    try:
+        return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+    except TypeError as error:
+        raise UnivalError(f"{kind.__name__}: {error}") from None
+
+
+_RESNET101 = ResNetConfig(depths=(3, 4, 23, 3), planes=(64, 128, 256, 512), classes=1000)
+_RESNEXT101_3D = ResNetConfig(depths=(3, 4, 23, 3), planes=(128, 256, 512, 1024), expansion=2, groups=32)
+
+CONFIGS: dict[str, UnivalConfig] = {
+    # The published 0.25B model. Its files carry the image and video encoders (image alone for grounding, all three for
+    # audio captioning): `replace(CONFIGS["base"], audio=None)`.
+    "base": UnivalConfig(768, 12, 3072, 6, 6, image=_RESNET101, video=_RESNEXT101_3D, audio=AudioConfig()),
+    # OFA-large widths (arXiv 2202.03052) with the encoders of base.
+    "large": UnivalConfig(
+        1024,
+        16,
+        4096,
+        12,
+        12,
+        image=replace(_RESNET101, depths=(3, 8, 36, 3)),
+        video=_RESNEXT101_3D,
+        audio=AudioConfig(),
+    ),
+    # Narrow transformer behind full-width encoders: for checking numbers against recorded ones.
+    "tiny": UnivalConfig(
+        64,
+        4,
+        128,
+        2,
+        2,
+        image=replace(_RESNET101, depths=(3, 4, 6, 3)),
+        video=replace(_RESNEXT101_3D, depths=(3, 4, 6, 3)),
+        audio=AudioConfig(hop=480),
+        text_ids=100,
+        codes=50,
+        bins=50,
+    ),
+    # Trains on a laptop: 48 x 48 pictures to 6 x 6 tokens, clips of 8 such frames, two seconds of 8 kHz telephone tones.
+    "pocket": UnivalConfig(
+        96,
+        4,
+        192,
+        2,
+        2,
+        image=ResNetConfig(depths=(2, 2), planes=(32, 64), expansion=2, stem=32, kernel=5),
+        video=ResNetConfig(depths=(2, 2), planes=(32, 64), expansion=2, stem=32, kernel=3),
+        audio=AudioConfig(
+            channels=(8, 16, 32, 64),
+            sample_rate=8_000,
+            samples=16_000,
+            n_fft=512,
+            hop=160,
+            n_mels=32,
+            fmin=500.0,
+            fmax=2_000.0,
+        ),
+        text_ids=384,
+        codes=16,
+        bins=24,
+        max_positions=64,
+        token_bucket=32,
+        image_bucket=12,
+        code_image_size=48,
+    ),
+}
