@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from unival_core.config import AudioConfig
 from unival_core.errors import UnivalError
 
 _MEL_BREAK_HZ, _HZ_PER_MEL, _MELS_PER_NEPER = 1000.0, 200.0 / 3.0, 27.0 / math.log(6.4)
@@ -77,32 +78,32 @@ def resample(samples: Tensor, rate: int, target_rate: int) -> Tensor:
 def prepare_audio(
     samples: np.ndarray,
     rate: int,
+    config: AudioConfig,
     *,
-    sample_rate: int,
-    length: int,
     resampling: bool = False,
     generator: random.Random | None = None,
 ) -> Tensor:
-    """One model input: `length` float32 samples at `sample_rate` Hz, after the 16-bit round trip.
+    """One model input: `config.samples` float32 values, after the 16-bit round trip and `fit_length`.
 
-    Raises `UnivalError` when the rates differ and `resampling` was not asked for: the published pipeline
+    Raises `UnivalError` when `rate` is not the model's and `resampling` was not asked for: the published pipeline
     never resamples by itself, and sound at a wrong rate gives a wrong answer without a sign of it.
     """
-    if rate != sample_rate:
+    if rate != config.sample_rate:
         if not resampling:
             raise UnivalError(
-                f"the sound has {rate} samples a second, the model expects {sample_rate}: pass resampling=True"
+                f"the sound has {rate} samples a second, the model expects {config.sample_rate}: ask for resampling"
             )
-        samples = resample(torch.from_numpy(samples), rate, sample_rate).numpy()
-    return torch.from_numpy(fit_length(int16_round_trip(samples), length, generator))
+        samples = resample(torch.from_numpy(samples), rate, config.sample_rate).numpy()
+    return torch.from_numpy(fit_length(int16_round_trip(samples), config.samples, generator))
 
 
 @functools.lru_cache(maxsize=8)
-def mel_matrix(sample_rate: int, window: int, bins: int, low: float, high: float) -> Tensor:
-    """The `(window // 2 + 1) x bins` matrix from power spectrum to mel bands: triangles on Slaney's scale
-    (linear to 1 kHz, logarithmic above), each of unit area. Do not write into it: it is shared."""
-    frequencies = np.fft.rfftfreq(window, 1.0 / sample_rate)
-    corners = _mel_to_hz(np.linspace(_hz_to_mel(low), _hz_to_mel(high), bins + 2))
+def mel_matrix(config: AudioConfig) -> Tensor:
+    """The `(n_fft // 2 + 1) x n_mels` matrix from power spectrum to mel bands: triangles on Slaney's scale (linear
+    to 1 kHz, logarithmic above), each of unit area. float32 on the CPU; shared by all callers, so never write into it.
+    """
+    frequencies = np.fft.rfftfreq(config.n_fft, 1.0 / config.sample_rate)
+    corners = _mel_to_hz(np.linspace(_hz_to_mel(config.fmin), _hz_to_mel(config.fmax), config.n_mels + 2))
     left, centre, right = corners[:-2], corners[1:-1], corners[2:]
     rising = (frequencies[:, None] - left) / (centre - left)
     falling = (right - frequencies[:, None]) / (right - centre)
@@ -110,20 +111,18 @@ def mel_matrix(sample_rate: int, window: int, bins: int, low: float, high: float
     return torch.from_numpy((triangles * (2.0 / (right - left))).astype(np.float32))
 
 
-def log_mel(
-    waveforms: Tensor, *, sample_rate: int, window: int, hop: int, bins: int, low: float, high: float
-) -> Tensor:
-    """Decibel mel spectrogram, `B x N` samples to `B x (N // hop + 1) x bins`, always in float32.
+def log_mel(waveforms: Tensor, config: AudioConfig) -> Tensor:
+    """Decibel mel spectrogram, `B x N` samples to `B x (N // hop + 1) x n_mels`, always in float32.
 
-    Power of a Hann-windowed transform of `window` samples every `hop`, centred by reflection, through
-    `mel_matrix`, as 10 log10(max(., 1e-10)): the front end that PANN networks were trained on.
+    Power of a Hann-windowed transform of `n_fft` samples every `hop`, centred by reflection (N > n_fft / 2), through
+    `mel_matrix`, as 10 log10(max(., 1e-10)): the front end of the PANN networks (arXiv 1912.10211).
     """
     with torch.autocast(waveforms.device.type, enabled=False):
-        samples = waveforms.float()
-        hann = torch.hann_window(window, device=samples.device)
-        spectrum = torch.stft(samples, window, hop, window=hann, center=True, pad_mode="reflect", return_complex=True)
+        samples, size = waveforms.float(), config.n_fft
+        hann = torch.hann_window(size, device=samples.device)
+        spectrum = torch.stft(samples, size, config.hop, window=hann, center=True, return_complex=True)
         power = spectrum.real.square() + spectrum.imag.square()
-        mel = power.transpose(1, 2) @ mel_matrix(sample_rate, window, bins, low, high).to(samples.device)
+        mel = power.transpose(1, 2) @ mel_matrix(config).to(samples.device)
         return 10.0 * mel.clamp_min(1e-10).log10()
 
 
