@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from unival_core.config import AudioConfig
 from unival_core.errors import UnivalError
+from unival_core.media import read_source
 
 _MEL_BREAK_HZ, _HZ_PER_MEL, _MELS_PER_NEPER = 1000.0, 200.0 / 3.0, 27.0 / math.log(6.4)
 
@@ -25,8 +26,7 @@ def load_audio(source: bytes | str | Path) -> tuple[np.ndarray, int]:
 
     16-bit PCM .wav needs nothing but the standard library; every other format needs the extra `audio`.
     """
-    data = source if isinstance(source, bytes) else Path(source).read_bytes()
-    name = "the given bytes" if isinstance(source, bytes) else str(source)
+    data, name = read_source(source)
     read = _read_pcm16_wav(data) or _read_soundfile(data, name)
     if not len(read[0]):
         raise UnivalError(f"{name}: holds no audio samples")
