@@ -1,0 +1,218 @@
+"""Result rows: an append-only file that a kill cannot spoil, and how a merged point is called everywhere."""
+
+import base64
+import hashlib
+import json
+import math
+import os
+import warnings
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import pandas as pd
+
+from experiments.errors import StudyError
+
+try:
+    import fcntl
+except ImportError:  # Windows has no advisory locks: one writer at a time is then the user's care
+    fcntl = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One evaluated cell: the score of one point on one split of one task by one metric.
+
+    `shares` are the coefficients by expert name; `experts` says how those were trained (vanilla, fusing,
+    ratatouille). `value` with its 95 % interval `lo`, `hi` is in the metric's own unit (accuracies in 0..1); all three
+    are NaN where the metric could not be computed, and `note` says why. `seed` is the training seed of the experts.
+    `versions` are by package name, `inputs` digests of checkpoints by name, `data` the digest of the evaluated file.
+    `key` names the content (`content_key`): a later row with the same key replaces an earlier one.
+    """
+
+    study: str
+    shares: Mapping[str, float]
+    experts: str
+    method: str
+    batchnorm: str
+    task: str
+    split: str
+    metric: str
+    value: float
+    lo: float
+    hi: float
+    n: int
+    seconds: float
+    seed: int
+    versions: Mapping[str, str]
+    inputs: Mapping[str, str]
+    data: str
+    key: str
+    note: str = ""
+
+
+_NAMES = [field.name for field in fields(Row)]
+_MAY_BE_MISSING = ("value", "lo", "hi")  # JSON has no NaN: null in the file
+
+
+def share_label(shares: Mapping[str, float]) -> str:
+    """A point in words, in the order given; experts with share 0 are left out.
+
+    Two decimals, or as many as tell the shares apart from rounded ones, at most four.
+
+    >>> share_label({"vqa": 0.2, "caption": 0.8})
+    '0.20 vqa + 0.80 caption'
+    >>> share_label({"vqa": 1.0, "caption": 0.0})
+    '1.00 vqa'
+    """
+    named = [(name, float(share)) for name, share in shares.items() if share != 0]
+    digits = next((d for d in (2, 3) if all(math.isclose(s, round(s, d), abs_tol=1e-9) for _, s in named)), 4)
+    text = " + ".join(f"{share:.{digits}f} {name}" for name, share in named)
+    return text.replace("+ -", "- ") if named else "nothing"
+
+
+def content_key(**parts: Any) -> str:
+    """Sixteen hexadecimal digits of everything a row depends on (digests, shares, method, task, seed, code version).
+
+    Equal parts give equal keys in any order of names and on any machine; values are what JSON can hold.
+    """
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def append_row(path: str | Path, row: Row, per_example: np.ndarray | None = None) -> None:
+    """Add one row to the file, and its per-example scores (1-D) to the file beside it, durably.
+
+    When this returns both are on the disk. A kill in between loses at most this row; what a torn write left at the
+    end of a file is cut off by the next append, with a warning.
+    """
+    path = Path(path)
+    entry = asdict(row)
+    for name in _MAY_BE_MISSING:
+        entry[name] = None if math.isnan(entry[name]) else entry[name]
+    try:
+        line = json.dumps(entry, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise StudyError(f"row {row.key} cannot be written as JSON ({error}): use plain finite values") from error
+    if per_example is not None:  # first, so that no row ever stands without its scores
+        _append_line(scores_path(path), json.dumps({"key": row.key, "scores": _packed(per_example)}))
+    _append_line(path, line)
+
+
+def read_rows(path: str | Path) -> pd.DataFrame:
+    """The rows of a file: one column a field of `Row`, and `point`, the point in words.
+
+    Of rows with one key the last counts. A torn last line is ignored with a warning; any other broken line raises
+    StudyError with its number.
+    """
+    path = Path(path)
+    rows: dict[str, Row] = {}
+    for number, entry in _entries(path):
+        row = _row(entry, f"{path}:{number}")
+        rows.pop(row.key, None)
+        rows[row.key] = row
+    columns = {name: [getattr(row, name) for row in rows.values()] for name in _NAMES}
+    frame = pd.DataFrame(columns)
+    frame["point"] = [share_label(row.shares) for row in rows.values()]
+    return frame.astype(dict.fromkeys((*_MAY_BE_MISSING, "seconds"), float))
+
+
+def read_scores(path: str | Path, keys: Iterable[str] | None = None) -> dict[str, np.ndarray]:
+    """Per-example scores by row key, of all rows or of `keys`; StudyError names a key without scores."""
+    path = scores_path(Path(path))
+    packed = {entry["key"]: entry["scores"] for _, entry in _entries(path)}
+    wanted = list(packed) if keys is None else list(keys)
+    missing = [key for key in wanted if key not in packed]
+    if missing:
+        raise StudyError(f"{path}: no scores of row {missing[0]} ({len(missing)} missing): evaluate it again")
+    return {key: _unpacked(packed[key]) for key in wanted}
+
+
+def scores_path(path: str | Path) -> Path:
+    """Where the per-example scores of a row file lie: rows.jsonl -> rows.scores.jsonl."""
+    return Path(path).with_suffix(".scores.jsonl")
+
+
+def _row(entry: dict[str, Any], place: str) -> Row:
+    missing = [name for name in _NAMES if name not in entry]
+    unknown = [name for name in entry if name not in _NAMES]
+    if missing or unknown:
+        raise StudyError(f"{place}: not a row of this version (missing {missing}, unknown {unknown}): start a new file")
+    for name in _MAY_BE_MISSING:
+        entry[name] = math.nan if entry[name] is None else entry[name]
+    return Row(**entry)
+
+
+def _entries(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    if not path.is_file():
+        raise StudyError(f"{path}: no such file: run the study first")
+    *lines, torn = path.read_bytes().split(b"\n")
+    if torn:
+        warnings.warn(
+            f"{path}: ignored a torn last line of {len(torn)} bytes, left by a killed run or still being written",
+            stacklevel=3,
+        )
+    for number, line in enumerate(lines, start=1):
+        try:
+            entry = json.loads(line)
+        except ValueError as error:
+            raise StudyError(f"{path}:{number}: not JSON ({error}): remove the line to go on") from error
+        if not isinstance(entry, dict):
+            raise StudyError(f"{path}:{number}: not an object: remove the line to go on")
+        yield number, entry
+
+
+def _append_line(path: Path, line: str) -> None:
+    is_new = not path.exists()
+    with path.open("a+b", buffering=0) as file:
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        end = _end_of_whole_lines(file, path)
+        rest = memoryview(f"{line}\n".encode())
+        try:
+            while rest:
+                rest = rest[file.write(rest) :]
+            os.fsync(file.fileno())
+        except OSError:
+            file.truncate(end)
+            raise
+    if is_new:
+        _sync_folder(path.parent)
+
+
+def _end_of_whole_lines(file: IO[bytes], path: Path) -> int:
+    """Size of the file, once a torn last line is cut off: under the lock it can only come from a dead writer."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - 1))
+    if file.read(1) in (b"", b"\n"):
+        return size
+    file.seek(0)
+    whole = file.read().rfind(b"\n") + 1
+    warnings.warn(f"{path}: cut off a torn last line of {size - whole} bytes, left by a killed run", stacklevel=4)
+    file.truncate(whole)
+    return whole
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name != "posix":  # elsewhere a folder cannot be opened
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _packed(per_example: np.ndarray) -> str:
+    values = np.asarray(per_example, dtype="<f4")
+    if values.ndim != 1:
+        raise StudyError(f"per-example scores have shape {values.shape}: give one number an example")
+    return base64.b64encode(zlib.compress(values.tobytes())).decode("ascii")
+
+
+def _unpacked(text: str) -> np.ndarray:
+    return np.frombuffer(zlib.decompress(base64.b64decode(text)), dtype="<f4").astype(np.float64)
