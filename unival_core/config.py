@@ -17,8 +17,19 @@ from typing import Any
 
 from unival_core.errors import UnivalError
 
-__all__ = ["BOS", "CONFIGS", "EOS", "PAD", "UNK", "AudioConfig", "Regularization", "ResNetConfig", "UnivalConfig"]
-__all__ += ["replace"]
+__all__ = [
+    "BOS",
+    "CONFIGS",
+    "EOS",
+    "PAD",
+    "PUBLISHED_REGULARIZATION",
+    "UNK",
+    "AudioConfig",
+    "Regularization",
+    "ResNetConfig",
+    "UnivalConfig",
+    "replace",
+]
 
 BOS, PAD, EOS, UNK = 0, 1, 2, 3  # the same ids in every vocabulary
 CODE_STRIDE = 8  # image generation: one code stands for 8 x 8 pixels
@@ -61,7 +72,8 @@ class AudioConfig:
     """A CNN14 (arXiv 1912.10211) and the log-mel spectrogram it reads.
 
     Block i has `channels[i]` channels; all blocks but the last halve time and mel. Frequencies in Hz; `hop` and
-    `samples` (the length of a clip) in samples. Published audio models were trained with hop 200, the code's default is 480.
+    `samples` (the length of a clip) in samples. The published audio models were trained with hop 200; some of the
+    published code assumes 480.
     """
 
     channels: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048)
@@ -76,7 +88,7 @@ class AudioConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.fmin < self.fmax <= self.sample_rate / 2:
             raise UnivalError(
-                f"mel bands need 0 <= fmin < fmax <= sample_rate / 2, got {self.fmin}..{self.fmax} at {self.sample_rate}"
+                f"mel bands {self.fmin}..{self.fmax} Hz do not fit below half the rate {self.sample_rate}"
             )
 
     @property
@@ -114,10 +126,13 @@ class UnivalConfig:
     def __post_init__(self) -> None:
         if self.width % self.heads:
             raise UnivalError(f"width {self.width} does not divide into {self.heads} heads: choose a multiple")
-        if self.code_side > self.image_bucket or self.position_grid > self.image_bucket:
+        if (side := max(self.code_side, self.position_grid)) > self.image_bucket:
             raise UnivalError(
-                f"image_bucket {self.image_bucket} is smaller than the grid of codes ({self.code_side}) or of positions "
-                f"({self.position_grid}): raise it"
+                f"image_bucket {self.image_bucket} cannot hold a grid of {side} x {side} positions: raise it"
+            )
+        if self.token_bucket // 2 >= self.max_positions - 1:
+            raise UnivalError(
+                f"token_bucket {self.token_bucket} must stay below 2 x max_positions ({self.max_positions})"
             )
 
     @property
@@ -174,8 +189,8 @@ class Regularization:
     """What training adds and evaluation never sees; everything is off by default.
 
     `drop_path` is the rate of the last layer of each stack (it grows linearly from 0). `patches` keeps that many vision
-    tokens per sample. `time_stripe` and `mel_stripe` are the longest stripes SpecAugment blanks, in frames and mel bands.
-    `PUBLISHED_REGULARIZATION` holds the values of the released fine-tuning recipes.
+    tokens per sample, drawn by Python's `random`. `time_stripe` and `mel_stripe` are what the stripes blanked by
+    SpecAugment stay below, in frames and mel bands. `PUBLISHED_REGULARIZATION` is what the released recipes use.
     """
 
     dropout: float = 0.0
@@ -246,14 +261,15 @@ CONFIGS: dict[str, UnivalConfig] = {
         codes=50,
         bins=50,
     ),
-    # Trains on a laptop: 48 x 48 pictures to 6 x 6 tokens, clips of 8 such frames, two seconds of 8 kHz telephone tones.
+    # Trains on a laptop: 48 x 48 pictures to 6 x 6 tokens, films of 8 such frames, two seconds of telephone tones. The
+    # two picture networks differ only by the time axis, so that the image kernels can start the video network.
     "pocket": UnivalConfig(
         96,
         4,
         192,
         2,
         2,
-        image=ResNetConfig(depths=(2, 2), planes=(32, 64), expansion=2, stem=32, kernel=5),
+        image=ResNetConfig(depths=(2, 2), planes=(32, 64), expansion=2, stem=32, kernel=3),
         video=ResNetConfig(depths=(2, 2), planes=(32, 64), expansion=2, stem=32, kernel=3),
         audio=AudioConfig(
             channels=(8, 16, 32, 64),
