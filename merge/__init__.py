@@ -1,0 +1,93 @@
+"""Merge checkpoints finetuned from one ancestor: exactly, safely, at the speed of the disk.
+
+    import merge
+
+    merged = merge.interpolate(merge.open_checkpoint("vqa.pt"), merge.open_checkpoint("caption.pt"), ratio=0.4)
+    for ratio, state_dict in merge.sweep(a, b, ratios=[i / 10 for i in range(11)]):
+        ...
+
+Names are loaded on first use, so that importing the package (and `unival-merge --help`) does not import torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from merge._version import VERSION as __version__
+from merge.errors import MergeError
+
+if TYPE_CHECKING:
+    from merge.checkpoint import Checkpoint, load_checkpoint, open_checkpoint
+    from merge.digest import digest
+    from merge.engine import Options, run, sweep_to_files
+    from merge.memory import add_task_vectors, average, interpolate, slerp, task_vector
+    from merge.methods import METHODS
+    from merge.path import LinearPath, Simplex
+    from merge.recipe import Input, Recipe, read_recipe, share_label
+    from merge.state_dict import Policy
+    from merge.sweep import ratios, sweep
+    from merge.writing import save_checkpoint
+
+_HOME = {
+    "Checkpoint": "checkpoint",
+    "load_checkpoint": "checkpoint",
+    "open_checkpoint": "checkpoint",
+    "digest": "digest",
+    "Options": "engine",
+    "run": "engine",
+    "sweep_to_files": "engine",
+    "add_task_vectors": "memory",
+    "average": "memory",
+    "interpolate": "memory",
+    "slerp": "memory",
+    "task_vector": "memory",
+    "METHODS": "methods",
+    "LinearPath": "path",
+    "Simplex": "path",
+    "Input": "recipe",
+    "Recipe": "recipe",
+    "read_recipe": "recipe",
+    "share_label": "recipe",
+    "Policy": "state_dict",
+    "ratios": "sweep",
+    "sweep": "sweep",
+    "save_checkpoint": "writing",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'merge' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"merge.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+__all__ = [
+    "METHODS",
+    "Checkpoint",
+    "Input",
+    "LinearPath",
+    "MergeError",
+    "Options",
+    "Policy",
+    "Recipe",
+    "Simplex",
+    "__version__",
+    "add_task_vectors",
+    "average",
+    "digest",
+    "interpolate",
+    "load_checkpoint",
+    "open_checkpoint",
+    "ratios",
+    "read_recipe",
+    "run",
+    "save_checkpoint",
+    "share_label",
+    "slerp",
+    "sweep",
+    "sweep_to_files",
+    "task_vector",
+]

@@ -1,0 +1,5 @@
+"""`python -m merge`."""
+
+from merge.cli import main
+
+main()

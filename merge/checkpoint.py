@@ -1,0 +1,226 @@
+"""Open a checkpoint of any layout as a lazy mapping of names to tensors."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Hashable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from merge.errors import MergeError
+from merge.formats.entry import TensorEntry
+from merge.formats.safetensors_file import Header, read_header
+from merge.formats.torch_zip import TensorLeaf, TorchFile, read_tree
+
+TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
+SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
+# Where training files keep weights, and which of these are averaged copies of others.
+SECTIONS = ("model", "state_dict", "module", "model_ema", "state_dict_ema", "extra_state.ema")
+AVERAGED = ("model_ema", "state_dict_ema", "extra_state.ema", "extra_state.ema_fp32_params")
+WHOLE = "."
+_SHARD = re.compile(r".*-\d{5}-of-\d{5}\.(safetensors|bin|pt|pth)")
+
+
+@dataclass(frozen=True)
+class Checkpoint(Mapping[str, Tensor]):
+    """An open checkpoint: `checkpoint[name]` maps the tensor's bytes, nothing else is read.
+
+    Attributes:
+        path: the file or folder as given.
+        section: which part of a training file this is (`"model"`, `"extra_state.ema"`), `"."` for the file itself.
+        sections: every part of the file that holds weights.
+        metadata: the file's own text metadata; empty where it has none.
+        entries: by name, where each tensor lies, its dtype and shape, in the order of the file.
+        files: the files that hold the tensors.
+        tree: for torch files the whole content with inert stand-ins; None for safetensors.
+    """
+
+    path: Path
+    section: str
+    sections: tuple[str, ...]
+    entries: Mapping[str, TensorEntry]
+    files: tuple[Path, ...]
+    metadata: Mapping[str, str] = field(default_factory=dict[str, str])
+    tree: TorchFile | None = field(default=None, repr=False)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.entries[name].tensor()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.entries
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors; tied ones count once."""
+        return sum({entry.tie or name: entry.nbytes for name, entry in self.entries.items()}.values())
+
+
+def open_checkpoint(path: str | Path, section: str = "auto") -> Checkpoint:
+    """Open a file or folder lazily: headers are read and checked, tensors are mapped on access.
+
+    Reads `.safetensors` (single, sharded with an index, or a Hugging Face folder) and torch zip files
+    (`.pt .pth .bin .ckpt`, also sharded). Pickles are never executed. `section` names a part of a training file, as
+    listed by `.sections`; "auto" takes the only one.
+
+        >>> checkpoint = open_checkpoint("vqa.pt", section="model")        # doctest: +SKIP
+        >>> checkpoint["encoder.layer_norm.weight"].dtype                  # doctest: +SKIP
+        torch.float16
+
+    Raises MergeError for anything missing, broken, hostile or ambiguous, naming the file.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _open_folder(path, section)
+    if not path.exists():
+        raise MergeError(f"{path}: no such file or folder")
+    if path.name.endswith(".index.json"):
+        return _open_shards(path, path, section)
+    if path.suffix == ".safetensors":
+        if path.stat().st_size and _starts(path, b"PK"):
+            raise MergeError(f"{path}: holds a torch zip file; give it the suffix .pt")
+        header = read_header(path)
+        return _choose(path, section, {WHOLE: header.entries}, (path,), header.metadata)
+    if path.suffix in TORCH_SUFFIXES:
+        content = read_tree(path)
+        return _choose(path, section, find_sections(path, content.tree), (path,), None, content)
+    raise MergeError(f"{path}: unknown suffix {path.suffix!r}; known are {', '.join(SUFFIXES)} and folders")
+
+
+def load_checkpoint(path: str | Path, section: str = "auto") -> dict[str, Tensor]:
+    """A checkpoint's tensors as a plain dict in memory, independent of the file. Ties stay ties."""
+    checkpoint = open_checkpoint(path, section)
+    shared: dict[Hashable, Tensor] = {}
+    for name, entry in checkpoint.entries.items():
+        if (entry.tie or name) not in shared:
+            shared[entry.tie or name] = entry.tensor().clone()
+    return {name: shared[entry.tie or name] for name, entry in checkpoint.entries.items()}
+
+
+def find_sections(path: Path, tree: Any) -> dict[str, dict[str, TensorEntry]]:
+    """Every part of a torch file's tree that holds weights, by name; a flat file is the section "."."""
+    if not isinstance(tree, dict):
+        raise MergeError(f"{path}: holds a {type(tree).__name__}, not a dictionary of tensors")
+    found: dict[str, dict[str, TensorEntry]] = {}
+    for name in SECTIONS:
+        part = lookup(tree, name)
+        if isinstance(part, dict) and _leaves(part):
+            found[name] = _leaves(part)
+    if not found and _leaves(tree):
+        found[WHOLE] = _leaves(tree)
+    if not found:
+        raise MergeError(f"{path}: no weights found; its entries are {', '.join(map(str, list(tree)[:20]))}")
+    return found
+
+
+def lookup(tree: Any, section: str) -> Any:
+    """The part of a tree under a dotted section name, None where there is none."""
+    if section == WHOLE:
+        return tree
+    for key in section.split("."):
+        tree = tree.get(key) if isinstance(tree, dict) else None
+    return tree
+
+
+def _leaves(part: dict[Any, Any]) -> dict[str, TensorEntry]:
+    return {str(name): value.entry for name, value in part.items() if isinstance(value, TensorLeaf)}
+
+
+def _choose(
+    path: Path,
+    section: str,
+    found: Mapping[str, Mapping[str, TensorEntry]],
+    files: tuple[Path, ...],
+    metadata: Mapping[str, str] | None,
+    tree: TorchFile | None = None,
+) -> Checkpoint:
+    if section == "auto" and len(found) > 1:
+        raise MergeError(f"{path}: has several sections with weights; choose one with --section: {', '.join(found)}")
+    if section == "auto":
+        section = next(iter(found))
+    if section not in found:
+        raise MergeError(f"{path}: has no section {section!r} with weights; it has {', '.join(found)}")
+    return Checkpoint(path, section, tuple(found), found[section], files, metadata or {}, tree)
+
+
+def _starts(path: Path, magic: bytes) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(magic)) == magic
+
+
+# -- folders ------------------------------------------------------------------------------------------------------------
+
+
+def _open_folder(folder: Path, section: str) -> Checkpoint:
+    indexes = sorted(folder.glob("*.index.json"))
+    if len(indexes) > 1:
+        raise MergeError(f"{folder}: has several indexes; open one of {', '.join(path.name for path in indexes)}")
+    if indexes:
+        return _open_shards(folder, indexes[0], section)
+    for suffixes in ((".safetensors",), TORCH_SUFFIXES):
+        weights = sorted(path for path in folder.iterdir() if path.suffix in suffixes and path.is_file())
+        if len(weights) > 1:
+            names = ", ".join(path.name for path in weights[:5])
+            raise MergeError(f"{folder}: has {len(weights)} weight files and no index; open one of them: {names}")
+        if weights:
+            one = open_checkpoint(weights[0], section)
+            return Checkpoint(folder, one.section, one.sections, one.entries, one.files, one.metadata, one.tree)
+    raise MergeError(f"{folder}: no weights in this folder (looked for {', '.join(SUFFIXES)})")
+
+
+def _open_shards(path: Path, index: Path, section: str) -> Checkpoint:
+    """Shards under an index. Index and shards must agree in both directions: a stale index is an error."""
+    weight_map = _weight_map(index)
+    folder = index.parent
+    headers: dict[str, Header] = {}
+    for file in dict.fromkeys(weight_map.values()):
+        if not (folder / file).is_file():
+            raise MergeError(f"{index}: names the shard {file}, which is missing")
+        headers[file] = _read_shard(folder / file)
+    _check_index(index, weight_map, headers)
+    entries = {name: entry for header in headers.values() for name, entry in header.entries.items()}
+    metadata = next(iter(headers.values())).metadata
+    return _choose(path, section, {WHOLE: entries}, tuple(folder / file for file in headers), metadata)
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    try:
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        pairs = {str(name): str(file) for name, file in weight_map.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise MergeError(f"{index}: not an index with a weight_map: {type(error).__name__}: {error}") from error
+    outside = [file for file in pairs.values() if Path(file).name != file]
+    if outside or not pairs:
+        raise MergeError(f"{index}: " + (f"names {outside[0]!r}, outside its folder" if outside else "names no tensor"))
+    return pairs
+
+
+def _read_shard(path: Path) -> Header:
+    if path.suffix == ".safetensors":
+        return read_header(path)
+    shard = open_checkpoint(path, WHOLE)
+    return Header(dict(shard.entries), None)
+
+
+def _check_index(index: Path, weight_map: Mapping[str, str], headers: Mapping[str, Header]) -> None:
+    missing = [name for name, file in weight_map.items() if name not in headers[file].entries]
+    if missing:
+        raise MergeError(f"{index}: stale: says that {missing[0]!r} is in {weight_map[missing[0]]}, which lacks it")
+    for file, header in headers.items():
+        extra = [name for name in header.entries if weight_map.get(name) != file]
+        if extra:
+            raise MergeError(f"{index}: stale: {file} holds {extra[0]!r}, which the index does not place there")
+    suffix = Path(next(iter(headers))).suffix
+    others = [file.name for file in sorted(index.parent.glob(f"*{suffix}")) if file.name not in headers]
+    shards = [name for name in others if _SHARD.fullmatch(name) or name == index.name.removesuffix(".index.json")]
+    if shards:
+        raise MergeError(f"{index}: stale: {shards[0]} lies beside its shards and is not in the index")

@@ -1,0 +1,151 @@
+"""Outputs that appear whole or not at all: a temporary sibling, fsync, rename."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from merge.errors import MergeError
+
+PARTIAL = ".partial-"
+
+
+@contextlib.contextmanager
+def replacing(target: Path, size: int, *, folder: bool, overwrite: bool, sync: bool = True) -> Iterator[Path]:
+    """Yield a temporary path beside `target`; on success it takes the target's name, on any error it is removed.
+
+    The path is an empty file, or an empty directory with `folder`. `size` bytes must be free. An existing target is
+    refused unless `overwrite`, and is then exchanged as a whole. What runs killed earlier have left is swept away.
+    Raises MergeError for a target that exists, a missing or read-only parent, a disk without room.
+    """
+    target = Path(target)
+    check_target(target, size, folder=folder, overwrite=overwrite)
+    _sweep(target)
+    partial = target.parent / f".{target.name}{PARTIAL}{secrets.token_hex(4)}"
+    try:
+        if folder:
+            partial.mkdir()
+        else:
+            os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+    except OSError as error:
+        raise _explained(target, error) from error
+    lock = os.open(partial, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield partial
+        if sync:
+            _sync(partial)
+        _take_place(partial, target, overwrite)
+        if sync:
+            _sync_one(target.parent)
+    except OSError as error:
+        raise _explained(target, error) from error
+    finally:
+        os.close(lock)
+        _remove(partial)
+
+
+def write_text(target: Path, text: str, *, overwrite: bool) -> None:
+    """Write a small text file atomically."""
+    with replacing(target, len(text), folder=False, overwrite=overwrite) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def check_target(target: Path, size: int, *, folder: bool, overwrite: bool) -> None:
+    """Raise MergeError where `replacing` could not succeed, before anything is computed."""
+    if target.name in ("", ".", "..") or target.is_symlink() and not target.exists():
+        raise MergeError(f"{target}: not a name for an output")
+    if not target.parent.is_dir():
+        raise MergeError(f"{target}: its folder {target.parent} does not exist; make it first")
+    if target.exists():
+        if target.is_dir() != folder:
+            raise MergeError(f"{target}: is a {'folder' if target.is_dir() else 'file'}; choose another output")
+        if not overwrite:
+            raise MergeError(f"{target}: exists; choose another name or pass --overwrite")
+    if not os.access(target.parent, os.W_OK | os.X_OK):
+        raise MergeError(f"{target}: no permission to write into {target.parent}")
+    free = shutil.disk_usage(target.parent).free
+    if size > free:
+        raise MergeError(f"{target}: needs {size:,} bytes, {free:,} are free on its disk")
+
+
+def _explained(target: Path, error: OSError) -> MergeError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return MergeError(f"{target}: the disk is full; nothing was written ({error.strerror})")
+    if error.errno == errno.EFBIG:
+        return MergeError(f"{target}: the file would be larger than allowed; nothing was written ({error.strerror})")
+    return MergeError(f"{target}: cannot be written: {error.strerror or error}")
+
+
+def _sweep(target: Path) -> None:
+    """Remove partial outputs of this target whose writer is gone: a living writer holds a lock."""
+    for left in target.parent.glob(f".{_escaped(target.name)}{PARTIAL}*"):
+        with contextlib.suppress(OSError):
+            lock = os.open(left, os.O_RDONLY)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _remove(left)
+            finally:
+                os.close(lock)
+
+
+def _escaped(name: str) -> str:
+    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def _take_place(partial: Path, target: Path, overwrite: bool) -> None:
+    if not overwrite and not partial.is_dir():
+        # A hard link fails where the name was taken meanwhile; a rename would destroy what is there.
+        try:
+            os.link(partial, target)
+            return
+        except FileExistsError:
+            raise MergeError(f"{target}: was made by someone else meanwhile; pass --overwrite to replace it") from None
+        except OSError:
+            pass  # a file system without hard links
+    if target.is_dir() and not target.is_symlink():
+        _exchange(partial, target)
+    else:
+        partial.replace(target)
+
+
+def _exchange(partial: Path, target: Path) -> None:
+    """Swap two folders in one step, so that the name never stops existing; the old content is then removed."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    at_cwd, exchange = -100, 2
+    if rename is not None and rename(at_cwd, os.fsencode(partial), at_cwd, os.fsencode(target), exchange) == 0:
+        return
+    aside = partial.with_name(partial.name + "-old")  # no exchange on this system: two renames
+    target.rename(aside)
+    partial.rename(target)
+    _remove(aside)
+
+
+def _sync(path: Path) -> None:
+    if path.is_dir():
+        for inner in path.iterdir():
+            _sync(inner)
+    _sync_one(path)
+
+
+def _sync_one(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

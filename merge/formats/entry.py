@@ -1,0 +1,124 @@
+"""Where a tensor lies in a file, and how to read it without loading the file."""
+
+from __future__ import annotations
+
+import math
+import mmap
+import os
+from collections.abc import Hashable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from merge.errors import MergeError
+
+
+class MappedFile:
+    """A file open for reading: mapped for lazy tensors, read by position for streaming.
+
+    The map is private (copy on write), so writing into a tensor that it backs never reaches the file.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        try:
+            self._fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        except OSError as error:
+            raise MergeError(f"{path}: cannot be opened: {error.strerror}") from error
+        self.size = os.fstat(self._fd).st_size
+        self._bytes: Tensor | None = None
+
+    def __del__(self) -> None:
+        if hasattr(self, "_fd"):
+            os.close(self._fd)
+
+    def bytes(self) -> Tensor:
+        """The whole file as a uint8 tensor backed by a private map."""
+        if self._bytes is None:
+            mapped = mmap.mmap(self._fd, self.size, access=mmap.ACCESS_COPY)
+            self._bytes = torch.frombuffer(mapped, dtype=torch.uint8)
+        return self._bytes
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Exactly `size` bytes at `offset`. Raises MergeError where the file is shorter."""
+        data = os.pread(self._fd, size, offset)
+        while len(data) < size:
+            more = os.pread(self._fd, size - len(data), offset + len(data))
+            if not more:
+                self._cut_short(offset + size)
+            data += more
+        return data
+
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        """Fill `buffer` from `offset`. Raises MergeError where the file is shorter or cannot be read."""
+        done = 0
+        while done < len(buffer):
+            try:
+                count = os.preadv(self._fd, [buffer[done:]], offset + done)
+            except OSError as error:
+                raise MergeError(f"{self.path}: cannot be read at byte {offset + done}: {error.strerror}") from error
+            if count == 0:
+                self._cut_short(offset + len(buffer))
+            done += count
+
+    def _cut_short(self, wanted: int) -> None:
+        size = os.fstat(self._fd).st_size
+        raise MergeError(f"{self.path}: truncated: {wanted} bytes were expected, the file has {size}")
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """A tensor's place in a file. `stride` is None where the elements lie in row-major order without gaps."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    file: MappedFile
+    offset: int
+    stride: tuple[int, ...] | None = None
+    storage: Hashable = None
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.numel * self.dtype.itemsize
+
+    @property
+    def tie(self) -> Hashable:
+        """Equal for names that are one and the same tensor; None where the format cannot share storages."""
+        return None if self.storage is None else (self.storage, self.offset, self.dtype, self.shape, self.stride)
+
+    def tensor(self) -> Tensor:
+        """The tensor, backed by the file's map: pages are read when touched. Writes stay private."""
+        if self.numel == 0:
+            return torch.empty(self.shape, dtype=self.dtype)
+        extent = self.numel if self.stride is None else 1 + _last_index(self.shape, self.stride)
+        raw = self.file.bytes()[self.offset : self.offset + extent * self.dtype.itemsize]
+        if self.offset % self.dtype.itemsize:
+            raw = raw.clone()  # torch cannot view unaligned bytes as wider elements
+        flat = raw.view(self.dtype)
+        return flat.view(self.shape) if self.stride is None else torch.as_strided(flat, self.shape, self.stride)
+
+
+def _last_index(shape: tuple[int, ...], stride: tuple[int, ...]) -> int:
+    return sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
+
+
+def contiguous_stride(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Strides, in elements, of a row-major tensor of this shape."""
+    strides: list[int] = []
+    step = 1
+    for size in reversed(shape):
+        strides.append(step)
+        step *= max(size, 1)
+    return tuple(reversed(strides))
+
+
+def is_contiguous(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
+    """Whether the strides mean row-major order without gaps (axes of one element may say anything)."""
+    wanted = contiguous_stride(shape)
+    return all(size == 1 or step == want for size, step, want in zip(shape, stride, wanted, strict=True))

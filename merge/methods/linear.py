@@ -1,0 +1,79 @@
+"""Straight lines between checkpoints: interpolation, averages, task arithmetic."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from merge.methods.method import Tensors
+
+
+def interpolate(tensors: Tensors, *, ratio: float, name: str = "", out: Tensor | None = None) -> Tensor:
+    """`(1 - ratio) * first + ratio * second`, as `torch.lerp` computes it: equal elements stay equal."""
+    first, second = tensors
+    return torch.lerp(first, second, ratio, out=out)
+
+
+def interpolate_single(count: int, parameters: Mapping[str, Any]) -> int | None:
+    """Ratio 0 is the first input, 1 the second."""
+    return {0.0: 0, 1.0: 1}.get(parameters["ratio"])
+
+
+def average(tensors: Tensors, *, weights: Sequence[float], name: str = "", out: Tensor | None = None) -> Tensor:
+    """`sum(weights[i] * tensors[i])`.
+
+    Computed as a running mean of lerps times the sum of the weights, so that equal elements stay equal and two
+    tensors give the bits of `interpolate`. Where a partial sum of the weights is zero (mixed signs), plain
+    multiply-adds are used.
+    """
+    terms = [(tensor, weight) for tensor, weight in zip(tensors, weights, strict=True) if weight != 0]
+    if not terms:
+        return torch.zeros_like(tensors[0]) if out is None else out.zero_()
+    (result, total), rest = terms[0], terms[1:]
+    if any(weight < 0 for _, weight in terms):
+        result = torch.mul(result, total)
+        for tensor, weight in rest:
+            result = torch.add(result, tensor, alpha=weight)
+        return result if out is None else out.copy_(result)
+    for tensor, weight in rest:
+        total += weight
+        result = torch.lerp(result, tensor, weight / total)
+    if not math.isclose(total, 1.0, rel_tol=1e-12):
+        result = result * total
+    return result if out is None else out.copy_(result)
+
+
+def average_single(count: int, parameters: Mapping[str, Any]) -> int | None:
+    """All weight on one input."""
+    weights = list(parameters["weights"])
+    holders = [index for index, weight in enumerate(weights) if weight != 0]
+    return holders[0] if len(holders) == 1 and weights[holders[0]] == 1 else None
+
+
+def task_arithmetic(
+    tensors: Tensors, *, scale: float, weights: Sequence[float], name: str = "", out: Tensor | None = None
+) -> Tensor:
+    """`base + scale * sum(weights[i] * (experts[i] - base))` (Ilharco et al. 2023).
+
+    One expert is a lerp from the base, so that scale 1 gives the expert and elements equal to the base stay equal.
+    """
+    base, *experts = tensors
+    if len(experts) == 1:
+        return torch.lerp(base, experts[0], scale * weights[0], out=out)
+    result = base
+    for expert, weight in zip(experts, weights, strict=True):
+        if scale * weight != 0:
+            result = torch.add(result, expert - base, alpha=scale * weight)
+    return result.clone() if out is None else out.copy_(result)
+
+
+def task_arithmetic_single(count: int, parameters: Mapping[str, Any]) -> int | None:
+    """Scale 0 is the base; one expert at scale 1 is that expert."""
+    shares = [parameters["scale"] * weight for weight in parameters["weights"]]
+    if not any(shares):
+        return 0
+    return 1 if shares == [1.0] else None

@@ -1,0 +1,291 @@
+"""A recipe: everything needed to make a merged checkpoint again, as plain data and as JSON."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from merge.errors import MergeError
+from merge.methods import METHODS, Method, Parameter
+from merge.state_dict import Policy, resolve
+
+FORMAT = "unival-merge recipe 1"
+
+
+@dataclass(frozen=True)
+class Input:
+    """One checkpoint of a recipe. `digest` is what its tensors' bytes had when the recipe was run; empty if never."""
+
+    name: str
+    path: Path
+    section: str = "auto"
+    digest: str = ""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Method, inputs, coefficients and policies.
+
+    Attributes:
+        method: a key of `METHODS`.
+        inputs: checkpoints to merge; names are unique and are the words used for shares.
+        parameters: the method's parameters. A number, or for a parameter per input a list or a mapping by name; each may
+            also be a mapping from globs to such values ("*" required, the first match wins).
+        base: the common ancestor, for methods that take one.
+        policy: names, dtypes, BatchNorm statistics, non-finite values.
+    """
+
+    method: str
+    inputs: tuple[Input, ...]
+    parameters: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    base: Input | None = None
+    policy: Policy = field(default_factory=Policy)
+
+    @property
+    def sources(self) -> tuple[Input, ...]:
+        """All checkpoints read, the base first."""
+        return self.inputs if self.base is None else (self.base, *self.inputs)
+
+    def with_parameters(self, **parameters: Any) -> Recipe:
+        """The same recipe at other coefficients."""
+        return replace(self, parameters={**self.parameters, **parameters})
+
+
+# -- parameters ---------------------------------------------------------------------------------------------------------
+
+
+def parameters_for(recipe: Recipe, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Every tensor's parameters, checked: ranges, counts, finite sums, rules by module resolved.
+
+    Raises MergeError for an unknown parameter (with the nearest known one) and for a value out of its range.
+    """
+    method = method_named(recipe.method)
+    check_inputs(recipe, method)
+    given = dict(recipe.parameters)
+    for name in given:
+        if name not in method.parameters:
+            raise MergeError(f"{recipe.method} has no parameter {name!r}{nearest(name, method.parameters)}")
+    resolved = {name: _per_tensor(recipe, name, parameter, names) for name, parameter in method.parameters.items()}
+    return {tensor: {key: values[tensor] for key, values in resolved.items()} for tensor in names}
+
+
+def _per_tensor(recipe: Recipe, key: str, parameter: Parameter, names: Sequence[str]) -> dict[str, Any]:
+    value = recipe.parameters.get(key, 1 / len(recipe.inputs) if parameter.simplex else parameter.default)
+    if value is None:
+        raise MergeError(f"{recipe.method} needs the parameter {key!r}: {parameter.help}")
+    if isinstance(value, Mapping) and "*" in value:
+        checked = {str(glob): _checked(recipe, key, parameter, item) for glob, item in value.items()}
+        return {name: item for name, (_, item) in resolve(checked, names).items()}
+    checked_once = _checked(recipe, key, parameter, value)
+    return dict.fromkeys(names, checked_once)
+
+
+def _checked(recipe: Recipe, key: str, parameter: Parameter, value: Any) -> Any:
+    if not parameter.each:
+        return _number(recipe, key, parameter, value)
+    named = [item.name for item in recipe.inputs]
+    if isinstance(value, Mapping):
+        if set(value) != set(named):
+            raise MergeError(f"{key} names {', '.join(map(str, value))}; the inputs are {', '.join(named)}")
+        value = [value[name] for name in named]
+    if isinstance(value, (int, float)):
+        value = [value] * len(named)
+    if len(value) != len(named):
+        raise MergeError(f"{len(value)} {key} were given for {len(named)} inputs ({', '.join(named)})")
+    numbers = tuple(_number(recipe, key, parameter, item) for item in value)
+    total = math.fsum(numbers)
+    if parameter.simplex and not math.isclose(total, 1, abs_tol=1e-6) and not (recipe.policy.extrapolate and total):
+        advice = "pass --extrapolate to mean it" if total else "which erases every tensor"
+        raise MergeError(f"{key} {', '.join(f'{x:g}' for x in numbers)} sum to {total:g}, not to 1: {advice}")
+    return numbers
+
+
+def _number(recipe: Recipe, key: str, parameter: Parameter, value: Any) -> Any:
+    if parameter.kind is bool and isinstance(value, bool):
+        return value
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise MergeError(f"{key} must be a finite number, not {value!r}")
+    if not parameter.low <= value <= parameter.high and not (recipe.policy.extrapolate and key == "ratio"):
+        beyond = "; pass --extrapolate to go beyond" if key == "ratio" else ""
+        raise MergeError(f"{key} {value} is outside [{parameter.low:g}, {parameter.high:g}]{beyond}")
+    return parameter.kind(value)
+
+
+def method_named(name: str) -> Method:
+    """The method, or a MergeError with the nearest known name."""
+    if name not in METHODS:
+        raise MergeError(f"unknown method {name!r}{nearest(name, METHODS)}")
+    return METHODS[name]
+
+
+def check_inputs(recipe: Recipe, method: Method) -> None:
+    """Raise MergeError where the number of inputs, their names or the base do not fit the method."""
+    names = [item.name for item in recipe.sources]
+    double = [name for name in names if names.count(name) > 1]
+    if double or "*" in names:
+        raise MergeError(f"two inputs are called {double[0]!r}; tell them apart with --name" if double else "a name is '*'")
+    low, high = method.inputs
+    count = len(recipe.inputs)
+    if count < low or (high is not None and count > high):
+        wanted = f"{low}" if low == high else f"at least {low}"
+        raise MergeError(f"{recipe.method} takes {wanted} checkpoints, {count} were given")
+    if method.takes_base != (recipe.base is not None):
+        raise MergeError(f"{recipe.method} {'needs' if method.takes_base else 'takes no'} base")
+
+
+def shares(recipe: Recipe) -> dict[str, float] | None:
+    """The coefficient of every checkpoint by name where one set holds for all tensors, else None (rules by module)."""
+    value = recipe.parameters
+    names = [item.name for item in recipe.inputs]
+    if recipe.method in ("interpolate", "slerp") and isinstance(value.get("ratio"), (int, float)):
+        return {names[0]: 1 - value["ratio"], names[1]: value["ratio"]}
+    weights = value.get("weights", 1.0)
+    if isinstance(weights, Mapping):
+        return None if "*" in weights else {name: float(weights[name]) for name in names}
+    listed = [float(weights)] * len(names) if isinstance(weights, (int, float)) else [float(item) for item in weights]
+    scale = value.get("scale", 1.0)
+    return None if isinstance(scale, Mapping) else {n: scale * w for n, w in zip(names, listed, strict=True)}
+
+
+def share_label(parts: Mapping[str, float]) -> str:
+    """The one way in which shares are printed: "0.20 vqa + 0.80 caption"; more digits only where they are needed."""
+    return " + ".join(f"{_digits(value)} {name}" for name, value in parts.items())
+
+
+def _digits(value: float) -> str:
+    return f"{value:.2f}" if math.isclose(value, round(value, 2), abs_tol=1e-9) else f"{value:.6f}".rstrip("0")
+
+
+def describe(recipe: Recipe) -> str:
+    """A recipe in words, for notes and metadata."""
+    parts = shares(recipe)
+    start = "" if recipe.base is None else f"{recipe.base.name} + "
+    return f"{recipe.method}: {start}{share_label(parts) if parts else json.dumps(recipe.parameters)}"
+
+
+# -- JSON ---------------------------------------------------------------------------------------------------------------
+
+_KEYS = {"format", "method", "inputs", "base", "parameters", "policy", "output", "provenance"}
+
+
+def to_json(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as plain JSON data."""
+    policy = recipe.policy
+    return {
+        "format": FORMAT,
+        "method": recipe.method,
+        "base": None if recipe.base is None else _input_json(recipe.base),
+        "inputs": [_input_json(item) for item in recipe.inputs],
+        "parameters": {key: list(value) if isinstance(value, tuple) else value for key, value in recipe.parameters.items()},
+        "policy": {
+            "keep": list(policy.keep),
+            "drop": list(policy.drop),
+            "missing": policy.missing,
+            "dtype": None if policy.dtype is None else dtype_name(policy.dtype),
+            "compute_dtype": dtype_name(policy.compute_dtype),
+            "batchnorm": policy.batchnorm,
+            "allow_nonfinite": policy.allow_nonfinite,
+            "extrapolate": policy.extrapolate,
+        },
+    }
+
+
+def _input_json(item: Input) -> dict[str, str]:
+    return {"name": item.name, "path": str(item.path), "section": item.section, "digest": item.digest}
+
+
+def from_json(data: Any, folder: Path = Path()) -> Recipe:
+    """A recipe from JSON data; relative paths are relative to `folder`.
+
+    Raises MergeError for unknown keys (with the nearest known one), missing ones and values of the wrong kind.
+    """
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise MergeError(f"not a recipe: its 'format' must be {FORMAT!r}")
+    _known(data, _KEYS, "a recipe")
+    try:
+        base = data.get("base")
+        return Recipe(
+            method=str(data["method"]),
+            inputs=tuple(_input(item, folder) for item in data["inputs"]),
+            parameters=dict(data.get("parameters", {})),
+            base=None if base is None else _input(base, folder),
+            policy=_policy(data.get("policy", {})),
+        )
+    except KeyError as error:
+        raise MergeError(f"the recipe lacks {error}") from error
+    except (TypeError, AttributeError) as error:
+        raise MergeError(f"the recipe has a value of the wrong kind: {error}") from error
+
+
+def read_recipe(path: Path) -> Recipe:
+    """A recipe file, as written beside every merged checkpoint."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise MergeError(f"{path}: not a recipe file: {error}") from error
+    try:
+        return from_json(data, path.parent)
+    except MergeError as error:
+        raise MergeError(f"{path}: {error}") from error
+
+
+def _input(data: Mapping[str, Any], folder: Path) -> Input:
+    _known(data, {"name", "path", "section", "digest"}, "an input")
+    path = Path(data["path"])
+    name = str(data.get("name") or path.stem)
+    return Input(name, folder / path, str(data.get("section", "auto")), str(data.get("digest", "")))
+
+
+def _policy(data: Mapping[str, Any]) -> Policy:
+    defaults = Policy()
+    _known(data, set(vars(defaults)), "a policy")
+    values = dict(data)
+    for key in ("keep", "drop"):
+        if key in values:
+            values[key] = tuple(values[key])
+    for key in ("dtype", "compute_dtype"):
+        if values.get(key) is not None:
+            values[key] = dtype_named(values[key])
+    return replace(defaults, **values)
+
+
+def _known(data: Mapping[str, Any], known: Iterable[str], what: str) -> None:
+    for key in data:
+        if key not in set(known):
+            raise MergeError(f"{what} has no key {key!r}{nearest(key, known)}")
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The end of a sentence that names the nearest known word, or all of them."""
+    choices = sorted(known)
+    close = difflib.get_close_matches(word, choices, 1, 0.5)
+    return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(choices)}"
+
+
+_DTYPES = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float8_e4m3fn": torch.float8_e4m3fn,
+    "float8_e5m2": torch.float8_e5m2,
+}
+
+
+def dtype_named(name: str) -> torch.dtype:
+    """A floating dtype by its torch name. Raises MergeError with the nearest known one."""
+    if name not in _DTYPES:
+        raise MergeError(f"unknown dtype {name!r}{nearest(name, _DTYPES)}")
+    return _DTYPES[name]
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """A dtype's torch name."""
+    return str(dtype).removeprefix("torch.")

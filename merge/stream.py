@@ -1,0 +1,209 @@
+"""One pass over the inputs: any number of outputs, memory bounded by the largest tensor.
+
+Every worker thread takes the next tensor, and block by block reads the inputs, hashes them, computes all results and
+writes them at their planned places. A block stays in the core's cache from the read to the write, and while one thread
+waits for the disk another computes: that is all the overlap there is, and no queue is needed.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from merge.digest import Digest, raw_bytes
+from merge.formats.entry import TensorEntry
+from merge.kernel import BLOCK, combine, maximum, nonfinite, work
+from merge.recipe import Recipe, method_named
+from merge.state_dict import Unit
+from merge.writing import Writer
+
+Progress = Callable[[int], None]
+WIDEST = 16  # bytes of the widest element, complex128
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Threads (0: one a core, at most 4), the device of whole-tensor methods, the digest, a callback for bytes read."""
+
+    threads: int
+    device: str
+    digest: str
+    progress: Progress | None
+
+
+@dataclass
+class Job:
+    """One output of a stream: its coefficients by tensor, where it is written, what was noticed."""
+
+    recipe: Recipe
+    parameters: Mapping[str, Mapping[str, Any]]
+    writer: Writer
+    digest: Digest
+    nonfinite: dict[str, int] = field(default_factory=dict[str, int])
+
+
+class _Buffers:
+    """A thread's read buffers, used again for every tensor."""
+
+    def __init__(self) -> None:
+        self._all: list[tuple[Tensor, memoryview]] = []
+
+    def get(self, index: int) -> tuple[Tensor, memoryview]:
+        while index >= len(self._all):
+            buffer = torch.empty(BLOCK * WIDEST, dtype=torch.uint8)
+            self._all.append((buffer, memoryview(buffer.numpy())))
+        return self._all[index]
+
+
+class _Reader:
+    """One stored tensor, read front to back in blocks and hashed on the way."""
+
+    def __init__(self, entry: TensorEntry, whole: bool, buffers: _Buffers, index: int, content: Any):
+        self.entry, self.content, self.at = entry, content, 0
+        self.names: list[str] = []
+        self.flat: Tensor | None = None
+        if entry.stride is not None:
+            self.flat = entry.tensor().contiguous().reshape(-1)
+        elif whole:
+            buffer = torch.empty(entry.nbytes, dtype=torch.uint8)
+            self.buffer, self.view = buffer, memoryview(buffer.numpy())
+        else:
+            self.buffer, self.view = buffers.get(index)
+
+    def block(self, stop: int) -> Tensor:
+        """The elements from where the last block ended to `stop`, valid until the next call."""
+        start, self.at = self.at, stop
+        if self.flat is not None:
+            part = self.flat[start:stop]
+            self.content.update(raw_bytes(part))
+            return part
+        size = self.entry.dtype.itemsize
+        view = self.view[: (stop - start) * size]
+        self.entry.file.read_into(view, self.entry.offset + start * size)
+        self.content.update(view)
+        return self.buffer[: len(view)].view(self.entry.dtype)
+
+    def finish(self) -> str:
+        """Read what is left, for the digest alone; the digest in hex."""
+        while self.at < self.entry.numel:
+            self.block(min(self.at + BLOCK, self.entry.numel))
+        return self.content.hexdigest()
+
+
+class Stream:
+    """One pass over the sources (each a mapping from names to entries) that feeds all jobs."""
+
+    def __init__(
+        self,
+        sources: Sequence[Mapping[str, TensorEntry]],
+        units: Sequence[Unit],
+        jobs: Sequence[Job],
+        settings: Settings,
+    ):
+        self._sources, self._units, self._jobs, self._settings = sources, units, jobs, settings
+        self._method = method_named(jobs[0].recipe.method)
+        self._policy = jobs[0].recipe.policy
+        self._digests = [Digest(settings.digest) for _ in sources]
+        self._lock = threading.Lock()
+        self._stop = False
+
+    def run(self) -> list[str]:
+        """Stream everything; returns the digest of every source, over all its tensors, used or not."""
+        count = self._settings.threads or min(4, os.cpu_count() or 1)
+        units = iter(self._units)
+        with ThreadPoolExecutor(count) as pool:
+            futures = [pool.submit(self._drain, units) for _ in range(count)]
+            try:
+                for future in futures:
+                    future.result()
+            except BaseException:
+                self._stop = True  # the others leave after their block
+                raise
+        used = {name for unit in self._units for name in unit.names}
+        for index, entries in enumerate(self._sources):
+            self._finish(index, self._readers(index, [name for name in entries if name not in used], False, _Buffers()))
+        return [digest.text() for digest in self._digests]
+
+    def _drain(self, units: Iterator[Unit]) -> None:
+        buffers = _Buffers()
+        try:
+            while not self._stop:
+                with self._lock:
+                    unit = next(units, None)
+                if unit is None:
+                    return
+                self._unit(unit, buffers)
+        except BaseException:
+            self._stop = True
+            raise
+
+    def _unit(self, unit: Unit, buffers: _Buffers) -> None:
+        """Read one tensor of every input, compute and write it for every job."""
+        whole = unit.kind == "merge" and not self._method.elementwise
+        readers = [self._readers(index, unit.names, whole, buffers) for index in range(len(self._sources))]
+        numel = torch.Size(unit.shape).numel()
+        step = max(numel, 1) if whole else BLOCK
+        hashes = [job.digest.start() for job in self._jobs]
+        used = [next(reader for reader in readers[index] if unit.name in reader.names) for index in unit.sources]
+        for start in range(0, numel, step):
+            if self._stop:
+                return
+            blocks = [reader.block(min(start + step, numel)) for reader in used]
+            results = self._results(unit, [block.view(unit.shape) for block in blocks] if whole else blocks)
+            for job, result, content in zip(self._jobs, results, hashes, strict=True):
+                self._deliver(job, unit, start, result, content)
+        for index, mine in enumerate(readers):
+            self._finish(index, mine)
+        for job, content in zip(self._jobs, hashes, strict=True):
+            for name in unit.names:
+                job.digest.add(name, unit.dtype, unit.shape, content.hexdigest())
+
+    def _results(self, unit: Unit, blocks: list[Tensor]) -> Iterator[Tensor]:
+        if unit.kind == "copy":
+            yield from (blocks[0] for _ in self._jobs)
+        elif unit.kind == "maximum":
+            yield from (maximum(blocks) for _ in self._jobs)
+        else:
+            device = self._settings.device
+            moved = blocks if device == "cpu" else [block.to(device) for block in blocks]
+            worked = work(moved, self._method, unit, self._policy)
+            for job in self._jobs:
+                yield combine(moved, worked, self._method, job.parameters[unit.name], unit).cpu()
+
+    def _deliver(self, job: Job, unit: Unit, start: int, result: Tensor, content: Any) -> None:
+        if unit.kind == "merge":
+            count = nonfinite(result)
+            if count:
+                job.nonfinite[unit.name] = job.nonfinite.get(unit.name, 0) + count
+        data = raw_bytes(result)
+        content.update(data)
+        job.writer.write(unit.names, start * unit.dtype.itemsize, data)
+
+    def _readers(self, index: int, names: Sequence[str], whole: bool, buffers: _Buffers) -> list[_Reader]:
+        """A reader for every stored tensor that input `index` has under these names; tied names share one."""
+        entries, found = self._sources[index], dict[Hashable, _Reader]()
+        for name in names:
+            if name in entries:
+                entry = entries[name]
+                key = name if entry.tie is None else entry.tie
+                if key not in found:
+                    content = self._digests[index].start()
+                    found[key] = _Reader(entry, whole, buffers, index, content)
+                found[key].names.append(name)
+        return list(found.values())
+
+    def _finish(self, index: int, readers: Sequence[_Reader]) -> None:
+        """File the digests of input `index`'s tensors, reading first what nobody needed."""
+        for reader in readers:
+            content = reader.finish()
+            for name in reader.names:
+                self._digests[index].add(name, reader.entry.dtype, reader.entry.shape, content)
+            if self._settings.progress:
+                self._settings.progress(reader.entry.nbytes)

@@ -1,0 +1,330 @@
+"""Plan and write an output checkpoint: its layout is known, byte by byte, before the first tensor is computed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import zlib
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from merge.checkpoint import AVERAGED, SECTIONS, SUFFIXES, TORCH_SUFFIXES, WHOLE, Checkpoint, lookup
+from merge.digest import raw_bytes
+from merge.errors import MergeError
+from merge.files import replacing, write_text
+from merge.formats.entry import TensorEntry
+from merge.formats.pickle_data import Opaque
+from merge.formats.safetensors_file import encode_header
+from merge.formats.torch_zip import NewLeaf, TensorLeaf, plan_zip
+from merge.state_dict import specs
+
+SHARD_SIZE = 5_000_000_000
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A tensor to be written. Names with one `storage` share their bytes in formats that can."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    storage: str
+
+    @property
+    def nbytes(self) -> int:
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class FilePlan:
+    """One file of an output: its size, its fixed bytes, where each tensor's bytes go.
+
+    `passed` are tensors of the input's other content and where they go: they are copied, block by block.
+    `closing`, where a format wants it, takes the CRC-32 of what was written under each name and gives the last bytes.
+    """
+
+    name: str
+    size: int
+    chunks: Sequence[tuple[int, bytes]]
+    starts: Mapping[str, int]
+    passed: Mapping[str, tuple[TensorEntry, int]] = field(default_factory=dict[str, tuple[TensorEntry, int]])
+    closing: Callable[[Mapping[str, int]], list[tuple[int, bytes]]] | None = None
+
+
+@dataclass(frozen=True)
+class OutputPlan:
+    """All files of an output (one, or a folder's), and notes on what was left out."""
+
+    files: Sequence[FilePlan]
+    folder: bool
+    notes: tuple[str, ...] = ()
+    copied: tuple[Path, ...] = field(default=())
+
+    @property
+    def size(self) -> int:
+        return sum(file.size for file in self.files)
+
+
+def plan_output(
+    path: Path,
+    slots: Mapping[str, Slot],
+    *,
+    like: Checkpoint | None = None,
+    metadata: Mapping[str, str] | None = None,
+    shard_size: int | None = None,
+) -> OutputPlan:
+    """Lay out an output whose format follows its suffix: `.safetensors`, torch (`.pt .pth .bin .ckpt`), or a folder.
+
+    `like` is the checkpoint whose other content is kept: a torch file's other entries, a folder's other files.
+    Raises MergeError for an unknown suffix and for content that the format cannot hold.
+    """
+    if path.suffix in TORCH_SUFFIXES:
+        return _plan_torch(path, slots, like)
+    if path.suffix == ".safetensors" and shard_size is None:
+        head, starts, size = encode_header(_layout(slots), metadata)
+        return OutputPlan([FilePlan("", size, [(0, head)], starts)], folder=False)
+    if path.suffix and path.suffix != ".safetensors" and not path.is_dir():
+        raise MergeError(f"{path}: unknown suffix {path.suffix!r}; known are {', '.join(SUFFIXES)}, or none for a folder")
+    return _plan_folder(slots, like, metadata, shard_size or SHARD_SIZE)
+
+
+def _layout(slots: Mapping[str, Slot]) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+    return {name: (slot.dtype, slot.shape) for name, slot in slots.items()}
+
+
+def _plan_folder(
+    slots: Mapping[str, Slot], like: Checkpoint | None, metadata: Mapping[str, str] | None, shard_size: int
+) -> OutputPlan:
+    shards: list[dict[str, Slot]] = [{}]
+    for name, slot in slots.items():
+        if shards[-1] and sum(s.nbytes for s in shards[-1].values()) + slot.nbytes > shard_size:
+            shards.append({})
+        shards[-1][name] = slot
+    count = len(shards)
+    names = [f"model-{i:05}-of-{count:05}.safetensors" for i in range(1, count + 1)] if count > 1 else ["model.safetensors"]
+    files: list[FilePlan] = []
+    for name, shard in zip(names, shards, strict=True):
+        head, starts, size = encode_header(_layout(shard), metadata)
+        files.append(FilePlan(name, size, [(0, head)], starts))
+    if count > 1:
+        weight_map = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
+        index = {"metadata": {"total_size": sum(slot.nbytes for slot in slots.values())}, "weight_map": weight_map}
+        text = json.dumps(index, indent=2).encode()
+        files.append(FilePlan("model.safetensors.index.json", len(text), [(0, text)], {}))
+    copied: tuple[Path, ...] = ()
+    if like is not None and like.path.is_dir():
+        weights = set(like.files)
+        copied = tuple(
+            sorted(
+                item
+                for item in like.path.iterdir()
+                if item.is_file() and item not in weights and not item.name.endswith((".index.json", ".recipe.json"))
+            )
+        )
+    return OutputPlan(files, folder=True, copied=copied)
+
+
+# -- torch files ----------------------------------------------------------------------------------------------------------
+
+
+def _plan_torch(path: Path, slots: Mapping[str, Slot], like: Checkpoint | None) -> OutputPlan:
+    others: dict[str, TensorEntry] = {}
+    notes: tuple[str, ...] = ()
+    archive = path.stem
+    tree: Any = {name: NewLeaf(slot.dtype, slot.shape, slot.storage) for name, slot in slots.items()}
+    if like is not None and like.tree is not None:
+        archive = like.tree.archive
+        tree, notes = _replaced(like.tree.tree, like.section, slots, others)
+    plan = plan_zip(tree, archive)
+    starts = {name: plan.starts[slot.storage] for name, slot in slots.items() if slot.storage in plan.starts}
+    passed = {storage: (entry, plan.starts[storage]) for storage, entry in others.items()}
+
+    def closing(crcs: Mapping[str, int]) -> list[tuple[int, bytes]]:
+        return plan.closing({slots[name].storage if name in slots else name: crc for name, crc in crcs.items()})
+
+    return OutputPlan([FilePlan("", plan.size, plan.chunks, starts, passed, closing)], folder=False, notes=notes)
+
+
+def _replaced(
+    tree: Any, section: str, slots: Mapping[str, Slot], others: dict[str, TensorEntry]
+) -> tuple[Any, tuple[str, ...]]:
+    """The tree with the section's weights replaced and stale averaged copies left out; its other tensors go to `others`."""
+    part = lookup(tree, section)
+    stale = {id(lookup(tree, name)): name for name in AVERAGED if name != section and lookup(tree, name) is not None}
+    notes = [f"left out {name}: a copy of weights that were not merged" for name in stale.values()]
+    done: dict[int, Any] = {}
+
+    def copy(value: Any) -> Any:
+        if isinstance(value, TensorLeaf):
+            storage = f"other {value.entry.tie}"
+            others[storage] = value.entry
+            return NewLeaf(value.entry.dtype, value.entry.shape, storage, value)
+        if type(value) is tuple:
+            return tuple(copy(item) for item in value)
+        if not isinstance(value, (dict, list, Opaque)):
+            return value
+        if id(value) not in done:
+            done[id(value)] = Opaque(value.factory, (), value.new) if isinstance(value, Opaque) else type(value)()
+            fill(value, done[id(value)])
+        return done[id(value)]
+
+    def fill(old: Any, new: Any) -> None:
+        if isinstance(old, list):
+            new.extend(copy(item) for item in old)
+        elif isinstance(old, Opaque):
+            new.args, new.state, new.has_state = copy(old.args), copy(old.state), old.has_state
+            new.appended, new.items = copy(old.appended), copy(old.items)
+        elif old is part:
+            new.update(_section(old, slots, copy))
+        else:
+            new.update((key, copy(item)) for key, item in old.items() if id(item) not in stale)
+        if isinstance(old, OrderedDict):
+            vars(new).update(copy(vars(old)))
+
+    result = copy(tree)
+    if section in AVERAGED:
+        kept = [name for name in SECTIONS if name not in AVERAGED and lookup(tree, name) is not None]
+        notes += [f"{name} still holds the first input's weights: only {section} was merged" for name in kept]
+    return result, tuple(notes)
+
+
+def _section(part: dict[Any, Any], slots: Mapping[str, Slot], copy: Callable[[Any], Any]) -> dict[Any, Any]:
+    """The section's dictionary with new leaves in the old order; what is no tensor stays."""
+    result: dict[Any, Any] = {}
+    for name, value in part.items():
+        if not isinstance(value, TensorLeaf):
+            result[name] = copy(value)
+        elif name in slots:
+            slot = slots[name]
+            result[name] = NewLeaf(slot.dtype, slot.shape, slot.storage, value)
+    for name, slot in slots.items():
+        if name not in result:
+            result[name] = NewLeaf(slot.dtype, slot.shape, slot.storage)
+    return result
+
+
+# -- writing --------------------------------------------------------------------------------------------------------------
+
+
+class Writer:
+    """Writes tensors of one output at their planned places; safe to call from several threads for different tensors."""
+
+    def __init__(self, plan: OutputPlan, partial: Path):
+        self._plan = plan
+        self._places: dict[str, list[tuple[int, int]]] = {}
+        self._crcs: list[dict[str, int]] = [{} for _ in plan.files]
+        self._descriptors: list[int] = []
+        for number, file in enumerate(plan.files):
+            path = partial / file.name if plan.folder else partial
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
+            self._descriptors.append(descriptor)
+            os.ftruncate(descriptor, file.size)
+            for offset, chunk in file.chunks:
+                write_at(descriptor, chunk, offset)
+            for name, start in file.starts.items():
+                self._places.setdefault(name, []).append((number, start))
+            for name, (entry, start) in file.passed.items():
+                self._places[name] = [(number, start)]
+                for offset, block in blocks_of(entry):
+                    self.write((name,), offset, block)
+        for path in plan.copied:
+            shutil.copy2(path, partial / path.name)
+
+    def write(self, names: Sequence[str], offset: int, data: memoryview) -> None:
+        """Write bytes of a tensor, `offset` into it, under all its names. Blocks of a tensor come in order."""
+        for number, start in dict.fromkeys(place for name in names for place in self._places[name]):
+            write_at(self._descriptors[number], data, start + offset)
+        for number, file in enumerate(self._plan.files):
+            if file.closing is not None:
+                crcs = self._crcs[number]
+                crcs[names[0]] = zlib.crc32(data, crcs.get(names[0], 0))
+
+    def close(self) -> None:
+        """Write what a format wants last."""
+        for number, file in enumerate(self._plan.files):
+            for offset, chunk in file.closing(self._crcs[number]) if file.closing else ():
+                write_at(self._descriptors[number], chunk, offset)
+
+    def rewrite(self, plan: OutputPlan) -> None:
+        """Replace the fixed bytes by those of a plan that differs only in them (digests known at the end)."""
+        for number, (old, new) in enumerate(zip(self._plan.files, plan.files, strict=True)):
+            for before, after in zip(old.chunks, new.chunks, strict=True):
+                if before != after:
+                    if before[0] != after[0] or len(before[1]) != len(after[1]):
+                        raise MergeError(f"{old.name or 'the output'}: its header changed size while it was written")
+                    write_at(self._descriptors[number], after[1], after[0])
+
+    def release(self) -> None:
+        """Close the files, also after an error."""
+        for descriptor in self._descriptors:
+            os.close(descriptor)
+        self._descriptors = []
+
+
+def blocks_of(entry: TensorEntry) -> Iterator[tuple[int, memoryview]]:
+    """A stored tensor's row-major bytes in blocks, with the offset of each."""
+    if entry.stride is not None:
+        yield 0, raw_bytes(entry.tensor())
+        return
+    buffer = memoryview(bytearray(min(entry.nbytes, 1 << 20)))
+    for offset in range(0, entry.nbytes, 1 << 20):
+        block = buffer[: min(1 << 20, entry.nbytes - offset)]
+        entry.file.read_into(block, entry.offset + offset)
+        yield offset, block
+
+
+def write_at(descriptor: int, data: bytes | memoryview, offset: int) -> None:
+    """All of `data` at `offset`: a full disk shows itself as a short write first."""
+    done = 0
+    while done < len(data):
+        done += os.pwrite(descriptor, data[done:] if done else data, offset + done)
+
+
+def save_checkpoint(
+    state_dict: Mapping[str, Tensor],
+    path: str | Path,
+    metadata: Mapping[str, str] | None = None,
+    *,
+    like: Checkpoint | None = None,
+    overwrite: bool = False,
+    shard_size: int | None = None,
+    recipe: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write a state dict atomically; the format follows the suffix of `path` (none: a folder of shards).
+
+    `metadata` is text kept in safetensors files. `like` gives the other content of a torch file or folder.
+    `recipe`, plain JSON data, goes into `<path>.recipe.json`. Tied tensors stay tied where the format can hold ties.
+    Raises MergeError where the output exists (and `overwrite` is not set) or cannot be written.
+    """
+    path = Path(path)
+    tensors = {name: value.detach() for name, value in state_dict.items()}
+    first_with: dict[object, str] = {}
+    slots: dict[str, Slot] = {}
+    groups: dict[str, list[str]] = {}
+    for name, spec in specs(tensors).items():
+        storage = name if spec.tie is None else first_with.setdefault(spec.tie, name)
+        slots[name] = Slot(spec.dtype, spec.shape, storage)
+        groups.setdefault(storage, []).append(name)
+    plan = plan_output(path, slots, like=like, metadata=metadata, shard_size=shard_size)
+    with replacing(path, plan.size, folder=plan.folder, overwrite=overwrite) as partial:
+        writer = Writer(plan, partial)
+        try:
+            for storage, names in groups.items():
+                writer.write(names, 0, raw_bytes(tensors[storage].cpu()))
+            writer.close()
+        finally:
+            writer.release()
+    if recipe is not None:
+        write_text(recipe_path(path), json.dumps(recipe, indent=2) + "\n", overwrite=True)
+    return path
+
+
+def recipe_path(output: Path) -> Path:
+    """Where the recipe of an output lies: beside it."""
+    return output.with_name(output.name + ".recipe.json")
