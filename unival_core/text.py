@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterable, Sequence
 
@@ -77,10 +78,11 @@ class Trie:
         self._first = torch.searchsorted(self._keys, torch.arange(len(children) + 2) << 32)
 
     def to(self, device: torch.device) -> Trie:
-        """This trie with its tables on `device` (moved in place)."""
-        self._keys, self._tokens = self._keys.to(device), self._tokens.to(device)
-        self._children, self._first = self._children.to(device), self._first.to(device)
-        return self
+        """The same trie with its tables on `device`."""
+        moved = copy.copy(self)
+        moved._keys, moved._tokens = self._keys.to(device), self._tokens.to(device)
+        moved._children, moved._first = self._children.to(device), self._first.to(device)
+        return moved
 
     def walk(self, nodes: Tensor, tokens: Tensor) -> Tensor:
         """The node behind each of `tokens` (R) from each of `nodes` (R)."""

@@ -1,0 +1,193 @@
+"""Text, boxes and image codes as token ids.
+
+One layout for every vocabulary: four specials, text pieces, `<mask>`, `<code_i>`, `<bin_i>`, with counts from the
+model's config. Text is cut into pieces by GPT-2's rules: byte-level BPE for the published models, whole pieces ("words")
+for small models that train their own vocabulary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers
+
+from unival_core.config import BOS, CONFIGS, EOS, PAD, UNK, UnivalConfig
+from unival_core.errors import UnivalError
+
+PUBLISHED_FILES = {
+    "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
+    "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+    "dict.txt": "2c31c5b236661067fe8626775eb995ef5fe808ac87d2ad4a6ddbef68550f5cc6",
+}
+_SPECIALS = {BOS: "<s>", PAD: "<pad>", EOS: "</s>", UNK: "<unk>"}
+
+
+class Tokenizer:
+    """Text <-> ids, boxes <-> bin ids, image codes <-> ids.
+
+    `decode(encode(text))` gives `text` back where every piece is known, up to leading spaces: published models keep
+    the one that all their texts begin with, a trained vocabulary ignores case and outer or repeated spaces.
+    """
+
+    bos, pad, eos, unk = BOS, PAD, EOS, UNK
+
+    def __init__(self, text: tokenizers.Tokenizer, text_ids: int, codes: int, bins: int) -> None:
+        """`text` gives ids below `text_ids - 1`, past the specials; see `published`, `train` and `from_json`."""
+        self._text = text
+        self.codes, self.bins = codes, bins
+        self.mask = text_ids - 1
+        self.code_offset, self.bin_offset = text_ids, text_ids + codes
+        self.size = text_ids + codes + bins
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of the text alone, without bos and eos. `<bin_0>` in it is plain text."""
+        return self._text.encode(text).ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of `ids`, without bos and eos; whatever is no text appears by its name, as `<unk>` or `<bin_7>`."""
+        return self._text.decoder.decode([self._name(int(index)) for index in ids if index not in (BOS, EOS)])
+
+    def box_to_ids(
+        self, box: Sequence[float], image_size: tuple[int, int], *, side: int = 512, max_side: int = 512
+    ) -> list[int]:
+        """Four ids of a box x0, y0, x1, y1 in pixels of an image of `image_size` (width, height).
+
+        The image is thought resized to `side` squared and a coordinate quantised over `max_side` (they differ only in
+        pretraining); what lies outside is moved to the edge.
+        """
+        scaled = np.asarray(box, dtype=np.float32) * _ratios(image_size, side) / np.float32(max_side)
+        numbers = np.round(scaled * np.float32(self.bins - 1)).clip(0, self.bins - 1)
+        return [self.bin_offset + int(number) for number in numbers]
+
+    def ids_to_box(
+        self, ids: Sequence[int], image_size: tuple[int, int], *, side: int = 512, max_side: int = 512
+    ) -> tuple[float, float, float, float]:
+        """The box that four bin ids stand for, in pixels of the image; the inverse of `box_to_ids`."""
+        numbers = np.asarray(ids, dtype=np.float32) - self.bin_offset
+        if len(ids) != 4 or (numbers < 0).any() or (numbers >= self.bins).any():
+            raise UnivalError(f"a box is four ids in {self.bin_offset}..{self.size - 1}, got {list(ids)}")
+        x0, y0, x1, y1 = numbers / np.float32(self.bins - 1) * np.float32(max_side) / _ratios(image_size, side)
+        return float(x0), float(y0), float(x1), float(y1)
+
+    def codes_to_ids(self, codes: Sequence[int]) -> list[int]:
+        """Ids of the codes of an image tokenizer."""
+        if any(not 0 <= code < self.codes for code in codes):
+            raise UnivalError(f"image codes lie in 0..{self.codes - 1}, got {min(codes)}..{max(codes)}")
+        return [self.code_offset + code for code in codes]
+
+    def ids_to_codes(self, ids: Sequence[int]) -> list[int]:
+        """The codes that `ids` stand for; the inverse of `codes_to_ids`."""
+        if any(not self.code_offset <= index < self.bin_offset for index in ids):
+            raise UnivalError(f"ids of codes lie in {self.code_offset}..{self.bin_offset - 1}, got {list(ids)}")
+        return [index - self.code_offset for index in ids]
+
+    def check(self, config: UnivalConfig) -> Tokenizer:
+        """Itself, if it has the layout of `config`; UnivalError otherwise."""
+        own, wanted = (self.mask + 1, self.codes, self.bins), (config.text_ids, config.codes, config.bins)
+        if own != wanted:
+            raise UnivalError(f"text ids, codes and bins are {own} in the tokenizer and {wanted} in the model")
+        return self
+
+    @classmethod
+    def published(cls, *folders: Path) -> Tokenizer:
+        """The vocabulary of the published models, from the first of `folders` that holds its three files.
+
+        They are third-party data that the project does not ship: the folder utils/BPE of the UnIVAL repository.
+        Raises `UnivalError` when a file is missing or is not the published one.
+        """
+        files = {name: _published_file(name, folders) for name in PUBLISHED_FILES}
+        symbols = [line.rsplit(" ", 1)[0] for line in files["dict.txt"].splitlines()]
+        ids = {symbol: len(_SPECIALS) + line for line, symbol in enumerate(symbols)}
+        pieces = {piece: ids[str(number)] for piece, number in json.loads(files["encoder.json"]).items()}
+        merges = [(left, right) for left, right in map(str.split, files["vocab.bpe"].splitlines()[1:])]
+        text = tokenizers.Tokenizer(models.BPE(vocab=pieces, merges=merges))
+        text.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        text.decoder = decoders.ByteLevel()
+        base = CONFIGS["base"]
+        return cls(text, base.text_ids, base.codes, base.bins)
+
+    @classmethod
+    def train(cls, texts: Iterable[str], config: UnivalConfig) -> Tokenizer:
+        """A vocabulary of the most frequent words of `texts`, as many as `config` has room for; the same for any order.
+
+        A word is a piece of GPT-2's splitting: letters, digits or marks, with the space before it. Unknown words
+        become `<unk>`.
+        """
+        text = _word_level([])
+        counts: Counter[str] = Counter()
+        for line in texts:
+            normal = text.normalizer.normalize_str(line)
+            counts.update(piece for piece, _ in text.pre_tokenizer.pre_tokenize_str(normal))
+        words = sorted(counts, key=lambda word: (-counts[word], word))[: config.text_ids - len(_SPECIALS) - 1]
+        return cls(_word_level(words), config.text_ids, config.codes, config.bins)
+
+    def to_json(self) -> str:
+        """A trained vocabulary as one small JSON text. The published one is never written: its files are not ours."""
+        if not isinstance(self._text.model, models.WordLevel):
+            raise UnivalError("only a trained vocabulary can be stored; the published one is read from its three files")
+        words = sorted(self._text.get_vocab(), key=self._text.get_vocab().__getitem__)[1:]
+        layout = {"text_ids": self.mask + 1, "codes": self.codes, "bins": self.bins}
+        return json.dumps({**layout, "words": words}, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Tokenizer:
+        """The tokenizer that `to_json` wrote."""
+        try:
+            stored = json.loads(text)
+            words, layout = stored["words"], (stored["text_ids"], stored["codes"], stored["bins"])
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise UnivalError(f"not a stored tokenizer: {type(error).__name__} {error}") from None
+        return cls(_word_level(words), *layout)
+
+    def _name(self, index: int) -> str:
+        """A text piece, or the name of what stands at `index`."""
+        if not 0 <= index < self.size:
+            raise UnivalError(f"id {index} is outside the vocabulary 0..{self.size - 1}")
+        if index >= self.bin_offset:
+            return f"<bin_{index - self.bin_offset}>"
+        if index >= self.code_offset:
+            return f"<code_{index - self.code_offset}>"
+        if index == self.mask:
+            return "<mask>"
+        return _SPECIALS.get(index) or self._text.id_to_token(index) or ""  # "": an id that no word took
+
+
+def _word_level(words: Sequence[str]) -> tokenizers.Tokenizer:
+    """Whole pieces with ids in the given order. Every text begins with a space, so that a word has one id anywhere."""
+    ids = {word: len(_SPECIALS) + number for number, word in enumerate(words)}
+    text = tokenizers.Tokenizer(models.WordLevel(vocab={_SPECIALS[UNK]: UNK, **ids}, unk_token=_SPECIALS[UNK]))
+    spaces = normalizers.Replace(tokenizers.Regex(r"\s+"), " ")
+    text.normalizer = normalizers.Sequence([normalizers.Lowercase(), spaces, normalizers.Strip()])
+    text.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    text.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])
+    return text
+
+
+def _published_file(name: str, folders: Sequence[Path]) -> str:
+    for folder in folders:
+        if (path := folder / name).is_file():
+            break
+    else:
+        looked = " or ".join(str(folder) for folder in folders)
+        raise UnivalError(
+            f"{name} is not in {looked}: copy utils/BPE of the UnIVAL repository there, or name its folder"
+        )
+    data = path.read_bytes()
+    if (digest := hashlib.sha256(data).hexdigest()) != PUBLISHED_FILES[name]:
+        raise UnivalError(
+            f"{path} is not the published file: SHA-256 {digest[:12]}..., expected {PUBLISHED_FILES[name][:12]}...: "
+            "copy it unchanged from utils/BPE of the UnIVAL repository"
+        )
+    return data.decode("utf-8")
+
+
+def _ratios(image_size: tuple[int, int], side: int) -> np.ndarray:
+    """Resized over original pixels for x0, y0, x1, y1."""
+    width, height = image_size
+    return np.array([side / width, side / height] * 2, dtype=np.float32)
