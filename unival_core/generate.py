@@ -38,6 +38,8 @@ from unival_core.text import Trie
 
 __all__ = ["GenerationOptions", "Hypothesis", "IdRange", "generate", "score_candidates"]
 
+GREEDY = GenerationOptions()
+
 
 @dataclass(frozen=True)
 class Hypothesis:
@@ -58,7 +60,7 @@ class Hypothesis:
 def generate(
     model: UnivalModel,
     inputs: Inputs,
-    options: GenerationOptions = GenerationOptions(),
+    options: GenerationOptions = GREEDY,
     *,
     constraint: Trie | IdRange | None = None,
     prefix: Sequence[Sequence[int]] | None = None,
@@ -67,8 +69,8 @@ def generate(
     """The best sentences of each of B samples, best first (arXiv 2307.16184, as evaluated there).
 
     `constraint` is a trie of the allowed answers, or a range of ids: `IdRange(config.bin_offset, config.vocabulary)`
-    with `min_len=4, max_len_b=4` gives four bins exactly, that is a box. `prefix` forces the first tokens (after bos) of
-    each sample; their log-probabilities count. `code_rows` (B, bool) marks samples that write an image.
+    with `min_len=4, max_len_b=4` gives four bins exactly, that is a box. `prefix` forces the first tokens (after bos)
+    of each sample; their log-probabilities count. `code_rows` (B, bool) marks samples that write an image.
     A sample of a batch gets what it would get alone, except for the draws of `sample`.
 
     >>> generate(model, inputs, GenerationOptions(beam=5))[0][0].answer  # doctest: +SKIP
@@ -129,7 +131,7 @@ def score_candidates(
     sample (after bos) does not count. Media and texts are encoded once; about `rows` answers are decoded at a time.
     """
     trie = Trie(candidates).to(inputs.tokens.device)
-    limits = _limits(model, inputs, GenerationOptions(), prefix)
+    limits = _limits(model, inputs, GREEDY, prefix)
     encoded = model.encode(inputs)
     scores = torch.empty(len(encoded.states), len(candidates), device=encoded.states.device)
     for length in limits.prefix_length.unique().tolist():
@@ -183,7 +185,7 @@ def _limits(
     for sample, (ids, limit) in enumerate(zip(prefix, longest, strict=True)):
         if max(len(ids), options.min_len) > limit:
             raise UnivalError(
-                f"sample {sample}: a prefix of {len(ids)} tokens and min_len {options.min_len} do not fit into {limit}: "
+                f"sample {sample}: {len(ids)} forced tokens and min_len {options.min_len} do not fit into {limit}: "
                 f"raise max_len_b (the model writes {positions} at most)"
             )
     return Limits(

@@ -1,8 +1,8 @@
 """Text, boxes and image codes as token ids.
 
 One layout for every vocabulary: four specials, text pieces, `<mask>`, `<code_i>`, `<bin_i>`, with counts from the
-model's config. Text is cut into pieces by GPT-2's rules: byte-level BPE for the published models, whole pieces ("words")
-for small models that train their own vocabulary.
+model's config. Text is cut into pieces by GPT-2's rules: byte-level BPE for the published models, whole pieces
+("words") for small models that train their own vocabulary.
 """
 
 from __future__ import annotations
