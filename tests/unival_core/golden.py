@@ -1,4 +1,4 @@
-"""Recorded inputs and outputs of the published model, and the rule that fills a model with the weights they were made with."""
+"""Recorded inputs and outputs of the published model, and the rule that makes the weights they were recorded with."""
 
 import json
 import math
@@ -28,7 +28,11 @@ def recorded(name: str, folder: Path = SHARED) -> tuple[dict[str, Tensor], dict[
     path = folder / f"golden_{name}.safetensors"
     tensors = load_file(path) if path.exists() else {}
     kinds = {key: kind for key, (_, kind) in note.get("tensors", {}).items()}
-    return {key: value.bool() if kinds.get(key) == "torch.bool" else value for key, value in tensors.items()}, note
+    tensors = {key: value.bool() if kinds.get(key) == "torch.bool" else value for key, value in tensors.items()}
+    if media := note.get("media"):  # the kept recordings redraw them
+        generator = torch.Generator().manual_seed(media["seed"])
+        tensors[f"in.patch_{media['kind']}s"] = media["scale"] * torch.randn(media["shape"], generator=generator)
+    return tensors, note
 
 
 def weight(name: str, like: Tensor, scale: float = 1.0) -> Tensor:
