@@ -67,7 +67,7 @@ def blank(x: Tensor, dim: int, longest: int) -> Tensor:
         return x
     cells = x.shape[dim]
     width = torch.randint(min(longest, cells), (len(x), STRIPES, 1), device=x.device)
-    start = (torch.rand(width.shape, device=x.device) * (cells - width)).long()
+    start = (torch.rand(width.shape, device=x.device) * (cells - width + 1)).long()
     cell = torch.arange(cells, device=x.device)
     hidden = ((cell >= start) & (cell < start + width)).any(dim=1)
     return x.masked_fill(hidden.unsqueeze(3 - dim), 0.0)
