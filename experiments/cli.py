@@ -1,0 +1,50 @@
+"""The one console script, `unival-merge`: the commands of all three packages."""
+
+from __future__ import annotations
+
+import platform
+from importlib import metadata
+from typing import Annotated
+
+import typer
+
+from merge import __version__
+from merge.cli import app as merge_app
+
+VERSIONS = ("torch", "numpy", "safetensors", "xxhash", "tokenizers", "typer")
+
+app = typer.Typer(
+    help="Merge models finetuned from one ancestor, and study what happens between them.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(merge_app)
+
+
+def _versions(wanted: bool) -> None:
+    if not wanted:
+        return
+    typer.echo(f"unival-merge {__version__}, python {platform.python_version()}, {platform.system()} {platform.machine()}")
+    for name in VERSIONS:
+        typer.echo(f"{name} {metadata.version(name)}")
+    raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the versions that matter.", callback=_versions, is_eager=True)
+    ] = False,
+) -> None:
+    """Merge models finetuned from one ancestor, and study what happens between them."""
+
+
+def main() -> None:
+    """Run the command line: users' errors are one line on stderr and exit code 2, Ctrl-C is 130."""
+    from merge.cli import main as run
+
+    run(app)
+
+

@@ -1,0 +1,393 @@
+"""The command line of the merging engine."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from merge.errors import MergeError
+
+if TYPE_CHECKING:
+    from merge.engine import Options
+    from merge.recipe import Input, Recipe
+    from merge.state_dict import Policy
+
+app = typer.Typer(
+    help="Merge checkpoints, and see whether they can be merged.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+Output = Annotated[Path, typer.Option("--output", "-o", help="File (.safetensors .pt .pth .bin .ckpt) or folder to write.")]
+Ratio = Annotated[float, typer.Option(help="Share of the second checkpoint.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Section = Annotated[str, typer.Option(help="Part of a training file to use, as listed by `inspect`.")]
+
+
+@dataclass(frozen=True)
+class Common:
+    """Options that every merging command takes."""
+
+    name: Annotated[list[str] | None, typer.Option(help="Name of each checkpoint in turn, used for shares; default: file stems.")] = None
+    section: Section = "auto"
+    keep: Annotated[list[str] | None, typer.Option(help="Glob of tensors to leave as in the first checkpoint.")] = None
+    drop: Annotated[list[str] | None, typer.Option(help="Glob of tensors to leave out.")] = None
+    missing: Annotated[str, typer.Option(help="'error', or 'keep-first': take what some lack, unmerged, from the first that has it.")] = "error"
+    dtype: Annotated[str | None, typer.Option(help="Dtype of the merged tensors (float32, bfloat16, ...); default: their own.")] = None
+    compute_dtype: Annotated[str, typer.Option(help="Dtype of the arithmetic.")] = "float32"
+    batchnorm: Annotated[str, typer.Option(help="BatchNorm statistics: 'average' or 'from:NAME'.")] = "average"
+    allow_nonfinite: Annotated[bool, typer.Option("--allow-nonfinite", help="Accept infinite and NaN results.")] = False
+    extrapolate: Annotated[bool, typer.Option("--extrapolate", help="Accept ratios outside [0, 1] and weights of another sum.")] = False
+    device: Annotated[str, typer.Option(help="Device for methods that need whole tensors.")] = "cpu"
+    threads: Annotated[int, typer.Option(help="Worker threads; 0: one a core, at most 4.")] = 0
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output, as a whole.")] = False
+    no_sync: Annotated[bool, typer.Option("--no-sync", help="Do not wait for the disk.")] = False
+    shard_size: Annotated[str | None, typer.Option(help="Largest shard, as 2GB; the output is then a folder.")] = None
+    digest: Annotated[str, typer.Option(help="Digest of the inputs: xxh3_128 (identity) or sha256.")] = "xxh3_128"
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, print the plan, write nothing.")] = False
+    json_: Json = False
+
+
+def with_common(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of `Common`, collected into its parameter `common`."""
+    signature = inspect.signature(command, eval_str=True)
+    hints = inspect.get_annotations(Common, eval_str=True)
+    own = [item for item in signature.parameters.values() if item.name != "common"]
+    shared = [
+        inspect.Parameter(item.name, inspect.Parameter.KEYWORD_ONLY, default=item.default, annotation=hints[item.name])
+        for item in fields(Common)
+    ]
+    own = [item.replace(kind=inspect.Parameter.KEYWORD_ONLY) for item in own]
+
+    @functools.wraps(command)
+    def wrapper(**values: Any) -> None:
+        common = Common(**{item.name: values.pop(item.name) for item in fields(Common)})
+        command(common=common, **values)
+
+    ordered = sorted([*own, *shared], key=lambda item: item.default is not inspect.Parameter.empty)
+    wrapper.__signature__ = signature.replace(parameters=ordered)  # type: ignore[attr-defined]
+    wrapper.__annotations__ = {item.name: item.annotation for item in ordered}
+    del wrapper.__wrapped__  # type: ignore[attr-defined]
+    return wrapper
+
+
+# -- merging --------------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+@with_common
+def interpolate(first: Path, second: Path, ratio: Ratio, output: Output, common: Common) -> None:
+    """The straight line between two checkpoints: (1 - ratio) * FIRST + ratio * SECOND.
+
+    \b
+    unival-merge interpolate vqa.pt caption.pt --ratio 0.4 -o merged.safetensors
+    """
+    _merge("interpolate", [first, second], {"ratio": ratio}, output, common)
+
+
+@app.command()
+@with_common
+def average(
+    checkpoints: list[Path],
+    output: Output,
+    common: Common,
+    weight: Annotated[list[float] | None, typer.Option("--weight", "-w", help="Share of each checkpoint in turn; default: equal.")] = None,
+) -> None:
+    """A weighted average of any number of checkpoints: sum_i w_i * X_i.
+
+    \b
+    unival-merge average vqa.pt caption.pt grounding.pt -w 0.5 -w 0.3 -w 0.2 -o soup.safetensors
+    """
+    _merge("average", checkpoints, {"weights": weight} if weight else {}, output, common)
+
+
+@app.command("task-arithmetic")
+@with_common
+def task_arithmetic(
+    base: Path,
+    experts: list[Path],
+    output: Output,
+    common: Common,
+    scale: Annotated[float, typer.Option(help="Multiplier of the summed task vectors.")] = 1.0,
+    weight: Annotated[list[float] | None, typer.Option("--weight", "-w", help="Multiplier of each task vector in turn (negative to forget).")] = None,
+) -> None:
+    """Add what experts learned to their base: BASE + scale * sum_i w_i * (X_i - BASE).
+
+    \b
+    unival-merge task-arithmetic base.pt vqa.pt caption.pt --scale 0.3 -o merged.safetensors
+    """
+    parameters = {"scale": scale, **({"weights": weight} if weight else {})}
+    _merge("task-arithmetic", experts, parameters, output, common, base)
+
+
+@app.command()
+@with_common
+def slerp(first: Path, second: Path, ratio: Ratio, output: Output, common: Common) -> None:
+    """The great circle between two checkpoints, tensor by tensor: sin((1-t)w)/sin(w) * FIRST + sin(tw)/sin(w) * SECOND.
+
+    \b
+    unival-merge slerp vqa.pt caption.pt --ratio 0.4 -o merged.safetensors
+    """
+    _merge("slerp", [first, second], {"ratio": ratio}, output, common)
+
+
+@app.command()
+@with_common
+def sweep(
+    first: Path,
+    second: Path,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to make: one checkpoint a point, and sweep.json.")],
+    common: Common,
+    points: Annotated[int, typer.Option(help="Number of equally spaced ratios from 0 to 1.")] = 11,
+    ratios: Annotated[str | None, typer.Option(help="The ratios themselves: 0,0.25,0.5,1.")] = None,
+) -> None:
+    """Many interpolations from one read of the inputs: (1 - r) * FIRST + r * SECOND for every ratio r.
+
+    \b
+    unival-merge sweep vqa.pt caption.pt --points 11 -o points/
+    """
+    from merge.engine import sweep_to_files
+    from merge.sweep import ratios as spaced
+
+    values = _numbers(ratios) if ratios else spaced(points)
+    recipe = _recipe("interpolate", [first, second], {"ratio": values[0]}, common)
+    points_ = [{"ratio": value} for value in values]
+    if common.dry_run:
+        from merge.engine import point_name, point_suffix
+
+        items = [recipe.with_parameters(**point) for point in points_]
+        return _show_plan(recipe, [(item, output / (point_name(item) + point_suffix(recipe))) for item in items], common)
+    with _progress(recipe, common) as options:
+        sweep_to_files(recipe, points_, output, options)
+    return _say(common, {"output": str(output), "points": len(values)}, f"{output}: {len(values)} checkpoints")
+
+
+@app.command()
+def run(
+    recipe: Path,
+    output: Output,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output, as a whole.")] = False,
+    threads: Annotated[int, typer.Option(help="Worker threads; 0: one a core, at most 4.")] = 0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, print the plan, write nothing.")] = False,
+    json_: Json = False,
+) -> None:
+    """Make a merge again from its recipe, which lies beside every merged checkpoint. Says which inputs have changed.
+
+    \b
+    unival-merge run merged.safetensors.recipe.json -o again.safetensors
+    """
+    from merge.recipe import read_recipe
+
+    common = Common(overwrite=overwrite, threads=threads, dry_run=dry_run, json_=json_)
+    _run(read_recipe(recipe), output, common)
+
+
+# -- looking --------------------------------------------------------------------------------------------------------------
+
+
+@app.command("inspect")
+def inspect_(checkpoint: Path, section: Section = "auto", json_: Json = False) -> None:
+    """What a checkpoint holds: sections, tensors, dtypes, sizes, ties, metadata, recipe.
+
+    \b
+    unival-merge inspect vqa.pt
+    """
+    from merge.diagnose import inspect_checkpoint
+
+    _print(inspect_checkpoint(checkpoint, section), json_)
+
+
+@app.command()
+def diff(first: Path, second: Path, section: Section = "auto", json_: Json = False) -> None:
+    """How two checkpoints differ: names, shapes, and ||A - B|| / ||A|| and cosine by module.
+
+    \b
+    unival-merge diff vqa.pt caption.pt
+    """
+    from merge.diagnose import diff_checkpoints
+
+    _print(diff_checkpoints(first, second, section), json_)
+
+
+@app.command()
+def doctor(
+    checkpoints: list[Path],
+    base: Annotated[Path | None, typer.Option(help="The common ancestor, if you have it.")] = None,
+    name: Annotated[list[str] | None, typer.Option(help="Name of each checkpoint in turn; default: file stems.")] = None,
+    section: Section = "auto",
+    json_: Json = False,
+) -> None:
+    """Can these be merged, and is it likely to work? Exit code 0: yes, 1: no. Every finding says what to do.
+
+    \b
+    unival-merge doctor vqa.pt caption.pt --base pretrained.pt
+    """
+    from merge.diagnose import doctor as examine
+
+    report = examine(checkpoints, base, names=name, section=section)
+    _print(report, json_)
+    raise typer.Exit(report.exit_code)
+
+
+# -- the parts they share -------------------------------------------------------------------------------------------------
+
+
+def _merge(
+    method: str, paths: Sequence[Path], parameters: dict[str, Any], output: Path, common: Common, base: Path | None = None
+) -> None:
+    _run(_recipe(method, paths, parameters, common, base), output, common)
+
+
+def _run(recipe: Recipe, output: Path, common: Common) -> None:
+    from merge.engine import run as engine_run
+    from merge.recipe import describe
+    from merge.writing import recipe_path
+
+    if common.dry_run:
+        return _show_plan(recipe, [(recipe, output)], common)
+    with _progress(recipe, common) as options:
+        engine_run(recipe, output, options)
+    record = json.loads(recipe_path(output).read_text(encoding="utf-8"))
+    for note in record["output"]["notes"]:
+        typer.echo(f"note: {note}", err=True)
+    return _say(common, {"output": str(output), **record}, f"{output}: {describe(recipe)}")
+
+
+def _recipe(
+    method: str, paths: Sequence[Path], parameters: dict[str, Any], common: Common, base: Path | None = None
+) -> Recipe:
+    from merge.recipe import Input, Recipe
+
+    names = common.name or [_stem(path) for path in paths]
+    if len(names) != len(paths):
+        raise MergeError(f"{len(names)} --name were given for {len(paths)} checkpoints")
+    inputs = tuple(Input(name, path, common.section) for name, path in zip(names, paths, strict=True))
+    first = None if base is None else Input(_base_name(base, names), base, common.section)
+    return Recipe(method, inputs, parameters, first, _policy(common))
+
+
+def _stem(path: Path) -> str:
+    return path.name if path.is_dir() else path.name.removesuffix(".index.json").rsplit(".", 1)[0]
+
+
+def _base_name(base: Path, names: Sequence[str]) -> str:
+    return _stem(base) if _stem(base) not in names else "base"
+
+
+def _policy(common: Common) -> Policy:
+    from merge.recipe import dtype_named
+    from merge.state_dict import Policy
+
+    return Policy(
+        keep=tuple(common.keep or ()),
+        drop=tuple(common.drop or ()),
+        missing=common.missing,
+        dtype=None if common.dtype is None else dtype_named(common.dtype),
+        compute_dtype=dtype_named(common.compute_dtype),
+        batchnorm=common.batchnorm,
+        allow_nonfinite=common.allow_nonfinite,
+        extrapolate=common.extrapolate,
+    )
+
+
+class _progress:
+    """Options for a run with a progress bar in bytes on a terminal, quiet elsewhere."""
+
+    def __init__(self, recipe: Recipe, common: Common):
+        self.recipe, self.common = recipe, common
+
+    def __enter__(self) -> Options:
+        from merge.engine import Options
+
+        self.bar: Any = None
+        if sys.stderr.isatty():
+            from tqdm import tqdm
+
+            from merge.checkpoint import open_checkpoint
+
+            total = sum(open_checkpoint(source.path, source.section).nbytes for source in self.recipe.sources)
+            self.bar = tqdm(total=total, unit="B", unit_scale=True, desc=self.recipe.method)
+        return Options(
+            overwrite=self.common.overwrite,
+            threads=self.common.threads,
+            device=self.common.device,
+            sync=not self.common.no_sync,
+            shard_size=_bytes(self.common.shard_size),
+            digest=self.common.digest,
+            command=shlex.join(["unival-merge", *sys.argv[1:]]),
+            progress=None if self.bar is None else self.bar.update,
+        )
+
+    def __exit__(self, *error: object) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+def _show_plan(recipe: Recipe, outputs: list[tuple[Recipe, Path]], common: Common) -> None:
+    from merge.engine import Options, plan_run
+    from merge.recipe import describe
+
+    options = Options(overwrite=common.overwrite, shard_size=_bytes(common.shard_size))
+    plan = plan_run(recipe, outputs, options, new=len(outputs) > 1)
+    kinds = {kind: sum(unit.kind == kind for unit in plan.units) for kind in ("merge", "copy", "maximum")}
+    rows = [{"output": str(path), "recipe": describe(item), "bytes": plan.outputs[path].size} for item, path in outputs]
+    lines = [f"{row['output']}: {row['recipe']}, {row['bytes']:,} bytes" for row in rows]
+    lines.append(f"reads {plan.bytes_read:,} bytes; " + ", ".join(f"{count} tensors: {kind}" for kind, count in kinds.items()))
+    _say(common, {"outputs": rows, "bytes_read": plan.bytes_read, "tensors": kinds}, "\n".join(lines))
+
+
+def _say(common: Common, data: dict[str, Any], text: str) -> None:
+    typer.echo(json.dumps(data) if common.json_ else text)
+
+
+def _print(report: Any, as_json: bool) -> None:
+    typer.echo(json.dumps(report.to_json()) if as_json else report.text())
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise MergeError(f"--ratios {text!r}: give numbers with commas between them, as 0,0.25,0.5,1") from error
+
+
+def _bytes(text: str | None) -> int | None:
+    """`2GB` as 2,000,000,000."""
+    if text is None:
+        return None
+    units = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "B": 1}
+    unit = next((unit for unit in units if text.upper().endswith(unit)), "")
+    try:
+        size = int(float(text[: len(text) - len(unit)]) * units.get(unit, 1))
+    except ValueError as error:
+        raise MergeError(f"--shard-size {text!r}: give a size as 2GB or 500MB") from error
+    if size <= 0:
+        raise MergeError(f"--shard-size {text!r}: must be more than 0")
+    return size
+
+
+def main(application: typer.Typer = app) -> None:
+    """Run a command line: users' errors are one line on stderr and exit code 2, Ctrl-C is 130."""
+    signal.signal(signal.SIGINT, _interrupted)
+    try:
+        application()
+    except MergeError as error:
+        typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+        raise SystemExit(2) from None
+
+
+def _interrupted(number: int, frame: object) -> None:
+    typer.echo("interrupted: nothing was left half-written", err=True)
+    raise SystemExit(130)

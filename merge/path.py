@@ -1,0 +1,196 @@
+"""Live interpolation: move a model along a path between checkpoints, in place, on its own device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from merge.checkpoint import open_checkpoint
+from merge.errors import MergeError
+from merge.kernel import combine, computing_dtype, maximum, nonfinite, work
+from merge.recipe import Input, Recipe, method_named, parameters_for
+from merge.state_dict import Policy, Unit, plan, resolve
+
+Source = str | Path | Mapping[str, Tensor]
+
+
+class LivePath:
+    """A model whose weights are any method's result at coefficients that can be set again and again.
+
+    The endpoints stay pristine, so that a point has the same bits however the model came there: those of the merged
+    file for the same recipe. `set` writes into the model's own parameters and buffers; tied weights are written once.
+
+    Args:
+        model: any module; its state dict must have the names and shapes of the merged checkpoint.
+        method: a key of `METHODS`.
+        inputs: checkpoints by name: paths, open checkpoints or state dicts.
+        base: the common ancestor, for methods that take one.
+        policy: see `Policy`; with `dtype=None` values are rounded to the checkpoints' dtype, as in a file.
+        resident: keep the endpoints on the model's device; else they are read from the file's map at every `set`.
+
+    Leaving its `with` block restores the weights that the model had on entering. Raises MergeError.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        method: str,
+        inputs: Mapping[str, Source],
+        base: Source | None = None,
+        *,
+        policy: Policy | None = None,
+        resident: bool = True,
+    ):
+        self.names = list(inputs)
+        self._recipe = Recipe(
+            method,
+            tuple(Input(name, Path(name)) for name in inputs),
+            base=None if base is None else Input("base", Path("base")),
+            policy=policy or Policy(),
+        )
+        self._method = method_named(method)
+        self._targets = {k: v for k, v in model.state_dict().items() if isinstance(v, Tensor)}
+        sources = [_opened(source) for source in ([] if base is None else [base]) + list(inputs.values())]
+        labels = [item.name for item in self._recipe.sources]
+        self._units = plan(sources, labels, self._recipe.policy)
+        self._check_targets()
+        own = {tensor.untyped_storage().data_ptr() for tensor in self._targets.values()}
+        self._endpoints = [self._gather(unit, sources, own, resident) for unit in self._units]
+        self._saved: dict[str, Tensor] | None = None
+        self._set: Mapping[str, Any] | None = None
+
+    def __enter__(self):
+        self._saved = {name: tensor.clone() for name, tensor in self._targets.items()}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        saved, self._saved = self._saved or {}, None
+        with torch.no_grad():
+            for name, tensor in saved.items():
+                self._targets[name].copy_(tensor)
+
+    def set_parameters(self, **parameters: Any) -> None:
+        """Write the merged weights for these parameters of the method into the model."""
+        recipe = self._recipe.with_parameters(**parameters)
+        names = [unit.name for unit in self._units if unit.kind == "merge"]
+        resolved = parameters_for(recipe, names)
+        with torch.no_grad():
+            for unit, tensors in zip(self._units, self._endpoints, strict=True):
+                self._write(unit, tensors, resolved.get(unit.name, {}))
+        self._set = parameters
+
+    def resolution(self) -> str:
+        """A table of every merged tensor, the rule that decided it and its coefficient at the point last set."""
+        if self._set is None:
+            raise MergeError("no point has been set yet")
+        names = [unit.name for unit in self._units if unit.kind == "merge"]
+        lines: list[str] = []
+        for key, value in self._set.items():
+            rules: Mapping[str, Any] = value if isinstance(value, Mapping) and "*" in value else {"*": value}
+            lines += [f"{name}  {glob}  {key}={item}" for name, (glob, item) in resolve(rules, names).items()]
+        untouched = [f"{unit.name}  -  {unit.kind}" for unit in self._units if unit.kind != "merge"]
+        return "\n".join(lines + untouched)
+
+    def _write(self, unit: Unit, tensors: Sequence[Tensor], parameters: Mapping[str, Any]) -> None:
+        target, *others = {self._targets[name].data_ptr(): self._targets[name] for name in unit.names}.values()
+        tensors = [tensor.to(target.device) for tensor in tensors]
+        if unit.kind != "merge":
+            target.copy_(tensors[0])
+        elif self._in_place(unit, target, tensors) and self._method.single(len(tensors), parameters) is None:
+            self._method.function(tensors, name=unit.name, out=target, **parameters)
+        else:
+            worked = work(tensors, self._method, unit, self._recipe.policy)
+            target.copy_(combine(tensors, worked, self._method, parameters, unit))
+        for other in others:  # tied in the checkpoints, not in the model
+            other.copy_(target)
+
+    def _in_place(self, unit: Unit, target: Tensor, tensors: Sequence[Tensor]) -> bool:
+        """Whether the arithmetic can be done straight into the model's memory: no conversion on the way in or out."""
+        dtype = computing_dtype([tensor.dtype for tensor in tensors], self._recipe.policy)
+        same = all(tensor.dtype == dtype for tensor in (target, *tensors))
+        return same and unit.dtype == dtype and self._method.elementwise and not dtype.is_complex
+
+    def _gather(
+        self, unit: Unit, sources: Sequence[Mapping[str, Tensor]], own: set[int], resident: bool
+    ) -> tuple[Tensor, ...]:
+        """One unit's endpoints: on the model's device if resident, and never the model's own memory."""
+        target = self._targets[unit.name]
+        tensors = [sources[index][unit.name].detach() for index in unit.sources]
+        if resident:
+            tensors = [tensor.to(target.device) for tensor in tensors]
+        tensors = [tensor.clone() if tensor.untyped_storage().data_ptr() in own else tensor for tensor in tensors]
+        if unit.kind == "merge" and not self._recipe.policy.allow_nonfinite:
+            for tensor, index in zip(tensors, unit.sources, strict=True):
+                if nonfinite(tensor):
+                    raise MergeError(f"{unit.name} has infinite or NaN values in {self._recipe.sources[index].name}")
+        return (maximum(tensors),) if unit.kind == "maximum" else tuple(tensors)
+
+    def _check_targets(self) -> None:
+        merged = {name: unit for unit in self._units for name in unit.names}
+        lacking, unset = sorted(set(merged) - set(self._targets)), sorted(set(self._targets) - set(merged))
+        if lacking or unset:
+            raise MergeError(
+                f"the model and the checkpoints differ: not in the model {lacking[:20]}, not in the checkpoints "
+                f"{unset[:20]}; --drop the first, and load a model that has no more than the checkpoints"
+            )
+        for name, unit in merged.items():
+            if tuple(self._targets[name].shape) != unit.shape:
+                shape = list(self._targets[name].shape)
+                raise MergeError(f"{name} has shape {list(unit.shape)} in the checkpoints and {shape} in the model")
+
+
+class LinearPath(LivePath):
+    """The straight line between two checkpoints: `path.set(0.3)` makes the model 0.7 first + 0.3 second.
+
+        >>> model = nn.Linear(1, 1, bias=False)
+        >>> path = LinearPath(model, {"weight": torch.tensor([[0.0]])}, {"weight": torch.tensor([[2.0]])})
+        >>> path.set(0.25)
+        >>> model.weight.item()
+        0.5
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        first: Source,
+        second: Source,
+        *,
+        names: tuple[str, str] = ("first", "second"),
+        policy: Policy | None = None,
+        resident: bool = True,
+    ):
+        inputs = {names[0]: first, names[1]: second}
+        super().__init__(model, "interpolate", inputs, policy=policy, resident=resident)
+
+    def set(self, ratio: float | Mapping[str, float]) -> None:
+        """Set the share of the second checkpoint: a number, or globs to numbers ("*" required, first match wins)."""
+        self.set_parameters(ratio=ratio)
+
+
+class Simplex(LivePath):
+    """All weighted averages of several checkpoints."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        checkpoints: Mapping[str, Source],
+        *,
+        policy: Policy | None = None,
+        resident: bool = True,
+    ):
+        super().__init__(model, "average", checkpoints, policy=policy, resident=resident)
+
+    def set(self, weights: Mapping[str, Any] | Sequence[float]) -> None:
+        """Set the share of every checkpoint: by name, in order, or globs to either."""
+        self.set_parameters(weights=weights)
+
+
+def _opened(source: Source) -> Mapping[str, Tensor]:
+    return open_checkpoint(source) if isinstance(source, (str, Path)) else source
