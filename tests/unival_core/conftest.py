@@ -1,7 +1,7 @@
 """Models that many tests share. They are never trained or changed."""
 
 import pytest
-from golden import fill, filled
+from golden import SHARED, fill, filled
 
 from unival_core.config import CONFIGS
 from unival_core.model import UnivalModel
@@ -19,3 +19,11 @@ def pocket() -> UnivalModel:
     model = UnivalModel(CONFIGS["pocket"])
     fill(model)
     return model.eval()
+
+
+@pytest.fixture(scope="session")
+def base() -> UnivalModel:
+    """The full-size model; only where there is something to compare it with."""
+    if not SHARED.is_dir():
+        pytest.skip(f"needs the recordings in {SHARED}")
+    return filled(CONFIGS["base"])

@@ -96,13 +96,6 @@ def test_stretched_positions(tiny: UnivalModel) -> None:
     assert_close(logits, tensors["logits"], **TINY)
 
 
-@pytest.fixture(scope="module")
-def base() -> UnivalModel:
-    if not SHARED.is_dir():
-        pytest.skip(f"needs the recordings in {SHARED}")
-    return filled(CONFIGS["base"])
-
-
 @pytest.mark.parametrize("case", ["text", "image", "video", "video_long", "audio"])
 def test_base_recordings(base: UnivalModel, case: str) -> None:
     tensors, note = recorded(f"base_{case}")

@@ -1,0 +1,303 @@
+"""Models from files and back: our own safetensors (the config is inside) and the published training files.
+
+>>> model = load_model("vqa.pt", section="model")                    # doctest: +SKIP
+>>> save_model(model, "vqa.safetensors")                             # doctest: +SKIP
+>>> save_model(model, "again.pt", like="vqa.pt", section="model")    # doctest: +SKIP
+"""
+
+import math
+import re
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from merge import open_checkpoint, save_checkpoint
+from unival_core.attention import code_ids, grid_ids, image_buckets, token_buckets
+from unival_core.config import CODE_STRIDE, CONFIGS, AudioConfig, ResNetConfig, UnivalConfig, replace
+from unival_core.errors import UnivalError
+from unival_core.media.audio import mel_matrix
+from unival_core.model import UnivalModel
+
+CONFIG_KEY = "unival_config"  # of a safetensors file's metadata
+# What published files carry and this model computes: tables of position buckets, the front end from waveform to
+# spectrogram, a format version. A merge of published files that goes into a live model leaves these out.
+COMPUTED = (
+    "*.version",
+    "*.token_rp_bucket",
+    "*.image_rp_bucket",
+    "decoder.image_position_idx",
+    "*.spectrogram_extractor.*",
+    "*.logmel_extractor.*",
+)
+TOKENS = "encoder.embed_tokens.weight"
+TIED = ("decoder.embed_tokens.weight", "decoder.output_projection.weight")  # the same matrix under two more names
+_CELLS = "encoder.embed_image_positions.weight"
+Tensors = dict[str, Tensor]
+
+
+def load_model(
+    path: str | Path,
+    config: UnivalConfig | None = None,
+    *,
+    section: str = "auto",
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    strict: bool = True,
+) -> UnivalModel:
+    """The model of a file or folder, in evaluation mode, on `device`, with floating tensors as `dtype`.
+
+    The config is `config`, or the one stored in the file, or read off the tensors (`infer_config`). `section` chooses
+    among the weights of a training file ("model", "extra_state.ema"). What `COMPUTED` names is checked and not kept.
+    Raises UnivalError with all missing and unexpected names and differing shapes, or where a computed tensor is not
+    what the config gives. With `strict=False` known differences are repaired (`REPAIRS`), what is still missing starts
+    from scratch, unexpected tensors are left out, and a warning tells each. Unreadable files raise merge.MergeError.
+    """
+    file = open_checkpoint(path, section)
+    if config is None:
+        stored = file.metadata.get(CONFIG_KEY)
+        config = UnivalConfig.from_json(stored) if stored is not None else infer_config(file)
+    check_computed(file, config)
+    tensors = {name: file[name] for name in file if not is_computed(name)}
+    with torch.device("meta" if strict else "cpu"):
+        model = UnivalModel(config)
+    fresh = model.state_dict()
+    if not strict:
+        for repair in (*REPAIRS, start_missing, drop_unexpected):
+            if done := repair(tensors, fresh, config):
+                warnings.warn(f"{path}: {done}", stacklevel=2)
+    refuse_differences(tensors, fresh, str(path))
+    for name in TIED:
+        if tensors[name].data_ptr() != tensors[TOKENS].data_ptr() and not torch.equal(tensors[name], tensors[TOKENS]):
+            raise UnivalError(f"{path}: {name} differs from {TOKENS}: this model has one matrix for both")
+        tensors[name] = tensors[TOKENS]
+    copied = {id(tensor): placed(tensor, device, dtype) for tensor in tensors.values()}
+    model.load_state_dict({name: copied[id(tensor)] for name, tensor in tensors.items()}, assign=True)
+    model.tie()
+    return model.eval()
+
+
+def save_model(
+    model: UnivalModel,
+    path: str | Path,
+    *,
+    like: str | Path | None = None,
+    section: str = "auto",
+    metadata: Mapping[str, str] | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Writes the model, atomically: as safetensors with its config, or into the layout of the file `like`.
+
+    With `like`, a published training file and its `section`, the new file has the same names, order and dtypes, the
+    tensors of `COMPUTED` and every other entry of `like`; saved right after loading, all tensors are bit-identical.
+    """
+    path = Path(path)
+    own = model.state_dict()
+    if like is None:
+        if path.suffix != ".safetensors":
+            raise UnivalError(
+                f"{path}: only .safetensors keeps the config; for another layout give `like`, a file of it"
+            )
+        return save_checkpoint(own, path, {CONFIG_KEY: model.config.to_json(), **(metadata or {})}, overwrite=overwrite)
+    file = open_checkpoint(like, section)
+    refuse_differences({name: file[name] for name in file if not is_computed(name)}, own, str(like))
+    cast = {(value.data_ptr(), file[name].dtype): value.to("cpu", file[name].dtype) for name, value in own.items()}
+    state = {name: cast[own[name].data_ptr(), file[name].dtype] if name in own else file[name] for name in file}
+    return save_checkpoint(state, path, {**file.metadata, **(metadata or {})} or None, like=file, overwrite=overwrite)
+
+
+def is_computed(name: str) -> bool:
+    """Whether published files carry a tensor of this name that is no weight."""
+    return any(fnmatchcase(name, pattern) for pattern in COMPUTED)
+
+
+def placed(tensor: Tensor, device: torch.device | str, dtype: torch.dtype) -> Tensor:
+    """A copy that no longer depends on the file; integers keep their type."""
+    return tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype, copy=True)
+
+
+def check_computed(file: Mapping[str, Tensor], config: UnivalConfig) -> None:
+    """Compares the file's position tables (exactly) and audio front end (to rounding) with what this model computes."""
+    for pattern, compute in computed_tensors(config).items():
+        for name in (name for name in file if fnmatchcase(name, pattern)):
+            stored, wanted = file[name], compute()
+            same = stored.shape == wanted.shape and (
+                torch.equal(stored, wanted)
+                if not wanted.is_floating_point()
+                else torch.allclose(stored.float(), wanted, rtol=2e-3, atol=1e-5)  # of half precision
+            )
+            if not same:
+                raise UnivalError(
+                    f"{name}, {tuple(stored.shape)}, is not what the config gives, {tuple(wanted.shape)}: "
+                    "pass the config that the file was trained with"
+                )
+
+
+def computed_tensors(config: UnivalConfig) -> dict[str, Callable[[], Tensor]]:
+    """How to compute what `COMPUTED` names, by pattern."""
+    cpu = torch.device("cpu")
+    recipes: dict[str, Callable[[], Tensor]] = {
+        "*.token_rp_bucket": lambda: token_buckets(
+            config.max_positions, config.token_bucket, config.max_positions, cpu
+        ),
+        "*.image_rp_bucket": lambda: image_buckets(torch.arange(config.image_positions), config.image_bucket),
+        "decoder.image_position_idx": lambda: code_ids(config),
+    }
+    if (audio := config.audio) is not None:
+        recipes["*.logmel_extractor.melW"] = lambda: mel_matrix(audio)
+        recipes["*.stft.conv_real.weight"] = lambda: fourier_kernels(audio)[0]
+        recipes["*.stft.conv_imag.weight"] = lambda: fourier_kernels(audio)[1]
+    return recipes
+
+
+def fourier_kernels(config: AudioConfig) -> tuple[Tensor, Tensor]:
+    """The windowed Fourier transform as the two convolution kernels of published files, bands x 1 x n_fft."""
+    time = torch.arange(config.n_fft, dtype=torch.float64)
+    angle = torch.arange(config.n_fft // 2 + 1)[:, None] * time * (2 * math.pi / config.n_fft)
+    window = torch.hann_window(config.n_fft, dtype=torch.float64)
+    return (angle.cos() * window).float().unsqueeze(1), (-angle.sin() * window).float().unsqueeze(1)
+
+
+def refuse_differences(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path: str) -> None:
+    """Raises UnivalError with every name and shape in which a file differs from a model."""
+    missing, unexpected = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
+    shapes = [
+        f"{name} {tuple(tensors[name].shape)} instead of {tuple(wanted[name].shape)}"
+        for name in sorted(wanted.keys() & tensors.keys())
+        if tensors[name].shape != wanted[name].shape
+    ]
+    told = [
+        f"{what}: {', '.join(names)}"
+        for what, names in (("missing", missing), ("unexpected", unexpected), ("shapes", shapes))
+        if names
+    ]
+    if told:
+        raise UnivalError(f"{path} does not fit the model ({'; '.join(told)}): give its config, or strict=False")
+
+
+# -- repairs of old files: each changes `tensors` and tells what it did, or returns None
+
+
+def append_vocabulary(tensors: Tensors, fresh: Mapping[str, Tensor], config: UnivalConfig) -> str | None:
+    """Gives ids that a smaller vocabulary lacked fresh rows, at the end."""
+    known = len(tensors.get(TOKENS, fresh[TOKENS]))
+    if known >= config.vocabulary:
+        return None
+    whole = torch.cat((tensors[TOKENS], fresh[TOKENS][known:].to(tensors[TOKENS])))
+    for name in (TOKENS, *TIED):
+        tensors[name] = whole
+    return f"appended {config.vocabulary - known} fresh rows to a vocabulary of {known}"
+
+
+def grow_text_positions(tensors: Tensors, fresh: Mapping[str, Tensor], config: UnivalConfig) -> str | None:
+    """Gives text positions beyond those of the file fresh rows."""
+    grown = []
+    for name in ("encoder.embed_positions.weight", "decoder.embed_positions.weight"):
+        if name in tensors and len(tensors[name]) < len(fresh[name]):
+            known = tensors[name]
+            tensors[name] = torch.cat((known, fresh[name][len(known) :].to(known)))
+            grown.append(f"{name} from {len(known)} rows")
+    return f"grew {', '.join(grown)} to {config.max_positions + 2}" if grown else None
+
+
+def grow_image_positions(tensors: Tensors, fresh: Mapping[str, Tensor], config: UnivalConfig) -> str | None:
+    """Moves what a smaller grid learned, of cells and of offsets between cells, to its place in the larger one."""
+    side, known = config.image_bucket, math.isqrt(len(tensors.get(_CELLS, fresh[_CELLS])) - 1)
+    if known >= side:
+        return None
+    cells = torch.cat((torch.zeros(1, dtype=torch.long), grid_ids(known, known, side, torch.device("cpu"))))
+    before, after = image_buckets(torch.arange(known**2 + 1), known), image_buckets(cells, side)
+    moved = [name for name in fresh if "image_rel_pos" in name or re.search(r"embed_\w+_positions", name)]
+    for name in moved:
+        if name in tensors:
+            offsets = "image_rel_pos" in name
+            table = fresh[name].to(tensors[name])
+            table[after if offsets else cells] = tensors[name][before] if offsets else tensors[name]
+            tensors[name] = table
+    return f"moved a grid of {known} x {known} positions into one of {side} x {side}"
+
+
+def start_missing(tensors: Tensors, fresh: Mapping[str, Tensor], config: UnivalConfig) -> str | None:
+    """Lets what the file lacks start from scratch."""
+    missing = sorted(fresh.keys() - tensors.keys())
+    tensors.update({name: fresh[name] for name in missing})
+    tensors.update({name: tensors[TOKENS] for name in TIED if name in missing})
+    return f"started from scratch: {', '.join(missing)}" if missing else None
+
+
+def drop_unexpected(tensors: Tensors, fresh: Mapping[str, Tensor], config: UnivalConfig) -> str | None:
+    """Leaves out what the model has no place for (classification heads of other tasks)."""
+    unexpected = sorted(tensors.keys() - fresh.keys())
+    for name in unexpected:
+        del tensors[name]
+    return f"left out: {', '.join(unexpected)}" if unexpected else None
+
+
+REPAIRS = (append_vocabulary, grow_text_positions, grow_image_positions)
+
+
+# -- the config of a file that does not tell it
+
+
+def infer_config(file: Mapping[str, Tensor]) -> UnivalConfig:
+    """The architecture that names and shapes of a published file imply.
+
+    Not readable from them, and taken to be the published ones: the split of 59,457 ids, and sample rate, hop (200) and
+    mel range of the audio encoder.
+    """
+    base, names = CONFIGS["base"], set(file)
+    if TOKENS not in names or "encoder.layers.0.self_attn.c_attn" not in names:
+        raise UnivalError(f"no UnIVAL checkpoint: there is no {TOKENS}, only {', '.join(sorted(names)[:3])}, ...")
+    rows, width = file[TOKENS].shape
+    if rows != base.vocabulary:
+        raise UnivalError(f"a vocabulary of {rows} ids is not the published one of {base.vocabulary}: give the config")
+    config = replace(
+        base,
+        width=width,
+        heads=len(file["encoder.layers.0.self_attn.c_attn"]),
+        ffn=len(file["encoder.layers.0.fc1.bias"]),
+        encoder_layers=_count(names, r"encoder\.layers\.(\d+)\."),
+        decoder_layers=_count(names, r"decoder\.layers\.(\d+)\."),
+        image=_infer_resnet(file, "encoder.embed_images."),
+        video=_infer_resnet(file, "encoder.embed_videos.") if "encoder.embed_videos.conv1.weight" in names else None,
+        audio=_infer_audio(file, "encoder.embed_audios.") if "encoder.embed_audios.bn0.weight" in names else None,
+        max_positions=len(file["encoder.embed_positions.weight"]) - 2,
+        token_bucket=(len(file["encoder.token_rel_pos_table_list.0.weight"]) + 1) // 2,
+        image_bucket=math.isqrt(len(file["encoder.embed_image_positions.weight"]) - 1),
+    )
+    if "decoder.image_position_idx" in names:
+        cells = len(file["decoder.image_position_idx"]) - len(code_ids(replace(config, code_image_size=0)))
+        config = replace(config, code_image_size=CODE_STRIDE * math.isqrt(cells))
+    return config
+
+
+def _count(names: Iterable[str], pattern: str) -> int:
+    return len({match[1] for name in names if (match := re.match(pattern, name))})
+
+
+def _infer_resnet(file: Mapping[str, Tensor], prefix: str) -> ResNetConfig:
+    own = {name.removeprefix(prefix): file[name].shape for name in file if name.startswith(prefix)}
+    stages = range(1, _count(own, r"layer(\d+)\.") + 1)
+    planes = tuple(own[f"layer{stage}.0.conv1.weight"][0] for stage in stages)
+    return ResNetConfig(
+        depths=tuple(_count(own, rf"layer{stage}\.(\d+)\.") for stage in stages),
+        planes=planes,
+        expansion=own["layer1.0.conv3.weight"][0] // planes[0],
+        groups=planes[0] // own["layer1.0.conv2.weight"][1],
+        stem=own["conv1.weight"][0],
+        kernel=own["conv1.weight"][-1],
+        classes=own["fc.weight"][0] if "fc.weight" in own else 0,
+    )
+
+
+def _infer_audio(file: Mapping[str, Tensor], prefix: str) -> AudioConfig:
+    blocks = range(1, _count(file, re.escape(prefix) + r"conv_block(\d+)\.") + 1)
+    kernel = file.get(f"{prefix}spectrogram_extractor.stft.conv_real.weight")
+    return AudioConfig(
+        channels=tuple(len(file[f"{prefix}conv_block{block}.bn2.weight"]) for block in blocks),
+        n_mels=len(file[f"{prefix}bn0.weight"]),
+        n_fft=AudioConfig().n_fft if kernel is None else kernel.shape[-1],
+    )
