@@ -26,7 +26,9 @@ app.add_typer(merge_app)
 def _versions(wanted: bool) -> None:
     if not wanted:
         return
-    typer.echo(f"unival-merge {__version__}, python {platform.python_version()}, {platform.system()} {platform.machine()}")
+    typer.echo(
+        f"unival-merge {__version__}, python {platform.python_version()}, {platform.system()} {platform.machine()}"
+    )
     for name in VERSIONS:
         typer.echo(f"{name} {metadata.version(name)}")
     raise typer.Exit
@@ -46,5 +48,3 @@ def main() -> None:
     from merge.cli import main as run
 
     run(app)
-
-

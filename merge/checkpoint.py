@@ -1,5 +1,8 @@
 """Open a checkpoint of any layout as a lazy mapping of names to tensors."""
 
+# What a file holds has no type until it is looked at.
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false, reportUnknownMemberType=false
+
 from __future__ import annotations
 
 import json
@@ -157,7 +160,7 @@ def _starts(path: Path, magic: bytes) -> bool:
         return file.read(len(magic)) == magic
 
 
-# -- folders ------------------------------------------------------------------------------------------------------------
+# -- folders ---------------------------------------------------------------------------------------------------------
 
 
 def _open_folder(folder: Path, section: str) -> Checkpoint:

@@ -19,7 +19,7 @@ from merge.errors import MergeError
 
 if TYPE_CHECKING:
     from merge.engine import Options
-    from merge.recipe import Input, Recipe
+    from merge.recipe import Recipe
     from merge.state_dict import Policy
 
 app = typer.Typer(
@@ -30,7 +30,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Output = Annotated[Path, typer.Option("--output", "-o", help="File (.safetensors .pt .pth .bin .ckpt) or folder to write.")]
+Output = Annotated[
+    Path, typer.Option("--output", "-o", help="File (.safetensors .pt .pth .bin .ckpt) or folder to write.")
+]
 Ratio = Annotated[float, typer.Option(help="Share of the second checkpoint.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Section = Annotated[str, typer.Option(help="Part of a training file to use, as listed by `inspect`.")]
@@ -40,16 +42,24 @@ Section = Annotated[str, typer.Option(help="Part of a training file to use, as l
 class Common:
     """Options that every merging command takes."""
 
-    name: Annotated[list[str] | None, typer.Option(help="Name of each checkpoint in turn, used for shares; default: file stems.")] = None
+    name: Annotated[
+        list[str] | None, typer.Option(help="Name of each checkpoint in turn, used for shares; default: file stems.")
+    ] = None
     section: Section = "auto"
     keep: Annotated[list[str] | None, typer.Option(help="Glob of tensors to leave as in the first checkpoint.")] = None
     drop: Annotated[list[str] | None, typer.Option(help="Glob of tensors to leave out.")] = None
-    missing: Annotated[str, typer.Option(help="'error', or 'keep-first': take what some lack, unmerged, from the first that has it.")] = "error"
-    dtype: Annotated[str | None, typer.Option(help="Dtype of the merged tensors (float32, bfloat16, ...); default: their own.")] = None
+    missing: Annotated[
+        str, typer.Option(help="'error', or 'keep-first': take what some lack, unmerged, from the first that has it.")
+    ] = "error"
+    dtype: Annotated[
+        str | None, typer.Option(help="Dtype of the merged tensors (float32, bfloat16, ...); default: their own.")
+    ] = None
     compute_dtype: Annotated[str, typer.Option(help="Dtype of the arithmetic.")] = "float32"
     batchnorm: Annotated[str, typer.Option(help="BatchNorm statistics: 'average' or 'from:NAME'.")] = "average"
     allow_nonfinite: Annotated[bool, typer.Option("--allow-nonfinite", help="Accept infinite and NaN results.")] = False
-    extrapolate: Annotated[bool, typer.Option("--extrapolate", help="Accept ratios outside [0, 1] and weights of another sum.")] = False
+    extrapolate: Annotated[
+        bool, typer.Option("--extrapolate", help="Accept ratios outside [0, 1] and weights of another sum.")
+    ] = False
     device: Annotated[str, typer.Option(help="Device for methods that need whole tensors.")] = "cpu"
     threads: Annotated[int, typer.Option(help="Worker threads; 0: one a core, at most 4.")] = 0
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output, as a whole.")] = False
@@ -83,7 +93,7 @@ def with_common(command: Callable[..., None]) -> Callable[..., None]:
     return wrapper
 
 
-# -- merging --------------------------------------------------------------------------------------------------------------
+# -- merging ---------------------------------------------------------------------------------------------------------
 
 
 @app.command()
@@ -103,7 +113,9 @@ def average(
     checkpoints: list[Path],
     output: Output,
     common: Common,
-    weight: Annotated[list[float] | None, typer.Option("--weight", "-w", help="Share of each checkpoint in turn; default: equal.")] = None,
+    weight: Annotated[
+        list[float] | None, typer.Option("--weight", "-w", help="Share of each checkpoint in turn; default: equal.")
+    ] = None,
 ) -> None:
     """A weighted average of any number of checkpoints: sum_i w_i * X_i.
 
@@ -121,7 +133,10 @@ def task_arithmetic(
     output: Output,
     common: Common,
     scale: Annotated[float, typer.Option(help="Multiplier of the summed task vectors.")] = 1.0,
-    weight: Annotated[list[float] | None, typer.Option("--weight", "-w", help="Multiplier of each task vector in turn (negative to forget).")] = None,
+    weight: Annotated[
+        list[float] | None,
+        typer.Option("--weight", "-w", help="Multiplier of each task vector in turn (negative to forget)."),
+    ] = None,
 ) -> None:
     """Add what experts learned to their base: BASE + scale * sum_i w_i * (X_i - BASE).
 
@@ -148,7 +163,9 @@ def slerp(first: Path, second: Path, ratio: Ratio, output: Output, common: Commo
 def sweep(
     first: Path,
     second: Path,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to make: one checkpoint a point, and sweep.json.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder to make: one checkpoint a point, and sweep.json.")
+    ],
     common: Common,
     points: Annotated[int, typer.Option(help="Number of equally spaced ratios from 0 to 1.")] = 11,
     ratios: Annotated[str | None, typer.Option(help="The ratios themselves: 0,0.25,0.5,1.")] = None,
@@ -168,7 +185,9 @@ def sweep(
         from merge.engine import point_name, point_suffix
 
         items = [recipe.with_parameters(**point) for point in points_]
-        return _show_plan(recipe, [(item, output / (point_name(item) + point_suffix(recipe))) for item in items], common)
+        return _show_plan(
+            recipe, [(item, output / (point_name(item) + point_suffix(recipe))) for item in items], common
+        )
     with _progress(recipe, common) as options:
         sweep_to_files(recipe, points_, output, options)
     return _say(common, {"output": str(output), "points": len(values)}, f"{output}: {len(values)} checkpoints")
@@ -180,7 +199,9 @@ def run(
     output: Output,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output, as a whole.")] = False,
     threads: Annotated[int, typer.Option(help="Worker threads; 0: one a core, at most 4.")] = 0,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, print the plan, write nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, print the plan, write nothing.")
+    ] = False,
     json_: Json = False,
 ) -> None:
     """Make a merge again from its recipe, which lies beside every merged checkpoint. Says which inputs have changed.
@@ -194,7 +215,7 @@ def run(
     _run(read_recipe(recipe), output, common)
 
 
-# -- looking --------------------------------------------------------------------------------------------------------------
+# -- looking ---------------------------------------------------------------------------------------------------------
 
 
 @app.command("inspect")
@@ -225,7 +246,9 @@ def diff(first: Path, second: Path, section: Section = "auto", json_: Json = Fal
 def doctor(
     checkpoints: list[Path],
     base: Annotated[Path | None, typer.Option(help="The common ancestor, if you have it.")] = None,
-    name: Annotated[list[str] | None, typer.Option(help="Name of each checkpoint in turn; default: file stems.")] = None,
+    name: Annotated[
+        list[str] | None, typer.Option(help="Name of each checkpoint in turn; default: file stems.")
+    ] = None,
     section: Section = "auto",
     json_: Json = False,
 ) -> None:
@@ -241,11 +264,16 @@ def doctor(
     raise typer.Exit(report.exit_code)
 
 
-# -- the parts they share -------------------------------------------------------------------------------------------------
+# -- the parts they share --------------------------------------------------------------------------------------------
 
 
 def _merge(
-    method: str, paths: Sequence[Path], parameters: dict[str, Any], output: Path, common: Common, base: Path | None = None
+    method: str,
+    paths: Sequence[Path],
+    parameters: dict[str, Any],
+    output: Path,
+    common: Common,
+    base: Path | None = None,
 ) -> None:
     _run(_recipe(method, paths, parameters, common, base), output, common)
 
@@ -344,7 +372,9 @@ def _show_plan(recipe: Recipe, outputs: list[tuple[Recipe, Path]], common: Commo
     kinds = {kind: sum(unit.kind == kind for unit in plan.units) for kind in ("merge", "copy", "maximum")}
     rows = [{"output": str(path), "recipe": describe(item), "bytes": plan.outputs[path].size} for item, path in outputs]
     lines = [f"{row['output']}: {row['recipe']}, {row['bytes']:,} bytes" for row in rows]
-    lines.append(f"reads {plan.bytes_read:,} bytes; " + ", ".join(f"{count} tensors: {kind}" for kind, count in kinds.items()))
+    lines.append(
+        f"reads {plan.bytes_read:,} bytes; " + ", ".join(f"{count} tensors: {kind}" for kind, count in kinds.items())
+    )
     _say(common, {"outputs": rows, "bytes_read": plan.bytes_read, "tensors": kinds}, "\n".join(lines))
 
 

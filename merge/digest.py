@@ -27,7 +27,7 @@ class Digest:
         self.algorithm = algorithm
         self._tensors: dict[str, str] = {}
 
-    def start(self):  # noqa: ANN201  (both libraries' hash objects: update, hexdigest)
+    def start(self):
         """A fresh hash for one tensor's row-major bytes."""
         return ALGORITHMS[self.algorithm]()
 
@@ -46,8 +46,8 @@ class Digest:
 def digest(tensors: Mapping[str, Tensor], algorithm: str = DEFAULT) -> str:
     """The digest of a state dict: the same for a file, its copy in another format and the dict in memory.
 
-        >>> digest({"w": torch.zeros(2)}) == digest({"w": torch.zeros(2)})
-        True
+    >>> digest({"w": torch.zeros(2)}) == digest({"w": torch.zeros(2)})
+    True
     """
     whole = Digest(algorithm)
     for name, value in tensors.items():
@@ -59,4 +59,4 @@ def digest(tensors: Mapping[str, Tensor], algorithm: str = DEFAULT) -> str:
 
 def raw_bytes(value: Tensor) -> memoryview:
     """A tensor's row-major bytes; no copy where it is contiguous."""
-    return memoryview(value.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return value.contiguous().reshape(-1).view(torch.uint8).numpy().data

@@ -22,6 +22,7 @@ from merge.state_dict import SHOWN, Unit, plan
 from merge.stream import Job, Progress, Settings, Stream
 from merge.writing import OutputPlan, Slot, Writer, plan_output, recipe_path
 
+
 @dataclass(frozen=True)
 class Options:
     """How a merge runs; none of it changes a bit of the result.
@@ -93,7 +94,9 @@ def sweep_to_files(
     names = [point_name(item) + suffix for item in recipes]
     if len(set(names)) < len(names):
         raise MergeError(f"{folder}: two points have the same shares: {', '.join(names)}")
-    checked = plan_run(recipe, [(item, folder / name) for item, name in zip(recipes, names, strict=True)], options, new=True)
+    checked = plan_run(
+        recipe, [(item, folder / name) for item, name in zip(recipes, names, strict=True)], options, new=True
+    )
     size = sum(output.size for output in checked.outputs.values())
     with replacing(folder, size, folder=True, overwrite=options.overwrite, sync=options.sync) as partial:
         inner = [(item, partial / name) for item, name in zip(recipes, names, strict=True)]
@@ -122,12 +125,10 @@ def point_suffix(recipe: Recipe) -> str:
     return suffix if suffix in (".pt", ".pth", ".bin", ".ckpt") else ".safetensors"
 
 
-# -- planning -------------------------------------------------------------------------------------------------------------
+# -- planning --------------------------------------------------------------------------------------------------------
 
 
-def plan_run(
-    recipe: Recipe, outputs: Sequence[tuple[Recipe, Path]], options: Options, *, new: bool = False
-) -> Plan:
+def plan_run(recipe: Recipe, outputs: Sequence[tuple[Recipe, Path]], options: Options, *, new: bool = False) -> Plan:
     """Open and check everything that can be checked from headers (and the values of integer tensors).
 
     `new` says that the outputs' folder is still to be made. Raises MergeError with every problem found.
@@ -148,7 +149,12 @@ def plan_run(
 
 
 def _plan_one(
-    recipe: Recipe, first: Checkpoint, slots: Mapping[str, Slot], path: Path, options: Options, digests: Sequence[str] | str
+    recipe: Recipe,
+    first: Checkpoint,
+    slots: Mapping[str, Slot],
+    path: Path,
+    options: Options,
+    digests: Sequence[str] | str,
 ) -> OutputPlan:
     metadata = dict(first.metadata)
     if set(metadata) <= {"format"}:  # some models rebuild themselves from their metadata: it is not added to
@@ -167,7 +173,7 @@ def _identity(recipe: Recipe, options: Options, digests: Sequence[str] | str) ->
     return json.dumps({**data, "version": VERSION})
 
 
-# -- streaming ------------------------------------------------------------------------------------------------------------
+# -- streaming -------------------------------------------------------------------------------------------------------
 
 
 def _run_plan(checked: Plan, outputs: Sequence[tuple[Recipe, Path]], options: Options) -> list[str]:
@@ -205,8 +211,8 @@ def _refuse(checked: Plan, jobs: Sequence[Job], digests: Sequence[str]) -> None:
     for source, digest in zip(checked.recipe.sources, digests, strict=True):
         if source.digest and source.digest != digest:
             raise MergeError(
-                f"{source.path}: {source.name} has changed since the recipe was written: its digest was {source.digest}, "
-                f"it is {digest}; clear the digest in the recipe to accept it"
+                f"{source.path}: {source.name} has changed since the recipe was written: its digest was "
+                f"{source.digest}, it is {digest}; clear the digest in the recipe to accept it"
             )
     for job in jobs:
         if job.nonfinite and not job.recipe.policy.allow_nonfinite:

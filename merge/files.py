@@ -9,7 +9,7 @@ import fcntl
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 from merge.errors import MergeError
@@ -18,7 +18,7 @@ PARTIAL = ".partial-"
 
 
 @contextlib.contextmanager
-def replacing(target: Path, size: int, *, folder: bool, overwrite: bool, sync: bool = True) -> Iterator[Path]:
+def replacing(target: Path, size: int, *, folder: bool, overwrite: bool, sync: bool = True) -> Generator[Path]:
     """Yield a temporary path beside `target`; on success it takes the target's name, on any error it is removed.
 
     The path is an empty file, or an empty directory with `folder`. `size` bytes must be free. An existing target is
@@ -60,7 +60,7 @@ def write_text(target: Path, text: str, *, overwrite: bool) -> None:
 
 def check_target(target: Path, size: int, *, folder: bool, overwrite: bool) -> None:
     """Raise MergeError where `replacing` could not succeed, before anything is computed."""
-    if target.name in ("", ".", "..") or target.is_symlink() and not target.exists():
+    if target.name in ("", ".", "..") or (target.is_symlink() and not target.exists()):
         raise MergeError(f"{target}: not a name for an output")
     if not target.parent.is_dir():
         raise MergeError(f"{target}: its folder {target.parent} does not exist; make it first")

@@ -14,7 +14,7 @@ from merge.checkpoint import open_checkpoint
 from merge.errors import MergeError
 from merge.kernel import combine, computing_dtype, maximum, nonfinite, work
 from merge.recipe import Input, Recipe, method_named, parameters_for
-from merge.state_dict import Policy, Unit, plan, resolve
+from merge.state_dict import Policy, Unit, is_rules, plan, resolve
 
 Source = str | Path | Mapping[str, Tensor]
 
@@ -93,7 +93,7 @@ class LivePath:
         names = [unit.name for unit in self._units if unit.kind == "merge"]
         lines: list[str] = []
         for key, value in self._set.items():
-            rules: Mapping[str, Any] = value if isinstance(value, Mapping) and "*" in value else {"*": value}
+            rules: Mapping[str, Any] = value if is_rules(value) else {"*": value}
             lines += [f"{name}  {glob}  {key}={item}" for name, (glob, item) in resolve(rules, names).items()]
         untouched = [f"{unit.name}  -  {unit.kind}" for unit in self._units if unit.kind != "merge"]
         return "\n".join(lines + untouched)
@@ -149,11 +149,11 @@ class LivePath:
 class LinearPath(LivePath):
     """The straight line between two checkpoints: `path.set(0.3)` makes the model 0.7 first + 0.3 second.
 
-        >>> model = nn.Linear(1, 1, bias=False)
-        >>> path = LinearPath(model, {"weight": torch.tensor([[0.0]])}, {"weight": torch.tensor([[2.0]])})
-        >>> path.set(0.25)
-        >>> model.weight.item()
-        0.5
+    >>> model = nn.Linear(1, 1, bias=False)
+    >>> path = LinearPath(model, {"weight": torch.tensor([[0.0]])}, {"weight": torch.tensor([[2.0]])})
+    >>> path.set(0.25)
+    >>> model.weight.item()
+    0.5
     """
 
     def __init__(

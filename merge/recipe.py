@@ -1,5 +1,8 @@
 """A recipe: everything needed to make a merged checkpoint again, as plain data and as JSON."""
 
+# What a file holds has no type until it is looked at.
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false, reportUnknownMemberType=false
+
 from __future__ import annotations
 
 import difflib
@@ -14,7 +17,7 @@ import torch
 
 from merge.errors import MergeError
 from merge.methods import METHODS, Method, Parameter
-from merge.state_dict import Policy, resolve
+from merge.state_dict import Policy, is_rules, resolve
 
 FORMAT = "unival-merge recipe 1"
 
@@ -36,8 +39,8 @@ class Recipe:
     Attributes:
         method: a key of `METHODS`.
         inputs: checkpoints to merge; names are unique and are the words used for shares.
-        parameters: the method's parameters. A number, or for a parameter per input a list or a mapping by name; each may
-            also be a mapping from globs to such values ("*" required, the first match wins).
+        parameters: the method's parameters. A number, or for a parameter per input a list or a mapping by name; each
+            may also be a mapping from globs to such values ("*" required, the first match wins).
         base: the common ancestor, for methods that take one.
         policy: names, dtypes, BatchNorm statistics, non-finite values.
     """
@@ -58,7 +61,7 @@ class Recipe:
         return replace(self, parameters={**self.parameters, **parameters})
 
 
-# -- parameters ---------------------------------------------------------------------------------------------------------
+# -- parameters ------------------------------------------------------------------------------------------------------
 
 
 def parameters_for(recipe: Recipe, names: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -80,7 +83,7 @@ def _per_tensor(recipe: Recipe, key: str, parameter: Parameter, names: Sequence[
     value = recipe.parameters.get(key, 1 / len(recipe.inputs) if parameter.simplex else parameter.default)
     if value is None:
         raise MergeError(f"{recipe.method} needs the parameter {key!r}: {parameter.help}")
-    if isinstance(value, Mapping) and "*" in value:
+    if is_rules(value):
         checked = {str(glob): _checked(recipe, key, parameter, item) for glob, item in value.items()}
         return {name: item for name, (_, item) in resolve(checked, names).items()}
     checked_once = _checked(recipe, key, parameter, value)
@@ -130,7 +133,9 @@ def check_inputs(recipe: Recipe, method: Method) -> None:
     names = [item.name for item in recipe.sources]
     double = [name for name in names if names.count(name) > 1]
     if double or "*" in names:
-        raise MergeError(f"two inputs are called {double[0]!r}; tell them apart with --name" if double else "a name is '*'")
+        raise MergeError(
+            f"two inputs are called {double[0]!r}; tell them apart with --name" if double else "a name is '*'"
+        )
     low, high = method.inputs
     count = len(recipe.inputs)
     if count < low or (high is not None and count > high):
@@ -170,7 +175,7 @@ def describe(recipe: Recipe) -> str:
     return f"{recipe.method}: {start}{share_label(parts) if parts else json.dumps(recipe.parameters)}"
 
 
-# -- JSON ---------------------------------------------------------------------------------------------------------------
+# -- JSON ------------------------------------------------------------------------------------------------------------
 
 _KEYS = {"format", "method", "inputs", "base", "parameters", "policy", "output", "provenance"}
 
@@ -183,7 +188,9 @@ def to_json(recipe: Recipe) -> dict[str, Any]:
         "method": recipe.method,
         "base": None if recipe.base is None else _input_json(recipe.base),
         "inputs": [_input_json(item) for item in recipe.inputs],
-        "parameters": {key: list(value) if isinstance(value, tuple) else value for key, value in recipe.parameters.items()},
+        "parameters": {
+            key: list(value) if isinstance(value, tuple) else value for key, value in recipe.parameters.items()
+        },
         "policy": {
             "keep": list(policy.keep),
             "drop": list(policy.drop),

@@ -115,7 +115,7 @@ def plan(inputs: Sequence[Mapping[str, Tensor]], labels: Sequence[str], policy: 
     return units
 
 
-# -- names --------------------------------------------------------------------------------------------------------------
+# -- names -----------------------------------------------------------------------------------------------------------
 
 
 def matches(name: str, patterns: Iterable[str]) -> bool:
@@ -163,7 +163,7 @@ def _and_more(count: int, what: str) -> str:
     return f"; and {count} more {what}" if count > 0 else ""
 
 
-# -- ties ---------------------------------------------------------------------------------------------------------------
+# -- ties ------------------------------------------------------------------------------------------------------------
 
 
 def _tied_groups(
@@ -200,7 +200,7 @@ def _split_untied(
     return [members]
 
 
-# -- one tensor ---------------------------------------------------------------------------------------------------------
+# -- one tensor ------------------------------------------------------------------------------------------------------
 
 
 def _unit(
@@ -248,7 +248,9 @@ def _conflict(name: str, found: Sequence[Spec | TensorEntry], labels: Sequence[s
     return ""
 
 
-def _integer_unit(copied: Unit, inputs: Sequence[Mapping[str, Tensor]], labels: Sequence[str]) -> tuple[Unit | None, str]:
+def _integer_unit(
+    copied: Unit, inputs: Sequence[Mapping[str, Tensor]], labels: Sequence[str]
+) -> tuple[Unit | None, str]:
     """Integers are never arithmetic: equal ones are kept, BatchNorm counters take the maximum."""
     name = copied.name
     if name.endswith(COUNTER):
@@ -274,7 +276,12 @@ def _short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-# -- coefficients by module ---------------------------------------------------------------------------------------------
+# -- coefficients by module ------------------------------------------------------------------------------------------
+
+
+def is_rules(value: object) -> bool:
+    """Whether a parameter's value is given by module: a mapping from globs with a "*"."""
+    return isinstance(value, Mapping) and "*" in value
 
 
 def resolve(rules: Mapping[str, float], names: Sequence[str]) -> dict[str, tuple[str, float]]:
@@ -292,5 +299,3 @@ def resolve(rules: Mapping[str, float], names: Sequence[str]) -> dict[str, tuple
         why = "an earlier rule decides all it matches" if shadow else f"names look like {', '.join(names[:3])}"
         raise MergeError(f"coefficient rule {idle[0]!r} decides no tensor: {why}")
     return resolved
-
-

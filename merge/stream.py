@@ -58,7 +58,7 @@ class _Buffers:
     def get(self, index: int) -> tuple[Tensor, memoryview]:
         while index >= len(self._all):
             buffer = torch.empty(BLOCK * WIDEST, dtype=torch.uint8)
-            self._all.append((buffer, memoryview(buffer.numpy())))
+            self._all.append((buffer, buffer.numpy().data))
         return self._all[index]
 
 
@@ -73,7 +73,7 @@ class _Reader:
             self.flat = entry.tensor().contiguous().reshape(-1)
         elif whole:
             buffer = torch.empty(entry.nbytes, dtype=torch.uint8)
-            self.buffer, self.view = buffer, memoryview(buffer.numpy())
+            self.buffer, self.view = buffer, buffer.numpy().data
         else:
             self.buffer, self.view = buffers.get(index)
 

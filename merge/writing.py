@@ -1,5 +1,8 @@
 """Plan and write an output checkpoint: its layout is known, byte by byte, before the first tensor is computed."""
 
+# What a file holds has no type until it is looked at.
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false, reportUnknownMemberType=false
+
 from __future__ import annotations
 
 import json
@@ -15,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from merge.checkpoint import AVERAGED, SECTIONS, SUFFIXES, TORCH_SUFFIXES, WHOLE, Checkpoint, lookup
+from merge.checkpoint import AVERAGED, SECTIONS, SUFFIXES, TORCH_SUFFIXES, Checkpoint, lookup
 from merge.digest import raw_bytes
 from merge.errors import MergeError
 from merge.files import replacing, write_text
@@ -90,7 +93,9 @@ def plan_output(
         head, starts, size = encode_header(_layout(slots), metadata)
         return OutputPlan([FilePlan("", size, [(0, head)], starts)], folder=False)
     if path.suffix and path.suffix != ".safetensors" and not path.is_dir():
-        raise MergeError(f"{path}: unknown suffix {path.suffix!r}; known are {', '.join(SUFFIXES)}, or none for a folder")
+        raise MergeError(
+            f"{path}: unknown suffix {path.suffix!r}; known are {', '.join(SUFFIXES)}, or none for a folder"
+        )
     return _plan_folder(slots, like, metadata, shard_size or SHARD_SIZE)
 
 
@@ -107,7 +112,9 @@ def _plan_folder(
             shards.append({})
         shards[-1][name] = slot
     count = len(shards)
-    names = [f"model-{i:05}-of-{count:05}.safetensors" for i in range(1, count + 1)] if count > 1 else ["model.safetensors"]
+    names = (
+        [f"model-{i:05}-of-{count:05}.safetensors" for i in range(1, count + 1)] if count > 1 else ["model.safetensors"]
+    )
     files: list[FilePlan] = []
     for name, shard in zip(names, shards, strict=True):
         head, starts, size = encode_header(_layout(shard), metadata)
@@ -130,7 +137,7 @@ def _plan_folder(
     return OutputPlan(files, folder=True, copied=copied)
 
 
-# -- torch files ----------------------------------------------------------------------------------------------------------
+# -- torch files -----------------------------------------------------------------------------------------------------
 
 
 def _plan_torch(path: Path, slots: Mapping[str, Slot], like: Checkpoint | None) -> OutputPlan:
@@ -154,7 +161,7 @@ def _plan_torch(path: Path, slots: Mapping[str, Slot], like: Checkpoint | None) 
 def _replaced(
     tree: Any, section: str, slots: Mapping[str, Slot], others: dict[str, TensorEntry]
 ) -> tuple[Any, tuple[str, ...]]:
-    """The tree with the section's weights replaced and stale averaged copies left out; its other tensors go to `others`."""
+    """The tree with the section's weights replaced and stale averaged copies left out; other tensors go to `others`."""
     part = lookup(tree, section)
     stale = {id(lookup(tree, name)): name for name in AVERAGED if name != section and lookup(tree, name) is not None}
     notes = [f"left out {name}: a copy of weights that were not merged" for name in stale.values()]
@@ -209,7 +216,7 @@ def _section(part: dict[Any, Any], slots: Mapping[str, Slot], copy: Callable[[An
     return result
 
 
-# -- writing --------------------------------------------------------------------------------------------------------------
+# -- writing ---------------------------------------------------------------------------------------------------------
 
 
 class Writer:

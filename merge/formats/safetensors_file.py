@@ -1,11 +1,15 @@
 """The safetensors format: 8 bytes of header length, a JSON header, then the tensors' bytes."""
 
+# What a file holds has no type until it is looked at.
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false, reportUnknownMemberType=false
+
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -54,15 +58,14 @@ def read_header(path: Path) -> Header:
     except Exception as error:
         raise MergeError(f"{path}: not a whole safetensors file of {file.size} bytes: {error}") from error
     length = int.from_bytes(file.read(0, 8), "little")
-    header: dict[str, dict[str, object]] = json.loads(file.read(8, length))
+    header: dict[str, dict[str, Any]] = json.loads(file.read(8, length))
     header.pop("__metadata__", None)
     entries: dict[str, TensorEntry] = {}
     for name, info in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-        code, shape, offsets = str(info["dtype"]), info["shape"], info["data_offsets"]
+        code = str(info["dtype"])
         if code not in DTYPES:
             raise MergeError(f"{path}: tensor {name!r} has dtype {code}, which is not one of {', '.join(DTYPES)}")
-        assert isinstance(shape, list) and isinstance(offsets, list)
-        entries[name] = TensorEntry(DTYPES[code], tuple(shape), file, 8 + length + offsets[0])
+        entries[name] = TensorEntry(DTYPES[code], tuple(info["shape"]), file, 8 + length + info["data_offsets"][0])
     return Header(entries, metadata)
 
 

@@ -1,5 +1,8 @@
 """The zip files that torch.save writes: a pickle that names storages, and one stored record for each storage."""
 
+# What a file holds has no type until it is looked at.
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false, reportUnknownMemberType=false
+
 from __future__ import annotations
 
 import struct
@@ -15,7 +18,9 @@ import torch
 
 from merge.errors import MergeError
 from merge.formats.entry import MappedFile, TensorEntry, contiguous_stride, is_contiguous
-from merge.formats.pickle_data import Global, Opaque, Persistent, PickleBroken, PickleRefused, dumps, loads
+from merge.formats.pickle_data import Global, Opaque, Persistent, PickleBroken, PickleRefused
+from merge.formats.pickle_reader import loads
+from merge.formats.pickle_writer import dumps
 
 STORAGES = {
     "DoubleStorage": torch.float64,
@@ -150,7 +155,9 @@ class _Records:
         last = offset + (0 if empty else 1 + sum((n - 1) * s for n, s in zip(shape, stride, strict=True)))
         start, size = self.record(storage.key)
         if last * dtype.itemsize > size or storage.numel * storage.dtype.itemsize > size:
-            raise PickleBroken(f"storage {storage.key} has {size} bytes, a tensor in it ends at {last * dtype.itemsize}")
+            raise PickleBroken(
+                f"storage {storage.key} has {size} bytes, a tensor in it ends at {last * dtype.itemsize}"
+            )
         kept = None if empty or is_contiguous(shape, stride) else stride
         tie = (str(self.file.path), storage.key)
         return TensorLeaf(
@@ -190,7 +197,7 @@ def _dtype(value: Any) -> torch.dtype:
     return dtype
 
 
-# -- writing ------------------------------------------------------------------------------------------------------------
+# -- writing ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -304,7 +311,18 @@ def _local_header(name: str, position: int, size: int, crc: int) -> bytes:
     extra += b"FB" + struct.pack("<H", padding) + b"Z" * padding
     shown = _ZIP64 if large else size
     fixed = struct.pack(
-        "<4sHHHHHIIIHH", b"PK\x03\x04", 45 if large else 20, 0x800, 0, 0, 0x21, crc, shown, shown, len(encoded), len(extra)
+        "<4sHHHHHIIIHH",
+        b"PK\x03\x04",
+        45 if large else 20,
+        0x800,
+        0,
+        0,
+        0x21,
+        crc,
+        shown,
+        shown,
+        len(encoded),
+        len(extra),
     )
     return fixed + encoded + extra
 
