@@ -1,0 +1,41 @@
+# The commands of the project. `make test` needs nothing but Python.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/installed
+WORKERS ?= 2
+
+.PHONY: help test test-all check format bench bench-model clean
+
+help:  ## show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(STAMP): setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	touch $(STAMP)
+
+test: $(STAMP)  ## make .venv, install with constraints, run the fast tests
+	$(BIN)/python -m pytest -n $(WORKERS) -m 'not slow'
+
+test-all: $(STAMP)  ## every test, the slow ones too
+	$(BIN)/python -m pytest -n $(WORKERS)
+
+check: $(STAMP)  ## format, lint, types, fast tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/python -m pytest -n $(WORKERS) -m 'not slow'
+
+format: $(STAMP)  ## let ruff format and sort imports
+	$(BIN)/ruff check --fix --select I .
+	$(BIN)/ruff format .
+
+bench: $(STAMP)  ## measure merging against cat, cp and a minimal loop
+	$(BIN)/python benchmarks/merge.py
+
+bench-model: $(STAMP)  ## measure the model's forward pass and generation
+	$(BIN)/python benchmarks/model.py
+
+clean:  ## remove what the commands above made
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis benchmarks/data
