@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -53,6 +53,25 @@ class Row:
     data: str
     key: str
     note: str = ""
+
+
+Rows = pd.DataFrame | Iterable[Mapping[str, Any]]
+"""What figures and tables accept: a frame of `read_rows`, filtered as you like, or such rows as mappings."""
+
+Records = list[dict[str, Any]]
+
+
+class Line(NamedTuple):
+    """A series between two experts: share of the second, mean score and interval over the seeds, (m,) each.
+
+    `seeds` holds each point's own scores, one a row.
+    """
+
+    share: np.ndarray
+    value: np.ndarray
+    lo: np.ndarray
+    hi: np.ndarray
+    seeds: list[list[float]]
 
 
 _NAMES = [field.name for field in fields(Row)]
@@ -135,6 +154,67 @@ def read_scores(path: str | Path, keys: Iterable[str] | None = None) -> dict[str
 def scores_path(path: str | Path) -> Path:
     """Where the per-example scores of a row file lie: rows.jsonl -> rows.scores.jsonl."""
     return Path(path).with_suffix(".scores.jsonl")
+
+
+def records(rows: Rows) -> Records:
+    """Rows as plain dicts, each with its `point` in words."""
+    found = rows.to_dict("records") if isinstance(rows, pd.DataFrame) else rows
+    return [{"point": share_label(row["shares"]), **{str(name): value for name, value in row.items()}} for row in found]
+
+
+def names_in(rows: Records, column: str) -> list[str]:
+    """The values of a column as text, each once, in order of appearance."""
+    return list(dict.fromkeys(str(row[column]) for row in rows))
+
+
+def scored(rows: Records, task: str, split: str | None = None) -> Records:
+    """The computed rows of a task (on a split), which must be of one split and one metric."""
+    chosen = [row for row in rows if row["task"] == task and split in (None, row["split"])]
+    chosen = [row for row in chosen if not math.isnan(row["value"])]
+    if not chosen:
+        raise StudyError(f"no scores of {task} {f'on split {split}' if split else ''}: run the study first")
+    for column in ("split", "metric"):
+        if len(names_in(chosen, column)) > 1:
+            raise StudyError(f"rows of {task} mix {column} {', '.join(names_in(chosen, column))}: keep one of them")
+    return chosen
+
+
+def is_made_of(row: Mapping[str, Any], experts: Iterable[str]) -> bool:
+    """Whether a row's point has no share of any other expert."""
+    return {name for name, share in row["shares"].items() if share} <= set(experts)
+
+
+def lines_between(rows: Records, pair: tuple[str, str], *, by: str = "experts") -> dict[str, Line]:
+    """Every series on the line from one expert to another, by the values of a column, in order of appearance.
+
+    `rows` are of one task and metric (`scored`). An end that was evaluated once serves every series of its experts.
+    """
+    between = [row for row in rows if is_made_of(row, pair)]
+    if not between:
+        raise StudyError(f"no rows between {pair[0]} and {pair[1]}: run the study first")
+    return {
+        name: _line(between, [row for row in between if str(row[by]) == name], pair[1])
+        for name in names_in(between, by)
+    }
+
+
+def _line(rows: Records, series: Records, second: str) -> Line:
+    points: dict[float, Records] = {}
+    for row in series:
+        points.setdefault(float(row["shares"].get(second, 0)), []).append(row)
+    experts = {row["experts"] for row in series}
+    for end in {0.0, 1.0} - set(points):
+        shared = [row for row in rows if row["shares"].get(second, 0) == end and row["experts"] in experts]
+        if shared:
+            points[end] = shared
+    ordered = [points[share] for share in sorted(points)]
+    value, lo, hi = (np.array([mean_of(rows, name) for rows in ordered]) for name in ("value", "lo", "hi"))
+    return Line(np.array(sorted(points)), value, lo, hi, [[row["value"] for row in rows] for rows in ordered])
+
+
+def mean_of(rows: Records, column: str) -> float:
+    """Mean of a column of numbers."""
+    return float(np.mean([row[column] for row in rows]))
 
 
 def _row(entry: dict[str, Any], place: str) -> Row:

@@ -72,13 +72,13 @@ def test_an_empty_file_has_the_columns(tmp_path):
     assert read_rows(tmp_path / "rows.jsonl").columns.tolist() == [*ROW.__dataclass_fields__, "point"]
 
 
-def test_a_tear_at_any_byte_costs_only_the_last_row(tmp_path):
+def test_a_tear_anywhere_costs_only_the_last_row(tmp_path):
     path = tmp_path / "rows.jsonl"
     append_row(path, numbered(0))
     whole = path.stat().st_size
     append_row(path, numbered(1))
     both = path.read_bytes()
-    for cut in range(whole + 1, len(both)):
+    for cut in (*range(whole + 1, len(both), 29), len(both) - 1):
         path.write_bytes(both[:cut])
         with pytest.warns(UserWarning, match=f"ignored a torn last line of {cut - whole} bytes"):
             assert read_rows(path).key.tolist() == ["k0"]
@@ -133,6 +133,46 @@ def test_rows_that_json_cannot_hold_are_refused_and_nothing_is_written(tmp_path)
     with pytest.raises(StudyError, match=r"shape \(2, 2\)"):
         append_row(path, ROW, np.zeros((2, 2)))
     assert list(tmp_path.iterdir()) == []
+
+
+def point(share, value, **fields):
+    return (
+        {"shares": {"vqa": 1 - share, "caption": share}, "value": value, "lo": value - 1, "hi": value + 1}
+        | {
+            "task": "vqa",
+            "split": "test",
+            "metric": "accuracy",
+            "experts": "vanilla",
+            "method": "linear",
+        }
+        | fields
+    )
+
+
+def test_lines_are_sorted_averaged_over_seeds_and_share_their_ends():
+    other = {"shares": {"joint": 1.0}, "value": 9}
+    ends = [point(1, 4), point(0, 2)]
+    rows = [*ends, point(0.5, 6), point(0.5, 8), point(0.5, 5, method="ensemble"), point(0.5, 0) | other]
+    rows.append(point(0, 7, experts="ratatouille", method="slerp"))
+    lines = results.lines_between(results.records(rows), ("vqa", "caption"), by="method")
+    assert list(lines) == ["linear", "ensemble", "slerp"]
+    assert lines["linear"].share.tolist() == [0, 0.5, 1]
+    assert lines["linear"].value.tolist() == [2, 7, 4]
+    assert lines["linear"].lo.tolist() == [1, 6, 3]
+    assert lines["linear"].seeds == [[2], [6, 8], [4]]
+    assert lines["ensemble"].value.tolist() == [2, 5, 4]
+    assert lines["slerp"].value.tolist() == [7]  # the ends are of other experts
+    mirrored = results.lines_between(results.records(rows), ("caption", "vqa"), by="method")
+    assert mirrored["linear"].value.tolist() == [4, 7, 2]
+
+
+def test_scored_rows_are_of_one_split_and_metric():
+    rows = results.records([point(0, 2), point(1, math.nan), point(0, 3, split="val")])
+    assert [row["value"] for row in results.scored(rows, "vqa", "val")] == [3]
+    with pytest.raises(StudyError, match="rows of vqa mix split test, val"):
+        results.scored(rows, "vqa")
+    with pytest.raises(StudyError, match="no scores of caption on split val: run the study first"):
+        results.scored(rows, "caption", "val")
 
 
 @pytest.mark.parametrize(
