@@ -40,8 +40,8 @@ class GenerationOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.beam < 1 or self.min_len < 1 or self.max_len_b < 0 or self.no_repeat_ngram < 0 or self.top_k < 0:
-            raise UnivalError(f"beam and min_len are at least 1, other counts at least 0, got {self}")
+        if self.beam < 1 or self.min_len < 1 or self.no_repeat_ngram < 0 or self.top_k < 0:
+            raise UnivalError(f"beam and min_len are at least 1, no_repeat_ngram and top_k at least 0, got {self}")
         if not self.temperature > 0 or not 0 < self.top_p <= 1:
             raise UnivalError(f"temperature is above 0 and top_p in (0, 1], got {self.temperature} and {self.top_p}")
 
