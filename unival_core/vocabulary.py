@@ -17,6 +17,7 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
+from merge import open_checkpoint
 from unival_core.config import BOS, CONFIGS, EOS, PAD, UNK, UnivalConfig
 from unival_core.errors import UnivalError
 
@@ -25,6 +26,7 @@ PUBLISHED_FILES = {
     "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
     "dict.txt": "2c31c5b236661067fe8626775eb995ef5fe808ac87d2ad4a6ddbef68550f5cc6",
 }
+TOKENIZER_KEY = "unival_tokenizer"  # of a safetensors file's metadata
 _SPECIALS = {BOS: "<s>", PAD: "<pad>", EOS: "</s>", UNK: "<unk>"}
 
 
@@ -155,7 +157,27 @@ class Tokenizer:
             return f"<code_{index - self.code_offset}>"
         if index == self.mask:
             return "<mask>"
-        return _SPECIALS.get(index) or self._text.id_to_token(index) or ""  # "": an id that no word took
+        return _SPECIALS.get(index) or self._text.id_to_token(index) or f"<unused_{index}>"
+
+
+def load_tokenizer(
+    checkpoint: str | Path, config: UnivalConfig, *, bpe: str | Path | None = None, section: str = "auto"
+) -> Tokenizer:
+    """The tokenizer of a model: the published files in the folder `bpe` if given; else the trained vocabulary in the
+    checkpoint's metadata; else the published files in the checkpoint's folder, or in `BPE` beside it.
+
+    A trained one is saved as `save_model(model, path, metadata={TOKENIZER_KEY: tokenizer.to_json()})`; merging keeps
+    it. Raises UnivalError where there is none, or not of the layout of `config`.
+    """
+    if bpe is not None:
+        return Tokenizer.published(Path(bpe)).check(config)
+    stored = open_checkpoint(checkpoint, section).metadata.get(TOKENIZER_KEY)
+    if stored is not None:
+        return Tokenizer.from_json(stored).check(config)
+    if config.vocabulary != CONFIGS["base"].vocabulary:
+        raise UnivalError(f"{checkpoint}: no tokenizer is stored in it (metadata {TOKENIZER_KEY!r}): save it with one")
+    folder = Path(checkpoint) if Path(checkpoint).is_dir() else Path(checkpoint).parent
+    return Tokenizer.published(folder, folder / "BPE").check(config)
 
 
 def _word_level(words: Sequence[str]) -> tokenizers.Tokenizer:
