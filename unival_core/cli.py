@@ -58,18 +58,14 @@ ASKS = {
 }
 MAX_WORDS = 80  # of --text
 
-app = typer.Typer(
-    help="Run a UnIVAL model.",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-)
-
-
-@app.callback()
-def root() -> None:
-    """Run a UnIVAL model."""
+LOOK: dict[str, Any] = {
+    "help": "Run a UnIVAL model.",
+    "no_args_is_help": True,
+    "add_completion": False,
+    "rich_markup_mode": None,
+    "pretty_exceptions_enable": False,
+}
+app = typer.Typer(**LOOK)
 
 
 @app.command()
@@ -216,5 +212,7 @@ def _box(answer: list[int], tokenizer: Tokenizer, source: Path, draw: Path | Non
 
 
 def main() -> None:
-    """Run the command line."""
-    app()
+    """Run the command line by itself."""
+    program = typer.Typer(**LOOK)
+    program.add_typer(app)  # as `unival-merge` does: a lone command keeps its name
+    program()
