@@ -32,7 +32,7 @@ format: $(STAMP)  ## let ruff format and sort imports
 	$(BIN)/ruff format .
 
 bench: $(STAMP)  ## measure merging against cat, cp and a minimal loop
-	$(BIN)/python benchmarks/merge.py
+	$(BIN)/python benchmarks/merging.py
 
 bench-model: $(STAMP)  ## measure the model's forward pass and generation
 	$(BIN)/python benchmarks/model.py

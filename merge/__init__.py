@@ -19,21 +19,20 @@ from merge.errors import MergeError
 
 if TYPE_CHECKING:
     from merge.checkpoint import Checkpoint, load_checkpoint, open_checkpoint
-    from merge.digest import digest
+    from merge.digests import digest
     from merge.engine import Options, run, sweep_to_files
-    from merge.memory import add_task_vectors, average, interpolate, slerp, task_vector
+    from merge.memory import add_task_vectors, average, interpolate, ratios, slerp, sweep, task_vector
     from merge.methods import METHODS
     from merge.path import LinearPath, Simplex
     from merge.recipe import Input, Recipe, read_recipe, share_label
     from merge.state_dict import Policy
-    from merge.sweep import ratios, sweep
     from merge.writing import save_checkpoint
 
 _HOME = {
     "Checkpoint": "checkpoint",
     "load_checkpoint": "checkpoint",
     "open_checkpoint": "checkpoint",
-    "digest": "digest",
+    "digest": "digests",
     "Options": "engine",
     "run": "engine",
     "sweep_to_files": "engine",
@@ -50,8 +49,8 @@ _HOME = {
     "read_recipe": "recipe",
     "share_label": "recipe",
     "Policy": "state_dict",
-    "ratios": "sweep",
-    "sweep": "sweep",
+    "ratios": "memory",
+    "sweep": "memory",
     "save_checkpoint": "writing",
 }
 

@@ -8,7 +8,8 @@ import json
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,7 +19,7 @@ import typer
 from merge.errors import MergeError
 
 if TYPE_CHECKING:
-    from merge.engine import Options
+    from merge.engine import Options, Plan
     from merge.recipe import Recipe
     from merge.state_dict import Policy
 
@@ -175,21 +176,16 @@ def sweep(
     \b
     unival-merge sweep vqa.pt caption.pt --points 11 -o points/
     """
-    from merge.engine import sweep_to_files
-    from merge.sweep import ratios as spaced
+    from merge.engine import plan_sweep, sweep_to_files
+    from merge.memory import ratios as spaced
 
     values = _numbers(ratios) if ratios else spaced(points)
     recipe = _recipe("interpolate", [first, second], {"ratio": values[0]}, common)
-    points_ = [{"ratio": value} for value in values]
+    each = [{"ratio": value} for value in values]
     if common.dry_run:
-        from merge.engine import point_name, point_suffix
-
-        items = [recipe.with_parameters(**point) for point in points_]
-        return _show_plan(
-            recipe, [(item, output / (point_name(item) + point_suffix(recipe))) for item in items], common
-        )
+        return _show_plan(plan_sweep(recipe, each, output, _options(common)), common)
     with _progress(recipe, common) as options:
-        sweep_to_files(recipe, points_, output, options)
+        sweep_to_files(recipe, each, output, options)
     return _say(common, {"output": str(output), "points": len(values)}, f"{output}: {len(values)} checkpoints")
 
 
@@ -211,6 +207,8 @@ def run(
     """
     from merge.recipe import read_recipe
 
+    if output.resolve() in (recipe.resolve(), *recipe.resolve().parents):
+        raise MergeError(f"{output}: is or holds the recipe {recipe}; choose another output")
     common = Common(overwrite=overwrite, threads=threads, dry_run=dry_run, json_=json_)
     _run(read_recipe(recipe), output, common)
 
@@ -279,12 +277,13 @@ def _merge(
 
 
 def _run(recipe: Recipe, output: Path, common: Common) -> None:
+    from merge.engine import plan_run
     from merge.engine import run as engine_run
     from merge.recipe import describe
     from merge.writing import recipe_path
 
     if common.dry_run:
-        return _show_plan(recipe, [(recipe, output)], common)
+        return _show_plan(plan_run(recipe, output, _options(common)), common)
     with _progress(recipe, common) as options:
         engine_run(recipe, output, options)
     record = json.loads(recipe_path(output).read_text(encoding="utf-8"))
@@ -330,52 +329,49 @@ def _policy(common: Common) -> Policy:
     )
 
 
-class _progress:
+def _options(common: Common, progress: Callable[[int], object] | None = None) -> Options:
+    from merge.engine import Options
+
+    return Options(
+        overwrite=common.overwrite,
+        threads=common.threads,
+        device=common.device,
+        sync=not common.no_sync,
+        shard_size=_bytes(common.shard_size),
+        digest=common.digest,
+        command=shlex.join(["unival-merge", *sys.argv[1:]]),
+        progress=progress,
+    )
+
+
+@contextmanager
+def _progress(recipe: Recipe, common: Common) -> Generator[Options]:
     """Options for a run with a progress bar in bytes on a terminal, quiet elsewhere."""
+    if not sys.stderr.isatty():
+        yield _options(common)
+        return
+    from tqdm import tqdm
 
-    def __init__(self, recipe: Recipe, common: Common):
-        self.recipe, self.common = recipe, common
+    from merge.checkpoint import open_checkpoint
 
-    def __enter__(self) -> Options:
-        from merge.engine import Options
-
-        self.bar: Any = None
-        if sys.stderr.isatty():
-            from tqdm import tqdm
-
-            from merge.checkpoint import open_checkpoint
-
-            total = sum(open_checkpoint(source.path, source.section).nbytes for source in self.recipe.sources)
-            self.bar = tqdm(total=total, unit="B", unit_scale=True, desc=self.recipe.method)
-        return Options(
-            overwrite=self.common.overwrite,
-            threads=self.common.threads,
-            device=self.common.device,
-            sync=not self.common.no_sync,
-            shard_size=_bytes(self.common.shard_size),
-            digest=self.common.digest,
-            command=shlex.join(["unival-merge", *sys.argv[1:]]),
-            progress=None if self.bar is None else self.bar.update,
-        )
-
-    def __exit__(self, *error: object) -> None:
-        if self.bar is not None:
-            self.bar.close()
+    total = sum(open_checkpoint(source.path, source.section).nbytes for source in recipe.sources)
+    with tqdm(total=total, unit="B", unit_scale=True, desc=recipe.method) as bar:
+        yield _options(common, bar.update)
 
 
-def _show_plan(recipe: Recipe, outputs: list[tuple[Recipe, Path]], common: Common) -> None:
-    from merge.engine import Options, plan_run
+def _show_plan(plan: Plan, common: Common) -> None:
     from merge.recipe import describe
 
-    options = Options(overwrite=common.overwrite, shard_size=_bytes(common.shard_size))
-    plan = plan_run(recipe, outputs, options, new=len(outputs) > 1)
     kinds = {kind: sum(unit.kind == kind for unit in plan.units) for kind in ("merge", "copy", "maximum")}
-    rows = [{"output": str(path), "recipe": describe(item), "bytes": plan.outputs[path].size} for item, path in outputs]
+    rows = [
+        {"output": str(target.path), "recipe": describe(target.recipe), "bytes": target.layout.size}
+        for target in plan.targets
+    ]
     lines = [f"{row['output']}: {row['recipe']}, {row['bytes']:,} bytes" for row in rows]
-    lines.append(
-        f"reads {plan.bytes_read:,} bytes; " + ", ".join(f"{count} tensors: {kind}" for kind, count in kinds.items())
-    )
-    _say(common, {"outputs": rows, "bytes_read": plan.bytes_read, "tensors": kinds}, "\n".join(lines))
+    counts = ", ".join(f"{count} tensors: {kind}" for kind, count in kinds.items())
+    lines.append(f"reads {plan.bytes_read:,} bytes, writes {plan.bytes_written:,}; {counts}; nothing was written")
+    data = {"outputs": rows, "bytes_read": plan.bytes_read, "bytes_written": plan.bytes_written, "tensors": kinds}
+    _say(common, data, "\n".join(lines))
 
 
 def _say(common: Common, data: dict[str, Any], text: str) -> None:

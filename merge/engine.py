@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,13 @@ from typing import Any
 import torch
 
 from merge._version import VERSION
-from merge.checkpoint import Checkpoint, open_checkpoint
-from merge.digest import DEFAULT, Digest
+from merge.checkpoint import TORCH_SUFFIXES, Checkpoint, open_checkpoint
+from merge.digests import DEFAULT, Digest
 from merge.errors import MergeError
 from merge.files import check_target, replacing, write_text
 from merge.recipe import Recipe, describe, parameters_for, share_label, shares, to_json
 from merge.state_dict import SHOWN, Unit, plan
-from merge.stream import Job, Progress, Settings, Stream
+from merge.stream import Job, Stream
 from merge.writing import OutputPlan, Slot, Writer, plan_output, recipe_path
 
 
@@ -33,7 +32,7 @@ class Options:
         device: where whole-tensor arithmetic is done.
         sync: wait until the disk has the output before it takes its name.
         shard_size: largest shard in bytes; the output is then a folder.
-        digest: "xxh3_128" (identity) or "sha256".
+        digest: "xxh3_128" (identity) or "sha256"; a recipe that holds digests is checked with its own.
         command: the command line to note in the recipe.
         progress: called with the number of input bytes read since the last call.
     """
@@ -45,7 +44,16 @@ class Options:
     shard_size: int | None = None
     digest: str = DEFAULT
     command: str = ""
-    progress: Progress | None = None
+    progress: Callable[[int], object] | None = None
+
+
+@dataclass(frozen=True)
+class Target:
+    """One output of a merge: its recipe, where it will lie, how it is laid out."""
+
+    recipe: Recipe
+    path: Path
+    layout: OutputPlan
 
 
 @dataclass(frozen=True)
@@ -55,28 +63,36 @@ class Plan:
     recipe: Recipe
     checkpoints: Sequence[Checkpoint]
     units: Sequence[Unit]
-    outputs: Mapping[Path, OutputPlan]
+    targets: Sequence[Target]
+    options: Options
 
     @property
     def bytes_read(self) -> int:
+        """Bytes of all inputs' tensors."""
         return sum(checkpoint.nbytes for checkpoint in self.checkpoints)
+
+    @property
+    def bytes_written(self) -> int:
+        """Bytes of all outputs."""
+        return sum(target.layout.size for target in self.targets)
 
 
 def run(recipe: Recipe, output: str | Path, options: Options | None = None) -> Path:
     """Merge checkpoints into one file or folder, whose layout follows the name of `output`.
 
-        >>> recipe = Recipe("interpolate", (Input("vqa", "vqa.pt"), Input("caption", "caption.pt")),
-        ...                 {"ratio": 0.4})                                     # doctest: +SKIP
-        >>> run(recipe, "merged.safetensors")                                   # doctest: +SKIP
+        >>> vqa, caption = Input("vqa", Path("vqa.pt")), Input("caption", Path("caption.pt"))       # doctest: +SKIP
+        >>> run(Recipe("interpolate", (vqa, caption), {"ratio": 0.4}), "merged.safetensors")        # doctest: +SKIP
 
     Everything is checked before the first tensor is read; the output appears whole or not at all, with its recipe in
     `<output>.recipe.json`. Raises MergeError.
     """
-    output = Path(output)
-    options = options or Options()
-    checked = plan_run(recipe, [(recipe, output)], options)
-    _run_plan(checked, [(recipe, output)], options)
-    return output
+    checked = plan_run(recipe, output, options)
+    (target,), options = checked.targets, checked.options
+    keeping = {"folder": target.layout.folder, "overwrite": options.overwrite, "sync": options.sync}
+    with replacing(target.path, checked.bytes_written, **keeping) as partial:
+        (record,) = _stream(checked, [partial])
+    write_text(recipe_path(target.path), json.dumps(record, indent=2) + "\n", overwrite=True)
+    return target.path
 
 
 def sweep_to_files(
@@ -87,31 +103,52 @@ def sweep_to_files(
     The folder appears whole; `sweep.json` in it lists the files with their shares. Raises MergeError.
     """
     folder = Path(folder)
-    options = options or Options()
-    check_target(folder, 0, folder=True, overwrite=options.overwrite)
-    suffix = point_suffix(recipe)
-    recipes = [recipe.with_parameters(**point) for point in points]
-    names = [point_name(item) + suffix for item in recipes]
-    if len(set(names)) < len(names):
-        raise MergeError(f"{folder}: two points have the same shares: {', '.join(names)}")
-    checked = plan_run(
-        recipe, [(item, folder / name) for item, name in zip(recipes, names, strict=True)], options, new=True
-    )
-    size = sum(output.size for output in checked.outputs.values())
-    with replacing(folder, size, folder=True, overwrite=options.overwrite, sync=options.sync) as partial:
-        inner = [(item, partial / name) for item, name in zip(recipes, names, strict=True)]
-        moved = replace(checked, outputs={path: checked.outputs[folder / path.name] for _, path in inner})
-        digests = _run_plan(moved, inner, replace(options, overwrite=False, sync=False))
+    checked = plan_sweep(recipe, points, folder, options)
+    options = checked.options
+    with replacing(
+        folder, checked.bytes_written, folder=True, overwrite=options.overwrite, sync=options.sync
+    ) as partial:
+        files = [partial / target.path.name for target in checked.targets]
+        records = _stream(checked, files)
+        for file, record in zip(files, records, strict=True):
+            recipe_path(file).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         rows = [
-            {"file": name, "shares": shares(item), "parameters": dict(item.parameters), "digest": digest}
-            for name, item, digest in zip(names, recipes, digests, strict=True)
+            {"file": file.name, "shares": shares(target.recipe), "parameters": record["parameters"], **record["output"]}
+            for file, target, record in zip(files, checked.targets, records, strict=True)
         ]
-        index = {"recipe": to_json(recipe), "points": rows, "provenance": provenance(options)}
-        (partial / "sweep.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        common = {key: records[0][key] for key in ("method", "base", "inputs", "policy", "provenance")}
+        (partial / "sweep.json").write_text(json.dumps({**common, "points": rows}, indent=2) + "\n", encoding="utf-8")
     return folder
 
 
-def point_name(recipe: Recipe) -> str:
+# -- planning --------------------------------------------------------------------------------------------------------
+
+
+def plan_run(recipe: Recipe, output: str | Path, options: Options | None = None) -> Plan:
+    """Check a merge as far as headers (and the values of integer tensors) tell. Raises MergeError with all problems."""
+    checked = _plan(recipe, [(recipe, Path(output))], options or Options())
+    (target,) = checked.targets
+    check_target(target.path, target.layout.size, folder=target.layout.folder, overwrite=checked.options.overwrite)
+    return checked
+
+
+def plan_sweep(
+    recipe: Recipe, points: Sequence[Mapping[str, Any]], folder: Path, options: Options | None = None
+) -> Plan:
+    """Check a sweep like `plan_run`; every point is named by its shares, in the format of the first input."""
+    recipes = [recipe.with_parameters(**point) for point in points]
+    suffix = recipe.sources[0].path.suffix
+    names = [_point_name(item) + (suffix if suffix in TORCH_SUFFIXES else ".safetensors") for item in recipes]
+    if len(set(names)) < len(names):
+        raise MergeError(f"{folder}: two points have the same shares: {', '.join(names)}")
+    outputs = [(item, folder / name) for item, name in zip(recipes, names, strict=True)]
+    checked = _plan(recipe, outputs, replace(options or Options(), shard_size=None))
+    check_target(folder, checked.bytes_written, folder=True, overwrite=checked.options.overwrite)
+    _refuse_inputs(folder, checked.checkpoints)
+    return checked
+
+
+def _point_name(recipe: Recipe) -> str:
     """A file name that states the shares: `0.20-vqa_0.80-caption`."""
     parts = shares(recipe)
     if parts is None:
@@ -119,104 +156,119 @@ def point_name(recipe: Recipe) -> str:
     return "_".join(share_label({name: value}).replace(" ", "-") for name, value in parts.items())
 
 
-def point_suffix(recipe: Recipe) -> str:
-    """Sweeps write the format of the first input; folders become single safetensors files."""
-    suffix = recipe.sources[0].path.suffix
-    return suffix if suffix in (".pt", ".pth", ".bin", ".ckpt") else ".safetensors"
-
-
-# -- planning --------------------------------------------------------------------------------------------------------
-
-
-def plan_run(recipe: Recipe, outputs: Sequence[tuple[Recipe, Path]], options: Options, *, new: bool = False) -> Plan:
-    """Open and check everything that can be checked from headers (and the values of integer tensors).
-
-    `new` says that the outputs' folder is still to be made. Raises MergeError with every problem found.
-    """
+def _plan(recipe: Recipe, outputs: Sequence[tuple[Recipe, Path]], options: Options) -> Plan:
+    options = replace(options, digest=_algorithm(recipe, options))
+    _check_options(options)
     checkpoints = [open_checkpoint(source.path, source.section) for source in recipe.sources]
-    inputs = {file.resolve() for checkpoint in checkpoints for file in (checkpoint.path, *checkpoint.files)}
-    for item, path in outputs:
-        if path.resolve() in inputs or any(path.resolve() in file.parents for file in inputs):
-            raise MergeError(f"{path}: the output is an input; choose another name")
-        parameters_for(item, [])
+    for _, path in outputs:
+        _refuse_inputs(path, checkpoints)
     units = plan(checkpoints, [source.name for source in recipe.sources], recipe.policy)
-    slots = {name: Slot(unit.dtype, unit.shape, unit.name) for unit in units for name in unit.names}
-    plans = {path: _plan_one(item, checkpoints[0], slots, path, options, "") for item, path in outputs}
-    if not new:
-        for path, output in plans.items():
-            check_target(path, output.size, folder=output.folder, overwrite=options.overwrite)
-    return Plan(recipe, checkpoints, units, plans)
+    for item, _ in outputs:
+        parameters_for(item, _computed(units))
+    draft = Plan(recipe, checkpoints, units, (), options)
+    return replace(draft, targets=[Target(item, path, _layout(draft, item, path, None)) for item, path in outputs])
 
 
-def _plan_one(
-    recipe: Recipe,
-    first: Checkpoint,
-    slots: Mapping[str, Slot],
-    path: Path,
-    options: Options,
-    digests: Sequence[str] | str,
-) -> OutputPlan:
+def _computed(units: Sequence[Unit]) -> list[str]:
+    """The tensors that coefficients are for."""
+    return [unit.name for unit in units if unit.kind != "copy"]
+
+
+def _refuse_inputs(output: Path, checkpoints: Sequence[Checkpoint]) -> None:
+    whole = output.resolve()
+    for file in {file.resolve() for checkpoint in checkpoints for file in (checkpoint.path, *checkpoint.files)}:
+        if whole == file or whole in file.parents:
+            raise MergeError(f"{output}: {'is' if whole == file else 'holds'} the input {file}; choose another output")
+
+
+def _algorithm(recipe: Recipe, options: Options) -> str:
+    """The digest to compute: that of the digests which the recipe holds, else the one asked for."""
+    stored = {source.digest.partition(":")[0] for source in recipe.sources if source.digest}
+    if len(stored) > 1:
+        raise MergeError(f"the recipe's digests are of several kinds ({', '.join(sorted(stored))}); clear some of them")
+    return stored.pop() if stored else options.digest
+
+
+def _check_options(options: Options) -> None:
+    Digest(options.digest)
+    if options.threads < 0:
+        raise MergeError(f"threads {options.threads}: must be 0 (one a core, at most 4) or more")
+    try:
+        torch.empty(0, device=options.device)
+    except (RuntimeError, AssertionError) as error:
+        raise MergeError(f"device {options.device!r} cannot be used here: {str(error).splitlines()[0]}") from error
+
+
+def _layout(plan: Plan, recipe: Recipe, path: Path, digests: Sequence[str] | None) -> OutputPlan:
+    first = plan.checkpoints[0]
+    slots = {name: Slot(unit.dtype, unit.shape, unit.name) for unit in plan.units for name in unit.names}
     metadata = dict(first.metadata)
     if set(metadata) <= {"format"}:  # some models rebuild themselves from their metadata: it is not added to
-        metadata = {"format": "pt", "unival_merge": _identity(recipe, options, digests)}
-    return plan_output(path, slots, like=first, metadata=metadata, shard_size=options.shard_size)
+        metadata = {"format": "pt", "unival_merge": _identity(recipe, plan.options.digest, digests)}
+    return plan_output(path, slots, like=first, metadata=metadata, shard_size=plan.options.shard_size)
 
 
-def _identity(recipe: Recipe, options: Options, digests: Sequence[str] | str) -> str:
+def _identity(recipe: Recipe, algorithm: str, digests: Sequence[str] | None) -> str:
     """The recipe without paths: the same bytes wherever the inputs lie. Unknown digests are blanks of equal length."""
-    data = to_json(recipe)
-    blank = Digest(options.digest).text()
-    sources = [data["base"], *data["inputs"]] if data["base"] else data["inputs"]
-    for index, source in enumerate(sources):
+    blank = " " * len(Digest(algorithm).text())
+    data = _traced(recipe, digests or [blank] * len(recipe.sources))
+    for source in _sources(data):
         del source["path"]
-        source["digest"] = digests[index] if digests else " " * len(blank)
     return json.dumps({**data, "version": VERSION})
+
+
+def _traced(recipe: Recipe, digests: Sequence[str]) -> dict[str, Any]:
+    """The recipe as JSON data, with absolute paths and the digests of its inputs."""
+    data = to_json(recipe)
+    for source, item, digest in zip(_sources(data), recipe.sources, digests, strict=True):
+        source["path"], source["digest"] = str(item.path.resolve()), digest
+    return data
+
+
+def _sources(data: Mapping[str, Any]) -> list[dict[str, str]]:
+    return [*([data["base"]] if data["base"] else []), *data["inputs"]]
 
 
 # -- streaming -------------------------------------------------------------------------------------------------------
 
 
-def _run_plan(checked: Plan, outputs: Sequence[tuple[Recipe, Path]], options: Options) -> list[str]:
-    """Stream a checked plan into its outputs; returns the digest of each."""
-    names = [name for unit in checked.units for name in unit.names if unit.kind == "merge"]
-    with ExitStack() as stack:
-        jobs: list[Job] = []
-        for recipe, path in outputs:
-            output = checked.outputs[path]
-            partial = stack.enter_context(
-                replacing(path, output.size, folder=output.folder, overwrite=options.overwrite, sync=options.sync)
-            )
-            writer = Writer(output, partial)
-            stack.callback(writer.release)
-            jobs.append(Job(recipe, parameters_for(recipe, names), writer, Digest(options.digest)))
+def _stream(checked: Plan, partials: Sequence[Path]) -> list[dict[str, Any]]:
+    """Stream a checked plan into files that nobody sees yet; returns what each output's `.recipe.json` holds.
+
+    Raises MergeError where an input has changed since its recipe was written, and for infinite or NaN results.
+    """
+    options, names = checked.options, _computed(checked.units)
+    jobs: list[Job] = []
+    try:
+        for target, partial in zip(checked.targets, partials, strict=True):
+            writer = Writer(target.layout, partial)
+            jobs.append(Job(target.recipe, parameters_for(target.recipe, names), writer, Digest(options.digest)))
         sources = [checkpoint.entries for checkpoint in checked.checkpoints]
-        settings = Settings(options.threads, options.device, options.digest, options.progress)
-        digests = Stream(sources, checked.units, jobs, settings).run()
-        _refuse(checked, jobs, digests)
-        for job, (_, path) in zip(jobs, outputs, strict=True):
-            _finish(checked, job, path, options, digests)
-    for job, (_, path) in zip(jobs, outputs, strict=True):
-        record = _record(job, path, options, digests, checked.outputs[path].notes)
-        write_text(recipe_path(path), json.dumps(record, indent=2) + "\n", overwrite=True)
-    return [job.digest.text() for job in jobs]
+        digests = Stream(sources, checked.units, jobs, options).run()
+        _refuse_changed(checked.recipe, digests)
+        _refuse_nonfinite(jobs)
+        for job, target in zip(jobs, checked.targets, strict=True):
+            job.writer.rewrite(_layout(checked, target.recipe, target.path, digests))
+            job.writer.close()
+    finally:
+        for job in jobs:
+            job.writer.release()
+    return [_record(job, target, options, digests) for job, target in zip(jobs, checked.targets, strict=True)]
 
 
-def _finish(checked: Plan, job: Job, path: Path, options: Options, digests: Sequence[str]) -> None:
-    slots = {name: Slot(unit.dtype, unit.shape, unit.name) for unit in checked.units for name in unit.names}
-    job.writer.rewrite(_plan_one(job.recipe, checked.checkpoints[0], slots, path, options, digests))
-    job.writer.close()
-
-
-def _refuse(checked: Plan, jobs: Sequence[Job], digests: Sequence[str]) -> None:
-    for source, digest in zip(checked.recipe.sources, digests, strict=True):
+def _refuse_changed(recipe: Recipe, digests: Sequence[str]) -> None:
+    for source, digest in zip(recipe.sources, digests, strict=True):
         if source.digest and source.digest != digest:
             raise MergeError(
                 f"{source.path}: {source.name} has changed since the recipe was written: its digest was "
                 f"{source.digest}, it is {digest}; clear the digest in the recipe to accept it"
             )
+
+
+def _refuse_nonfinite(jobs: Sequence[Job]) -> None:
     for job in jobs:
         if job.nonfinite and not job.recipe.policy.allow_nonfinite:
-            worst = sorted(job.nonfinite.items(), key=lambda item: -item[1])[:SHOWN]
+            worst = sorted(job.nonfinite.items(), key=lambda item: (-item[1], item[0]))[:SHOWN]
             listed = ", ".join(f"{count} in {name}" for name, count in worst)
             raise MergeError(
                 f"{describe(job.recipe)}: infinite or NaN values in {len(job.nonfinite)} tensors ({listed}); "
@@ -224,21 +276,18 @@ def _refuse(checked: Plan, jobs: Sequence[Job], digests: Sequence[str]) -> None:
             )
 
 
-def _record(job: Job, path: Path, options: Options, digests: Sequence[str], notes: Sequence[str]) -> dict[str, Any]:
-    """What `<output>.recipe.json` holds: the recipe with the inputs' digests, the output's, and where it came from."""
-    data = to_json(job.recipe)
-    sources = [data["base"], *data["inputs"]] if data["base"] else data["inputs"]
-    for source, item, digest in zip(sources, job.recipe.sources, digests, strict=True):
-        source["path"], source["digest"] = str(item.path.resolve()), digest
-    output = {"file": path.name, "digest": job.digest.text(), "notes": list(notes), "nonfinite": job.nonfinite}
-    return {**data, "output": output, "provenance": provenance(options)}
-
-
-def provenance(options: Options) -> dict[str, str]:
-    """Versions and the command, as noted in recipes."""
-    return {
+def _record(job: Job, target: Target, options: Options, digests: Sequence[str]) -> dict[str, Any]:
+    """The recipe with the inputs' digests, the output's, and where it came from."""
+    output = {
+        "file": target.path.name,
+        "digest": job.digest.text(),
+        "notes": list(target.layout.notes),
+        "nonfinite": dict(sorted(job.nonfinite.items())),
+    }
+    provenance = {
         "command": options.command,
         "unival-merge": VERSION,
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
+    return {**_traced(target.recipe, digests), "output": output, "provenance": provenance}

@@ -5,6 +5,7 @@ Computing happens in float32 (or wider) and is rounded once, to the result's dty
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -28,10 +29,12 @@ def computing_dtype(dtypes: Sequence[torch.dtype], policy: Policy) -> torch.dtyp
 
 
 def work(tensors: Sequence[Tensor], method: Method, unit: Unit, policy: Policy) -> list[Tensor]:
-    """The tensors in the computing dtype; complex ones as pairs of real numbers.
+    """The tensors in the computing dtype; complex ones as pairs of real numbers, counters as they are.
 
     Raises MergeError for complex tensors in a method that is not elementwise.
     """
+    if unit.kind != "merge":
+        return list(tensors)
     dtype = computing_dtype([tensor.dtype for tensor in tensors], policy)
     if tensors[0].dtype.is_complex:
         if not method.elementwise:
@@ -46,23 +49,17 @@ def combine(
     """The result for one unit (or one block of it), in the unit's dtype.
 
     `tensors` are as stored, `worked` the same in the computing dtype (see `work`). Parameters that mean one input alone
-    give that input's own bits, so nothing of the others can leak in.
+    give that input's own bits, so nothing of the others can leak in. Counters take their maximum between the ends.
     """
     single = method.single(len(tensors), parameters)
     if single is not None:
         return tensors[single].to(unit.dtype)
+    if unit.kind == "maximum":
+        return functools.reduce(torch.maximum, tensors)
     result = method.function(worked, name=unit.name, **parameters)
     if unit.dtype.is_complex:
         result = torch.view_as_complex(result)
     return result.to(unit.dtype)
-
-
-def maximum(tensors: Sequence[Tensor]) -> Tensor:
-    """The elementwise maximum: BatchNorm counters."""
-    result = tensors[0]
-    for tensor in tensors[1:]:
-        result = torch.maximum(result, tensor)
-    return result
 
 
 def nonfinite(result: Tensor) -> int:
@@ -74,3 +71,12 @@ def nonfinite(result: Tensor) -> int:
     if math.isfinite(real.sum(dtype=wide).item()):
         return 0
     return int((~torch.isfinite(real)).sum().item())
+
+
+def refuse_nonfinite(unit: Unit, result: Tensor, policy: Policy) -> None:
+    """Raise MergeError where a merged tensor has infinite or NaN values that the policy does not allow."""
+    count = 0 if unit.kind != "merge" or policy.allow_nonfinite else nonfinite(result)
+    if count:
+        raise MergeError(
+            f"{unit.name}: {count} infinite or NaN values in the result; set allow_nonfinite to accept them"
+        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from merge.errors import MergeError
-from merge.kernel import combine, maximum, nonfinite, work
+from merge.kernel import combine, refuse_nonfinite, work
 from merge.recipe import Input, Recipe, method_named, parameters_for
 from merge.state_dict import Policy, Unit, plan
 
@@ -46,6 +46,27 @@ def slerp(
 ) -> dict[str, Tensor]:
     """Spherical interpolation, tensor by tensor; the ratio is the share of the second (Shoemake 1985)."""
     return merge_state_dicts("slerp", {"first": first, "second": second}, {"ratio": ratio}, policy)
+
+
+def ratios(points: int) -> list[float]:
+    """`points` ratios from 0 to 1, made as `i / n` so that results join on them.
+
+        >>> ratios(5)
+        [0.0, 0.25, 0.5, 0.75, 1.0]
+
+    Raises MergeError for fewer than two points.
+    """
+    if points < 2:
+        raise MergeError(f"a sweep needs at least 2 points, not {points}")
+    return [i / (points - 1) for i in range(points)]
+
+
+def sweep(
+    first: StateDict, second: StateDict, ratios: Iterable[float], policy: Policy | None = None
+) -> Iterator[tuple[float, dict[str, Tensor]]]:
+    """Yield `(ratio, state_dict)` for every ratio, one at a time: only the point in hand is in memory."""
+    for ratio in ratios:
+        yield ratio, interpolate(first, second, ratio, policy)
 
 
 def task_vector(base: StateDict, expert: StateDict, policy: Policy | None = None) -> dict[str, Tensor]:
@@ -97,7 +118,7 @@ def merge_state_dicts(
     )
     sources = [*([] if base is None else [base]), *inputs.values()]
     units = plan(sources, [item.name for item in recipe.sources], recipe.policy)
-    resolved = parameters_for(recipe, [name for unit in units if unit.kind == "merge" for name in unit.names])
+    resolved = parameters_for(recipe, [unit.name for unit in units if unit.kind != "copy"])
     result: dict[str, Tensor] = {}
     for unit in units:
         tensors = [sources[index][unit.name].detach() for index in unit.sources]
@@ -108,13 +129,11 @@ def merge_state_dicts(
 
 def compute(unit: Unit, tensors: Sequence[Tensor], recipe: Recipe, parameters: Mapping[str, Any]) -> Tensor:
     """One unit's new tensor. Raises MergeError where it has infinite or NaN values that the policy does not allow."""
-    if unit.kind != "merge":
-        return (maximum(tensors) if unit.kind == "maximum" else tensors[0]).clone()
+    if unit.kind == "copy":
+        return tensors[0].clone()
     method = method_named(recipe.method)
     value = combine(tensors, work(tensors, method, unit, recipe.policy), method, parameters, unit)
-    bad = 0 if recipe.policy.allow_nonfinite else nonfinite(value)
-    if bad:
-        raise MergeError(f"{unit.name}: {bad} infinite or NaN values in the result; set allow_nonfinite to accept them")
+    refuse_nonfinite(unit, value, recipe.policy)
     return value.clone() if any(value.data_ptr() == tensor.data_ptr() for tensor in tensors) else value
 
 

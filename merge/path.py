@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from merge.checkpoint import open_checkpoint
 from merge.errors import MergeError
-from merge.kernel import combine, computing_dtype, maximum, nonfinite, work
+from merge.kernel import combine, computing_dtype, refuse_nonfinite, work
 from merge.recipe import Input, Recipe, method_named, parameters_for
 from merge.state_dict import Policy, Unit, is_rules, plan, resolve
 
@@ -58,7 +58,7 @@ class LivePath:
         sources = [_opened(source) for source in ([] if base is None else [base]) + list(inputs.values())]
         labels = [item.name for item in self._recipe.sources]
         self._units = plan(sources, labels, self._recipe.policy)
-        self._check_targets()
+        self._check_targets(sources)
         own = {tensor.untyped_storage().data_ptr() for tensor in self._targets.values()}
         self._endpoints = [self._gather(unit, sources, own, resident) for unit in self._units]
         self._saved: dict[str, Tensor] | None = None
@@ -79,8 +79,7 @@ class LivePath:
     def set_parameters(self, **parameters: Any) -> None:
         """Write the merged weights for these parameters of the method into the model."""
         recipe = self._recipe.with_parameters(**parameters)
-        names = [unit.name for unit in self._units if unit.kind == "merge"]
-        resolved = parameters_for(recipe, names)
+        resolved = parameters_for(recipe, [unit.name for unit in self._units if unit.kind != "copy"])
         with torch.no_grad():
             for unit, tensors in zip(self._units, self._endpoints, strict=True):
                 self._write(unit, tensors, resolved.get(unit.name, {}))
@@ -101,13 +100,15 @@ class LivePath:
     def _write(self, unit: Unit, tensors: Sequence[Tensor], parameters: Mapping[str, Any]) -> None:
         target, *others = {self._targets[name].data_ptr(): self._targets[name] for name in unit.names}.values()
         tensors = [tensor.to(target.device) for tensor in tensors]
-        if unit.kind != "merge":
+        if unit.kind == "copy":
             target.copy_(tensors[0])
         elif self._in_place(unit, target, tensors) and self._method.single(len(tensors), parameters) is None:
             self._method.function(tensors, name=unit.name, out=target, **parameters)
         else:
             worked = work(tensors, self._method, unit, self._recipe.policy)
-            target.copy_(combine(tensors, worked, self._method, parameters, unit))
+            value = combine(tensors, worked, self._method, parameters, unit)
+            refuse_nonfinite(unit, value, self._recipe.policy)
+            target.copy_(value)
         for other in others:  # tied in the checkpoints, not in the model
             other.copy_(target)
 
@@ -126,24 +127,30 @@ class LivePath:
         if resident:
             tensors = [tensor.to(target.device) for tensor in tensors]
         tensors = [tensor.clone() if tensor.untyped_storage().data_ptr() in own else tensor for tensor in tensors]
-        if unit.kind == "merge" and not self._recipe.policy.allow_nonfinite:
-            for tensor, index in zip(tensors, unit.sources, strict=True):
-                if nonfinite(tensor):
-                    raise MergeError(f"{unit.name} has infinite or NaN values in {self._recipe.sources[index].name}")
-        return (maximum(tensors),) if unit.kind == "maximum" else tuple(tensors)
+        for tensor in tensors:
+            refuse_nonfinite(unit, tensor, self._recipe.policy)
+        return tuple(tensors)
 
-    def _check_targets(self) -> None:
+    def _check_targets(self, sources: Sequence[Mapping[str, Tensor]]) -> None:
+        """Raise where the checkpoints do not fit the model. A name tied in the model is set by any of its names."""
         merged = {name: unit for unit in self._units for name in unit.names}
-        lacking, unset = sorted(set(merged) - set(self._targets)), sorted(set(self._targets) - set(merged))
+        reached = {self._targets[name].data_ptr() for name in merged if name in self._targets}
+        lacking = sorted(set(merged) - set(self._targets))
+        unset = sorted(k for k, v in self._targets.items() if k not in merged and v.data_ptr() not in reached)
         if lacking or unset:
             raise MergeError(
                 f"the model and the checkpoints differ: not in the model {lacking[:20]}, not in the checkpoints "
                 f"{unset[:20]}; --drop the first, and load a model that has no more than the checkpoints"
             )
+        first: dict[int, str] = {}
         for name, unit in merged.items():
-            if tuple(self._targets[name].shape) != unit.shape:
-                shape = list(self._targets[name].shape)
+            target = self._targets[name]
+            if tuple(target.shape) != unit.shape:
+                shape = list(target.shape)
                 raise MergeError(f"{name} has shape {list(unit.shape)} in the checkpoints and {shape} in the model")
+            other = first.setdefault(target.data_ptr(), name) if target.numel() else name
+            if merged[other] is not unit and any(not torch.equal(side[other], side[name]) for side in sources):
+                raise MergeError(f"{other} and {name} are one tensor in the model and differ in the checkpoints")
 
 
 class LinearPath(LivePath):

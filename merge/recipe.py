@@ -20,6 +20,7 @@ from merge.methods import METHODS, Method, Parameter
 from merge.state_dict import Policy, is_rules, resolve
 
 FORMAT = "unival-merge recipe 1"
+_LARGEST = 1e308
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,8 @@ def parameters_for(recipe: Recipe, names: Sequence[str]) -> dict[str, dict[str, 
 
 def _per_tensor(recipe: Recipe, key: str, parameter: Parameter, names: Sequence[str]) -> dict[str, Any]:
     value = recipe.parameters.get(key, 1 / len(recipe.inputs) if parameter.simplex else parameter.default)
+    if isinstance(value, Mapping) and not parameter.each and not is_rules(value):
+        resolve(value, names)  # says that "*" is missing
     if value is None:
         raise MergeError(f"{recipe.method} needs the parameter {key!r}: {parameter.help}")
     if is_rules(value):
@@ -100,6 +103,8 @@ def _checked(recipe: Recipe, key: str, parameter: Parameter, value: Any) -> Any:
         value = [value[name] for name in named]
     if isinstance(value, (int, float)):
         value = [value] * len(named)
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise MergeError(f"{key} must be a list of numbers or a mapping by name, not {value!r}")
     if len(value) != len(named):
         raise MergeError(f"{len(value)} {key} were given for {len(named)} inputs ({', '.join(named)})")
     numbers = tuple(_number(recipe, key, parameter, item) for item in value)
@@ -107,16 +112,19 @@ def _checked(recipe: Recipe, key: str, parameter: Parameter, value: Any) -> Any:
     if parameter.simplex and not math.isclose(total, 1, abs_tol=1e-6) and not (recipe.policy.extrapolate and total):
         advice = "pass --extrapolate to mean it" if total else "which erases every tensor"
         raise MergeError(f"{key} {', '.join(f'{x:g}' for x in numbers)} sum to {total:g}, not to 1: {advice}")
+    if parameter.simplex and not recipe.policy.extrapolate:
+        return tuple(number / total for number in numbers)  # 0.333 three times means a third
     return numbers
 
 
 def _number(recipe: Recipe, key: str, parameter: Parameter, value: Any) -> Any:
     if parameter.kind is bool and isinstance(value, bool):
         return value
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise MergeError(f"{key} must be a finite number, not {value!r}")
-    if not parameter.low <= value <= parameter.high and not (recipe.policy.extrapolate and key == "ratio"):
-        beyond = "; pass --extrapolate to go beyond" if key == "ratio" else ""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < _LARGEST:
+        raise MergeError(f"{key} must be a finite number, not {str(value)[:40]}")
+    share = key == "ratio" or parameter.simplex
+    if not parameter.low <= value <= parameter.high and not (recipe.policy.extrapolate and share):
+        beyond = "; pass --extrapolate to go beyond" if share else ""
         raise MergeError(f"{key} {value} is outside [{parameter.low:g}, {parameter.high:g}]{beyond}")
     return parameter.kind(value)
 
@@ -131,11 +139,11 @@ def method_named(name: str) -> Method:
 def check_inputs(recipe: Recipe, method: Method) -> None:
     """Raise MergeError where the number of inputs, their names or the base do not fit the method."""
     names = [item.name for item in recipe.sources]
-    double = [name for name in names if names.count(name) > 1]
-    if double or "*" in names:
-        raise MergeError(
-            f"two inputs are called {double[0]!r}; tell them apart with --name" if double else "a name is '*'"
-        )
+    for name in names:
+        if names.count(name) > 1:
+            raise MergeError(f"two inputs are called {name!r}; tell them apart with --name")
+        if not name or name == "*" or "/" in name or "\\" in name:
+            raise MergeError(f"an input is called {name!r}; choose a --name without slashes that is not '*'")
     low, high = method.inputs
     count = len(recipe.inputs)
     if count < low or (high is not None and count > high):
@@ -245,22 +253,30 @@ def read_recipe(path: Path) -> Recipe:
 
 def _input(data: Mapping[str, Any], folder: Path) -> Input:
     _known(data, {"name", "path", "section", "digest"}, "an input")
-    path = Path(data["path"])
-    name = str(data.get("name") or path.stem)
-    return Input(name, folder / path, str(data.get("section", "auto")), str(data.get("digest", "")))
+    path = Path(_kind("path", data["path"], str))
+    texts = {key: _kind(key, data[key], str) for key in ("name", "section", "digest") if key in data}
+    return Input(texts.get("name") or path.stem, folder / path, texts.get("section", "auto"), texts.get("digest", ""))
 
 
 def _policy(data: Mapping[str, Any]) -> Policy:
     defaults = Policy()
     _known(data, set(vars(defaults)), "a policy")
     values = dict(data)
-    for key in ("keep", "drop"):
-        if key in values:
-            values[key] = tuple(values[key])
-    for key in ("dtype", "compute_dtype"):
-        if values.get(key) is not None:
-            values[key] = dtype_named(values[key])
+    for key, value in data.items():
+        if key in ("keep", "drop"):
+            _kind(key, value, list)
+            values[key] = tuple(_kind(key, item, str) for item in value)
+        elif key in ("dtype", "compute_dtype"):
+            values[key] = None if value is None else dtype_named(_kind(key, value, str))
+        else:
+            _kind(key, value, type(getattr(defaults, key)))
     return replace(defaults, **values)
+
+
+def _kind(key: str, value: Any, kind: type) -> Any:
+    if type(value) is not kind:
+        raise MergeError(f"the recipe's {key} is {value!r}; it must be a {kind.__name__}")
+    return value
 
 
 def _known(data: Mapping[str, Any], known: Iterable[str], what: str) -> None:

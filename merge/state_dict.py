@@ -46,7 +46,7 @@ class Policy:
         drop: globs of names left out of the result.
         missing: "error", or "keep-first": a name that some input lacks is taken unmerged from the first that has it.
         dtype: dtype of the merged floating tensors; None keeps each tensor's own, which inputs must then share.
-        compute_dtype: arithmetic is done in this dtype or the tensors' own, whichever is wider.
+        compute_dtype: dtype of the arithmetic, float32 or float64; float64 tensors always have float64.
         batchnorm: "average" (statistics are merged like weights) or "from:<input name>".
         allow_nonfinite: accept infinities and NaNs in the result.
         extrapolate: accept coefficients outside [0, 1].
@@ -101,11 +101,13 @@ def plan(inputs: Sequence[Mapping[str, Tensor]], labels: Sequence[str], policy: 
     every integer conflict, with the options that resolve them.
     """
     described = [specs(tensors) for tensors in inputs]
+    _check_policy(policy)
+    statistics_from = None if policy.batchnorm == "average" else _named_input(policy.batchnorm, labels)
     names = _names(described, policy)
     problems = _name_problems(described, labels, names, policy)
     units: list[Unit] = []
-    for group in _tied_groups(described, inputs, names):
-        unit, problem = _unit(group, described, inputs, labels, policy)
+    for group in _tied_groups(described, inputs, names, policy.keep):
+        unit, problem = _unit(group, described, inputs, labels, policy, statistics_from)
         if problem:
             problems.append(problem)
         elif unit:
@@ -129,9 +131,14 @@ def _names(described: Sequence[Mapping[str, object]], policy: Policy) -> list[st
         for pattern in patterns:
             if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
                 raise MergeError(f"{option} {pattern!r} matches no tensor; names look like {', '.join(names[:3])}")
+    return [name for name in names if not matches(name, policy.drop)]
+
+
+def _check_policy(policy: Policy) -> None:
     if policy.missing not in ("error", "keep-first"):
         raise MergeError(f"missing={policy.missing!r}: must be 'error' or 'keep-first'")
-    return [name for name in names if not matches(name, policy.drop)]
+    if policy.compute_dtype not in (torch.float32, torch.float64):
+        raise MergeError(f"compute_dtype {_short(policy.compute_dtype)}: must be float32 or float64")
 
 
 def _name_problems(
@@ -167,16 +174,20 @@ def _and_more(count: int, what: str) -> str:
 
 
 def _tied_groups(
-    described: Sequence[Mapping[str, Spec | TensorEntry]], inputs: Sequence[Mapping[str, Tensor]], names: Sequence[str]
+    described: Sequence[Mapping[str, Spec | TensorEntry]],
+    inputs: Sequence[Mapping[str, Tensor]],
+    names: Sequence[str],
+    keep: Sequence[str],
 ) -> list[tuple[str, ...]]:
-    """Names that are one tensor, grouped by the first input that ties them.
+    """Names that are one tensor in the first input that has them, and that share one fate.
 
-    A tie of one input survives where every other input that has the names ties them too or holds equal values.
+    Such a tie survives where every other input that has the names ties them too or holds equal values.
     """
     groups: dict[Hashable, list[str]] = {}
     for name in names:
-        tie = next((described[i][name].tie for i in range(len(described)) if name in described[i]), None)
-        groups.setdefault(name if tie is None else tie, []).append(name)
+        holders = tuple(i for i, tensors in enumerate(described) if name in tensors)
+        tie = described[holders[0]][name].tie
+        groups.setdefault(name if tie is None else (tie, holders, matches(name, keep)), []).append(name)
     result: list[tuple[str, ...]] = []
     for members in groups.values():
         result.extend(_split_untied(tuple(members), described, inputs))
@@ -209,15 +220,13 @@ def _unit(
     inputs: Sequence[Mapping[str, Tensor]],
     labels: Sequence[str],
     policy: Policy,
+    statistics_from: int | None,
 ) -> tuple[Unit | None, str]:
     """The unit of one tied group, or the problem that prevents it."""
     name = names[0]
     holders = [i for i, tensors in enumerate(described) if name in tensors]
     first = described[holders[0]][name]
     copied = Unit(names, "copy", (holders[0],), first.dtype, first.shape)
-    if policy.batchnorm != "average" and name.endswith(BATCHNORM):
-        source = _named_input(policy.batchnorm, labels)
-        return Unit(names, "copy", (source,), first.dtype, first.shape), ""
     if matches(name, policy.keep):
         return copied, ""
     if len(holders) < len(inputs):
@@ -225,6 +234,8 @@ def _unit(
     problem = _conflict(name, [tensors[name] for tensors in described], labels, policy)
     if problem:
         return None, problem
+    if statistics_from is not None and name.endswith(BATCHNORM):
+        return Unit(names, "copy", (statistics_from,), first.dtype, first.shape), ""
     if not (first.dtype.is_floating_point or first.dtype.is_complex):
         return _integer_unit(copied, inputs, labels)
     dtype = first.dtype if policy.dtype is None or first.dtype.is_complex else policy.dtype

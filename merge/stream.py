@@ -12,30 +12,32 @@ import threading
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from merge.digest import Digest, raw_bytes
+from merge.digests import Digest, raw_bytes
 from merge.formats.entry import TensorEntry
-from merge.kernel import BLOCK, combine, maximum, nonfinite, work
+from merge.kernel import BLOCK, combine, nonfinite, work
 from merge.recipe import Recipe, method_named
 from merge.state_dict import Unit
 from merge.writing import Writer
 
-Progress = Callable[[int], None]
 WIDEST = 16  # bytes of the widest element, complex128
 
 
-@dataclass(frozen=True)
-class Settings:
-    """Threads (0: one a core, at most 4), the device of whole-tensor methods, the digest, a callback for bytes read."""
+class Settings(Protocol):
+    """What a stream needs to know of the options: see `merge.engine.Options`."""
 
-    threads: int
-    device: str
-    digest: str
-    progress: Progress | None
+    @property
+    def threads(self) -> int: ...
+    @property
+    def device(self) -> str: ...
+    @property
+    def digest(self) -> str: ...
+    @property
+    def progress(self) -> Callable[[int], object] | None: ...
 
 
 @dataclass
@@ -168,8 +170,6 @@ class Stream:
     def _results(self, unit: Unit, blocks: list[Tensor]) -> Iterator[Tensor]:
         if unit.kind == "copy":
             yield from (blocks[0] for _ in self._jobs)
-        elif unit.kind == "maximum":
-            yield from (maximum(blocks) for _ in self._jobs)
         else:
             device = self._settings.device
             moved = blocks if device == "cpu" else [block.to(device) for block in blocks]

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from merge.checkpoint import AVERAGED, SECTIONS, SUFFIXES, TORCH_SUFFIXES, Checkpoint, lookup
-from merge.digest import raw_bytes
+from merge.digests import raw_bytes
 from merge.errors import MergeError
 from merge.files import replacing, write_text
 from merge.formats.entry import TensorEntry

@@ -63,7 +63,8 @@ class Opaque:
     @property
     def attributes(self) -> dict[str, Any]:
         """The object's attributes where its state is a plain dictionary (argparse.Namespace), else nothing."""
-        return cast(dict[str, Any], self.state) if isinstance(self.state, dict) else {}
+        state = self.state
+        return cast("dict[str, Any]", state) if type(state) is dict else {}
 
 
 @dataclass(frozen=True)

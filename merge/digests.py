@@ -1,0 +1,62 @@
+"""Digests of tensors: the identity of a checkpoint's weights, whatever file they lie in.
+
+xxh3-128 tells files apart; it does not protect against somebody who wants two files to look alike. SHA-256 does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+import torch
+import xxhash
+from torch import Tensor
+
+from merge.errors import MergeError
+
+ALGORITHMS = {"xxh3_128": xxhash.xxh3_128, "sha256": hashlib.sha256}
+DEFAULT = "xxh3_128"
+
+
+class Digest:
+    """Collects the tensors of one checkpoint, in any order, one hash a tensor."""
+
+    def __init__(self, algorithm: str = DEFAULT):
+        if algorithm not in ALGORITHMS:
+            raise MergeError(f"unknown digest {algorithm!r}; known are {', '.join(ALGORITHMS)}")
+        self.algorithm = algorithm
+        self._tensors: dict[str, str] = {}
+
+    def start(self):
+        """A fresh hash for one tensor's row-major bytes."""
+        return ALGORITHMS[self.algorithm]()
+
+    def add(self, name: str, dtype: torch.dtype, shape: tuple[int, ...], content: str) -> None:
+        """File one tensor's finished hash under its name."""
+        self._tensors[name] = f"{name}\0{dtype}\0{list(shape)}\0{content}"
+
+    def text(self) -> str:
+        """`"<algorithm>:<hex>"` over all tensors in the order of their names."""
+        whole = self.start()
+        for name in sorted(self._tensors):
+            whole.update(self._tensors[name].encode() + b"\n")
+        return f"{self.algorithm}:{whole.hexdigest()}"
+
+
+def digest(tensors: Mapping[str, Tensor], algorithm: str = DEFAULT) -> str:
+    """The digest of a state dict: the same for a file, its copy in another format and the dict in memory.
+
+    >>> digest({"w": torch.zeros(2)}) == digest({"w": torch.zeros(2)})
+    True
+    """
+    whole = Digest(algorithm)
+    for name, value in tensors.items():
+        content = whole.start()
+        content.update(raw_bytes(value.detach().cpu()))
+        whole.add(name, value.dtype, tuple(value.shape), content.hexdigest())
+    return whole.text()
+
+
+def raw_bytes(value: Tensor) -> memoryview:
+    """A tensor's row-major bytes; no copy where it is contiguous."""
+    return value.resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8).numpy().data
