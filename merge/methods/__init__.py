@@ -6,7 +6,7 @@ from merge.methods import linear, spherical
 from merge.methods.method import Method, Parameter
 
 RATIO = Parameter("share of the second checkpoint", low=0.0, high=1.0)
-WEIGHTS = Parameter("share of each checkpoint", each=True, simplex=True)
+WEIGHTS = Parameter("share of each checkpoint", low=0.0, high=1.0, each=True, simplex=True)
 SCALE = Parameter("multiplier of the summed task vectors")
 FACTORS = Parameter("multiplier of each task vector", default=1.0, each=True)
 

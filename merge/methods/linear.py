@@ -13,7 +13,10 @@ from merge.methods.method import Tensors
 
 
 def interpolate(tensors: Tensors, *, ratio: float, name: str = "", out: Tensor | None = None) -> Tensor:
-    """`(1 - ratio) * first + ratio * second`, as `torch.lerp` computes it: equal elements stay equal."""
+    """`(1 - ratio) * first + ratio * second`, as `torch.lerp` computes it.
+
+    Equal finite elements stay equal (a negative zero may lose its sign); equal infinities become NaN.
+    """
     first, second = tensors
     return torch.lerp(first, second, ratio, out=out)
 
