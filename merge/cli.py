@@ -404,12 +404,12 @@ def _bytes(text: str | None) -> int | None:
     return size
 
 
-def main(application: typer.Typer = app) -> None:
-    """Run a command line: users' errors are one line on stderr and exit code 2, Ctrl-C is 130."""
+def main(application: typer.Typer = app, errors: tuple[type[Exception], ...] = (MergeError,)) -> None:
+    """Run a command line: users' errors (of these classes) are one line on stderr and exit code 2, Ctrl-C is 130."""
     signal.signal(signal.SIGINT, _interrupted)
     try:
         application()
-    except MergeError as error:
+    except errors as error:
         typer.echo(f"error: {' '.join(str(error).split())}", err=True)
         raise SystemExit(2) from None
 
