@@ -33,7 +33,7 @@ def token_buckets(length: int, size: int, longest: int, device: torch.device) ->
 def image_buckets(ids: Tensor, side: int) -> Tensor:
     """Bucket of every pair among position ids `... x n`, as `... x n x n` (query, key): one per offset in the grid.
 
-    Ids are 1 + row * side + column; id 0, which no token of the published model has, gets three buckets of its own.
+    Ids are 1 + row * side + column; id 0, no cell (bos of an image target), gets three buckets of its own.
     """
     spread = 2 * side - 1
     code = (ids - 1) // side * spread + (ids - 1) % side

@@ -17,20 +17,6 @@ from typing import Any
 
 from unival_core.errors import UnivalError
 
-__all__ = [
-    "BOS",
-    "CONFIGS",
-    "EOS",
-    "PAD",
-    "PUBLISHED_REGULARIZATION",
-    "UNK",
-    "AudioConfig",
-    "Regularization",
-    "ResNetConfig",
-    "UnivalConfig",
-    "replace",
-]
-
 BOS, PAD, EOS, UNK = 0, 1, 2, 3  # the same ids in every vocabulary
 CODE_STRIDE = 8  # image generation: one code stands for 8 x 8 pixels
 
@@ -231,29 +217,37 @@ def _build(kind: Any, values: Mapping[str, Any]) -> Any:
 
 _RESNET101 = ResNetConfig(depths=(3, 4, 23, 3), planes=(64, 128, 256, 512), classes=1000)
 _RESNEXT101_3D = ResNetConfig(depths=(3, 4, 23, 3), planes=(128, 256, 512, 1024), expansion=2, groups=32)
+_POCKET_NET = ResNetConfig(depths=(2, 2), planes=(32, 64), expansion=2, stem=32, kernel=3)
+_POCKET_SOUND = AudioConfig(
+    (8, 16, 32, 64), sample_rate=8_000, samples=16_000, n_fft=512, hop=160, n_mels=32, fmin=500.0, fmax=2_000.0
+)
+_BASE = UnivalConfig(768, 12, 3072, 6, 6, image=_RESNET101, video=_RESNEXT101_3D, audio=AudioConfig())
+_LARGE = replace(_BASE, width=1024, heads=16, ffn=4096, encoder_layers=12, decoder_layers=12)
+_TINY = replace(_BASE, width=64, heads=4, ffn=128, encoder_layers=2, decoder_layers=2)
+_POCKET = UnivalConfig(
+    96,
+    4,
+    192,
+    2,
+    2,
+    image=_POCKET_NET,
+    video=_POCKET_NET,
+    audio=_POCKET_SOUND,
+    code_image_size=48,
+    image_bucket=12,
+    max_positions=64,
+    token_bucket=32,
+)
 
 CONFIGS: dict[str, UnivalConfig] = {
     # The published 0.25B model. Its files carry the image and video encoders (image alone for grounding, all three for
     # audio captioning): `replace(CONFIGS["base"], audio=None)`.
-    "base": UnivalConfig(768, 12, 3072, 6, 6, image=_RESNET101, video=_RESNEXT101_3D, audio=AudioConfig()),
-    # OFA-large widths (arXiv 2202.03052) with the encoders of base.
-    "large": UnivalConfig(
-        1024,
-        16,
-        4096,
-        12,
-        12,
-        image=replace(_RESNET101, depths=(3, 8, 36, 3)),
-        video=_RESNEXT101_3D,
-        audio=AudioConfig(),
-    ),
+    "base": _BASE,
+    # OFA-large widths (arXiv 2202.03052) with the video and audio encoders of base.
+    "large": replace(_LARGE, image=replace(_RESNET101, depths=(3, 8, 36, 3))),
     # Narrow transformer behind full-width encoders: for checking numbers against recorded ones.
-    "tiny": UnivalConfig(
-        64,
-        4,
-        128,
-        2,
-        2,
+    "tiny": replace(
+        _TINY,
         image=replace(_RESNET101, depths=(3, 4, 6, 3)),
         video=replace(_RESNEXT101_3D, depths=(3, 4, 6, 3)),
         audio=AudioConfig(hop=480),
@@ -262,31 +256,6 @@ CONFIGS: dict[str, UnivalConfig] = {
         bins=50,
     ),
     # Trains on a laptop: 48 x 48 pictures to 6 x 6 tokens, films of 8 such frames, two seconds of telephone tones. The
-    # two picture networks differ only by the time axis, so that the image kernels can start the video network.
-    "pocket": UnivalConfig(
-        96,
-        4,
-        192,
-        2,
-        2,
-        image=ResNetConfig(depths=(2, 2), planes=(32, 64), expansion=2, stem=32, kernel=3),
-        video=ResNetConfig(depths=(2, 2), planes=(32, 64), expansion=2, stem=32, kernel=3),
-        audio=AudioConfig(
-            channels=(8, 16, 32, 64),
-            sample_rate=8_000,
-            samples=16_000,
-            n_fft=512,
-            hop=160,
-            n_mels=32,
-            fmin=500.0,
-            fmax=2_000.0,
-        ),
-        text_ids=384,
-        codes=16,
-        bins=24,
-        max_positions=64,
-        token_bucket=32,
-        image_bucket=12,
-        code_image_size=48,
-    ),
+    # picture networks differ only by the time axis, so that the image kernels can start the video network.
+    "pocket": replace(_POCKET, text_ids=384, codes=16, bins=24),
 }

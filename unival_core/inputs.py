@@ -38,20 +38,20 @@ class Inputs:
 
         Raises UnivalError where `modality` and the media do not fit together.
         """
-        given = [(number, getattr(self, f"{name}s")) for number, name in enumerate(MEDIA)]
-        given = [(number, values) for number, values in given if values is not None]
+        every = ((number, getattr(self, f"{name}s")) for number, name in enumerate(MEDIA))
+        given = {number: values for number, values in every if values is not None}
         modality = self.modality
         if modality is None:
             if len(given) > 1:
                 raise UnivalError("a batch of several modalities needs `modality`: -1, 0, 1 or 2 for each sample")
-            only = given[0][0] if given else TEXT
-            modality = torch.full((len(self.tokens),), only, device=self.tokens.device)
-        found = [(number, values, (modality == number).nonzero().flatten()) for number, values in given]
+            modality = torch.full((len(self.tokens),), next(iter(given), TEXT), device=self.tokens.device)
+        found = []
         for number, name in enumerate(MEDIA):
-            wanted = int((modality == number).sum())
-            there = next((len(values) for other, values, _ in found if other == number), 0)
-            if wanted != there:
+            rows, there = (modality == number).nonzero().flatten(), len(given.get(number, ()))
+            if len(rows) != there:
                 raise UnivalError(
-                    f"{wanted} samples of the batch are of modality {name}, but {there} {name}s are given"
+                    f"{len(rows)} samples of the batch are of modality {name}, but {there} {name}s are given"
                 )
+            if there:
+                found.append((number, given[number], rows))
         return found

@@ -170,9 +170,8 @@ class Encoder(nn.Module):
         side, (height, width) = self.config.position_grid, shape
         if not side or height * width <= side**2:
             return positions
-        known = self.get_submodule("embed_image_positions")(
-            grid_ids(side, side, self.config.image_bucket, positions.device)
-        )
+        ids = grid_ids(side, side, self.config.image_bucket, positions.device)
+        known = self.get_submodule("embed_image_positions")(ids)
         grid = known.t().reshape(1, -1, side, side)
         return F.interpolate(grid, size=(height, width), mode="bilinear")[0].flatten(1).t()
 
@@ -180,7 +179,7 @@ class Encoder(nn.Module):
         """What queries and keys think of each other's places, B (1 if all samples agree) x heads x S x S."""
         query = split_heads(self.pos_q_linear(positions) * attention_scale(self.config), self.config.heads)
         key = split_heads(self.pos_k_linear(positions), self.config.heads)
-        bias = query @ key.transpose(-1, -2)
+        bias = (query @ key.transpose(-1, -2)).float()  # half precision cannot hold MASKED
         if len(bias) > 1:
             bias = bias[layout]
         return bias.masked_fill(padding[:, None, None, :], MASKED) if padding.any() else bias
@@ -271,12 +270,12 @@ class Decoder(nn.Module):
         query = split_heads(self.self_pos_q_linear(places) * scale, c.heads)
         key = split_heads(self.self_pos_k_linear(places), c.heads)
         future = torch.ones(length, length, dtype=torch.bool, device=places.device).triu(1)
-        shared = (query @ key.transpose(-1, -2)).masked_fill(future, MASKED)
+        shared = (query @ key.transpose(-1, -2)).float().masked_fill(future, MASKED)
         buckets = [self.buckets(length, code) for code in cache.kinds]
         layers = range(len(self.layers))
         cache.self_bias = [shared + self.relative_bias(layer, cache.kinds, buckets) for layer in layers]
         query = split_heads(self.cross_pos_q_linear(places) * scale, c.heads)
-        cross = query.unsqueeze(1) @ cache.position_keys.transpose(-1, -2)  # kinds x L x heads x length x S
+        cross = (query.unsqueeze(1) @ cache.position_keys.transpose(-1, -2)).float()  # kinds x L x heads x length x S
         cross = cross[0] if cross.shape[:2] == (1, 1) else cross[cache.kind, cache.layout]
         padding = cache.padding[:, None, None, :]
         cache.cross_bias = cross.masked_fill(padding, MASKED) if padding.any() else cross

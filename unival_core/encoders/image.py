@@ -16,8 +16,8 @@ _POOL: dict[int, type[nn.Module]] = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
 def normalised(x: Tensor, conv: nn.Module, norm: nn.Module) -> Tensor:
     """A bias-free convolution and the batch norm behind it.
 
-    In evaluation the norm is a scale and a shift, which go into the kernel: one pass over the features instead of two.
-    They are folded anew in every call, as weights may change in place at any time; that costs less than the pass.
+    In evaluation the norm is a scale and a shift, which go into the kernel: one pass over the features less. They are
+    folded anew in every call, as weights may change in place at any time.
     """
     conv, norm = cast(nn.Conv2d, conv), cast(nn.BatchNorm2d, norm)
     if norm.training or norm.running_var is None or norm.running_mean is None:

@@ -1,0 +1,93 @@
+"""Seconds, tokens per second and peak memory of one forward pass and of beam search, on the CPU.
+
+    python benchmarks/model.py                                        # base, batch 4, 384 x 384, two threads
+    python benchmarks/model.py --batch 1 --repeats 1                  # what captioning one picture takes
+    python benchmarks/model.py --checkpoint vqa.pt --section model
+
+Weights do not change the time, so that they are random unless a checkpoint is given. Every repeat does the two
+measurements once; medians go to the screen and to `benchmarks/results/model.json`.
+"""
+
+import argparse
+import json
+import platform
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from unival_core.checkpoint import load_model
+from unival_core.config import CONFIGS, replace
+from unival_core.generate import GenerationOptions, generate
+from unival_core.model import Inputs, UnivalModel
+
+SOURCE, TARGET, BEAM = 20, 16, 5
+
+
+def seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def peak_gigabytes() -> float:
+    """The most memory that this process has held so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def main(options: argparse.Namespace) -> dict[str, float | int | str]:
+    torch.manual_seed(0)
+    torch.set_num_threads(options.threads)
+    if options.checkpoint is None:
+        model = UnivalModel(replace(CONFIGS["base"], video=None, audio=None)).eval()
+    else:
+        model = load_model(options.checkpoint, section=options.section)
+    batch, vocabulary = options.batch, model.config.vocabulary
+    pictures = torch.randn(batch, 3, options.size, options.size)
+    inputs = Inputs(torch.randint(4, vocabulary, (batch, SOURCE)), images=pictures)
+    targets = torch.randint(4, vocabulary, (batch, TARGET))
+    search = GenerationOptions(beam=BEAM, min_len=TARGET - 1, max_len_b=TARGET - 1)
+    work: dict[str, Callable[[], object]] = {
+        "image network": lambda: model.encoder.get_submodule("embed_images")(pictures),
+        "encoder": lambda: model.encode(inputs),
+        "forward": lambda: model(inputs, targets),
+        "generate": lambda: generate(model, inputs, search),
+    }
+    with torch.inference_mode():
+        for task in work.values():
+            task()
+        times = {name: [seconds(task) for _ in range(options.repeats)] for name, task in work.items()}
+    median = {f"{name} [s]": round(statistics.median(values), 3) for name, values in times.items()}
+    beyond = median["generate [s]"] - median["encoder [s]"]
+    return {
+        **median,
+        "forward, tokens per second": round(batch * TARGET / median["forward [s]"], 1),
+        "generate, tokens per second": round(batch * TARGET / median["generate [s]"], 1),
+        "generate beyond the encoder [s]": round(beyond, 3),
+        "peak memory [GB]": round(peak_gigabytes(), 2),
+        "setting": f"batch {batch}, {options.size} px, {SOURCE} source and {TARGET} target tokens, beam {BEAM}",
+        "threads": options.threads,
+        "repeats": options.repeats,
+        "machine": f"{platform.machine()}, torch {torch.__version__}",
+    }
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", type=Path)
+    parser.add_argument("--section", default="auto")
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--size", type=int, default=384)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=5)
+    result = main(parser.parse_args())
+    print(json.dumps(result, indent=1))
+    folder = Path(__file__).parent / "results"
+    folder.mkdir(exist_ok=True)
+    (folder / "model.json").write_text(json.dumps(result, indent=1) + "\n")
