@@ -225,18 +225,7 @@ _BASE = UnivalConfig(768, 12, 3072, 6, 6, image=_RESNET101, video=_RESNEXT101_3D
 _LARGE = replace(_BASE, width=1024, heads=16, ffn=4096, encoder_layers=12, decoder_layers=12)
 _TINY = replace(_BASE, width=64, heads=4, ffn=128, encoder_layers=2, decoder_layers=2)
 _POCKET = UnivalConfig(
-    96,
-    4,
-    192,
-    2,
-    2,
-    image=_POCKET_NET,
-    video=_POCKET_NET,
-    audio=_POCKET_SOUND,
-    code_image_size=48,
-    image_bucket=12,
-    max_positions=64,
-    token_bucket=32,
+    96, 4, 192, 2, 2, image=_POCKET_NET, video=_POCKET_NET, audio=_POCKET_SOUND, image_bucket=12, code_image_size=48
 )
 
 CONFIGS: dict[str, UnivalConfig] = {
@@ -257,5 +246,5 @@ CONFIGS: dict[str, UnivalConfig] = {
     ),
     # Trains on a laptop: 48 x 48 pictures to 6 x 6 tokens, films of 8 such frames, two seconds of telephone tones. The
     # picture networks differ only by the time axis, so that the image kernels can start the video network.
-    "pocket": replace(_POCKET, text_ids=384, codes=16, bins=24),
+    "pocket": replace(_POCKET, text_ids=384, codes=16, bins=24, max_positions=64, token_bucket=32),
 }
