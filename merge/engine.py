@@ -17,7 +17,7 @@ from merge.digests import DEFAULT, Digest
 from merge.errors import MergeError
 from merge.files import check_target, replacing, write_text
 from merge.recipe import Recipe, describe, parameters_for, share_label, shares, to_json
-from merge.state_dict import SHOWN, Unit, plan
+from merge.state_dict import SHOWN, Unit, by_name, plan
 from merge.stream import Job, Stream
 from merge.writing import OutputPlan, Slot, Writer, plan_output, recipe_path
 
@@ -142,7 +142,10 @@ def plan_sweep(
     if len(set(names)) < len(names):
         raise MergeError(f"{folder}: two points have the same shares: {', '.join(names)}")
     outputs = [(item, folder / name) for item, name in zip(recipes, names, strict=True)]
-    checked = _plan(recipe, outputs, replace(options or Options(), shard_size=None))
+    options = options or Options()
+    if options.shard_size is not None:
+        raise MergeError("a sweep writes one file a point: --shard-size is for single merges")
+    checked = _plan(recipe, outputs, options)
     check_target(folder, checked.bytes_written, folder=True, overwrite=checked.options.overwrite)
     _refuse_inputs(folder, checked.checkpoints)
     return checked
@@ -164,14 +167,9 @@ def _plan(recipe: Recipe, outputs: Sequence[tuple[Recipe, Path]], options: Optio
         _refuse_inputs(path, checkpoints)
     units = plan(checkpoints, [source.name for source in recipe.sources], recipe.policy)
     for item, _ in outputs:
-        parameters_for(item, _computed(units))
+        parameters_for(item, units)
     draft = Plan(recipe, checkpoints, units, (), options)
     return replace(draft, targets=[Target(item, path, _layout(draft, item, path, None)) for item, path in outputs])
-
-
-def _computed(units: Sequence[Unit]) -> list[str]:
-    """The tensors that coefficients are for."""
-    return [unit.name for unit in units if unit.kind != "copy"]
 
 
 def _refuse_inputs(output: Path, checkpoints: Sequence[Checkpoint]) -> None:
@@ -201,7 +199,8 @@ def _check_options(options: Options) -> None:
 
 def _layout(plan: Plan, recipe: Recipe, path: Path, digests: Sequence[str] | None) -> OutputPlan:
     first = plan.checkpoints[0]
-    slots = {name: Slot(unit.dtype, unit.shape, unit.name) for unit in plan.units for name in unit.names}
+    units = by_name(plan.units, plan.checkpoints)
+    slots = {name: Slot(unit.dtype, unit.shape, unit.name) for name, unit in units.items()}
     metadata = dict(first.metadata)
     if set(metadata) <= {"format"}:  # some models rebuild themselves from their metadata: it is not added to
         metadata = {"format": "pt", "unival_merge": _identity(recipe, plan.options.digest, digests)}
@@ -237,12 +236,14 @@ def _stream(checked: Plan, partials: Sequence[Path]) -> list[dict[str, Any]]:
 
     Raises MergeError where an input has changed since its recipe was written, and for infinite or NaN results.
     """
-    options, names = checked.options, _computed(checked.units)
+    options = checked.options
     jobs: list[Job] = []
     try:
         for target, partial in zip(checked.targets, partials, strict=True):
             writer = Writer(target.layout, partial)
-            jobs.append(Job(target.recipe, parameters_for(target.recipe, names), writer, Digest(options.digest)))
+            jobs.append(
+                Job(target.recipe, parameters_for(target.recipe, checked.units), writer, Digest(options.digest))
+            )
         sources = [checkpoint.entries for checkpoint in checked.checkpoints]
         digests = Stream(sources, checked.units, jobs, options).run()
         _refuse_changed(checked.recipe, digests)
@@ -257,12 +258,14 @@ def _stream(checked: Plan, partials: Sequence[Path]) -> list[dict[str, Any]]:
 
 
 def _refuse_changed(recipe: Recipe, digests: Sequence[str]) -> None:
-    for source, digest in zip(recipe.sources, digests, strict=True):
-        if source.digest and source.digest != digest:
-            raise MergeError(
-                f"{source.path}: {source.name} has changed since the recipe was written: its digest was "
-                f"{source.digest}, it is {digest}; clear the digest in the recipe to accept it"
-            )
+    changed = [
+        f"{source.path} ({source.name}) has changed since the recipe was written: its digest was {source.digest}, "
+        f"it is {digest}"
+        for source, digest in zip(recipe.sources, digests, strict=True)
+        if source.digest and source.digest != digest
+    ]
+    if changed:
+        raise MergeError("; ".join([*changed, "clear the digest in the recipe to accept it"]))
 
 
 def _refuse_nonfinite(jobs: Sequence[Job]) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from merge.errors import MergeError
 from merge.kernel import combine, refuse_nonfinite, work
 from merge.recipe import Input, Recipe, method_named, parameters_for
-from merge.state_dict import Policy, Unit, plan
+from merge.state_dict import Policy, Unit, by_name, plan
 
 StateDict = Mapping[str, Tensor]
 
@@ -118,13 +118,13 @@ def merge_state_dicts(
     )
     sources = [*([] if base is None else [base]), *inputs.values()]
     units = plan(sources, [item.name for item in recipe.sources], recipe.policy)
-    resolved = parameters_for(recipe, [unit.name for unit in units if unit.kind != "copy"])
+    resolved = parameters_for(recipe, units)
     result: dict[str, Tensor] = {}
     for unit in units:
         tensors = [sources[index][unit.name].detach() for index in unit.sources]
         value = compute(unit, tensors, recipe, resolved.get(unit.name, {}))
         result.update(dict.fromkeys(unit.names, value))
-    return result
+    return {name: result[name] for name in by_name(units, sources)}
 
 
 def compute(unit: Unit, tensors: Sequence[Tensor], recipe: Recipe, parameters: Mapping[str, Any]) -> Tensor:

@@ -61,25 +61,24 @@ class LivePath:
         self._check_targets(sources)
         own = {tensor.untyped_storage().data_ptr() for tensor in self._targets.values()}
         self._endpoints = [self._gather(unit, sources, own, resident) for unit in self._units]
-        self._saved: dict[str, Tensor] | None = None
+        self._saved: list[dict[str, Tensor]] = []
         self._set: Mapping[str, Any] | None = None
 
     def __enter__(self):
-        self._saved = {name: tensor.clone() for name, tensor in self._targets.items()}
+        self._saved.append({name: tensor.clone() for name, tensor in self._targets.items()})
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        saved, self._saved = self._saved or {}, None
         with torch.no_grad():
-            for name, tensor in saved.items():
+            for name, tensor in self._saved.pop().items():
                 self._targets[name].copy_(tensor)
 
     def set_parameters(self, **parameters: Any) -> None:
         """Write the merged weights for these parameters of the method into the model."""
         recipe = self._recipe.with_parameters(**parameters)
-        resolved = parameters_for(recipe, [unit.name for unit in self._units if unit.kind != "copy"])
+        resolved = parameters_for(recipe, self._units)
         with torch.no_grad():
             for unit, tensors in zip(self._units, self._endpoints, strict=True):
                 self._write(unit, tensors, resolved.get(unit.name, {}))
@@ -89,12 +88,12 @@ class LivePath:
         """A table of every merged tensor, the rule that decided it and its coefficient at the point last set."""
         if self._set is None:
             raise MergeError("no point has been set yet")
-        names = [unit.name for unit in self._units if unit.kind == "merge"]
+        names = [name for unit in self._units if unit.kind != "copy" for name in unit.names]
         lines: list[str] = []
         for key, value in self._set.items():
             rules: Mapping[str, Any] = value if is_rules(value) else {"*": value}
             lines += [f"{name}  {glob}  {key}={item}" for name, (glob, item) in resolve(rules, names).items()]
-        untouched = [f"{unit.name}  -  {unit.kind}" for unit in self._units if unit.kind != "merge"]
+        untouched = [f"{name}  -  copy" for unit in self._units if unit.kind == "copy" for name in unit.names]
         return "\n".join(lines + untouched)
 
     def _write(self, unit: Unit, tensors: Sequence[Tensor], parameters: Mapping[str, Any]) -> None:

@@ -17,7 +17,7 @@ import torch
 
 from merge.errors import MergeError
 from merge.methods import METHODS, Method, Parameter
-from merge.state_dict import Policy, is_rules, resolve
+from merge.state_dict import Policy, Unit, is_rules, resolve
 
 FORMAT = "unival-merge recipe 1"
 _LARGEST = 1e308
@@ -65,19 +65,27 @@ class Recipe:
 # -- parameters ------------------------------------------------------------------------------------------------------
 
 
-def parameters_for(recipe: Recipe, names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Every tensor's parameters, checked: ranges, counts, finite sums, rules by module resolved.
+def parameters_for(recipe: Recipe, units: Sequence[Unit]) -> dict[str, dict[str, Any]]:
+    """Every unit's parameters by its first name, checked: ranges, counts, finite sums, rules by module resolved.
 
-    Raises MergeError for an unknown parameter (with the nearest known one) and for a value out of its range.
+    Raises MergeError for an unknown parameter (with the nearest known one), for a value out of its range and for rules
+    that part names which are one tensor.
     """
     method = method_named(recipe.method)
     check_inputs(recipe, method)
-    given = dict(recipe.parameters)
-    for name in given:
+    for name in recipe.parameters:
         if name not in method.parameters:
             raise MergeError(f"{recipe.method} has no parameter {name!r}{nearest(name, method.parameters)}")
-    resolved = {name: _per_tensor(recipe, name, parameter, names) for name, parameter in method.parameters.items()}
-    return {tensor: {key: values[tensor] for key, values in resolved.items()} for tensor in names}
+    groups = [unit.names for unit in units if unit.kind != "copy"]
+    names = [name for group in groups for name in group]
+    resolved = {key: _per_tensor(recipe, key, parameter, names) for key, parameter in method.parameters.items()}
+    for first, *others in groups:
+        for key, values in resolved.items():
+            for other in others:
+                if values[other] != values[first]:
+                    told = f"{values[first]} and {values[other]}"
+                    raise MergeError(f"{first} and {other} are one tensor, but the rules for {key} give {told}")
+    return {group[0]: {key: values[group[0]] for key, values in resolved.items()} for group in groups}
 
 
 def _per_tensor(recipe: Recipe, key: str, parameter: Parameter, names: Sequence[str]) -> dict[str, Any]:
@@ -121,7 +129,7 @@ def _number(recipe: Recipe, key: str, parameter: Parameter, value: Any) -> Any:
     if parameter.kind is bool and isinstance(value, bool):
         return value
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < _LARGEST:
-        raise MergeError(f"{key} must be a finite number, not {str(value)[:40]}")
+        raise MergeError(f"{key} must be a finite number, not {repr(value)[:40]}")
     share = key == "ratio" or parameter.simplex
     if not parameter.low <= value <= parameter.high and not (recipe.policy.extrapolate and share):
         beyond = "; pass --extrapolate to go beyond" if share else ""

@@ -117,6 +117,12 @@ def plan(inputs: Sequence[Mapping[str, Tensor]], labels: Sequence[str], policy: 
     return units
 
 
+def by_name(units: Sequence[Unit], inputs: Sequence[Mapping[str, Tensor]]) -> dict[str, Unit]:
+    """Every name of the result with its unit, in the order in which the inputs list the names."""
+    found = {name: unit for unit in units for name in unit.names}
+    return {name: found[name] for name in dict.fromkeys(n for tensors in inputs for n in tensors) if name in found}
+
+
 # -- names -----------------------------------------------------------------------------------------------------------
 
 

@@ -29,24 +29,25 @@ def interpolate_single(count: int, parameters: Mapping[str, Any]) -> int | None:
 def average(tensors: Tensors, *, weights: Sequence[float], name: str = "", out: Tensor | None = None) -> Tensor:
     """`sum(weights[i] * tensors[i])`.
 
-    Computed as a running mean of lerps times the sum of the weights, so that equal elements stay equal and two
-    tensors give the bits of `interpolate`. Where a partial sum of the weights is zero (mixed signs), plain
-    multiply-adds are used.
+    Computed as a balanced tree of lerps, times the sum of the weights: equal elements stay equal, two tensors give the
+    bits of `interpolate`, and rounding errors grow with the depth of the tree instead of the number of tensors. Weights
+    of mixed signs, whose partial sums may vanish, are plain multiply-adds.
     """
     terms = [(tensor, weight) for tensor, weight in zip(tensors, weights, strict=True) if weight != 0]
     if not terms:
-        return torch.zeros_like(tensors[0]) if out is None else out.zero_()
-    (result, total), rest = terms[0], terms[1:]
-    if any(weight < 0 for _, weight in terms):
-        result = torch.mul(result, total)
-        for tensor, weight in rest:
+        result = torch.zeros_like(tensors[0])
+    elif any(weight < 0 for _, weight in terms):
+        result = terms[0][0] * terms[0][1]
+        for tensor, weight in terms[1:]:
             result = torch.add(result, tensor, alpha=weight)
-        return result if out is None else out.copy_(result)
-    for tensor, weight in rest:
-        total += weight
-        result = torch.lerp(result, tensor, weight / total)
-    if not math.isclose(total, 1.0, rel_tol=1e-12):
-        result = result * total
+    else:
+        while len(terms) > 1:
+            pairs = zip(terms[0::2], terms[1::2], strict=False)
+            odd = terms[-1:] if len(terms) % 2 else []
+            terms = [(torch.lerp(a, b, wb / (wa + wb)), wa + wb) for (a, wa), (b, wb) in pairs] + odd
+        result, total = terms[0]
+        if not math.isclose(total, 1.0, rel_tol=1e-12):
+            result = result * total
     return result if out is None else out.copy_(result)
 
 
