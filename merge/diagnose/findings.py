@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -18,7 +19,7 @@ from merge.state_dict import Policy, Spec, matches
 # A tensor with as many elements has cosines to chance partners of 1 / sqrt(1024) = 0.03.
 LARGE = 1024
 # Components of names whose rows are classes or words: the first axis follows the task, not the architecture.
-HEAD = re.compile(r"(.*head.*|classifier|cls|fc|fc_out|logits|output_projection|predictions?|.*embed.*|wte|wpe)")
+HEAD = re.compile(r"((\w+_)?heads?|classifier|cls|fc|fc_out|logits|output_projection|predictions?|.*embed.*|wte|wpe)")
 # 8-bit integers, and the names that 4-bit packers use, are codes whose scales lie beside them.
 PACKED = re.compile(r".*(qweight|qzeros)")
 CODES = (torch.int8, torch.uint8)
@@ -62,13 +63,13 @@ class Case:
     policy: Policy
     has_base: bool
 
-    @property
+    @functools.cached_property
     def wanted(self) -> list[str]:
         """Names that a merge would compute: all that no pattern keeps."""
         names = dict.fromkeys(name for spec in self.specs for name in spec)
         return [name for name in names if not matches(name, self.policy.keep)]
 
-    @property
+    @functools.cached_property
     def common(self) -> list[str]:
         """Wanted names that all have."""
         return [name for name in self.wanted if all(name in spec for spec in self.specs)]
@@ -81,10 +82,10 @@ class Case:
 
 def header_findings(case: Case, differing: Collection[str]) -> list[Finding]:
     """Everything that names, shapes and dtypes tell; `differing` are the integer tensors whose values differ."""
-    packed = [name for name in case.common if any(_is_code(name, spec[name]) for spec in case.specs)]
+    packed = {name: None for name in case.common if any(_is_code(name, spec[name]) for spec in case.specs)}
     found = [*_names(case), *_shapes(case), *_dtypes(case, packed)]
     if packed:
-        found.append(_quantised(case, packed, differing))
+        found.append(_quantised(case, list(packed), set(differing)))
     return [*found, *_integers(case, [name for name in differing if name not in packed])]
 
 
@@ -94,14 +95,19 @@ def globs(names: Collection[str], among: Collection[str]) -> str:
     >>> globs(["head.weight", "head.bias", "scale"], ["head.weight", "head.bias", "scale", "body.scale"])
     "'head.*' 'scale'"
     """
-    outside = [name for name in among if name not in set(names)]
+    mine = set(names)
+    taken = {prefix for name in among if name not in mine for prefix in _prefixes(name)}
     found: dict[str, None] = {}
     for name in names:
-        parts = name.split(".")
-        prefixes = [".".join(parts[:end]) + "." for end in range(1, len(parts))]
-        free = next((prefix for prefix in prefixes if not any(other.startswith(prefix) for other in outside)), None)
+        free = next((prefix for prefix in _prefixes(name) if prefix not in taken), None)
         found[f"'{name if free is None else free + '*'}'"] = None
     return " ".join(list(found)[:3]) + (f" (and {len(found) - 3} more patterns)" if len(found) > 3 else "")
+
+
+def _prefixes(name: str) -> list[str]:
+    """`a.b.c` as `a.`, `a.b.`."""
+    parts = name.split(".")
+    return [".".join(parts[:end]) + "." for end in range(1, len(parts))]
 
 
 # -- names ------------------------------------------------------------------------------------------------------------
@@ -136,13 +142,12 @@ def _names_advice(case: Case, missing: Sequence[str]) -> str:
 
 def _tied(case: Case, missing: Sequence[str]) -> str:
     """The common tensor that the first missing one is tied to where every missing one is tied to some, else ""."""
-    partners: list[str] = []
-    for name in missing:
-        ties = [spec[name].tie for spec in case.specs if name in spec]
-        holders = [spec for spec in case.specs if name in spec]
-        partner = [n for n in case.common if ties[0] is not None and holders[0][n].tie == ties[0]]
-        partners += partner[:1]
-    return partners[0] if len(partners) == len(missing) else ""
+    ties = [{spec[name].tie: name for name in reversed(case.common) if spec[name].tie} for spec in case.specs]
+    partners = [
+        next((tied.get(spec[name].tie, "") for spec, tied in zip(case.specs, ties, strict=True) if name in spec), "")
+        for name in missing
+    ]
+    return partners[0] if all(partners) else ""
 
 
 def _prefixed(case: Case) -> Finding | None:
@@ -165,9 +170,7 @@ def _prefixed(case: Case) -> Finding | None:
 
 def _prefix(names: Sequence[str], plain: Description) -> str:
     """What all names begin with and most are names of `plain` without, "" where there is no such thing."""
-    parts = names[0].split(".") if names else []
-    for end in range(1, len(parts)):
-        prefix = ".".join(parts[:end]) + "."
+    for prefix in _prefixes(names[0]) if names else []:
         if not all(name.startswith(prefix) for name in names):
             return ""
         if 2 * sum(name.removeprefix(prefix) in plain for name in names) > max(len(names), len(plain)):
@@ -203,8 +206,16 @@ def _shapes(case: Case) -> list[Finding]:
 
 def _shapes_seen(case: Case, names: Sequence[str]) -> str:
     name = names[0]
-    shapes = [f"{list(spec[name].shape)} in {label}" for label, spec in zip(case.labels, case.specs, strict=True)]
-    return f"{name} is {' and '.join(shapes)}" + (f"; also {listed(names[1:])}" if len(names) > 1 else "")
+    shapes = _by_value(case.labels, [str(list(spec[name].shape)) for spec in case.specs])
+    return f"{name} is {shapes}" + (f"; also {listed(names[1:])}" if len(names) > 1 else "")
+
+
+def _by_value(labels: Sequence[str], values: Sequence[str]) -> str:
+    """`float32 in base, vqa and float16 in caption`."""
+    groups: dict[str, list[str]] = {}
+    for label, value in zip(labels, values, strict=True):
+        groups.setdefault(value, []).append(label)
+    return " and ".join(f"{value} in {', '.join(group)}" for value, group in groups.items())
 
 
 def _dtypes(case: Case, packed: Collection[str]) -> list[Finding]:
@@ -216,9 +227,7 @@ def _dtypes(case: Case, packed: Collection[str]) -> list[Finding]:
             groups.setdefault(dtypes, []).append(name)
     found: list[Finding] = []
     for dtypes, names in groups.items():
-        kinds = " and ".join(
-            f"{dtype_name(dtype)} in {label}" for dtype, label in zip(dtypes, case.labels, strict=True)
-        )
+        kinds = _by_value(case.labels, [dtype_name(dtype) for dtype in dtypes])
         if all(dtype.is_floating_point for dtype in dtypes):
             widest = max(dtypes, key=lambda dtype: dtype.itemsize)
             advice = f"choose the result's dtype: --dtype {dtype_name(widest)}"

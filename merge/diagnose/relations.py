@@ -87,8 +87,9 @@ class Relation:
     @property
     def rescaled(self) -> list[str]:
         """Related matrices whose norms differ by a factor that finetuning does not give."""
-        related = {name: item for name, item in self.matrices.items() if name not in self.apart}
-        return [name for name, item in related.items() if not 1 / SCALED <= (item.norm_ratio or 0) <= SCALED]
+        strange = {*self.apart, *self.permuted}
+        related = {name: item.norm_ratio or 0 for name, item in self.matrices.items() if name not in strange}
+        return [name for name, ratio in related.items() if not 1 / SCALED <= ratio <= SCALED]
 
 
 def relate_all(case: Case, measured: Mapping[str, Measured]) -> list[Relation]:
@@ -116,13 +117,14 @@ def _relate(case: Case, measured: Mapping[str, Measured], pair: tuple[int, int])
         total.task_cosine,
         total.sign_conflict,
     )
-    apart = tuple(name for name in low if name not in permuted)
+    apart = tuple(name for name in low if not _is_permuted(matrices[name]))
     return Relation(evidence, case.has_base and pair[0] == 0, matrices, apart, permuted)
 
 
 def _telling(item: Measured, pair: tuple[int, int]) -> bool:
     constant = any(item.constant[index] for index in pair)
-    return is_large_matrix(item.shape) and item.finite and not constant and not item.contrasts[pair].equal
+    contrast = item.contrasts[pair]
+    return is_large_matrix(item.shape) and item.finite and not (constant or contrast.equal or contrast.cosine is None)
 
 
 def _is_permuted(contrast: Contrast) -> bool:
@@ -168,7 +170,10 @@ def _unrelated(relations: Sequence[Relation]) -> Finding | None:
         f"{r.label}: median cosine {r.pair.cosine:.2f} over {counted(r.pair.matrices, 'matrix', 'matrices')}"
         for r in bad
     )
-    advice = "weights trained apart do not average: merge checkpoints finetuned from one ancestor"
+    advice = (
+        "weights trained apart do not average (nor do those whose units were put into another order): merge "
+        "checkpoints finetuned from one ancestor"
+    )
     return Finding("warning", "unrelated weights", seen + f" (finetuned from one ancestor: above {UNRELATED})", advice)
 
 
@@ -235,7 +240,10 @@ def _median_rescaled(relation: Relation) -> bool:
 
 
 def _task_vectors(relations: Sequence[Relation]) -> list[Finding]:
-    angles = [(r.label, r.pair.task_cosine) for r in relations if r.pair.task_cosine is not None and not r.with_base]
+    """Angles between what experts of the base learned; strangers to the base all share its absence."""
+    strangers = {r.pair.second for r in relations if r.with_base and (r.unrelated or r.permuted)}
+    experts = [r for r in relations if not r.with_base and not {r.pair.first, r.pair.second} & strangers]
+    angles = [(r.label, r.pair.task_cosine) for r in experts if r.pair.task_cosine is not None]
     same = [f"{label}: cosine {cosine:.2f}" for label, cosine in angles if cosine > SAME_TASK]
     opposed = [f"{label}: cosine {cosine:.2f}" for label, cosine in angles if cosine < OPPOSED]
     found: list[Finding] = []

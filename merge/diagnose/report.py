@@ -87,7 +87,8 @@ def doctor(
     differing = [
         name
         for name, item in measured.items()
-        if not item.floating and not name.endswith(COUNTER) and not all(c.equal for c in item.contrasts.values())
+        if not (item.floating or name.endswith(COUNTER) or all(c.equal for c in item.contrasts.values()))
+        and len({spec[name].dtype for spec in case.specs}) == 1
     ]
     relations = relate_all(case, measured)
     found = [
