@@ -88,12 +88,14 @@ class LivePath:
         """A table of every merged tensor, the rule that decided it and its coefficient at the point last set."""
         if self._set is None:
             raise MergeError("no point has been set yet")
-        names = [name for unit in self._units if unit.kind != "copy" for name in unit.names]
+        kinds = {name: unit.kind for unit in self._units for name in unit.names}
+        names = [name for name, kind in kinds.items() if kind != "copy"]
         lines: list[str] = []
         for key, value in self._set.items():
             rules: Mapping[str, Any] = value if is_rules(value) else {"*": value}
-            lines += [f"{name}  {glob}  {key}={item}" for name, (glob, item) in resolve(rules, names).items()]
-        untouched = [f"{name}  -  copy" for unit in self._units if unit.kind == "copy" for name in unit.names]
+            decided = resolve(rules, names).items()
+            lines += [f"{name}  {glob}  {key}={item}" for name, (glob, item) in decided if kinds[name] == "merge"]
+        untouched = [f"{name}  -  {kind}" for name, kind in kinds.items() if kind != "merge"]
         return "\n".join(lines + untouched)
 
     def _write(self, unit: Unit, tensors: Sequence[Tensor], parameters: Mapping[str, Any]) -> None:
