@@ -1,9 +1,12 @@
 """Text cleaning and the trie of allowed answers."""
 
+import doctest
+
 import pytest
 import torch
 from golden import recorded
 
+import unival_core.text
 from unival_core.config import EOS
 from unival_core.errors import UnivalError
 from unival_core.text import Trie, clean_caption, clean_question
@@ -72,3 +75,7 @@ def test_an_empty_answer_is_refused() -> None:
         Trie([[5], []])
     with pytest.raises(UnivalError, match="at least one"):
         Trie([])
+
+
+def test_the_examples_run() -> None:
+    assert doctest.testmod(unival_core.text) == doctest.TestResults(failed=0, attempted=5)
