@@ -81,9 +81,11 @@ def generate(
     ] = None,
     section: Annotated[str, typer.Option(help="Part of a training file to use.")] = "auto",
     device: Annotated[str, typer.Option(help="Where to run: cpu, cuda, ...")] = "cpu",
-    beam: Annotated[int | None, typer.Option(help="Hypotheses to search with; default: the task's.")] = None,
-    side: Annotated[int | None, typer.Option(help="Pixels along the side of a picture; default: the task's.")] = None,
-    frames: Annotated[int | None, typer.Option(help="Frames to look at; default: the task's.")] = None,
+    beam: Annotated[int | None, typer.Option(min=1, help="Hypotheses to search with; default: the task's.")] = None,
+    side: Annotated[
+        int | None, typer.Option(min=1, help="Pixels along the side of a picture; default: the task's.")
+    ] = None,
+    frames: Annotated[int | None, typer.Option(min=1, help="Frames to look at; default: the task's.")] = None,
     resample: Annotated[bool, typer.Option("--resample", help="Resample a sound of another rate.")] = False,
     draw: Annotated[Path | None, typer.Option(help="Where to save the picture with the box.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing --draw file.")] = False,
