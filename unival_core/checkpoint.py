@@ -11,9 +11,11 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from merge import open_checkpoint, save_checkpoint
 from unival_core.attention import code_ids, grid_ids, image_buckets, token_buckets
@@ -62,8 +64,7 @@ def load_model(
         config = UnivalConfig.from_json(stored) if stored is not None else infer_config(file)
     check_computed(file, config)
     tensors = {name: file[name] for name in file if not is_computed(name)}
-    with torch.device("meta" if strict else "cpu"):
-        model = UnivalModel(config)
+    model = bare_model(config) if strict else UnivalModel(config)
     fresh = model.state_dict()
     if not strict:
         for repair in (*REPAIRS, start_missing, drop_unexpected):
@@ -107,6 +108,21 @@ def save_model(
     cast = {(value.data_ptr(), file[name].dtype): value.to("cpu", file[name].dtype) for name, value in own.items()}
     state = {name: cast[own[name].data_ptr(), file[name].dtype] if name in own else file[name] for name in file}
     return save_checkpoint(state, path, {**file.metadata, **(metadata or {})} or None, like=file, overwrite=overwrite)
+
+
+class _NoNumbers(TorchFunctionMode):
+    """Skips the drawing of random weights, which on the meta device would import torch's compiler, for seconds."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.__name__ in ("normal_", "uniform_", "kaiming_normal_", "kaiming_uniform_"):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+def bare_model(config: UnivalConfig) -> UnivalModel:
+    """A model whose tensors have names and shapes but no values (they are on the meta device)."""
+    with torch.device("meta"), _NoNumbers():
+        return UnivalModel(config)
 
 
 def is_computed(name: str) -> bool:

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from unival_core.checkpoint import bare_model
 from unival_core.config import UnivalConfig
 from unival_core.model import Inputs, UnivalModel
 
@@ -73,8 +74,7 @@ def fill(model: nn.Module, scale: float = 1.0) -> None:
 
 def filled(config: UnivalConfig, scale: float = 1.0) -> UnivalModel:
     """A model in evaluation mode with the recipe's weights; nothing is initialised twice."""
-    with torch.device("meta"):
-        model = UnivalModel(config)
+    model = bare_model(config)
     model.to_empty(device="cpu")
     model.tie()
     for name, value in model.named_buffers():
