@@ -1,0 +1,1 @@
+"""From tab-separated files to batches: `table` (rows), `dataset` (examples), `sampling`, `loading`, `batch`."""
