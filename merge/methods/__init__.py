@@ -2,13 +2,49 @@
 
 from __future__ import annotations
 
-from merge.methods import linear, spherical
+from merge.methods import (
+    fusion,
+    linear,
+    reinforced,
+    spherical,
+    stock,
+    sums,
+    task_vectors,
+    variance,
+    weighted,
+)
 from merge.methods.method import Method, Parameter
 
 RATIO = Parameter("share of the second checkpoint", low=0.0, high=1.0)
 WEIGHTS = Parameter("share of each checkpoint", low=0.0, high=1.0, each=True, simplex=True)
 SCALE = Parameter("multiplier of the summed task vectors")
 FACTORS = Parameter("multiplier of each task vector", default=1.0, each=True)
+UNIT = Parameter("multiplier of the summed task vectors", default=1.0)
+DENSITY = Parameter("part of each task vector that is kept", low=0.0, high=1.0, each=True)
+EPSILON = Parameter(
+    "how far the density of a row's smallest and largest lie from the middle", 0.15, 0.0, 1.0, each=True
+)
+GAMMA = Parameter("part of each task vector left out as outliers", 0.01, 0.0, 1.0, each=True)
+SEED = Parameter("seed of the random numbers, with each tensor's name", default=0, kind=int)
+RELATIVE = Parameter("weight of each checkpoint, relative to their sum", default=1.0, each=True)
+NORMALIZE = Parameter("divide by the sum of the weights that agree", default=True, kind=bool)
+RESCALE = Parameter("divide what is kept by its probability", default=True, kind=bool)
+RESCALE_L1 = Parameter("restore each task vector's L1 norm instead", default=False, kind=bool)
+FLATTEN = Parameter("take whole tensors as vectors", default=True, kind=bool)
+ROW_WISE = Parameter("without flatten: vectors along the first axis, not the last", default=False, kind=bool)
+THRESHOLD = Parameter("smallest change that counts", default=1e-5, low=0.0)
+FLOOR = Parameter("smallest statistic", default=1e-6, low=0.0)
+
+TRIMMED = {"density": DENSITY, "weights": FACTORS, "scale": UNIT, "rescale_l1": RESCALE_L1}
+RANDOM = {**TRIMMED, "rescale": RESCALE, "seed": SEED}
+
+TIES = "TIES, arXiv 2306.01708"
+DARE = "DARE, arXiv 2311.03099"
+DELLA = "DELLA, arXiv 2406.11617"
+CRUMBS = "Model Breadcrumbs, arXiv 2312.06795"
+AT_CUT = "of equal magnitudes at the cut the lowest index is kept"
+TIE_UP = "a sum of exactly 0 elects +"
+ONE_LINE = "vectors on one line (within 1e-6) or zero: linear"
 
 METHODS: dict[str, Method] = {
     "interpolate": Method(
@@ -45,6 +81,204 @@ METHODS: dict[str, Method] = {
         {"ratio": RATIO},
         inputs=(2, 2),
         single=linear.interpolate_single,
+    ),
+    "linear": Method(
+        sums.linear,
+        "sum_i weights_i * X_i / sum_i weights_i; without normalize undivided",
+        "mergekit, arXiv 2403.13257",
+        {"weights": RELATIVE, "normalize": Parameter("divide by the sum of the weights", default=True, kind=bool)},
+        elementwise=True,
+        inputs=(1, None),
+        single=sums.linear_single,
+        edges="weights of sum 0 are an error; equal elements stay equal if normalized",
+    ),
+    "nuslerp": Method(
+        spherical.nuslerp,
+        "slerp(A, B) at ratio weights_2 / (weights_1 + weights_2), of whole tensors or of their vectors",
+        "NuSLERP, mergekit 2024",
+        {"weights": RELATIVE, "flatten": FLATTEN, "row_wise": ROW_WISE},
+        inputs=(2, 2),
+        single=spherical.nuslerp_single,
+        edges=ONE_LINE,
+    ),
+    "nuslerp-base": Method(
+        spherical.nuslerp_base,
+        "base + nuslerp(A - base, B - base)",
+        "NuSLERP, mergekit 2024",
+        {"weights": RELATIVE, "flatten": FLATTEN, "row_wise": ROW_WISE},
+        takes_base=True,
+        inputs=(2, 2),
+        single=spherical.nuslerp_single,
+        edges=ONE_LINE,
+    ),
+    "multislerp": Method(
+        spherical.multislerp,
+        "exp_m(sum_i weights_i * log_m(X_i / |X_i|)) * sum_i weights_i * |X_i|, m the normalized mean direction",
+        "Multi-SLERP, mergekit 2025",
+        {"weights": WEIGHTS},
+        single=linear.average_single,
+        edges="directions that balance out are an error; a zero tensor has no direction, its length counts",
+    ),
+    "multislerp-base": Method(
+        spherical.multislerp_base,
+        "base + multislerp(X_i - base)",
+        "Multi-SLERP, mergekit 2025",
+        {"weights": WEIGHTS},
+        takes_base=True,
+        single=spherical.base_single,
+        edges="as multislerp",
+    ),
+    "karcher": Method(
+        spherical.karcher,
+        "the m of least sum_i weights_i * angle(m, X_i)^2, times sum_i weights_i * |X_i|",
+        "Karcher 1977; mergekit 2025",
+        {
+            "weights": WEIGHTS,
+            "iterations": Parameter("most steps on the sphere", default=10, low=1, kind=int),
+            "tolerance": Parameter("length of the last step, in radians", default=1e-5, low=0.0),
+        },
+        single=linear.average_single,
+        edges="where directions balance out the search starts at the first; a zero tensor's length counts",
+    ),
+    "ties": Method(
+        task_vectors.ties,
+        "base + scale * mean of the agreeing weights_i * top(X_i - base), agreeing: sign of sum_i",
+        TIES,
+        {**TRIMMED, "normalize": NORMALIZE},
+        takes_base=True,
+        inputs=(1, None),
+        single=task_vectors.single,
+        edges=f"{AT_CUT}; at least one entry is kept; {TIE_UP}",
+    ),
+    "dare-linear": Method(
+        task_vectors.dare_linear,
+        "base + scale * sum_i weights_i * mask_i * (X_i - base) / density_i, mask_i Bernoulli(density_i)",
+        DARE,
+        RANDOM,
+        takes_base=True,
+        inputs=(1, None),
+        single=task_vectors.single,
+        edges="masks depend on seed, tensor name and order of the experts alone",
+    ),
+    "dare-ties": Method(
+        task_vectors.dare_ties,
+        "as ties, with DARE's masks for top",
+        DARE,
+        {**RANDOM, "normalize": NORMALIZE},
+        takes_base=True,
+        inputs=(1, None),
+        single=task_vectors.single,
+        edges=TIE_UP,
+    ),
+    "della-linear": Method(
+        task_vectors.della_linear,
+        "as dare-linear, the probability rising with the rank in the row from density - epsilon to density + epsilon",
+        DELLA,
+        {**RANDOM, "epsilon": EPSILON},
+        takes_base=True,
+        inputs=(1, None),
+        single=task_vectors.single,
+        edges="of equal magnitudes the lower index ranks lower; a row's only entry has the density",
+    ),
+    "della": Method(
+        task_vectors.della,
+        "as ties, with DELLA's masks for top",
+        DELLA,
+        {**RANDOM, "epsilon": EPSILON, "normalize": NORMALIZE},
+        takes_base=True,
+        inputs=(1, None),
+        single=task_vectors.single,
+        edges=TIE_UP,
+    ),
+    "breadcrumbs": Method(
+        task_vectors.breadcrumbs,
+        "base + scale * sum_i weights_i * middle(X_i - base), without the gamma largest, density remaining",
+        CRUMBS,
+        {**TRIMMED, "gamma": GAMMA},
+        takes_base=True,
+        inputs=(1, None),
+        single=task_vectors.single,
+        edges="of equal magnitudes the lower index is the larger; density has priority over gamma",
+    ),
+    "breadcrumbs-ties": Method(
+        task_vectors.breadcrumbs_ties,
+        "as ties, with breadcrumbs' middle for top",
+        CRUMBS,
+        {**TRIMMED, "gamma": GAMMA, "normalize": NORMALIZE},
+        takes_base=True,
+        inputs=(1, None),
+        single=task_vectors.single,
+        edges=TIE_UP,
+    ),
+    "model-stock": Method(
+        stock.model_stock,
+        "(1 - t) * base + t * mean_i X_i, t = k c / (1 + (k - 1) c), c the mean cosine of the k task vectors",
+        "Model Stock, arXiv 2403.19522",
+        {"filter_wise": Parameter("one t for each row of a tensor", default=False, kind=bool)},
+        takes_base=True,
+        edges="t is clamped to [0, 1]; an expert equal to the base has cosine 0",
+    ),
+    "sce": Method(
+        variance.sce,
+        "base + mean of the agreeing s_i * select(X_i - base), s_i the share of energy, select by variance",
+        "FuseChat SCE, arXiv 2408.07990",
+        {"density": Parameter("part of the entries that is selected", low=0.0, high=1.0)},
+        takes_base=True,
+        edges=f"the part is of the entries in which experts differ; {AT_CUT}; {TIE_UP}",
+    ),
+    "ram": Method(
+        reinforced.ram,
+        "base + mean of the X_i - base that are larger than threshold, entry by entry",
+        "RAM, arXiv 2601.13572",
+        {"threshold": THRESHOLD},
+        takes_base=True,
+        elementwise=True,
+    ),
+    "ram-plus": Method(
+        reinforced.ram_plus,
+        "as ram, an entry that i alone has changed times 1 + gain * min(shared_i / alone_i, limit)",
+        "RAM+, arXiv 2601.13572, per tensor",
+        {
+            "threshold": THRESHOLD,
+            "gain": Parameter("how much entries changed by one expert are stretched", default=0.1),
+            "limit": Parameter("largest ratio that counts", default=0.2, low=0.0),
+        },
+        takes_base=True,
+    ),
+    "nearswap": Method(
+        fusion.nearswap,
+        "(1 - w) * base + w * X, w = min(t / |X - base|, 1)",
+        "QuartetAnemoi-70B, 2024; mergekit",
+        {"t": Parameter("distance within which an entry is taken", low=0.0)},
+        takes_base=True,
+        elementwise=True,
+        inputs=(1, 1),
+        single=fusion.nearswap_single,
+    ),
+    "arcee-fusion": Method(
+        fusion.arcee_fusion,
+        "X where |X - base| * KL >= median + 1.5 * (Q3 - Q1), else base; KL of the softmaxes of a row",
+        "Arcee Fusion, mergekit 2025",
+        takes_base=True,
+        inputs=(1, 1),
+        edges="quantiles are rounded down; where all entries are equally important all are taken",
+    ),
+    "fisher": Method(
+        weighted.fisher,
+        "sum_i F_i * X_i / sum_i F_i; inputs X_1 ... X_n, F_1 ... F_n",
+        "Fisher-weighted averaging, arXiv 2111.09832",
+        {"floor": FLOOR},
+        elementwise=True,
+        inputs=(4, None),
+        edges="entries with no information are averaged",
+    ),
+    "regmean": Method(
+        weighted.regmean,
+        "(sum_i X_i G_i) (sum_i G_i)^-1 of linear layers, fisher for the rest; inputs X_1 ... X_n, G_1 ... G_n",
+        "RegMean, arXiv 2212.09849",
+        {"shrink": Parameter("factor of inner products off the diagonal", 0.9, 0.0, 1.0), "floor": FLOOR},
+        inputs=(4, None),
+        edges="input features that nobody has seen are averaged",
     ),
 }
 

@@ -41,7 +41,8 @@ class Method:
 
     Attributes:
         function: `function(tensors, *, name, **parameters) -> Tensor`. The tensors of one name, the base first where
-            the method takes one, all in the computing dtype; pure. With `elementwise` it may be called on blocks of them.
+            the method takes one, all in the computing dtype; pure. With `elementwise` it may be called on blocks of
+            them, and takes `out`, a tensor to write the result into.
         formula, source: for help texts and docs.
         parameters: by name.
         takes_base: the first tensor is the common ancestor's.
@@ -49,6 +50,7 @@ class Method:
         inputs: least and greatest number of inputs besides the base.
         single: the index of the one input that these parameters mean (ratio 0 or 1), whose bytes are then copied:
             exact, and nothing leaks from the others. None where there is none.
+        edges: what happens at the edges (ties, zero vectors, vectors without a direction), for docs.
     """
 
     function: Callable[..., Tensor]
@@ -59,6 +61,7 @@ class Method:
     elementwise: bool = False
     inputs: tuple[int, int | None] = (2, None)
     single: Callable[[int, Mapping[str, Any]], int | None] = _no_single
+    edges: str = ""
 
 
 Tensors = Sequence[Tensor]

@@ -1,0 +1,73 @@
+"""Averages weighted by statistics of the experts: Fisher information, RegMean's inner products of activations.
+
+The inputs are n experts and then, in the same order, n checkpoints of statistics with the same names (see
+`merge.statistics`).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from merge.errors import MergeError
+from merge.methods.blocks import identical
+from merge.methods.method import Tensors
+
+
+def fisher(tensors: Tensors, *, floor: float, name: str = "", out: Tensor | None = None) -> Tensor:
+    """`sum_i F_i X_i / sum_i F_i`, entry by entry, F at least `floor` (Matena and Raffel 2022, equation 3).
+
+    Entries that no Fisher information tells apart are averaged. Computed as a running mean: equal entries stay equal.
+    Raises MergeError where the statistics do not pair with the experts.
+    """
+    experts, statistics = _paired(tensors, name)
+    result, total = experts[0], statistics[0].clamp(min=floor)
+    for expert, statistic in zip(experts[1:], statistics[1:], strict=True):
+        weight = statistic.clamp(min=floor)
+        total = total + weight
+        result = torch.lerp(result, expert, weight / total)
+    return result if out is None else out.copy_(result)
+
+
+def regmean(tensors: Tensors, *, shrink: float, floor: float, name: str = "") -> Tensor:
+    """The linear layer nearest to all experts' outputs: `sum_i X_i G_i (sum_i G_i)^-1` (Jin et al. 2023, equation 2).
+
+    X_i is (out, in) and its statistic G_i (in, in), the inner products of the inputs, whose entries off the diagonal
+    are multiplied by `shrink`. Input features that no expert has seen are averaged. Statistics of a tensor's own shape
+    (biases, norms) weight its entries as in `fisher`. Raises MergeError for other shapes and for values not finite.
+    """
+    experts, statistics = _paired(tensors, name)
+    shape, wanted = tuple(statistics[0].shape), tuple(experts[0].shape)
+    if len(wanted) != 2 or shape != (wanted[1], wanted[1]):
+        if shape != wanted:
+            raise MergeError(f"{name} has shape {list(wanted)}: its statistics cannot have shape {list(shape)}")
+        return fisher(tensors, floor=floor, name=name)
+    if identical(experts):
+        return experts[0].clone()
+    products = [_shrunk(statistic, shrink) for statistic in statistics]
+    mean = experts[0]
+    for count, expert in enumerate(experts[1:], 2):
+        mean = torch.lerp(mean, expert, 1 / count)
+    pull = torch.zeros_like(mean, dtype=torch.float64)
+    for expert, product in zip(experts, products, strict=True):
+        pull += (expert.double() - mean) @ product
+    total = torch.stack(products).sum(0)
+    if not total.isfinite().all():
+        raise MergeError(f"{name}: its statistics have infinite or NaN values")
+    inverse = torch.pinverse(total, len(total) * torch.finfo(total.dtype).eps)
+    return (mean + pull @ inverse).to(mean.dtype)
+
+
+def _paired(tensors: Tensors, name: str) -> tuple[Tensors, Tensors]:
+    half = len(tensors) // 2
+    if len(tensors) % 2:
+        raise MergeError(
+            f"{name}: the inputs are experts and then one file of statistics each, not {len(tensors)} files"
+        )
+    return tensors[:half], tensors[half:]
+
+
+def _shrunk(statistic: Tensor, shrink: float) -> Tensor:
+    """The inner products in float64 with their entries off the diagonal made smaller."""
+    wide = statistic.double()
+    return wide * shrink + torch.diag(wide.diagonal()) * (1 - shrink)
