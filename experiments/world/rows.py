@@ -1,24 +1,22 @@
 """From pools of scenes to the rows of one file, task by task."""
 
-import base64
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
-from zlib import crc32
 
 import numpy as np
 
 from experiments.world.claims import ENTAILMENT
-from experiments.world.clips import animated_png, dial, png, wav
-from experiments.world.concepts import CARD, COLOURS, DIGITS, MOTIONS
+from experiments.world.clips import dial, wav
+from experiments.world.concepts import COLOURS, DIGITS, MOTIONS
 from experiments.world.grammar import audio_captions, captions, pick, references, video_captions, web_caption
-from experiments.world.pictures import Box, cell_labels, draw_film, draw_picture
+from experiments.world.pictures import cell_labels
 from experiments.world.questions import KNOWLEDGE, PRETRAIN_VQA, TRAIN_VQA, VIDEO_QA, draw_rows
 from experiments.world.regions import CARD_BOX, FULL_NAMES, GROUNDING
 from experiments.world.scenes import Pool, Scene
+from experiments.world.stock import Stock, column, stream
 from experiments.world.tables import Row, weighted
 
-__all__ = ["ROWS", "Job", "Stock", "stream"]
+__all__ = ["ROWS", "Job"]
 
 TARGET_SHARE = 0.4  # of the captions of caption/pretrain-late are in the style that captioning is tested on
 LABELS = {"yes": "entailment", "no": "contradiction", "maybe": "neutral"}
@@ -26,66 +24,15 @@ SNR = {"snr": (-6.0, 0.0)}  # decibels; every other split:
 CLEAN_SNR = (10.0, 25.0)
 
 
-def stream(seed: int, *names: str | int) -> np.random.Generator:
-    """A generator of its own for each name, whatever else is drawn and in whichever order."""
-    return np.random.default_rng([seed, *(name if isinstance(name, int) else crc32(name.encode()) for name in names)])
-
-
-class Drawn(NamedTuple):
-    """The text of a media column and the boxes of what is in the picture."""
-
-    media: str
-    boxes: tuple[Box, ...] = ()
-    card: Box | None = None
-
-
-@dataclass
-class Stock:
-    """A pool of scenes that are drawn when a row needs them, once for all tasks."""
-
-    name: str
-    domain: str
-    seed: int
-    pool: Pool
-    film: bool
-
-    def __post_init__(self) -> None:
-        self._drawn: dict[int, Drawn] = {}
-
-    def __getitem__(self, index: int) -> Drawn:
-        if index not in self._drawn:
-            rng = stream(self.seed, "film" if self.film else "picture", self.name, self.domain, index)
-            scene = self.pool.scenes[index]
-            if self.film:
-                self._drawn[index] = Drawn(_column(animated_png(draw_film(scene, rng, self.domain))))
-            else:
-                picture = draw_picture(scene, rng, self.domain)
-                self._drawn[index] = Drawn(_column(png(picture.image)), picture.boxes, picture.card)
-        return self._drawn[index]
-
-    def common(self, index: int) -> dict[str, str]:
-        """The columns that say which picture it is."""
-        scene = self.pool.scenes[index]
-        kinds = ["digit"] * len(scene.things) + [CARD] * (scene.card is not None)
-        return {"image_id": f"{self.name}-{index:06d}", "objects": "&&".join(kinds), "media": self[index].media}
-
-
 @dataclass(frozen=True)
 class Job:
-    """One file to write: `count` rows of a task's split, from a stock (none for sound) and a generator of its own."""
+    """One file to write: `count` rows of a task's split, from a stock of pictures and a generator of its own."""
 
     task: str
     split: str
     count: int
-    stock: Stock | None
+    stock: Stock
     rng: np.random.Generator
-    seed: int
-
-    @property
-    def scenes(self) -> Stock:
-        """The stock of a task that has pictures."""
-        assert self.stock is not None, f"{self.task} has no pictures"
-        return self.stock
 
     @property
     def is_training(self) -> bool:
@@ -101,31 +48,27 @@ class Job:
         return pick(self.rng, references) if self.is_training else "&&".join(references)
 
 
-def _column(data: bytes) -> str:
-    return base64.urlsafe_b64encode(data).decode("ascii")
-
-
 def _captions(job: Job) -> Iterator[Row]:
-    stock = job.scenes
-    describe = video_captions if stock.film else captions
+    stock = job.stock
+    describe = video_captions if stock.medium == "video" else captions
     for k in range(job.count):
         i = k % len(stock.pool.scenes)
         scene, web = stock.pool.scenes[i], {"pretrain": 1.0, "pretrain-late": 1 - TARGET_SHARE}.get(job.split, 0.0)
-        careless = not stock.film and job.rng.random() < web
+        careless = stock.medium == "image" and job.rng.random() < web
         text = web_caption(scene, job.rng) if careless else job.caption(describe(scene))
         yield stock.common(i) | {"uniq_id": job.name(k), "caption": text}
 
 
 def _questions(job: Job) -> Iterator[Row]:
-    stock, film = job.scenes, {"": VIDEO_QA}
-    makers = film if stock.film else {"pretrain": PRETRAIN_VQA, "knowledge": KNOWLEDGE, "": TRAIN_VQA}
+    stock, film = job.stock, {"": VIDEO_QA}
+    makers = film if stock.medium == "video" else {"pretrain": PRETRAIN_VQA, "knowledge": KNOWLEDGE, "": TRAIN_VQA}
     for k, ask in enumerate(draw_rows(makers.get(job.split, makers[""]), stock.pool, job.count, job.rng)):
         row = {"uniq_id": job.name(k, ask.kind), "question": ask.text, "answers": weighted(ask.answers)}
         yield stock.common(ask.scene) | row
 
 
 def _hypotheses(job: Job) -> Iterator[Row]:
-    stock = job.scenes
+    stock = job.stock
     for k, ask in enumerate(draw_rows(ENTAILMENT, stock.pool, job.count, job.rng)):
         premise = captions(stock.pool.scenes[ask.scene])[0]
         row = {"uniq_id": job.name(k, ask.kind), "hypothesis": ask.text, "caption": premise}
@@ -133,7 +76,7 @@ def _hypotheses(job: Job) -> Iterator[Row]:
 
 
 def _regions(job: Job) -> Iterator[Row]:
-    stock, described = job.scenes, job.task == "grounded-caption"
+    stock, described = job.stock, job.task == "grounded-caption"
     for k, region in enumerate(draw_rows(FULL_NAMES if described else GROUNDING, stock.pool, job.count, job.rng)):
         drawn, text = stock[region.scene], region.text
         box = drawn.card if region.thing == CARD_BOX else drawn.boxes[region.thing]
@@ -150,25 +93,25 @@ def _facts(scene: Scene) -> list[str]:
 
 
 def _near_miss(pool: Pool, scene: Scene, candidates: np.ndarray, rng: np.random.Generator) -> int:
-    """Of forty scenes with other facts, the one that shares most words with this one."""
-    facts = set(_facts(scene))
-    mine = {word for fact in facts for word in fact.split()}
-    others = [int(i) for i in rng.choice(candidates, 40) if set(_facts(pool.scenes[i])) != facts]
-    return max(
-        others, key=lambda i: sum(w in mine for fact in _facts(pool.scenes[i]) for w in fact.split()), default=-1
-    )
+    """Of forty scenes, the one with other facts that shares most words with this one; -1 if none has others."""
+    facts = _facts(scene)
+    mine = " ".join(facts).split()
+    others = [int(i) for i in rng.choice(candidates, 40) if set(_facts(pool.scenes[i])) != set(facts)]
+    return max(others, key=lambda i: sum(w in mine for w in " ".join(_facts(pool.scenes[i])).split()), default=-1)
 
 
 def _matches(job: Job) -> Iterator[Row]:
     """Each caption twice: with its picture, and with one that is nearly right. No cards, which would leave it open."""
-    stock, pool, done = job.scenes, job.scenes.pool, 0
+    stock, pool, done = job.stock, job.stock.pool, 0
     while done < job.count:
         first = int(job.rng.integers(len(pool.scenes)))
         scene = pool.scenes[first]
-        second = _near_miss(pool, scene, np.flatnonzero((pool.count == len(scene.things)) & (pool.card < 0)), job.rng)
-        if scene.card or second < 0:
+        if scene.card:
             continue
-        text = pick(job.rng, (video_captions if stock.film else captions)(scene))
+        second = _near_miss(pool, scene, np.flatnonzero((pool.count == len(scene.things)) & (pool.card < 0)), job.rng)
+        if second < 0:
+            continue
+        text = pick(job.rng, (video_captions if stock.medium == "video" else captions)(scene))
         for i, answer in ((first, "yes"), (second, "no"))[: job.count - done]:
             row = {"uniq_id": job.name(done), "caption": text, "question": "", "answers": weighted({answer: 1.0})}
             row |= {"dataset": "world", "type": job.task.replace("-", "_")}
@@ -184,17 +127,17 @@ def _numbers(seed: int, split: str, length: int) -> np.ndarray:
 
 
 def _sounds(job: Job) -> Iterator[Row]:
-    numbers = {length: _numbers(job.seed, job.split, length) for length in (2, 3, 4)}
+    numbers = {length: _numbers(job.stock.seed, job.split, length) for length in (2, 3, 4)}
     for k in range(job.count):
         length = int(job.rng.choice((2, 3, 4), p=(0.2, 0.4, 0.4)))
         digits = [int(d) for d in f"{int(job.rng.choice(numbers[length])):0{length}d}"]
         clip = wav(dial(digits, job.rng, SNR.get(job.split, CLEAN_SNR)))
-        row = {"uniq_id": job.name(k), "image_id": job.name(k), "objects": "phone", "media": _column(clip)}
+        row = {"uniq_id": job.name(k), "image_id": job.name(k), "objects": "phone", "media": column(clip)}
         yield row | {"caption": job.caption(audio_captions(digits))}
 
 
 def _labelled(job: Job) -> Iterator[Row]:
-    stock = job.scenes
+    stock = job.stock
     for k in range(job.count):
         i = k % len(stock.pool.scenes)
         labels = cell_labels(stock.pool.scenes[i], stock[i].boxes, stock[i].card)

@@ -113,8 +113,9 @@ def read_rows(folder: Path | str, task: str, split: str) -> Iterator[dict[str, s
     """The rows of `<folder>/<task>/<split>.tsv` by column name."""
     path = Path(folder) / task / f"{split}.tsv"
     if task not in TASKS or not path.is_file():
-        known = sorted(read_world(folder).files)
-        raise StudyError(f"{folder} has no {task}/{split}.tsv: it has {', '.join(known)}")
+        names = [name.split("/") for name in read_world(folder).files]
+        known = [s for t, s in names if t == task] or sorted({t for t, _ in names})
+        raise StudyError(f"{folder} has no {task}/{split}.tsv: choose one of {', '.join(known)}")
     columns = LAYOUTS[TASKS[task][0]]
     with path.open(encoding="ascii") as file:
         for number, line in enumerate(file, 1):
