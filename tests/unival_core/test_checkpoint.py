@@ -3,14 +3,17 @@
 import argparse
 import hashlib
 import json
+import os
 import re
+import subprocess
+import sys
 import warnings
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
 import torch
-from golden import SHARED, fill, recorded
+from golden import ROOT, SHARED, fill, recorded
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -114,6 +117,24 @@ def test_dtype(pocket: UnivalModel, tmp_path: Path) -> None:
     with torch.no_grad():
         rounded, exact = (m(inputs, torch.tensor([[0, 5]])) for m in (half, pocket))
     assert_close(rounded.float(), exact, atol=0.1, rtol=0.1)
+
+
+def test_a_plain_script_starts_lightly(pocket: UnivalModel, tmp_path: Path) -> None:
+    """Loading and generating imports neither what only plots and tables need nor torch's compiler."""
+    save_model(pocket, tmp_path / "a.safetensors")
+    script = """
+import sys, torch
+from unival_core.checkpoint import load_model
+from unival_core.generate import generate
+from unival_core.model import Inputs
+inputs = Inputs(torch.tensor([[0, 9, 2]]), images=torch.ones(1, 3, 48, 48))
+assert generate(load_model("a.safetensors"), inputs)[0][0].tokens
+print(*{"pandas", "matplotlib", "torch._dynamo"} & set(sys.modules))
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", script]
+    run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert run.stdout.split() == []
 
 
 def test_other_suffixes_need_a_layout(pocket: UnivalModel, tmp_path: Path) -> None:

@@ -162,6 +162,12 @@ def test_names_and_shapes_equal_the_published(name: str, encoders: int) -> None:
     assert sum(p.numel() for p in model.parameters()) == published["parameter_count_unique"] - fixed
 
 
+@pytest.mark.parametrize(("name", "millions"), [("base", 328.9), ("large", 621.8), ("tiny", 128.2), ("pocket", 1.126)])
+def test_every_config_builds(name: str, millions: float) -> None:
+    parameters = sum(p.numel() for p in bare_model(CONFIGS[name]).parameters())
+    assert parameters == pytest.approx(millions * 1e6, rel=1e-3)
+
+
 # ---- position tables
 
 
@@ -271,6 +277,15 @@ def test_cached_decoding_equals_uncached(pocket: UnivalModel, code_rows: list[bo
     for step in (1, 1, 3, 1, 12, 2):
         assert_close(pocket.decode(targets[:, start : start + step], cache), whole[:, start : start + step], **LAW)
         start += step
+
+
+@torch.no_grad()
+def test_images_may_be_longer_than_texts(pocket: UnivalModel) -> None:
+    codes = torch.tensor([True])
+    encoded = pocket.encode(Inputs(draw(1, 1, 4)))
+    assert pocket.decode(draw(2, 1, 100), pocket.start(encoded, codes)).shape[1] == 100
+    with pytest.raises(UnivalError, match=f"target of 807 tokens: the model writes at most {1 + 6 * 6 + 769}"):
+        pocket.decode(draw(2, 1, 807), pocket.start(encoded, codes))
 
 
 @torch.no_grad()
