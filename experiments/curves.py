@@ -5,26 +5,18 @@ i holds the scores of task i's specialist on every task, so that its diagonal is
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from experiments.errors import StudyError
-from unival_core.metrics import Scores
+from unival_core.metrics.intervals import LEVEL, Interval, bootstrap_interval, is_binary, resampled_means
+from unival_core.metrics.intervals import score_interval as score_interval
+from unival_core.metrics.intervals import wilson_interval as wilson_interval
 
-LEVEL = 0.95
-_CHUNK = 2_000_000  # numbers resampled at once: about 16 MB
-
-
-class Interval(NamedTuple):
-    """Bounds of a confidence interval."""
-
-    lo: float
-    hi: float
+_CHUNK = 2_000_000  # signs drawn at once
 
 
 @dataclass(frozen=True)
@@ -60,50 +52,6 @@ class Selection:
     reported: float
 
 
-def wilson_interval(successes: float, n: int, level: float = LEVEL) -> Interval:
-    """Score interval of a proportion (Wilson, 1927)."""
-    if not (n > 0 and 0 <= successes <= n):
-        raise StudyError(f"{successes} successes of {n}: give 0 <= successes <= n and n > 0")
-    z = NormalDist().inv_cdf((1 + level) / 2)
-    share = successes / n
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return Interval(max(0.0, centre - half), min(1.0, centre + half))
-
-
-def bootstrap_interval(
-    examples: ArrayLike,
-    *,
-    combine: Callable[[np.ndarray], np.ndarray] | None = None,
-    level: float = LEVEL,
-    samples: int = 2000,
-    seed: int = 0,
-) -> Interval:
-    """Percentile bootstrap of the mean of `examples` (n,), or of `combine` applied to the means of rows (n, k)."""
-    values = np.asarray(examples, dtype=np.float64)
-    table = values if values.ndim == 2 else values[:, None]
-    means = _resampled_means(table, samples, seed)
-    scores = means[:, 0] if combine is None else combine(means)
-    lo, hi = np.quantile(scores, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(lo), float(hi))
-
-
-def score_interval(scores: Scores, *, seed: int = 0) -> Interval:
-    """95 % interval of a metric's value: Wilson for 0/1 examples, bootstrap otherwise, NaN where not computed.
-
-    Of a corpus score without statistics (METEOR) it is the interval of the examples' mean, moved onto the value.
-    """
-    if math.isnan(scores.value):
-        return Interval(math.nan, math.nan)
-    if scores.statistics is not None:
-        return bootstrap_interval(scores.statistics, combine=scores.combine, seed=seed)
-    if _is_binary(scores.per_example):
-        return wilson_interval(float(scores.per_example.sum()), scores.n)
-    lo, hi = bootstrap_interval(scores.per_example, seed=seed)
-    shift = scores.value - float(scores.per_example.mean())
-    return Interval(lo + shift, hi + shift)
-
-
 def paired_test(first: ArrayLike, second: ArrayLike, *, samples: int = 10_000, seed: int = 0) -> Comparison:
     """Compare two points on the same examples, scores (n,) each in the same order.
 
@@ -112,7 +60,7 @@ def paired_test(first: ArrayLike, second: ArrayLike, *, samples: int = 10_000, s
     """
     a, b = _paired(first, second)
     interval = bootstrap_interval(b - a, seed=seed)
-    if _is_binary(a) and _is_binary(b):
+    if is_binary(a) and is_binary(b):
         p, test = _mcnemar(int((b > a).sum()), int((a > b).sum())), "McNemar exact"
     else:
         p, test = _sign_permutation(b - a, samples, seed), "sign permutation"
@@ -142,7 +90,7 @@ def best_of_many(points: ArrayLike, reference: ArrayLike, *, samples: int = 2000
     errors = differences.std(axis=0, ddof=1) / math.sqrt(len(differences)) if len(differences) > 1 else 0 * gains
     # A point that differs from the reference nowhere has no error and must not count.
     scale = np.where(errors > 0, errors, np.inf)
-    maxima = ((_resampled_means(differences, samples, seed) - gains) / scale).max(axis=1)
+    maxima = ((resampled_means(differences, samples, seed) - gains) / scale).max(axis=1)
     index = int(gains.argmax())
     lo = gains[index] - np.quantile(maxima, LEVEL) * errors[index]
     p = (1 + int((maxima >= gains[index] / scale[index]).sum())) / (1 + samples)
@@ -267,18 +215,6 @@ def select(scores: Mapping[str, Sequence[float]], *, on: str = "val", report: st
     return Selection(index, float(chosen[index]), float(reported[index]))
 
 
-def _resampled_means(table: np.ndarray, samples: int, seed: int) -> np.ndarray:
-    """Means (samples, k) of rows (n, k) drawn with replacement."""
-    n = len(table)
-    if n == 0:
-        raise StudyError("nothing to resample: the list of examples is empty")
-    rng = np.random.default_rng(seed)
-    step = max(1, _CHUNK // table.size)
-    return np.concatenate(
-        [table[rng.integers(n, size=(min(step, samples - k), n))].mean(axis=1) for k in range(0, samples, step)]
-    )
-
-
 def _mcnemar(gained: int, lost: int) -> float:
     pairs = gained + lost
     term = tail = 1  # binomial coefficients, exact
@@ -299,10 +235,6 @@ def _sign_permutation(differences: np.ndarray, samples: int, seed: int) -> float
     # A share of 1e-9 forgives sums that differ by rounding alone.
     reached = int((np.abs(sums) >= abs(d.sum()) * (1 - 1e-9)).sum())
     return (1 + reached) / (1 + samples)
-
-
-def _is_binary(values: np.ndarray) -> bool:
-    return bool(((values == 0) | (values == 1)).all())
 
 
 def _paired(first: ArrayLike, second: ArrayLike) -> tuple[np.ndarray, np.ndarray]:

@@ -10,6 +10,7 @@ import pytest
 
 from experiments import curves
 from experiments.errors import StudyError
+from unival_core.errors import UnivalError
 from unival_core.metrics import METRICS, Scores
 
 PAPER = pd.read_csv(Path(__file__).parents[1] / "data" / "paper" / "tradeoff.csv")
@@ -279,8 +280,6 @@ def test_published_vqa_and_caption_in_numbers():
 
 def test_errors_name_the_mistake():
     calls = [
-        (lambda: curves.wilson_interval(3, 2), "3 successes of 2"),
-        (lambda: curves.bootstrap_interval([]), "nothing to resample"),
         (lambda: curves.paired_test([1, 0], [1]), r"shapes \(2,\) and \(1,\) do not pair up"),
         (lambda: curves.best_of_many([[1, 0]], [1]), r"points \(1, 2\) against a reference \(1,\)"),
         (lambda: curves.chord([0, 0], [1, 1]), "rising ratios"),
@@ -292,4 +291,10 @@ def test_errors_name_the_mistake():
     ]
     for call, message in calls:
         with pytest.raises(StudyError, match=message):
+            call()
+    for call, message in [
+        (lambda: curves.wilson_interval(3, 2), "3 successes of 2"),
+        (lambda: curves.bootstrap_interval([]), "nothing to resample"),
+    ]:
+        with pytest.raises(UnivalError, match=message):
             call()
