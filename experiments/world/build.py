@@ -3,7 +3,6 @@
 import os
 import shutil
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
@@ -11,11 +10,11 @@ import numpy as np
 from tqdm import tqdm
 
 from experiments.errors import StudyError
-from experiments.world.concepts import COLOURS, DIGITS, GENERATOR, is_held_out
+from experiments.world.concepts import ANSWERS, COLOURS, DIGITS, GENERATOR, VOCABULARY, is_held_out
 from experiments.world.rows import ROWS, Job
 from experiments.world.sizes import DOMAIN_SETS, SIZES
 from experiments.world.stock import Stocks, stream
-from experiments.world.tables import TASKS, FileRecord, Row, World, weights, words, write_rows
+from experiments.world.tables import TASKS, FileRecord, Row, World, read_rows, write_rows
 
 __all__ = ["make_world"]
 
@@ -71,29 +70,9 @@ def _check_free(folder: Path, overwrite: bool) -> None:
         raise StudyError(f"{folder} is no world (it has no world.json), so it is not overwritten: remove it yourself")
 
 
-@dataclass
-class _Notes:
-    """What is learnt about the world while its rows go by."""
-
-    vocabulary: set[str] = field(default_factory=lambda: {"yes", "no", "maybe"})
-    answers: dict[str, set[str]] = field(default_factory=dict)
-    areas: list[int] = field(default_factory=list)
-
-    def read(self, job: Job, rows: Iterable[Row], bar: "tqdm") -> Iterator[Row]:
-        for row in rows:
-            self.vocabulary |= words(row)
-            if "answers" in row:
-                self.answers.setdefault(job.task, set()).update(weights(row["answers"]))
-            if (job.task, job.split) == ("grounding", "train"):
-                x0, y0, x1, y1 = map(int, row["box"].split(","))
-                self.areas.append((x1 - x0) * (y1 - y0))
-            yield row
-            bar.update()
-
-
 def _write_files(folder: Path, settings: tuple[int, str, str], progress: bool) -> World:
     seed, size_name, domains = settings
-    size, notes, files = SIZES[size_name], _Notes(), {}
+    size, files = SIZES[size_name], {}
     stocks = Stocks(seed, size, domains)
     total = sum(sum(splits.values()) for splits in size.rows.values())
     with tqdm(total=total, desc=f"world {size_name}", unit="row", disable=not progress) as bar:
@@ -101,10 +80,11 @@ def _write_files(folder: Path, settings: tuple[int, str, str], progress: bool) -
             for split, count in splits.items():
                 stock = stocks.get(task, split)
                 job = Job(task, split, count, stock, stream(seed, "rows", task, split))
-                rows = notes.read(job, ROWS[task](job), bar)
+                rows = _counted(ROWS[task](job), bar)
                 written = write_rows(folder / task / f"{split}.tsv", TASKS[task][0], rows)
                 files[f"{task}/{split}"] = FileRecord(stock.name, stock.domain, *written)
-    small, large = np.quantile(notes.areas, (1 / 3, 2 / 3)).tolist()
+    boxes = [[int(v) for v in row["box"].split(",")] for row in read_rows(folder, "grounding", "train")]
+    small, large = np.quantile([(x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in boxes], (1 / 3, 2 / 3)).tolist()
     pairs = [(digit, colour) for digit in range(len(DIGITS)) for colour in range(len(COLOURS))]
     return World(
         generator=GENERATOR,
@@ -112,11 +92,17 @@ def _write_files(folder: Path, settings: tuple[int, str, str], progress: bool) -
         size=size_name,
         domains=domains,
         files=files,
-        vocabulary=sorted(notes.vocabulary),
-        answers={task: sorted(answers) for task, answers in notes.answers.items()},
+        vocabulary=list(VOCABULARY),
+        answers={task: list(answers) for task, answers in ANSWERS.items()},
         small_below=small,
         large_above=large,
         held_out_pairs=[f"{COLOURS[colour]} {DIGITS[digit]}" for digit, colour in pairs if is_held_out(digit, colour)],
         scans=_SCANS,
         made_with={name: version(name) for name in ("numpy", "pillow", "scikit-learn")},
     )
+
+
+def _counted(rows: Iterable[Row], bar: "tqdm") -> Iterator[Row]:
+    for row in rows:
+        yield row
+        bar.update()

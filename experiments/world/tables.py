@@ -63,6 +63,7 @@ class FileRecord:
 class World:
     """What `world.json` says. `files` is keyed by '<task>/<split>', `answers` (every answer there is) by task.
 
+    `vocabulary` and `answers` are the same for every seed and size.
     `small_below` and `large_above` are the terciles of the box areas in grounding/train, in square pixels.
     """
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from experiments.world.claims import ENTAILMENT
-from experiments.world.concepts import COLOURS, DIGITS, MOTIONS, PLACES
-from experiments.world.grammar import captions
-from experiments.world.questions import KNOWLEDGE, TRAIN_VQA, VIDEO_QA, draw_rows
+from experiments.world.concepts import ANSWERS, COLOURS, DIGITS, MOTIONS, PLACES, VOCABULARY
+from experiments.world.grammar import audio_captions, captions, video_captions, web_caption
+from experiments.world.questions import KNOWLEDGE, PRETRAIN_VQA, TRAIN_VQA, VIDEO_QA, draw_rows
 from experiments.world.regions import CARD_BOX, GROUNDING
 from experiments.world.scenes import Pool, load_scans, sample_film, sample_scene
 
@@ -71,7 +71,7 @@ def greatest(scene, word):
     return (max if word == "greatest" else min)(thing.digit for thing in scene.things)
 
 
-ANSWERS = {  # question: answer worked out from the scene alone
+RULES = {  # question: answer worked out from the scene alone
     r"what colour is the digit (?:that (?:moves |stands ))?(.*)": lambda s, x: [COLOURS[t.colour] for t in lie(s, x)],
     r"(?:what colour is the|which colour has the) (\w+)": lambda s, n: [COLOURS[only(s, n).colour]],
     r"which digit (?:is|moves|stands) ((?:at|on|in) .*|left|right|up|down|still)": lambda s, x: [
@@ -111,6 +111,23 @@ def test_every_answer_follows_from_the_scene(makers, film, novel):
     questions = pool_of(400, novel, film)
     for ask in draw_rows(makers, questions, 600, np.random.default_rng(1)):
         assert solve(questions.scenes[ask.scene], ask.text) == list(ask.answers)[:1], ask
+
+
+def test_every_word_and_every_answer_is_used(pool):
+    rng, films = np.random.default_rng(9), pool_of(600, film=True)
+    asked = {
+        "vqa": [*draw_rows(PRETRAIN_VQA, pool, 4000, rng), *draw_rows(KNOWLEDGE, pool, 1000, rng)],
+        "video-qa": draw_rows(VIDEO_QA, films, 2000, rng),
+        "entailment": draw_rows(ENTAILMENT, pool, 2000, rng),
+    }
+    texts = [region.text for region in draw_rows(GROUNDING, pool, 500, rng)] + audio_captions(range(10))
+    for task, rows in asked.items():
+        assert {answer for ask in rows for answer in ask.answers} == set(ANSWERS[task])
+        texts += [text for ask in rows for text in (ask.text.rstrip("?"), *ask.answers)]
+    for scenes, describe in ((pool.scenes, captions), (films.scenes, video_captions)):
+        texts += [text for scene in scenes[:200] for text in describe(scene)]
+    texts += [web_caption(scene, rng) for scene in pool.scenes[:200]]
+    assert {word for text in texts for word in text.split()} == set(VOCABULARY)
 
 
 def test_half_a_place_is_worth_a_part(pool):
