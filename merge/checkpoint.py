@@ -82,10 +82,17 @@ def open_checkpoint(path: str | Path, section: str = "auto") -> Checkpoint:
     Raises MergeError for anything missing, broken, hostile or ambiguous, naming the file.
     """
     path = Path(path)
-    if path.is_dir():
-        return _open_folder(path, section)
+    try:
+        return _open_folder(path, section) if path.is_dir() else _open_file(path, section)
+    except OSError as error:
+        raise MergeError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def _open_file(path: Path, section: str) -> Checkpoint:
     if not path.exists():
         raise MergeError(f"{path}: no such file or folder")
+    if not path.is_file():
+        raise MergeError(f"{path}: not a file or folder")
     if path.name.endswith(".index.json"):
         return _open_shards(path, path, section)
     if path.suffix == ".safetensors":

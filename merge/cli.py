@@ -186,7 +186,9 @@ def sweep(
         return _show_plan(plan_sweep(recipe, each, output, _options(common)), common)
     with _progress(recipe, common) as options:
         sweep_to_files(recipe, each, output, options)
-    return _say(common, {"output": str(output), "points": len(values)}, f"{output}: {len(values)} checkpoints")
+    index = json.loads((output / "sweep.json").read_text(encoding="utf-8"))
+    index["output"] = {"path": str(output)}
+    return _say(common, index, f"{output}: {len(values)} checkpoints")
 
 
 @app.command()
@@ -289,7 +291,8 @@ def _run(recipe: Recipe, output: Path, common: Common) -> None:
     record = json.loads(recipe_path(output).read_text(encoding="utf-8"))
     for note in record["output"]["notes"]:
         typer.echo(f"note: {note}", err=True)
-    return _say(common, {"output": str(output), **record}, f"{output}: {describe(recipe)}")
+    record["output"]["path"] = str(output)
+    return _say(common, record, f"{output}: {describe(recipe)}")
 
 
 def _recipe(
@@ -397,7 +400,7 @@ def _bytes(text: str | None) -> int | None:
     unit = next((unit for unit in units if text.upper().endswith(unit)), "")
     try:
         size = int(float(text[: len(text) - len(unit)]) * units.get(unit, 1))
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise MergeError(f"--shard-size {text!r}: give a size as 2GB or 500MB") from error
     if size <= 0:
         raise MergeError(f"--shard-size {text!r}: must be more than 0")

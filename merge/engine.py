@@ -15,7 +15,7 @@ from merge._version import VERSION
 from merge.checkpoint import TORCH_SUFFIXES, Checkpoint, open_checkpoint
 from merge.digests import DEFAULT, Digest
 from merge.errors import MergeError
-from merge.files import check_target, replacing, write_text
+from merge.files import check_target, replacing
 from merge.recipe import Recipe, describe, parameters_for, share_label, shares, to_json
 from merge.state_dict import SHOWN, Unit, by_name, plan
 from merge.stream import Job, Stream
@@ -89,9 +89,13 @@ def run(recipe: Recipe, output: str | Path, options: Options | None = None) -> P
     checked = plan_run(recipe, output, options)
     (target,), options = checked.targets, checked.options
     keeping = {"folder": target.layout.folder, "overwrite": options.overwrite, "sync": options.sync}
-    with replacing(target.path, checked.bytes_written, **keeping) as partial:
+    note_path = recipe_path(target.path)
+    with (
+        replacing(note_path, 0, folder=False, overwrite=True, sync=options.sync) as note,  # takes its name last
+        replacing(target.path, checked.bytes_written, **keeping) as partial,
+    ):
         (record,) = _stream(checked, [partial])
-    write_text(recipe_path(target.path), json.dumps(record, indent=2) + "\n", overwrite=True)
+        note.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return target.path
 
 
@@ -129,6 +133,7 @@ def plan_run(recipe: Recipe, output: str | Path, options: Options | None = None)
     checked = _plan(recipe, [(recipe, Path(output))], options or Options())
     (target,) = checked.targets
     check_target(target.path, target.layout.size, folder=target.layout.folder, overwrite=checked.options.overwrite)
+    check_target(recipe_path(target.path), 0, folder=False, overwrite=True)
     return checked
 
 
@@ -136,7 +141,11 @@ def plan_sweep(
     recipe: Recipe, points: Sequence[Mapping[str, Any]], folder: Path, options: Options | None = None
 ) -> Plan:
     """Check a sweep like `plan_run`; every point is named by its shares, in the format of the first input."""
+    if not points:
+        raise MergeError(f"{folder}: a sweep needs at least one point")
     recipes = [recipe.with_parameters(**point) for point in points]
+    for item in recipes:
+        parameters_for(item, [])
     suffix = recipe.sources[0].path.suffix
     names = [_point_name(item) + (suffix if suffix in TORCH_SUFFIXES else ".safetensors") for item in recipes]
     if len(set(names)) < len(names):
@@ -203,7 +212,7 @@ def _layout(plan: Plan, recipe: Recipe, path: Path, digests: Sequence[str] | Non
     slots = {name: Slot(unit.dtype, unit.shape, unit.name) for name, unit in units.items()}
     metadata = dict(first.metadata)
     if set(metadata) <= {"format"}:  # some models rebuild themselves from their metadata: it is not added to
-        metadata = {"format": "pt", "unival_merge": _identity(recipe, plan.options.digest, digests)}
+        metadata = {"format": "pt", **metadata, "unival_merge": _identity(recipe, plan.options.digest, digests)}
     return plan_output(path, slots, like=first, metadata=metadata, shard_size=plan.options.shard_size)
 
 

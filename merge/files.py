@@ -52,14 +52,15 @@ def replacing(target: Path, size: int, *, folder: bool, overwrite: bool, sync: b
         _remove(partial)
 
 
-def write_text(target: Path, text: str, *, overwrite: bool) -> None:
-    """Write a small text file atomically."""
-    with replacing(target, len(text), folder=False, overwrite=overwrite) as partial:
-        partial.write_text(text, encoding="utf-8")
-
-
 def check_target(target: Path, size: int, *, folder: bool, overwrite: bool) -> None:
     """Raise MergeError where `replacing` could not succeed, before anything is computed."""
+    try:
+        _check_target(target, size, folder=folder, overwrite=overwrite)
+    except OSError as error:
+        raise _explained(target, error) from error
+
+
+def _check_target(target: Path, size: int, *, folder: bool, overwrite: bool) -> None:
     if target.name in ("", ".", "..") or (target.is_symlink() and not target.exists()):
         raise MergeError(f"{target}: not a name for an output")
     if not target.parent.is_dir():
@@ -109,19 +110,25 @@ def _remove(path: Path) -> None:
 
 
 def _take_place(partial: Path, target: Path, overwrite: bool) -> None:
-    if not overwrite and not partial.is_dir():
-        # A hard link fails where the name was taken meanwhile; a rename would destroy what is there.
-        try:
-            os.link(partial, target)
-            return
-        except FileExistsError:
-            raise MergeError(f"{target}: was made by someone else meanwhile; pass --overwrite to replace it") from None
-        except OSError:
-            pass  # a file system without hard links
-    if target.is_dir() and not target.is_symlink():
+    if overwrite and target.is_dir() and not target.is_symlink():
         _exchange(partial, target)
-    else:
+    elif overwrite:
         partial.replace(target)
+    else:
+        _take_free_name(partial, target)
+
+
+def _take_free_name(partial: Path, target: Path) -> None:
+    """Rename without destroying what somebody else may have put there meanwhile."""
+    try:
+        if partial.is_dir():
+            partial.rename(target)  # fails where the name is a folder with something in it
+        else:
+            os.link(partial, target)  # fails where the name exists, as a rename would not
+    except OSError as error:
+        if target.exists():
+            raise MergeError(f"{target}: was made by someone else meanwhile; pass --overwrite to replace it") from error
+        partial.replace(target)  # a file system without hard links
 
 
 def _exchange(partial: Path, target: Path) -> None:

@@ -96,7 +96,7 @@ def _per_tensor(recipe: Recipe, key: str, parameter: Parameter, names: Sequence[
         raise MergeError(f"{recipe.method} needs the parameter {key!r}: {parameter.help}")
     if is_rules(value):
         checked = {str(glob): _checked(recipe, key, parameter, item) for glob, item in value.items()}
-        return {name: item for name, (_, item) in resolve(checked, names).items()}
+        return {name: item for name, (_, item) in resolve(checked, names).items()} if names else {}
     checked_once = _checked(recipe, key, parameter, value)
     return dict.fromkeys(names, checked_once)
 
@@ -162,17 +162,22 @@ def check_inputs(recipe: Recipe, method: Method) -> None:
 
 
 def shares(recipe: Recipe) -> dict[str, float] | None:
-    """The coefficient of every checkpoint by name where one set holds for all tensors, else None (rules by module)."""
-    value = recipe.parameters
+    """The coefficient of every checkpoint by name where one set holds for all tensors, else None (rules by module).
+
+    Raises MergeError for parameters that the method does not accept.
+    """
+    known = method_named(recipe.method).parameters
+    given = {key: recipe.parameters[key] for key in recipe.parameters if key in known}
+    if any(is_rules(value) for value in given.values()):
+        return None
     names = [item.name for item in recipe.inputs]
-    if recipe.method in ("interpolate", "slerp") and isinstance(value.get("ratio"), (int, float)):
-        return {names[0]: 1 - value["ratio"], names[1]: value["ratio"]}
-    weights = value.get("weights", 1.0)
-    if isinstance(weights, Mapping):
-        return None if "*" in weights else {name: float(weights[name]) for name in names}
-    listed = [float(weights)] * len(names) if isinstance(weights, (int, float)) else [float(item) for item in weights]
-    scale = value.get("scale", 1.0)
-    return None if isinstance(scale, Mapping) else {n: scale * w for n, w in zip(names, listed, strict=True)}
+    values = {
+        key: _per_tensor(recipe, key, known[key], [""])[""] for key in ("ratio", "scale", "weights") if key in known
+    }
+    if "ratio" in values:
+        return {names[0]: 1 - values["ratio"], names[1]: values["ratio"]}
+    weights = values.get("weights", (1.0,) * len(names))
+    return {name: values.get("scale", 1.0) * weight for name, weight in zip(names, weights, strict=True)}
 
 
 def share_label(parts: Mapping[str, float]) -> str:

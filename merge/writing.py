@@ -21,13 +21,14 @@ from torch import Tensor
 from merge.checkpoint import AVERAGED, SECTIONS, SUFFIXES, TORCH_SUFFIXES, Checkpoint, lookup
 from merge.digests import raw_bytes
 from merge.errors import MergeError
-from merge.files import replacing, write_text
+from merge.files import replacing
 from merge.formats.entry import TensorEntry
-from merge.formats.pickle_data import Opaque
+from merge.formats.pickle_data import Opaque, Persistent
 from merge.formats.safetensors_file import encode_header
 from merge.formats.torch_zip import NewLeaf, TensorLeaf, plan_zip
 from merge.state_dict import specs
 
+_NOT_COPIED = (".index.json", ".recipe.json")
 SHARD_SIZE = 5_000_000_000
 
 
@@ -71,7 +72,7 @@ class OutputPlan:
 
     @property
     def size(self) -> int:
-        return sum(file.size for file in self.files)
+        return sum(file.size for file in self.files) + sum(path.stat().st_size for path in self.copied)
 
 
 def plan_output(
@@ -88,6 +89,8 @@ def plan_output(
     Raises MergeError for an unknown suffix and for content that the format cannot hold.
     """
     if path.suffix in TORCH_SUFFIXES:
+        if shard_size is not None:
+            raise MergeError(f"{path}: only safetensors are written in shards; name a folder or leave --shard-size out")
         return _plan_torch(path, slots, like)
     if path.suffix == ".safetensors" and shard_size is None:
         head, starts, size = encode_header(_layout(slots), metadata)
@@ -126,12 +129,11 @@ def _plan_folder(
         files.append(FilePlan("model.safetensors.index.json", len(text), [(0, text)], {}))
     copied: tuple[Path, ...] = ()
     if like is not None and like.path.is_dir():
-        weights = set(like.files)
         copied = tuple(
             sorted(
                 item
                 for item in like.path.iterdir()
-                if item.is_file() and item not in weights and not item.name.endswith((".index.json", ".recipe.json"))
+                if item.is_file() and item.suffix not in SUFFIXES and not item.name.endswith(_NOT_COPIED)
             )
         )
     return OutputPlan(files, folder=True, copied=copied)
@@ -163,8 +165,9 @@ def _replaced(
 ) -> tuple[Any, tuple[str, ...]]:
     """The tree with the section's weights replaced and stale averaged copies left out; other tensors go to `others`."""
     part = lookup(tree, section)
-    stale = {id(lookup(tree, name)): name for name in AVERAGED if name != section and lookup(tree, name) is not None}
-    notes = [f"left out {name}: a copy of weights that were not merged" for name in stale.values()]
+    stale = {name: _place(tree, name) for name in AVERAGED if name != section and _is_copy(lookup(tree, name), part)}
+    left_out = set(stale.values())
+    notes = [f"left out {name}: a copy of weights that were not merged" for name in stale]
     done: dict[int, Any] = {}
 
     def copy(value: Any) -> Any:
@@ -172,8 +175,12 @@ def _replaced(
             storage = f"other {value.entry.tie}"
             others[storage] = value.entry
             return NewLeaf(value.entry.dtype, value.entry.shape, storage, value)
+        if isinstance(value, Persistent):
+            raise MergeError("the first input holds a storage outside of a tensor; save it again without")
         if type(value) is tuple:
-            return tuple(copy(item) for item in value)
+            if id(value) not in done:
+                done[id(value)] = tuple(copy(item) for item in value)
+            return done[id(value)]
         if not isinstance(value, (dict, list, Opaque)):
             return value
         if id(value) not in done:
@@ -190,15 +197,29 @@ def _replaced(
         elif old is part:
             new.update(_section(old, slots, copy))
         else:
-            new.update((key, copy(item)) for key, item in old.items() if id(item) not in stale)
+            new.update((key, copy(item)) for key, item in old.items() if (id(old), key) not in left_out)
         if isinstance(old, OrderedDict):
             vars(new).update(copy(vars(old)))
 
-    result = copy(tree)
+    try:
+        result = copy(tree)
+    except RecursionError as error:
+        raise MergeError("the first input nests its other entries too deeply to be written again") from error
     if section in AVERAGED:
         kept = [name for name in SECTIONS if name not in AVERAGED and lookup(tree, name) is not None]
         notes += [f"{name} still holds the first input's weights: only {section} was merged" for name in kept]
     return result, tuple(notes)
+
+
+def _place(tree: Any, section: str) -> tuple[int, str]:
+    """Where a section hangs: the identity of the dictionary that holds it, and its key."""
+    parent, _, key = section.rpartition(".")
+    return id(lookup(tree, parent) if parent else tree), key
+
+
+def _is_copy(value: Any, part: Any) -> bool:
+    """Whether a value holds weights other than those that are replaced."""
+    return isinstance(value, dict) and value is not part and any(isinstance(v, TensorLeaf) for v in value.values())
 
 
 def _section(part: dict[Any, Any], slots: Mapping[str, Slot], copy: Callable[[Any], Any]) -> dict[Any, Any]:
@@ -301,16 +322,15 @@ def save_checkpoint(
     like: Checkpoint | None = None,
     overwrite: bool = False,
     shard_size: int | None = None,
-    recipe: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a state dict atomically; the format follows the suffix of `path` (none: a folder of shards).
 
-    `metadata` is text kept in safetensors files. `like` gives the other content of a torch file or folder.
-    `recipe`, plain JSON data, goes into `<path>.recipe.json`. Tied tensors stay tied where the format can hold ties.
-    Raises MergeError where the output exists (and `overwrite` is not set) or cannot be written.
+    `metadata` is text kept in safetensors files. `like` gives the other content of a torch file or folder. Tied tensors
+    stay tied where the format can hold ties. Raises MergeError where the output exists (and `overwrite` is not set) or
+    cannot be written.
     """
     path = Path(path)
-    tensors = {name: value.detach() for name, value in state_dict.items()}
+    tensors = {name: _dense(name, value) for name, value in state_dict.items()}
     first_with: dict[object, str] = {}
     slots: dict[str, Slot] = {}
     groups: dict[str, list[str]] = {}
@@ -327,9 +347,15 @@ def save_checkpoint(
             writer.close()
         finally:
             writer.release()
-    if recipe is not None:
-        write_text(recipe_path(path), json.dumps(recipe, indent=2) + "\n", overwrite=True)
     return path
+
+
+def _dense(name: str, value: Any) -> Tensor:
+    if not isinstance(value, Tensor):
+        raise MergeError(f"{name} is a {type(value).__name__}, not a tensor")
+    if value.layout != torch.strided or value.is_quantized or value.device.type == "meta":
+        raise MergeError(f"{name} is a {value.layout} tensor on {value.device}: only dense ones can be saved")
+    return value.detach()
 
 
 def recipe_path(output: Path) -> Path:

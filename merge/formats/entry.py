@@ -14,6 +14,8 @@ from torch import Tensor
 
 from merge.errors import MergeError
 
+LARGEST = 2**63  # torch counts elements and bytes in signed 64 bits
+
 
 class MappedFile:
     """A file open for reading: mapped for lazy tensors, read by position for streaming.
@@ -43,13 +45,11 @@ class MappedFile:
 
     def read(self, offset: int, size: int) -> bytes:
         """Exactly `size` bytes at `offset`. Raises MergeError where the file is shorter."""
-        data = os.pread(self._fd, size, offset)
-        while len(data) < size:
-            more = os.pread(self._fd, size - len(data), offset + len(data))
-            if not more:
-                self._cut_short(offset + size)
-            data += more
-        return data
+        if offset + size > self.size:
+            self._cut_short(offset + size)
+        data = bytearray(size)
+        self.read_into(memoryview(data), offset)
+        return bytes(data)
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
         """Fill `buffer` from `offset`. Raises MergeError where the file is shorter or cannot be read."""
@@ -106,6 +106,15 @@ class TensorEntry:
 
 def _last_index(shape: tuple[int, ...], stride: tuple[int, ...]) -> int:
     return sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
+
+
+def check_shape(shape: tuple[int, ...], dtype: torch.dtype) -> str:
+    """What is wrong with a shape that a file claims: sizes that torch cannot hold. Empty where nothing is."""
+    if any(size < 0 for size in shape):
+        return f"a negative size in the shape {list(shape)[:8]}"
+    if math.prod(size for size in shape if size) * dtype.itemsize >= LARGEST:
+        return f"{len(shape)} sizes that multiply beyond {LARGEST}"
+    return ""
 
 
 def contiguous_stride(shape: tuple[int, ...]) -> tuple[int, ...]:

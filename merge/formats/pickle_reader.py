@@ -82,7 +82,7 @@ class _Machine:
         if isinstance(target, list):
             target.extend(items)
         elif isinstance(target, set):
-            target.update(items)
+            target.update(map(_key, items))
         elif isinstance(target, Opaque):
             target.appended.extend(items)
         else:
@@ -91,7 +91,7 @@ class _Machine:
     def set_items(self, target: Any, items: list[Any]) -> None:
         if len(items) % 2:
             raise PickleBroken("a key without a value")
-        pairs = dict(zip(items[::2], items[1::2], strict=True))
+        pairs = dict(zip(map(_key, items[::2]), items[1::2], strict=True))
         if isinstance(target, dict):
             target.update(pairs)
         elif isinstance(target, Opaque):
@@ -109,6 +109,17 @@ class _Machine:
             if operation is None:
                 raise PickleRefused(f"opcode {code!r}")
             operation(self)
+
+
+def _key(value: Any, depth: int = 3) -> Any:
+    """A dictionary key or set item, if hashing it is harmless: deep or shared tuples would crash or never end."""
+    plain = value is None or isinstance(value, (str, bytes, int, float, complex, Global, Opaque))
+    if not plain and not (type(value) is tuple and depth and len(value) <= 16):
+        raise PickleBroken(f"a {type(value).__name__} as a key, deeper or longer than any real one")
+    if type(value) is tuple:
+        for item in value:
+            _key(item, depth - 1)
+    return value
 
 
 def _push(value: Callable[[_Machine], Any]) -> Callable[[_Machine], None]:
@@ -147,6 +158,12 @@ def _on_mark(operation: Callable[[_Machine, Any, list[Any]], None]) -> Callable[
         operation(m, m.stack[-1], items)
 
     return apply
+
+
+def _instance(m: _Machine) -> None:
+    """The opcode INST of protocol 0: a global and a call in one."""
+    factory = m.name(m.line(), m.line())
+    m.call(factory, tuple(m.pop_mark()), new=False)
 
 
 def _stack_global(m: _Machine, module: Any, name: Any) -> None:
@@ -233,7 +250,7 @@ _OPERATIONS: dict[bytes, Callable[[_Machine], object]] = {
     b"}": _push(lambda m: {}),
     b"d": _marked_dict,
     b"\x8f": _push(lambda m: set()),
-    b"\x91": _push(lambda m: frozenset(m.pop_mark())),
+    b"\x91": _push(lambda m: frozenset(map(_key, m.pop_mark()))),
     b"a": _append_one,
     b"e": _on_mark(lambda m, target, items: m.append(target, items)),
     b"\x90": _on_mark(lambda m, target, items: m.append(target, items)),
@@ -248,6 +265,7 @@ _OPERATIONS: dict[bytes, Callable[[_Machine], object]] = {
     b"g": _push(lambda m: m.memo[int(m.line())]),
     b"c": _push(lambda m: m.name(m.line(), m.line())),
     b"\x93": _pair(_stack_global),
+    b"i": _instance,
     b"R": _pair(lambda m, factory, args: m.call(factory, args, new=False)),
     b"\x81": _pair(lambda m, factory, args: m.call(factory, args, new=True)),
     b"\x92": _newobj_ex,
@@ -265,11 +283,11 @@ def _plain(factory: Global, args: Any) -> Any:
     """Values that need no stand-in, made from checked arguments."""
     name = str(factory)
     if name == "collections.OrderedDict":
-        return OrderedDict(args[0] if args else ())
+        return OrderedDict((_key(key), value) for key, value in (args[0] if args else ()))
     if name in ("builtins.set", "__builtin__.set"):
-        return set(args[0] if args else ())
+        return set(map(_key, args[0] if args else ()))
     if name in ("builtins.frozenset", "__builtin__.frozenset"):
-        return frozenset(args[0] if args else ())
+        return frozenset(map(_key, args[0] if args else ()))
     if name == "_codecs.encode" and len(args) == 2 and args[1] == "latin1":
         return args[0].encode("latin1")
     if name == "torch.Size":

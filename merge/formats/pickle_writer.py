@@ -79,6 +79,8 @@ class _Writer:
         for item in value:
             self.save(item)
         self.out += {0: b")", 1: b"\x85", 2: b"\x86", 3: b"\x87"}.get(len(value), b"t")
+        if value:
+            self.remember(value)
 
     def pairs(self, value: dict[Any, Any]) -> None:
         if value:

@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 
 from merge.errors import MergeError
-from merge.formats.entry import MappedFile, TensorEntry
+from merge.formats.entry import MappedFile, TensorEntry, check_shape
 
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
@@ -65,6 +65,9 @@ def read_header(path: Path) -> Header:
         code = str(info["dtype"])
         if code not in DTYPES:
             raise MergeError(f"{path}: tensor {name!r} has dtype {code}, which is not one of {', '.join(DTYPES)}")
+        wrong = check_shape(tuple(info["shape"]), DTYPES[code])
+        if wrong:
+            raise MergeError(f"{path}: tensor {name!r} has {wrong}")
         entries[name] = TensorEntry(DTYPES[code], tuple(info["shape"]), file, 8 + length + info["data_offsets"][0])
     return Header(entries, metadata)
 

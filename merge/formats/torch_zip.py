@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from merge.errors import MergeError
-from merge.formats.entry import MappedFile, TensorEntry, contiguous_stride, is_contiguous
+from merge.formats.entry import MappedFile, TensorEntry, check_shape, contiguous_stride, is_contiguous
 from merge.formats.pickle_data import Global, Opaque, Persistent, PickleBroken, PickleRefused
 from merge.formats.pickle_reader import loads
 from merge.formats.pickle_writer import dumps
@@ -38,6 +38,7 @@ STORAGES = {
     "UntypedStorage": torch.uint8,
 }
 STORAGE_NAMES = {dtype: name for name, dtype in STORAGES.items() if name != "UntypedStorage"}
+_EXPANDED_LIMIT = 2**32  # bytes: an expanded view (stride 0) may claim any size
 ALIGNMENT = 64  # torch aligns every record so that it can be mapped
 
 
@@ -124,9 +125,11 @@ class _Records:
         name = str(factory)
         if name == "torch._utils._rebuild_tensor_v2":
             storage, offset, size, stride, requires_grad = args[:5]
+            _refuse_lazy(args[6:])
             return self.leaf(self.storage(storage), None, (offset, size, stride), requires_grad)
         if name == "torch._utils._rebuild_tensor_v3":
             storage, offset, size, stride, requires_grad, _, dtype = args[:7]
+            _refuse_lazy(args[7:])
             return self.leaf(self.storage(storage), _dtype(dtype), (offset, size, stride), requires_grad)
         if name in ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state"):
             leaf = args[0]
@@ -149,8 +152,9 @@ class _Records:
     def leaf(self, storage: _Storage, dtype: torch.dtype | None, view: Any, requires_grad: Any) -> TensorLeaf:
         dtype = dtype or storage.dtype
         offset, shape, stride = view[0], _ints(view[1]), _ints(view[2])
-        if len(shape) != len(stride) or not isinstance(offset, int) or min((offset, *shape, *stride)) < 0:
-            raise PickleBroken(f"a tensor of shape {shape} with strides {stride} at {offset}")
+        wrong = check_shape(shape, dtype)
+        if wrong or len(shape) != len(stride) or type(offset) is not int or min((offset, *stride)) < 0:
+            raise PickleBroken(f"a tensor with {wrong or 'a shape, strides and an offset that do not fit together'}")
         empty = 0 in shape
         last = offset + (0 if empty else 1 + sum((n - 1) * s for n, s in zip(shape, stride, strict=True)))
         start, size = self.record(storage.key)
@@ -158,6 +162,9 @@ class _Records:
             raise PickleBroken(
                 f"storage {storage.key} has {size} bytes, a tensor in it ends at {last * dtype.itemsize}"
             )
+        nbytes = torch.Size(shape).numel() * dtype.itemsize
+        if nbytes > max(_EXPANDED_LIMIT, 1000 * size):
+            raise PickleBroken(f"a tensor of {nbytes} bytes expanded from a storage of {size}")
         kept = None if empty or is_contiguous(shape, stride) else stride
         tie = (str(self.file.path), storage.key)
         return TensorLeaf(
@@ -172,21 +179,38 @@ class _Records:
         if key not in self.starts:
             if info.compress_type != zipfile.ZIP_STORED:
                 raise PickleBroken(f"storage {key} is compressed; save the file again with torch.save")
-            local = self.file.read(info.header_offset, 30)
-            if local[:4] != b"PK\x03\x04":
-                raise PickleBroken(f"storage {key} has no local header at byte {info.header_offset}")
-            start = info.header_offset + 30 + sum(struct.unpack("<HH", local[26:30]))
+            start = info.header_offset + self.local_header(info, key)
             if start + info.file_size > self.file.size:
                 raise PickleBroken(f"storage {key} ends beyond the file's {self.file.size} bytes")
             self.starts[key] = start
         return self.starts[key], info.file_size
 
+    def local_header(self, info: zipfile.ZipInfo, key: str) -> int:
+        """Length of a record's local header, which must agree with the directory and hold together."""
+        try:
+            fixed = self.file.read(info.header_offset, 30)
+            name, extra = struct.unpack("<HH", fixed[26:30])
+            rest = self.file.read(info.header_offset + 30, name + extra)
+        except MergeError as error:
+            raise PickleBroken(f"storage {key} has its header beyond the end of the file") from error
+        fields, at = rest[name:], 0
+        while at + 4 <= len(fields):
+            at += 4 + int.from_bytes(fields[at + 2 : at + 4], "little")
+        if fixed[:4] != b"PK\x03\x04" or rest[:name] != info.orig_filename.encode() or at != len(fields):
+            raise PickleBroken(f"storage {key} has a local header that does not fit the archive's directory")
+        return 30 + name + extra
+
+
+def _refuse_lazy(metadata: Any) -> None:
+    if metadata and metadata[0]:
+        raise PickleBroken("a tensor saved as a conjugate or negative view; save it after resolve_conj().resolve_neg()")
+
 
 def _ints(value: Any) -> tuple[int, ...]:
     if isinstance(value, Opaque):  # torch.Size
         value = value.args[0]
-    if not all(type(item) is int for item in value):
-        raise PickleBroken(f"a shape of {value!r}")
+    if not isinstance(value, (tuple, list)) or not all(type(item) is int for item in value):
+        raise PickleBroken("a shape or stride that is not made of integers")
     return tuple(value)
 
 
