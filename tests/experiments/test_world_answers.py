@@ -98,10 +98,8 @@ RULES = {  # question: answer worked out from the scene alone
 
 def solve(scene, question):
     """What every rule that fits the question says; there has to be one."""
-    fits = [
-        (rule, match) for pattern, rule in ANSWERS.items() if (match := re.fullmatch(pattern, question.rstrip("?")))
-    ]
-    (said,) = [rule(scene, *match.groups()) for rule, match in fits]
+    fits = [(rule, re.fullmatch(pattern, question.rstrip("?"))) for pattern, rule in RULES.items()]
+    (said,) = [rule(scene, *match.groups()) for rule, match in fits if match]
     return [{True: "yes", False: "no"}.get(answer, answer) for answer in said]
 
 
