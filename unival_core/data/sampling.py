@@ -13,10 +13,10 @@ from unival_core.errors import UnivalError
 
 
 class Draw(NamedTuple):
-    """Row `index` of a task's dataset; `number` counts the samples of all tasks and seeds whatever is random in it."""
+    """Row `row` of a task's dataset; `number` counts the samples of all tasks and seeds whatever is random in it."""
 
     task: str
-    index: int
+    row: int
     number: int
 
 

@@ -3,7 +3,15 @@
 from collections.abc import Callable
 from functools import partial
 
-from unival_core.metrics.accuracy import COCO_AREAS, SIZES, box_accuracy, box_iou, exact_match, vqa_accuracy
+from unival_core.metrics.accuracy import (
+    COCO_AREAS,
+    SIZES,
+    box_accuracy,
+    box_iou,
+    code_accuracy,
+    exact_match,
+    vqa_accuracy,
+)
 from unival_core.metrics.captions import (
     DocumentFrequencies,
     bleu,
@@ -31,6 +39,7 @@ METRICS: dict[str, Callable[..., Scores]] = {
     "ROUGE-L": rouge_l,
     "CIDEr-D": cider_d,
     "METEOR": meteor,
+    "code accuracy": code_accuracy,
 }
 
 __all__ = [
@@ -44,6 +53,7 @@ __all__ = [
     "box_accuracy",
     "box_iou",
     "cider_d",
+    "code_accuracy",
     "document_frequencies",
     "exact_match",
     "load_frequencies",

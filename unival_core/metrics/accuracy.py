@@ -36,6 +36,15 @@ def exact_match(predictions: Sequence[str], references: Sequence[str]) -> Scores
     return mean_scores(np.array([float(a.strip() == b.strip()) for a, b in zip(predictions, references, strict=True)]))
 
 
+def code_accuracy(predictions: Sequence[Sequence[int]], references: Sequence[Sequence[int]]) -> Scores:
+    """Share of places of the reference image where the predicted one has the same code."""
+    check_pairs(predictions, references)
+    pairs = zip(predictions, references, strict=True)
+    return mean_scores(
+        np.array([sum(a == b for a, b in zip(codes, wanted, strict=False)) / len(wanted) for codes, wanted in pairs])
+    )
+
+
 def box_iou(first: ArrayLike, second: ArrayLike) -> np.ndarray:
     """Intersection over union, (n,), of boxes (n, 4) given as x0, y0, x1, y1 in pixels; 0 without overlap.
 

@@ -1,0 +1,32 @@
+"""The tasks, one file each. A new one is a file with a `TASK` and a line here (docs/tasks.md)."""
+
+from unival_core.tasks import (
+    audio_caption,
+    caption,
+    entailment,
+    grounded_caption,
+    grounding,
+    image_generation,
+    image_text_matching,
+    video_caption,
+    video_qa,
+    video_text_matching,
+    vqa,
+)
+from unival_core.tasks.task import Box, Codes, Row, Task, Words
+
+__all__ = ["TASKS", "Box", "Codes", "Row", "Task", "Words"]
+
+TASKS: dict[str, Task] = {
+    "caption": caption.TASK,
+    "vqa": vqa.TASK,
+    "grounding": grounding.TASK,
+    "entailment": entailment.TASK,
+    "grounded-caption": grounded_caption.TASK,
+    "image-text-matching": image_text_matching.TASK,
+    "video-caption": video_caption.TASK,
+    "video-qa": video_qa.TASK,
+    "video-text-matching": video_text_matching.TASK,
+    "audio-caption": audio_caption.TASK,
+    "image-generation": image_generation.TASK,
+}

@@ -1,0 +1,40 @@
+"""Grounded captioning: one sentence about a region of a picture. Published in pretraining only."""
+
+from random import Random
+
+from unival_core.tasks.caption import SENTENCE
+from unival_core.tasks.cells import plain, region, several
+from unival_core.tasks.task import Box, Row, Task
+from unival_core.text import clean_caption
+
+MAX_TARGET_WORDS = 30
+
+
+def prompt(row: Row) -> tuple[str, Box]:
+    """The region as four bins."""
+    return "  what does the region describe? region:", region(row["box"])
+
+
+def target(row: Row, generator: Random | None) -> str:
+    """One of the row's descriptions, at random in training."""
+    texts = several(row["text"])
+    return clean_caption(texts[0] if generator is None else generator.choice(texts), MAX_TARGET_WORDS)
+
+
+def reference(row: Row) -> list[str]:
+    """All descriptions as they stand in the file."""
+    return several(row["text"])
+
+
+TASK = Task(
+    name="grounded-caption",
+    columns=("uniq_id", "media", "text", "box"),
+    selected_cols=(0, 4, 2, 3),
+    prompt=prompt,
+    target=target,
+    reference=reference,
+    metrics=("CIDEr-D", "BLEU@4", "ROUGE-L"),
+    generation=SENTENCE,
+    answer=plain,
+    asks="box",
+)

@@ -1,0 +1,87 @@
+"""Image-text matching: whether a sentence, or an answer to a question, fits a picture. Published in pretraining only.
+
+Rows either tell it (their weighted answers are yes or no) or, in training, are captions and questions of which half
+are made wrong here, with words of another row.
+"""
+
+from collections.abc import Callable
+from random import Random
+
+from unival_core.search import GenerationOptions
+from unival_core.tasks.cells import best, several
+from unival_core.tasks.task import MAX_WORDS, Row, Task
+from unival_core.text import clean_caption, clean_question
+
+CAPTIONS = ("caption", "video_caption", "audio_caption")  # in the column `type` of the published files
+QUESTIONS = ("qa", "video_qa")
+OBJECT_SHARE = 0.4  # of the wrong captions name another object; the rest are captions of other rows
+TRIES = 10  # to draw words that differ
+
+
+def asked(row: Row, medium: str) -> str:
+    """The caption, or the question with an answer (which stands in the column `caption`)."""
+    caption = clean_caption(row["caption"], MAX_WORDS)
+    if question := clean_question(row["question"], MAX_WORDS):
+        return f' what is the answer to question " {question} ". is " {caption} "?'
+    return f' does the {medium} describe " {caption} "?'
+
+
+def prompt(row: Row) -> str:
+    """`asked` about an image."""
+    return asked(row, "image")
+
+
+def target(row: Row, generator: Random | None) -> str:
+    """Yes or no."""
+    return best(row["answers"])
+
+
+def reference(row: Row) -> str:
+    """Yes or no."""
+    return best(row["answers"])
+
+
+def complete(row: Row, another: Callable[[], Row], generator: Random) -> Row:
+    """Of a caption or question a row that is true or, as often, false."""
+    is_question = row["type"] in QUESTIONS
+    if not is_question and row["type"] not in CAPTIONS:
+        return row
+    right = best(row["answers"]) if is_question else several(row["caption"])[0]
+    wrong = right
+    if generator.random() < 0.5:
+        choose = _other_answer if is_question else _other_caption
+        drawn = (choose(right, row, another(), generator) for _ in range(TRIES))
+        wrong = next((text for text in drawn if text != right), right)
+    told = "yes" if wrong == right else "no"
+    return {**row, "question": row["question"] if is_question else "", "caption": wrong, "answers": f"1.0|!+{told}"}
+
+
+def _other_answer(answer: str, row: Row, other: Row, generator: Random) -> str:
+    return best(other["answers"]) if other["answers"].strip() else answer
+
+
+def _other_caption(caption: str, row: Row, other: Row, generator: Random) -> str:
+    own, foreign = (_objects(r) for r in (row, other))
+    if own and foreign and generator.random() < OBJECT_SHARE:
+        return caption.replace(generator.choice(own), generator.choice(foreign))
+    return several(other["caption"])[0]
+
+
+def _objects(row: Row) -> list[str]:
+    return [name for name in row["objects"].strip().split("&&") if name]
+
+
+TASK = Task(
+    name="image-text-matching",
+    columns=("uniq_id", "media", "caption", "question", "answers", "objects", "dataset", "type"),
+    selected_cols=(0, 1, 2, 3, 4, 5, 6, 7),
+    prompt=prompt,
+    target=target,
+    reference=reference,
+    metrics=("accuracy",),
+    generation=GenerationOptions(),
+    answers=("yes", "no"),
+    rank_answers=True,
+    asks="caption",
+    complete=complete,
+)

@@ -1,0 +1,14 @@
+"""Video-text matching: whether a sentence fits a film. Published in pretraining only."""
+
+from dataclasses import replace
+
+from unival_core.tasks import image_text_matching
+from unival_core.tasks.task import Row
+
+
+def prompt(row: Row) -> str:
+    """The question about a video."""
+    return image_text_matching.asked(row, "video")
+
+
+TASK = replace(image_text_matching.TASK, name="video-text-matching", medium="video", side=384, frames=8, prompt=prompt)
