@@ -37,7 +37,7 @@ def captions(scene: Scene) -> list[str]:
     """Five captions of a picture, each naming every digit in reading order and then the card."""
     names = [a(_name(thing)) for thing in scene.things] + [a(CARD)] * (scene.card is not None)
     listed = " and ".join(names)
-    # Places of all digits would make a caption of three longer than the 22 words that captioning generates.
+    # Places of all digits would make a caption of three longer than the 20 words that captioning learns.
     placed = [
         f"{a(_name(t))} {at(t.place)}" if i == 0 or len(scene.things) < 3 else a(_name(t))
         for i, t in enumerate(scene.things)

@@ -76,7 +76,7 @@ class _Stage:
 
     def __init__(self, scene: Scene, rng: np.random.Generator, domain: str) -> None:
         self.poor = domain == "lowquality"
-        self.tilt = float(rng.uniform(6, 13) * rng.choice((-1, 1))) if self.poor else 0.0
+        self.tilt = float(rng.uniform(5, 10) * rng.choice((-1, 1))) if self.poor else 0.0
         self.background = _texture(rng)
         if scene.card:
             self.background.paste(_card(), _corner((CARD_SIDE, CARD_SIDE), scene.card[1:]))

@@ -12,6 +12,7 @@ import time
 import wave
 from collections import Counter
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
@@ -23,12 +24,13 @@ from experiments.world import sizes
 from experiments.world.audit import audit, audit_all, box_overlap
 from experiments.world.build import make_world
 from experiments.world.cli import app
-from experiments.world.concepts import COLOURS, DIGITS, KEYPAD, RGB, is_held_out
+from experiments.world.concepts import COLOURS, DIGITS, KEYPAD, RGB, VOCABULARY, is_held_out
 from experiments.world.grammar import audio_captions
 from experiments.world.pictures import DOMAINS, cell_labels, draw_film, draw_picture
 from experiments.world.plots import contact_sheet
 from experiments.world.scenes import Pool, film_path, load_scans, sample_film, sample_scene
 from experiments.world.tables import LAYOUTS, TASKS, read_rows, read_world, weighted, weights, words
+from unival_core.tasks import TASKS as CORE_TASKS
 
 ROOT = Path(__file__).parents[2]
 
@@ -100,6 +102,24 @@ def test_published_column_selections_pick_the_right_columns():
     assert select("entailment", "0,2,3,4,5") == ["uniq_id", "media", "hypothesis", "caption", "label"]
     assert select("grounding", "0,4,2,3") == ["uniq_id", "media", "text", "box"]
     assert LAYOUTS["pretraining"][1:] == ("media", "caption", "question", "answers", "objects", "dataset", "type")
+
+
+@pytest.mark.parametrize("task", [name for name in TASKS if name != "backbone"])
+def test_the_tasks_read_every_row(world, task):
+    reader, splits = CORE_TASKS[task], [s for t, s in (n.split("/") for n in read_world(world).files) if t == task]
+    assert [LAYOUTS[TASKS[task][0]][i] for i in reader.selected_cols] == list(reader.columns)
+    assert reader.medium == TASKS[task][1]
+    for row in (row for split in splits for row in read_rows(world, task, split)):
+        target = reader.target(row, None)
+        assert reader.prompt(row)
+        assert reader.reference(row)
+        if isinstance(target, str):
+            assert set(target.split()) <= set(VOCABULARY)
+            assert not reader.answers or target in reader.answers
+        else:
+            assert 0 <= target.x0 < target.x1 <= 48
+        if reader.complete:
+            assert reader.complete(row, dict, Random(0)) == row
 
 
 def test_references_are_joined_for_evaluation_and_single_in_training(world):
