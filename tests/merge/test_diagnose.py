@@ -113,6 +113,10 @@ def eight_bit_floats(w: World) -> None:
     w.add("encoder.packed", codes, tuned({"x": codes.float()}, 3)["x"].to(torch.float8_e4m3fn))
 
 
+def quantised_one(w: World) -> None:
+    w.add("encoder.packed", torch.randn(64, 64), torch.randint(-128, 127, (64, 64), dtype=torch.int8))
+
+
 def infinite(w: World) -> None:
     w.caption["encoder.fc1.weight"][3, 4:6] = torch.tensor([math.inf, math.nan])
 
@@ -143,6 +147,10 @@ def rescaled(w: World) -> None:
     w.caption["encoder.fc2.weight"] /= 5
 
 
+def rescaled_all(w: World) -> None:
+    w.caption = {name: 3 * value for name, value in w.caption.items()}
+
+
 def far(w: World) -> None:
     w.caption = tuned(w.base, 2, 1.2)
 
@@ -169,6 +177,10 @@ def same_task(w: World) -> None:
 
 def zeroed(w: World) -> None:
     w.caption["encoder.fc2.weight"].zero_()
+
+
+def filled(w: World) -> None:
+    w.caption["encoder.fc2.weight"].fill_(0.1)
 
 
 def flat_bias(w: World) -> None:
@@ -211,6 +223,7 @@ BROKEN = [
     (no_integers, "error", "dtypes differ", "int64 in base, vqa and float32 in caption", "integers are never merged"),
     (quantised, "error", "quantised weights", "1 int8 in caption: encoder.packed", "before quantisation"),
     (eight_bit_floats, "warning", "quantised weights", "1 float8_e4m3fn in vqa", "before quantisation"),
+    (quantised_one, "error", "quantised weights", "1 int8 in caption: encoder.packed", "before quantisation"),
     (
         infinite,
         "error",
@@ -228,12 +241,14 @@ BROKEN = [
     (permuted, "warning", "permuted units", "; vqa and caption: 4 of 4 matrices", "2209.04836"),
     (new_head, "warning", "parts unrelated", "vqa and caption: 1 of 4 matrices with cosine", "'classifier.weight'"),
     (rescaled, "warning", "scales differ", "encoder.fc1.weight x 5, encoder.fc2.weight x 0.2", "a scale folded"),
+    (rescaled_all, "warning", "scales differ", "vqa and caption: 4 of 4 matrices with another norm", "a scale folded"),
     (far, "warning", "far apart", "caption is 1.20 times the base's norm away from it (bound 1)", "fewer steps"),
     (untrained, "warning", "equal to the base", "caption equals the base in all tensors", "never finetuned"),
     (duplicate, "warning", "equal inputs", "vqa and caption are equal in all 7 tensors", "one of them is enough"),
     (opposed, "warning", "task vectors opposed", "vqa and caption: cosine -1.00", "a share near an end"),
     (same_task, "note", "task vectors agree", "vqa and caption: cosine 1.00", "counts it twice"),
     (zeroed, "warning", "constant tensors", "encoder.fc2.weight in caption", "put the input that trained them first"),
+    (filled, "warning", "constant tensors", "encoder.fc2.weight in caption", "put the input that trained them first"),
     (flat_bias, "note", "constant tensors", "encoder.fc1.bias in caption", "put the input"),
     (batchnorm, "note", "BatchNorm", "1 layer with running statistics", "recalibrate"),
     (
@@ -334,6 +349,22 @@ def test_what_is_missing_may_be_kept_from_the_first(tmp_path: Path) -> None:
     found = world.examine(tmp_path, policy=Policy(missing="keep-first"))
     assert [(finding.severity, finding.title) for finding in found.findings] == [("note", "names differ")]
     assert found.exit_code == 0
+
+
+def test_a_base_may_have_untrained_constants() -> None:
+    world = World()
+    world.base["encoder.fc1.bias"] = torch.zeros(64)
+    assert doctor([world.vqa, world.caption], world.base).findings == ()
+    world.caption["encoder.fc1.bias"] = torch.zeros(64)
+    found = doctor([world.vqa, world.caption], world.base, names=["vqa", "caption"])
+    assert [finding.seen for finding in found.findings] == ["all elements equal: encoder.fc1.bias in caption"]
+
+
+def test_all_equal_is_told_once() -> None:
+    found = doctor([weights(0), weights(0)], weights(0), names=["vqa", "caption"])
+    assert [(finding.title, finding.seen) for finding in found.findings] == [
+        ("equal to the base", "vqa and caption equal the base in all tensors")
+    ]
 
 
 def test_a_policy_that_matches_nothing_is_an_error(tmp_path: Path) -> None:
@@ -463,6 +494,8 @@ def test_bitwise_equality_tells_zeros_and_dtypes_apart() -> None:
     equal = {name: measure([zero, other]).contrasts[0, 1].equal for name, other in pairs.items()}
     assert equal == {"same": 1, "negative": 0, "half": 0, "nan": 0}
     assert measure([pairs["nan"], pairs["nan"].clone()]).contrasts[0, 1].equal == 1
+    assert measure([zero.half(), zero.bfloat16()]).contrasts[0, 1].equal == 0
+    assert measure([zero, -zero]).contrasts[0, 1].relative_distance == 0
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (5,), (3, 0), (0, 3), (2, 3, 4), (70_000,), (3, 40_000), (40_000, 3)])
