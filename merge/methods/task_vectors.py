@@ -208,13 +208,19 @@ def _merge(
     used = [entry for entry in zip(trims, experts, weights, strict=True) if entry[2] != 0]
     if rescale_l1:
         used = [(trimming.rescaled(trim, base, expert), expert, weight) for trim, expert, weight in used]
+    if not used:
+        return tensors[0].clone()
     shares = [weight for _, _, weight in used]
-    result = base.clone()
-    for part in blocks(base) if used else ():
+    result = torch.empty_like(base)
+    for part in blocks(base):
         start = base[part]
-        kept = [trim(expert[part] - start, part).mul_(weight) for trim, expert, weight in used]
-        torch.add(start, join(kept, shares).mul_(scale), out=result[part])
+        kept = [_times(trim(expert[part] - start, part), weight) for trim, expert, weight in used]
+        torch.add(start, _times(join(kept, shares), scale), out=result[part])
     return result.view(tensors[0].shape)
+
+
+def _times(vector: Tensor, factor: float) -> Tensor:
+    return vector if factor == 1 else vector.mul_(factor)
 
 
 def total(vectors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
@@ -238,7 +244,7 @@ def elected_mean(vectors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     """As `elected`, over the sum of the weights that agree."""
     sign = _elected_sign(vectors, weights)
     agreeing = [vector.mul_(sign).relu_() for vector in vectors]
-    shares = total([torch.sign(vector).mul_(weight) for vector, weight in zip(agreeing, weights, strict=True)], weights)
+    shares = total([_times(torch.sign(vector), weight) for vector, weight in zip(agreeing, weights, strict=True)], weights)
     if min(weights) > 0:
         shares.clamp_(min=min(weights))  # where nobody agrees: 0 over something
     else:
@@ -248,4 +254,4 @@ def elected_mean(vectors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
 
 def _elected_sign(vectors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     ballot = total(vectors, weights)
-    return torch.copysign(torch.ones_like(ballot), ballot)
+    return torch.copysign(ballot.new_ones(()), ballot)
