@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import mmap
 import os
+import sys
 from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from torch import Tensor
 
 from merge.errors import MergeError
 
+# A private map may ask for more than the memory there is: only pages written to need it. (No name before Python 3.13.)
+_NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
 LARGEST = 2**63  # torch counts elements and bytes in signed 64 bits
 
 
@@ -39,7 +42,8 @@ class MappedFile:
     def bytes(self) -> Tensor:
         """The whole file as a uint8 tensor backed by a private map."""
         if self._bytes is None:
-            mapped = mmap.mmap(self._fd, self.size, access=mmap.ACCESS_COPY)
+            flags = mmap.MAP_PRIVATE | _NO_RESERVE
+            mapped = mmap.mmap(self._fd, self.size, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
             self._bytes = torch.frombuffer(mapped, dtype=torch.uint8)
         return self._bytes
 

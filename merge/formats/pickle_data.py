@@ -11,7 +11,7 @@ from typing import Any, cast
 ALLOWED = re.compile(
     r"""
       collections\.(OrderedDict|defaultdict) | argparse\.Namespace | _codecs\.encode
-    | (__builtin__|builtins)\.(set|frozenset|dict|list|tuple|slice|range|object)
+    | (__builtin__|builtins)\.(set|frozenset|dict|list|tuple|slice|x?range|object)
     | (__builtin__|builtins)\.(bytearray|complex|int|float|str|bool|bytes|long|unicode)
     | copyreg\._reconstructor | copy_reg\._reconstructor
     | typing\.(Any|Dict|List|Optional|Tuple|Union)
@@ -21,7 +21,7 @@ ALLOWED = re.compile(
     | fairseq\.dataclass\.(constants|configs)\.\w+
     | omegaconf\.(dictconfig\.DictConfig | listconfig\.ListConfig | nodes\.\w+Node | base\.\w*Metadata)
     | torch\.(Size|device|Tensor) | torch\.\w+Storage | torch\.storage\.(UntypedStorage|TypedStorage|_LegacyStorage)
-    | torch\.(float\w+|bfloat16|half|double|u?int\d+|long|short|int|bool|complex\w+|cfloat|cdouble)
+    | torch\.(float\d+\w*|bfloat16|half|double|float|u?int\d+|long|short|int|bool|complex\d+|cfloat|cdouble)
     | torch\._utils\.(_rebuild_tensor_v2|_rebuild_tensor_v3|_rebuild_parameter|_rebuild_parameter_with_state)
     | torch\.nn\.parameter\.(Parameter|Buffer) | torch\.serialization\._get_layout
     """,
