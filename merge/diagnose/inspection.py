@@ -197,6 +197,8 @@ def _kind(value: Any) -> str:
         return str(value.factory)
     if hasattr(value, "__len__") and not isinstance(value, str):
         return f"{type(value).__name__} of {len(value)}"
+    if isinstance(value, int) and value.bit_length() > 1000:  # Python refuses to print the longest
+        return f"an integer of {value.bit_length()} bits"
     return _short(repr(value))
 
 
