@@ -8,8 +8,13 @@ from typing import Annotated
 
 import typer
 
-from merge import __version__
+from experiments.errors import StudyError
+from experiments.world.cli import app as world_app
+from merge import MergeError, __version__
 from merge.cli import app as merge_app
+from merge.cli import main as run
+from unival_core.cli import app as core_app
+from unival_core.errors import UnivalError
 
 VERSIONS = ("torch", "numpy", "safetensors", "xxhash", "tokenizers", "typer")
 
@@ -21,6 +26,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(merge_app)
+app.add_typer(core_app)
+app.add_typer(world_app, name="world")
 
 
 def _versions(wanted: bool) -> None:
@@ -45,6 +52,4 @@ def root(
 
 def main() -> None:
     """Run the command line: users' errors are one line on stderr and exit code 2, Ctrl-C is 130."""
-    from merge.cli import main as run
-
-    run(app)
+    run(app, (MergeError, UnivalError, StudyError))
