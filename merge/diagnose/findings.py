@@ -89,19 +89,19 @@ def header_findings(case: Case, differing: Collection[str]) -> list[Finding]:
     return [*found, *_integers(case, [name for name in differing if name not in packed])]
 
 
-def globs(names: Collection[str], among: Collection[str]) -> str:
-    """Patterns that match these names and no other of `among`, quoted for a command line, at most three.
+def chosen(option: str, names: Collection[str], among: Collection[str]) -> str:
+    """An option for a command line that matches these names and no other of `among`, at most three times.
 
-    >>> globs(["head.weight", "head.bias", "scale"], ["head.weight", "head.bias", "scale", "body.scale"])
-    "'head.*' 'scale'"
+    >>> chosen("--keep", ["head.weight", "head.bias", "scale"], ["head.weight", "head.bias", "scale", "body.scale"])
+    "--keep 'head.*' --keep 'scale'"
     """
     mine = set(names)
     taken = {prefix for name in among if name not in mine for prefix in _prefixes(name)}
     found: dict[str, None] = {}
     for name in names:
         free = next((prefix for prefix in _prefixes(name) if prefix not in taken), None)
-        found[f"'{name if free is None else free + '*'}'"] = None
-    return " ".join(list(found)[:3]) + (f" (and {len(found) - 3} more patterns)" if len(found) > 3 else "")
+        found[f"{option} '{name if free is None else free + '*'}'"] = None
+    return " ".join(list(found)[:3]) + (f" (and {len(found) - 3} more)" if len(found) > 3 else "")
 
 
 def _prefixes(name: str) -> list[str]:
@@ -132,11 +132,12 @@ def _names_advice(case: Case, missing: Sequence[str]) -> str:
         return "they share no name: choose another --section, or these are different models"
     tied = _tied(case, missing)
     if tied:
-        return f"leave out with --drop {globs(missing, case.wanted)}: {missing[0]} is tied to {tied}, which is merged"
-    patterns = globs(missing, case.wanted)
+        return (
+            f"leave out with {chosen('--drop', missing, case.wanted)}: {missing[0]} is tied to {tied}, which is merged"
+        )
     return (
-        f"leave them as in the first that has them with --keep {patterns}, leave them out with --drop {patterns}, "
-        "or take all such with --missing keep-first"
+        f"leave them as in the first that has them with {chosen('--keep', missing, case.wanted)}, leave them out with "
+        "--drop, or take all such with --missing keep-first"
     )
 
 
@@ -191,15 +192,14 @@ def _shapes(case: Case) -> list[Finding]:
             (heads if rows_only and any(map(HEAD.fullmatch, name.split("."))) else others).append(name)
     found: list[Finding] = []
     if heads:
-        patterns = globs(heads, case.wanted)
         advice = (
-            f"rows for other classes or words do not correspond: leave those of the first with --keep {patterns}, or "
-            f"leave them out with --drop {patterns} and train new ones"
+            "rows for other classes or words do not correspond: leave those of the first with "
+            f"{chosen('--keep', heads, case.wanted)}, or leave them out with --drop and train new ones"
         )
         found.append(Finding("error", "heads differ", _shapes_seen(case, heads), advice, tuple(heads)))
     if others:
-        patterns = globs(others, case.wanted)
-        advice = f"these are models of different sizes; if only these parts differ, --keep or --drop {patterns}"
+        option = chosen("--keep", others, case.wanted)
+        advice = f"these are models of different sizes; if only these parts differ, {option}, or --drop them"
         found.append(Finding("error", "shapes differ", _shapes_seen(case, others), advice, tuple(others)))
     return found
 
@@ -232,7 +232,7 @@ def _dtypes(case: Case, packed: Collection[str]) -> list[Finding]:
             widest = max(dtypes, key=lambda dtype: dtype.itemsize)
             advice = f"choose the result's dtype: --dtype {dtype_name(widest)}"
         else:
-            advice = f"integers are never merged: --keep or --drop {globs(names, case.wanted)}"
+            advice = f"integers are never merged: {chosen('--keep', names, case.wanted)}, or --drop them"
         seen = f"{counted(len(names), 'tensor')} {'is' if len(names) == 1 else 'are'} {kinds}: {listed(names)}"
         found.append(Finding("error", "dtypes differ", seen, advice, tuple(names)))
     return found
@@ -275,7 +275,7 @@ def _quantised(case: Case, names: Sequence[str], differing: Collection[str]) -> 
 def _integers(case: Case, names: Sequence[str]) -> list[Finding]:
     if not names:
         return []
-    patterns = globs(names, case.wanted)
     seen = f"{counted(len(names), 'integer tensor')} of other values in {' and '.join(case.labels)}: {listed(names)}"
-    advice = f"integers are never merged: leave those of the first with --keep {patterns}, or --drop {patterns}"
+    option = chosen("--keep", names, case.wanted)
+    advice = f"integers are never merged: leave those of the first with {option}, or --drop them"
     return [Finding("error", "integers differ", seen, advice, tuple(names))]

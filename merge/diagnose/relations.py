@@ -16,7 +16,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from merge.diagnose.findings import Case, Finding, globs, is_large_matrix
+from merge.diagnose.findings import Case, Finding, chosen, is_large_matrix
 from merge.diagnose.measure import Contrast, Measured, pooled
 from merge.diagnose.tables import counted, listed
 
@@ -31,8 +31,8 @@ SCALED = 1 + FAR
 # `row_mismatch` of normal matrices drawn anew was never below 0.4 in 400 trials with 8 rows, nor below 0.6 with 16 or
 # more; that of a permuted copy was 0, and with 1 % noise on top below 0.3 up to 768 rows. More noise hides it.
 PERMUTED = 0.3
-# Task vectors of unlike tasks are nearly orthogonal (Task arithmetic, arXiv 2212.04089, figure 5: cosines up to about
-# 0.2); twice the same task gives cosines near 1, and no pair there opposes another.
+# Task vectors of unlike tasks are close to orthogonal (Task arithmetic, arXiv 2212.04089); how far from it is worth a
+# word is a convention of ours.
 SAME_TASK = 0.9
 OPPOSED = -0.2
 
@@ -200,7 +200,7 @@ def _parts_apart(case: Case, relations: Sequence[Relation]) -> Finding | None:
         f"{listed([f'{name} {r.matrices[name].cosine or 0:.2f}' for name in r.apart])}"
         for r in bad
     )
-    advice = f"these look initialised anew: leave those of one input with --keep {globs(names, case.wanted)}"
+    advice = f"these look initialised anew: leave those of one input with {chosen('--keep', names, case.wanted)}"
     return Finding("warning", "parts unrelated", seen, advice, names)
 
 
@@ -214,7 +214,9 @@ def _rescaled(case: Case, relations: Sequence[Relation]) -> Finding | None:
         f"{listed([f'{name} x {r.matrices[name].norm_ratio or 0:.3g}' for name in r.rescaled])}"
         for label, r in bad.items()
     )
-    advice = f"was a scale folded into one of them? undo it, or leave these out with --keep {globs(names, case.wanted)}"
+    advice = (
+        f"was a scale folded into one of them? undo it, or leave these out with {chosen('--keep', names, case.wanted)}"
+    )
     return Finding("warning", "scales differ", seen, advice, names)
 
 

@@ -65,8 +65,8 @@ def doctor(
 ) -> Report:
     """Examine checkpoints (paths, open checkpoints or state dicts) before a merge.
 
-    Every tensor is read once, in bounded memory; the report is the same whatever the number of threads. `policy` is
-    that of the merge to come: what it keeps or drops is not examined. `progress` is called with the bytes read.
+    Weights are read once, in bounded memory; the report is the same whatever the number of threads. `policy` is that
+    of the merge to come: what it keeps or drops is not examined. `progress` is called with the bytes read.
 
         >>> import torch
         >>> same = {"w": torch.zeros(2)}
