@@ -14,7 +14,7 @@ from experiments.world.concepts import ANSWERS, COLOURS, DIGITS, GENERATOR, VOCA
 from experiments.world.rows import ROWS, Job
 from experiments.world.sizes import DOMAIN_SETS, SIZES
 from experiments.world.stock import Stocks, stream
-from experiments.world.tables import TASKS, FileRecord, Row, World, read_rows, write_rows
+from experiments.world.tables import SHEET, TASKS, FileRecord, Row, World, read_rows, write_rows
 
 __all__ = ["make_world"]
 
@@ -68,6 +68,9 @@ def _check_free(folder: Path, overwrite: bool) -> None:
         raise StudyError(f"{folder} exists: choose another folder or pass --overwrite")
     if not (folder / "world.json").is_file():
         raise StudyError(f"{folder} is no world (it has no world.json), so it is not overwritten: remove it yourself")
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        if not path.name.endswith((".tsv", ".index.npy")) and path.name not in ("world.json", SHEET):
+            raise StudyError(f"{path} is no part of the world in {folder}, which is not overwritten: move it away")
 
 
 def _write_files(folder: Path, settings: tuple[int, str, str], progress: bool) -> World:

@@ -49,8 +49,9 @@ def show(
     from experiments.errors import StudyError
     from experiments.world.audit import audit_all
     from experiments.world.plots import contact_sheet
+    from experiments.world.tables import SHEET
 
-    file = output or folder / "contact-sheet.png"
+    file = output or folder / SHEET
     if file.exists() and not overwrite:
         raise StudyError(f"{file} exists: choose another file with -o or pass --overwrite")
     typer.echo(f"{contact_sheet(folder, file, task)}\n")

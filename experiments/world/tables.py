@@ -44,6 +44,7 @@ TASKS: dict[str, tuple[str, str]] = {  # task: layout and medium
     "audio-caption": ("caption", "audio"),
     "backbone": ("backbone", "image"),
 }
+SHEET = "contact-sheet.png"  # where `world show` draws unless told otherwise
 _TEXTS = ("caption", "question", "text", "hypothesis")
 Row = Mapping[str, str]
 

@@ -10,6 +10,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from experiments.world import sizes
+from experiments.world.audit import audit, audit_all
+from experiments.world.build import make_world
 from experiments.world.claims import ENTAILMENT
 from experiments.world.concepts import ANSWERS, COLOURS, DIGITS, MOTIONS, PLACES, VOCABULARY
 from experiments.world.grammar import audio_captions, captions, video_captions, web_caption
@@ -229,3 +232,36 @@ def test_captions_name_every_digit_in_at_most_twenty_words(pool):
             assert len(text.split()) <= 20
             assert all(f"a {COLOURS[t.colour]} {DIGITS[t.digit]}" in text for t in scene.things)
             assert ("a card" in text) == bool(scene.card)
+
+
+@pytest.fixture(scope="module")
+def middling(tmp_path_factory):
+    scenes = {"train": 500, "test": 300}
+    rows = {
+        task: {"train": 1800, "test": 600}
+        for task in ("vqa", "grounding", "entailment", "image-text-matching", "video-qa")
+    }
+    size = sizes.Size({"image": scenes, "video": {"train": 150, "test": 100}, "audio": {}}, rows)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sizes.SIZES, "middling", size)
+        return make_world(tmp_path_factory.mktemp("world") / "middling", size="middling")
+
+
+def test_no_text_is_worth_more_than_its_kind_of_question(middling):
+    for row in audit_all(middling):
+        assert row.text_only <= row.prior + 0.06, row
+        assert row.majority <= row.prior + 0.03, row
+    blind = {row.task: row for row in audit_all(middling)}
+    assert blind["entailment"].text_only == pytest.approx(1 / 3, abs=0.01)
+    assert blind["image-text-matching"].text_only == pytest.approx(1 / 2, abs=0.01)
+    assert blind["vqa"].prior < 0.35
+    assert blind["grounding"].text_only < 0.25
+
+
+def test_the_audit_of_a_leaking_task_shows_the_leak(middling, tmp_path):
+    for split in ("train", "test"):
+        rows = [line.split("\t") for line in (middling / "entailment" / f"{split}.tsv").read_text().splitlines()]
+        leaky = ["\t".join([*row[:3], f"{row[3]} {row[5][::-1]}", *row[4:]]) for row in rows]
+        (tmp_path / "entailment").mkdir(exist_ok=True)
+        (tmp_path / "entailment" / f"{split}.tsv").write_text("\n".join(leaky) + "\n")
+    assert audit(tmp_path, "entailment").text_only > 0.95
