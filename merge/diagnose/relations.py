@@ -191,7 +191,8 @@ def _permuted(relations: Sequence[Relation]) -> Finding | None:
 
 
 def _parts_apart(case: Case, relations: Sequence[Relation]) -> Finding | None:
-    bad = [relation for relation in relations if relation.apart and not relation.unrelated]
+    """Single matrices without a common past. Beside permuted ones they are those of the neighbouring layers."""
+    bad = [relation for relation in relations if relation.apart and not (relation.unrelated or relation.permuted)]
     if not bad:
         return None
     names = _union(relation.apart for relation in bad)
@@ -231,9 +232,7 @@ def _far(case: Case, relations: Sequence[Relation]) -> Finding | None:
     else:
         bad = [r for r in related if r.pair.cosine is not None and r.pair.cosine < FAR_APART]
         seen = [f"{r.label}: median cosine {r.pair.cosine:.2f} (bound {FAR_APART:.2f})" for r in bad]
-    advice = (
-        "expect the middle to be worse than both ends: finetune with fewer steps or a lower rate, or stay near an end"
-    )
+    advice = "the middle may fall behind both ends: finetune with fewer steps or a lower rate, or stay near an end"
     return Finding("warning", "far apart", "; ".join(seen), advice) if bad else None
 
 

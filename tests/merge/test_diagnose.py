@@ -380,6 +380,15 @@ def test_far_experts_are_told_without_a_base(tmp_path: Path) -> None:
     assert "median cosine 0.4" in found.findings[0].seen
 
 
+def test_neighbours_of_permuted_units_are_not_called_new(tmp_path: Path) -> None:
+    world = World()
+    permuted(world)
+    world.caption["encoder.fc2.weight"] = tuned(world.caption, 3)["encoder.fc2.weight"]
+    found = world.examine(tmp_path)
+    assert [finding.title for finding in found.findings] == ["permuted units"]
+    assert "; vqa and caption: 3 of 4 matrices" in found.findings[0].seen
+
+
 def test_two_experts_that_do_not_come_from_the_base(tmp_path: Path) -> None:
     world = World()
     world.base = weights(5)
