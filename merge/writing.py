@@ -110,10 +110,13 @@ def _plan_folder(
     slots: Mapping[str, Slot], like: Checkpoint | None, metadata: Mapping[str, str] | None, shard_size: int
 ) -> OutputPlan:
     shards: list[dict[str, Slot]] = [{}]
+    filled = 0
     for name, slot in slots.items():
-        if shards[-1] and sum(s.nbytes for s in shards[-1].values()) + slot.nbytes > shard_size:
+        if shards[-1] and filled + slot.nbytes > shard_size:
             shards.append({})
+            filled = 0
         shards[-1][name] = slot
+        filled += slot.nbytes
     count = len(shards)
     names = (
         [f"model-{i:05}-of-{count:05}.safetensors" for i in range(1, count + 1)] if count > 1 else ["model.safetensors"]
