@@ -201,8 +201,8 @@ def _check_options(options: Options) -> None:
     if options.threads < 0:
         raise MergeError(f"threads {options.threads}: must be 0 (one a core, at most 4) or more")
     try:
-        torch.empty(0, device=options.device)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=options.device).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise MergeError(f"device {options.device!r} cannot be used here: {str(error).splitlines()[0]}") from error
 
 
