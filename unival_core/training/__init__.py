@@ -1,0 +1,1 @@
+"""Parts of training: options, optimiser, averaged weights, losses, rewards, processes, saved state, command line."""

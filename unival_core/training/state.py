@@ -1,0 +1,123 @@
+"""The files of a run: what it is, where it stands, what it measured. A kill at any moment loses nothing but time.
+
+run.json                   what is trained how; another run does not go on in this folder
+state.pt                   optimiser, sampler, averages; names the weights it belongs to
+update-00000200.safetensors   those weights
+metrics.csv                one row an update
+best.safetensors           best by validation, if there is one
+last.safetensors           there when the run is finished; state.pt and its weights are gone then
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from unival_core.errors import UnivalError
+
+BEST, LAST = "best.safetensors", "last.safetensors"
+_STATE, _RUN, _METRICS = "state.pt", "run.json", "metrics.csv"
+_WEIGHTS = "update-*.safetensors"
+
+
+class RunFolder:
+    """The folder of one run."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.path = Path(folder)
+        self.best, self.last = self.path / BEST, self.path / LAST
+        self.metrics = self.path / _METRICS
+
+    def open(self, run: Mapping[str, Any], *, overwrite: bool = False) -> None:
+        """Makes the folder for this run, or finds the same run in it; UnivalError if it holds anything else."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        record, wanted = self.path / _RUN, json.loads(json.dumps(run))
+        if overwrite:
+            self._clear()
+        elif record.exists():
+            there = json.loads(record.read_text())
+            if differing := sorted(name for name in {*there, *wanted} if there.get(name) != wanted.get(name)):
+                name = differing[0]
+                raise UnivalError(
+                    f"{self.path} holds another run ({name} {there.get(name)} there, {wanted.get(name)} here): "
+                    "choose another folder or pass --overwrite"
+                )
+            return
+        elif any(self.path.iterdir()):
+            raise UnivalError(f"{self.path} is not empty and holds no run: choose another folder")
+        write_atomically(record, json.dumps(wanted, indent=1) + "\n")
+
+    def weights(self, update: int) -> Path:
+        """The file of the weights after an update."""
+        return self.path / _WEIGHTS.replace("*", f"{update:08d}")
+
+    def save_state(self, state: Mapping[str, Any]) -> None:
+        """Makes `state`, with the `weights(state["update"])` written before, the place where the run goes on."""
+        partial = self.path / f"{_STATE}.partial"
+        with partial.open("wb") as file:
+            torch.save(dict(state), file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(self.path / _STATE)
+        self._forget_weights(self.weights(state["update"]))
+
+    def load_state(self) -> dict[str, Any] | None:
+        """Where the run stands; None at its beginning."""
+        file = self.path / _STATE
+        return torch.load(file, weights_only=True, map_location="cpu") if file.exists() else None
+
+    def finish(self) -> None:
+        """Removes what only a run under way needs."""
+        (self.path / _STATE).unlink(missing_ok=True)
+        self._forget_weights(None)
+
+    def _forget_weights(self, kept: Path | None) -> None:
+        for file in self.path.glob(_WEIGHTS):
+            if file != kept:
+                file.unlink()
+
+    def _clear(self) -> None:
+        """Removes the files of a run, and nothing else."""
+        self._forget_weights(None)
+        for name in (_STATE, _RUN, _METRICS, BEST, LAST):
+            (self.path / name).unlink(missing_ok=True)
+
+
+class MetricsFile:
+    """A CSV that grows by one row an update; rows that a resumed run will write again are cut off first."""
+
+    def __init__(self, path: Path, columns: list[str], update: int) -> None:
+        kept: list[dict[str, str]] = []
+        if path.exists():
+            with path.open(newline="") as file:
+                kept = [
+                    row for row in csv.DictReader(file) if None not in row.values() and int(row["update"]) <= update
+                ]
+        self._file = path.with_suffix(".partial").open("w", newline="")
+        self._writer = csv.DictWriter(self._file, columns, lineterminator="\n")
+        self._writer.writeheader()
+        self._writer.writerows(kept)
+        self._file.flush()
+        path.with_suffix(".partial").replace(path)
+
+    def write(self, row: Mapping[str, object]) -> None:
+        """Adds a row; floats with six digits."""
+        self._writer.writerow({name: f"{v:.6g}" if isinstance(v, float) else v for name, v in row.items()})
+        self._file.flush()
+
+    def close(self) -> None:
+        """No more rows."""
+        self._file.close()
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """The whole text or nothing."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(text)
+    partial.replace(path)
