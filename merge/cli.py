@@ -37,6 +37,12 @@ Output = Annotated[
 Ratio = Annotated[float, typer.Option(help="Share of the second checkpoint.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Section = Annotated[str, typer.Option(help="Part of a training file to use, as listed by `inspect`.")]
+Keep = Annotated[list[str] | None, typer.Option(help="Glob of tensors to leave as in the first checkpoint.")]
+Drop = Annotated[list[str] | None, typer.Option(help="Glob of tensors to leave out.")]
+Missing = Annotated[
+    str,
+    typer.Option(help="'error', or 'keep-first': take what some lack, unmerged, from the first that has it."),
+]
 
 
 @dataclass(frozen=True)
@@ -47,11 +53,9 @@ class Common:
         list[str] | None, typer.Option(help="Name of each checkpoint in turn, used for shares; default: file stems.")
     ] = None
     section: Section = "auto"
-    keep: Annotated[list[str] | None, typer.Option(help="Glob of tensors to leave as in the first checkpoint.")] = None
-    drop: Annotated[list[str] | None, typer.Option(help="Glob of tensors to leave out.")] = None
-    missing: Annotated[
-        str, typer.Option(help="'error', or 'keep-first': take what some lack, unmerged, from the first that has it.")
-    ] = "error"
+    keep: Keep = None
+    drop: Drop = None
+    missing: Missing = "error"
     dtype: Annotated[
         str | None, typer.Option(help="Dtype of the merged tensors (float32, bfloat16, ...); default: their own.")
     ] = None
@@ -219,7 +223,12 @@ def run(
 
 
 @app.command("inspect")
-def inspect_(checkpoint: Path, section: Section = "auto", json_: Json = False) -> None:
+def inspect_(
+    checkpoint: Path,
+    section: Section = "auto",
+    verify: Annotated[bool, typer.Option("--verify", help="Read the file and compare it with its recipe.")] = False,
+    json_: Json = False,
+) -> None:
     """What a checkpoint holds: sections, tensors, dtypes, sizes, ties, metadata, recipe.
 
     \b
@@ -227,7 +236,7 @@ def inspect_(checkpoint: Path, section: Section = "auto", json_: Json = False) -
     """
     from merge.diagnose import inspect_checkpoint
 
-    _print(inspect_checkpoint(checkpoint, section), json_)
+    _print(inspect_checkpoint(checkpoint, section, check_digest=verify), json_)
 
 
 @app.command()
@@ -239,7 +248,9 @@ def diff(first: Path, second: Path, section: Section = "auto", json_: Json = Fal
     """
     from merge.diagnose import diff_checkpoints
 
-    _print(diff_checkpoints(first, second, section), json_)
+    with _bar([first, second], section, "diff") as progress:
+        report = diff_checkpoints(first, second, section, progress=progress)
+    _print(report, json_)
 
 
 @app.command()
@@ -250,6 +261,9 @@ def doctor(
         list[str] | None, typer.Option(help="Name of each checkpoint in turn; default: file stems.")
     ] = None,
     section: Section = "auto",
+    keep: Keep = None,
+    drop: Drop = None,
+    missing: Missing = "error",
     json_: Json = False,
 ) -> None:
     """Can these be merged, and is it likely to work? Exit code 0: yes, 1: no. Every finding says what to do.
@@ -259,7 +273,9 @@ def doctor(
     """
     from merge.diagnose import doctor as examine
 
-    report = examine(checkpoints, base, names=name, section=section)
+    policy = _policy(Common(keep=keep, drop=drop, missing=missing))
+    with _bar([*checkpoints, *([base] if base else [])], section, "doctor") as progress:
+        report = examine(checkpoints, base, names=name, section=section, policy=policy, progress=progress)
     _print(report, json_)
     raise typer.Exit(report.exit_code)
 
@@ -348,18 +364,25 @@ def _options(common: Common, progress: Callable[[int], object] | None = None) ->
 
 
 @contextmanager
-def _progress(recipe: Recipe, common: Common) -> Generator[Options]:
-    """Options for a run with a progress bar in bytes on a terminal, quiet elsewhere."""
+def _bar(paths: Sequence[Path], section: str, label: str) -> Generator[Callable[[int], object] | None]:
+    """A progress bar over the inputs' bytes on a terminal, None elsewhere."""
     if not sys.stderr.isatty():
-        yield _options(common)
+        yield None
         return
     from tqdm import tqdm
 
     from merge.checkpoint import open_checkpoint
 
-    total = sum(open_checkpoint(source.path, source.section).nbytes for source in recipe.sources)
-    with tqdm(total=total, unit="B", unit_scale=True, desc=recipe.method) as bar:
-        yield _options(common, bar.update)
+    total = sum(open_checkpoint(path, section).nbytes for path in paths)
+    with tqdm(total=total, unit="B", unit_scale=True, desc=label) as bar:
+        yield bar.update
+
+
+@contextmanager
+def _progress(recipe: Recipe, common: Common) -> Generator[Options]:
+    section = recipe.sources[0].section
+    with _bar([source.path for source in recipe.sources], section, recipe.method) as progress:
+        yield _options(common, progress)
 
 
 def _show_plan(plan: Plan, common: Common) -> None:

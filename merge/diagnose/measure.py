@@ -15,7 +15,7 @@ from torch import Tensor
 from merge.kernel import BLOCK
 from merge.state_dict import specs
 
-Progress = Callable[[int], None]
+Progress = Callable[[int], object]
 MIN_ROWS = 8  # fewer row norms say nothing about a permutation
 
 
