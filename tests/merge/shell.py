@@ -1,0 +1,52 @@
+"""The command line in this process, through `main` itself, and what a folder holds."""
+
+from __future__ import annotations
+
+import io
+import signal
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+
+from merge.cli import main
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command left on the terminal. `code` is its exit code."""
+
+    code: int | str | None
+    out: str
+    err: str
+
+
+def command(*arguments: object) -> Outcome:
+    """Run `unival-merge ARGUMENTS` here; anything but an exit (a traceback for a user) is raised."""
+    out, err = io.StringIO(), io.StringIO()
+    before, handler = sys.argv, signal.getsignal(signal.SIGINT)
+    sys.argv = ["unival-merge", *map(str, arguments)]
+    try:
+        with redirect_stdout(out), redirect_stderr(err):
+            main()
+    except SystemExit as stop:
+        return Outcome(stop.code or 0, out.getvalue(), err.getvalue())
+    finally:
+        sys.argv = before
+        signal.signal(signal.SIGINT, handler)
+    return Outcome(0, out.getvalue(), err.getvalue())
+
+
+def done(*arguments: object) -> Outcome:
+    """A command that must succeed, quietly."""
+    outcome = command(*arguments)
+    assert (outcome.code, outcome.err) == (0, ""), outcome
+    return outcome
+
+
+def snapshot(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """Every file below a folder, hidden ones too: its time of change and content."""
+    return {
+        str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes() if path.is_file() else b"")
+        for path in sorted(folder.rglob("*"))
+    }
