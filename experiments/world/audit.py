@@ -14,6 +14,7 @@ import numpy as np
 
 from experiments.errors import StudyError
 from experiments.world.concepts import CANVAS
+from experiments.world.scenes import scikit_learn
 from experiments.world.tables import TASKS, read_rows, read_world, weights
 
 __all__ = ["Audit", "audit", "audit_all", "box_overlap"]
@@ -127,9 +128,7 @@ def _classified(texts: Sequence[str], answers: Sequence[str], asked: Sequence[st
     """What naive Bayes on runs of one to three words says; the most frequent answer where there are no texts."""
     if not any(texts):
         return [_most_frequent(answers)] * len(asked)
-    from sklearn.feature_extraction.text import CountVectorizer
-    from sklearn.naive_bayes import MultinomialNB
-
-    vectors = CountVectorizer(ngram_range=(1, 3), token_pattern=r"\w+", binary=True)
-    model = MultinomialNB(alpha=0.1).fit(vectors.fit_transform(texts), answers)
+    count = scikit_learn("feature_extraction.text").CountVectorizer
+    vectors = count(ngram_range=(1, 3), token_pattern=r"\w+", binary=True)
+    model = scikit_learn("naive_bayes").MultinomialNB(alpha=0.1).fit(vectors.fit_transform(texts), answers)
     return [str(answer) for answer in model.predict(vectors.transform(asked))]

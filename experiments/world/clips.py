@@ -18,7 +18,7 @@ COMPRESSION = 4  # of 9: a quarter faster than the usual 6, a few per cent large
 def dial(digits: list[int], rng: np.random.Generator, snr: tuple[float, float]) -> np.ndarray:
     """The keys' tone pairs one after the other with gaps, a level and white noise of their own (float32 in -1..1).
 
-    `snr` bounds the ratio of tone to noise power in decibels. Lasts 1 to 1.5 seconds for up to four digits.
+    `snr` bounds the ratio of tone to noise power in decibels. Lasts 1 to 1.4 seconds for up to four digits.
     """
     pieces = [np.zeros(int(rng.uniform(0.03, 0.1) * RATE))]
     for digit in digits:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from experiments.world.concepts import CARD, COLOURS, DIGITS, MOTIONS, PLACES
+from experiments.world.concepts import CARD, COLOURS, DIGITS, MOTIONS, PLACES, is_held_out
 from experiments.world.scenes import Scene, Thing
 
 __all__ = ["a", "at", "audio_captions", "captions", "pick", "references", "video_captions", "web_caption"]
@@ -52,12 +52,15 @@ def captions(scene: Scene) -> list[str]:
 
 
 def web_caption(scene: Scene, rng: np.random.Generator) -> str:
-    """A careless caption as found on the web: one or two digits, half told, and wrong in one of six."""
+    """A careless caption as found on the web: one or two digits, half told, each wrong in one of six.
+
+    No mistake makes a held-out pair.
+    """
     things = [scene.things[i] for i in rng.permutation(len(scene.things))[:2]]
     tags = []
     for thing in things:
-        wrong = rng.random() < 1 / 6
-        digit = DIGITS[rng.integers(len(DIGITS))] if wrong else DIGITS[thing.digit]
+        told = int(rng.integers(len(DIGITS))) if rng.random() < 1 / 6 else thing.digit
+        digit = DIGITS[thing.digit if is_held_out(told, thing.colour) else told]
         tags.append(pick(rng, (f"{COLOURS[thing.colour]} {digit}", digit, f"{digit} {COLOURS[thing.colour]}")))
     words = " ".join(tags)
     return pick(rng, (f"photo of {words}", words, f"nice picture {words}", f"my {words} photo", f"{words} picture"))

@@ -2,13 +2,16 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib import import_module
 from typing import Any
 
 import numpy as np
 
+from experiments.errors import StudyError
 from experiments.world.concepts import CANVAS, COLOURS, DIGITS, FRAMES, MOTIONS, is_held_out
 
 __all__ = ["Pool", "Scans", "Scene", "Thing", "film_path", "load_scans", "sample_film", "sample_scene"]
+__all__ += ["scikit_learn"]
 
 SLOTS = (10, 24, 38)  # centres of the three columns and rows of places, in pixels
 CARD_SIDE = 13
@@ -51,12 +54,18 @@ class Scans:
     by_digit: dict[str, tuple[np.ndarray, ...]]
 
 
+def scikit_learn(name: str) -> Any:
+    """A module of scikit-learn; StudyError if that is not installed."""
+    try:
+        return import_module(f"sklearn.{name}")
+    except ImportError:
+        raise StudyError("the embedded world needs scikit-learn: install unival-merge[world]") from None
+
+
 @lru_cache(maxsize=1)
 def load_scans() -> Scans:
     """scikit-learn's 1,797 scans. No form, hence no writer, is in two splits; some 90 unreadable scans are in none."""
-    from sklearn.datasets import load_digits
-
-    data: Any = load_digits()
+    data = scikit_learn("datasets").load_digits()
     form = np.searchsorted(FORMS, np.arange(len(data.target)), side="right") - 1
     readable = _readable(data.data.astype(np.int64), data.target, form)
     by_digit = {

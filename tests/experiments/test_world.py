@@ -187,6 +187,12 @@ def test_unknown_arguments_are_named(tmp_path, arguments, message):
         make_world(tmp_path / "w", **arguments)
 
 
+def test_a_missing_scikit_learn_is_told(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    with pytest.raises(StudyError, match=r"install unival-merge\[world\]"):
+        load_scans.__wrapped__()
+
+
 def test_reading_what_is_not_there_is_told(world, tmp_path):
     with pytest.raises(StudyError, match="is not a world"):
         read_world(tmp_path)

@@ -14,7 +14,7 @@ from experiments.world import sizes
 from experiments.world.audit import audit, audit_all
 from experiments.world.build import make_world
 from experiments.world.claims import ENTAILMENT
-from experiments.world.concepts import ANSWERS, COLOURS, DIGITS, MOTIONS, PLACES, VOCABULARY
+from experiments.world.concepts import ANSWERS, COLOURS, DIGITS, MOTIONS, PLACES, VOCABULARY, is_held_out
 from experiments.world.grammar import audio_captions, captions, video_captions, web_caption
 from experiments.world.questions import KNOWLEDGE, PRETRAIN_VQA, TRAIN_VQA, VIDEO_QA, draw_rows
 from experiments.world.regions import CARD_BOX, GROUNDING
@@ -129,6 +129,17 @@ def test_every_word_and_every_answer_is_used(pool):
         texts += [text for scene in scenes[:200] for text in describe(scene)]
     texts += [web_caption(scene, rng) for scene in pool.scenes[:200]]
     assert {word for text in texts for word in text.split()} == set(VOCABULARY)
+
+
+def test_careless_captions_are_sometimes_wrong_but_never_name_a_held_out_pair(pool):
+    lone = [scene for scene in pool.scenes if len(scene.things) == 1]
+    told = Counter()
+    for scene in lone * 4:
+        text, thing = web_caption(scene, np.random.default_rng(told.total())), scene.things[0]
+        (digit,) = (DIGITS.index(word) for word in text.split() if word in DIGITS)
+        assert not is_held_out(digit, thing.colour)
+        told[digit == thing.digit] += 1
+    assert 0.08 < told[False] / told.total() < 0.2
 
 
 def test_half_a_place_is_worth_a_part(pool):
