@@ -87,7 +87,10 @@ def _bounds(magnitudes: Magnitudes, like: Tensor, keep: int) -> tuple[float, flo
         return -math.inf, math.inf
     sample = np.sort(magnitudes(slice(0, like.numel(), step)).numpy())
     share = keep / like.numel()
-    rank, margin = round((1 - share) * len(sample)), math.ceil(DEVIATIONS * math.sqrt(share * (1 - share) * len(sample)))
+    rank, margin = (
+        round((1 - share) * len(sample)),
+        math.ceil(DEVIATIONS * math.sqrt(share * (1 - share) * len(sample))),
+    )
     low, high = rank - margin - 1, rank + margin
     return float(sample[low]) if low >= 0 else -math.inf, float(sample[high]) if high < len(sample) else math.inf
 

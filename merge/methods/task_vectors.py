@@ -158,9 +158,11 @@ def single(count: int, parameters: Mapping[str, Any]) -> int | None:
     active = [index for index, weight in enumerate(weights) if weight != 0 and density[index] > 0]
     if parameters["scale"] == 0 or not active:
         return 0
-    share = 1.0 if parameters.get("normalize") else weights[active[0]]
-    whole = len(active) == 1 and density[active[0]] == 1 and parameters.get("epsilon", weights)[active[0]] == 0
-    return active[0] + 1 if whole and parameters["scale"] * share == 1 else None
+    first = active[0]
+    if len(active) > 1 or density[first] < 1 or ("epsilon" in parameters and parameters["epsilon"][first] > 0):
+        return None
+    share = 1.0 if parameters.get("normalize") else weights[first]
+    return first + 1 if parameters["scale"] * share == 1 else None
 
 
 # -- trims -------------------------------------------------------------------------------------------------------------
@@ -244,7 +246,9 @@ def elected_mean(vectors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     """As `elected`, over the sum of the weights that agree."""
     sign = _elected_sign(vectors, weights)
     agreeing = [vector.mul_(sign).relu_() for vector in vectors]
-    shares = total([_times(torch.sign(vector), weight) for vector, weight in zip(agreeing, weights, strict=True)], weights)
+    shares = total(
+        [_times(torch.sign(vector), weight) for vector, weight in zip(agreeing, weights, strict=True)], weights
+    )
     if min(weights) > 0:
         shares.clamp_(min=min(weights))  # where nobody agrees: 0 over something
     else:

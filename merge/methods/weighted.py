@@ -26,7 +26,7 @@ def fisher(tensors: Tensors, *, floor: float, name: str = "", out: Tensor | None
         weight = statistic.clamp(min=floor)
         total = total + weight
         result = torch.lerp(result, expert, weight / total)
-    return result if out is None else out.copy_(result)
+    return torch.add(result, total - total, out=out)  # an infinite statistic shows in the result
 
 
 def regmean(tensors: Tensors, *, shrink: float, floor: float, name: str = "") -> Tensor:
