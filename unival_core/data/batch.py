@@ -10,22 +10,11 @@ import torch
 from torch import Tensor
 
 from unival_core.config import BOS, EOS, PAD
+from unival_core.data.answers import Answers
 from unival_core.errors import UnivalError
 from unival_core.inputs import MEDIA, TEXT, Inputs
 from unival_core.media.image import scale_pixels
 from unival_core.text import Trie
-
-
-class Answers:
-    """The only answers a task allows: `texts` as they are scored, their `ids` (without eos), and the `trie` of ids."""
-
-    def __init__(self, texts: Sequence[str], ids: Sequence[Sequence[int]], vocabulary: int) -> None:
-        self.texts, self.ids, self.vocabulary = tuple(texts), [list(row) for row in ids], vocabulary
-        self.trie = Trie(self.ids)
-        self._of = dict(zip(self.texts, self.ids, strict=True))
-
-    def __contains__(self, text: object) -> bool:
-        return text in self._of
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,16 +126,23 @@ def _stack(examples: Sequence[Example]) -> Tensor | None:
 
 def _allowed(examples: Sequence[Example]) -> Tensor | None:
     """Which ids each target may be chosen from: those that go on with some allowed answer."""
-    limited = [(row, e, e.answers) for row, e in enumerate(examples) if e.answers is not None]
-    if not limited:
+    rows_of: dict[Answers, list[int]] = {}
+    for row, example in enumerate(examples):
+        if example.answers is not None:
+            rows_of.setdefault(example.answers, []).append(row)
+    if not rows_of:
         return None
     width = max(1 + len(e.prefix) + len(e.target) for e in examples)
-    allowed = torch.ones(len(examples), width, limited[0][2].vocabulary, dtype=torch.bool)
-    for row, example, answers in limited:
-        nodes = [torch.tensor([Trie.ROOT])]
-        for token in example.target:
-            nodes.append(answers.trie.walk(nodes[-1], torch.tensor([token])))
-        first, last = len(example.prefix), len(example.prefix) + len(nodes)
-        scores = answers.trie.keep_allowed(torch.zeros(len(nodes), answers.vocabulary), torch.cat(nodes))
-        allowed[row, first:last] = scores == 0
+    allowed = torch.ones(len(examples), width, next(iter(rows_of)).vocabulary, dtype=torch.bool)
+    for answers, rows in rows_of.items():
+        targets = right_pad([[*examples[row].target, EOS] for row in rows])
+        nodes = [torch.full_like(targets[:, 0], Trie.ROOT)]
+        for column in targets[:, :-1].T:
+            nodes.append(answers.trie.walk(nodes[-1], column))
+        counted = targets != PAD
+        free = torch.zeros(int(counted.sum()), answers.vocabulary)
+        start = torch.tensor([len(examples[row].prefix) for row in rows])
+        place, column = counted.nonzero(as_tuple=True)
+        kept = answers.trie.keep_allowed(free, torch.stack(nodes, dim=1)[counted]) == 0
+        allowed[torch.tensor(rows)[place], start[place] + column] = kept
     return allowed

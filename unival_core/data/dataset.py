@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,8 @@ from random import Random
 from typing import NamedTuple
 
 from unival_core.config import UnivalConfig
-from unival_core.data.batch import Answers, Example
+from unival_core.data.answers import allowed_answers
+from unival_core.data.batch import Example
 from unival_core.data.cache import MediaCache, Medium
 from unival_core.data.media import MediaReader
 from unival_core.data.table import TsvTable
@@ -137,7 +137,7 @@ class TaskDataset:
         if target in self.answers:
             return replace(example, answers=self.answers)
         if self.training:
-            raise UnivalError(f"{example.place}: {target!r} is none of the {len(self.answers.ids)} allowed answers")
+            raise UnivalError(f"{example.place}: {target!r} is none of the {len(self.answers)} allowed answers")
         return example
 
     def _note(self, row: int, reason: str) -> None:
@@ -161,25 +161,6 @@ def media_reader(
     if task.medium not in config.encoders:
         raise UnivalError(f"the model reads {', '.join(config.encoders)}, not {task.medium}: load one with its encoder")
     return MediaReader(task.medium, task.side, task.frames, config.audio, resample, cache)
-
-
-def allowed_answers(texts: Sequence[str], tokenizer: Tokenizer, config: UnivalConfig) -> Answers | None:
-    """The only answers a model may give; None if there is no list."""
-    if not texts:
-        return None
-    texts = list(dict.fromkeys(texts))
-    return Answers(texts, [tokenizer.encode(f" {text}") for text in texts], config.vocabulary)
-
-
-def found_answers(task: Task, table: TsvTable) -> list[str]:
-    """The targets of all sound rows of a table (the training data), most frequent first."""
-    counts: Counter[str] = Counter()
-    for row in range(len(table)):
-        try:
-            counts[str(task.target(table[row], None))] += 1
-        except UnivalError:
-            continue
-    return sorted(counts, key=lambda text: (-counts[text], text))
 
 
 def asked(task: Task, row: Row, medium: Medium | None, tokenizer: Tokenizer, place: str = "") -> Example:

@@ -1,0 +1,93 @@
+"""Lists of allowed answers: given, read from a file, or found in training data."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from unival_core.config import UnivalConfig
+from unival_core.data.table import TsvTable
+from unival_core.errors import UnivalError
+from unival_core.tasks.task import Task
+from unival_core.text import Trie
+from unival_core.vocabulary import Tokenizer
+
+
+class Answers:
+    """The only answers a task allows: `texts` as they are scored, their `ids` (without eos), and the `trie` of ids."""
+
+    def __init__(self, texts: Sequence[str], ids: Sequence[Sequence[int]], vocabulary: int) -> None:
+        self.texts, self.ids, self.vocabulary = tuple(texts), [list(row) for row in ids], vocabulary
+        self.trie = Trie(self.ids)
+        self._known = frozenset(texts)
+        self._by_ids = {tuple(row): text for text, row in reversed(list(zip(self.texts, self.ids, strict=True)))}
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __contains__(self, text: object) -> bool:
+        return text in self._known
+
+    def text(self, ids: Sequence[int]) -> str:
+        """The answer that ids spell, the first in the list of several; "" for ids that are none."""
+        return self._by_ids.get(tuple(ids), "")
+
+
+def allowed_answers(texts: Sequence[str], tokenizer: Tokenizer, config: UnivalConfig) -> Answers | None:
+    """The only answers a model may give; None if there is no list."""
+    if not texts:
+        return None
+    texts = list(dict.fromkeys(texts))
+    return Answers(texts, [tokenizer.encode(f" {text}") for text in texts], config.vocabulary)
+
+
+def found_answers(task: Task, table: TsvTable) -> list[str]:
+    """The targets of all sound rows of a table (the training data), most frequent first."""
+    counts: Counter[str] = Counter()
+    for row in range(len(table)):
+        try:
+            counts[str(task.target(table[row], None))] += 1
+        except UnivalError:
+            continue
+    return sorted(counts, key=lambda text: (-counts[text], text))
+
+
+def load_answers(path: str | Path, task: Task) -> list[str]:
+    """The answers in a file: .txt, one a line; .json or .pkl, a list, a dict from answers to numbers (as published), or
+    a dict with lists by task under "answers"; .tsv, those of a training file of the task.
+
+    Of a pickle only plain containers are read; whatever else it names is refused with UnivalError, and nothing runs.
+    """
+    path = Path(path)
+    if path.suffix == ".tsv":
+        return found_answers(task, TsvTable(path, task.columns, task.selected_cols))
+    try:
+        if path.suffix == ".txt":
+            return [line for line in path.read_text(encoding="utf-8").splitlines() if line]
+        if path.suffix == ".json":
+            return _listed(json.loads(path.read_text(encoding="utf-8")), task, path)
+        if path.suffix in (".pkl", ".p"):
+            with path.open("rb") as file:
+                return _listed(_PlainUnpickler(file).load(), task, path)
+    except OSError as error:
+        raise UnivalError(f"{path}: {error.strerror}") from None
+    except (ValueError, EOFError, pickle.UnpicklingError) as error:
+        raise UnivalError(f"{path}: not a list of answers ({error})") from None
+    raise UnivalError(f"{path}: a list of answers is a .txt, .json, .pkl or .tsv file")
+
+
+def _listed(value: Any, task: Task, path: Path) -> list[str]:
+    if isinstance(value, dict) and isinstance(value.get("answers"), dict):
+        value = value["answers"].get(task.name, [])
+    if isinstance(value, (dict, list, tuple)) and value and all(isinstance(text, str) for text in value):
+        return list(value)
+    raise UnivalError(f"{path}: no answers of {task.name} in it")
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    def find_class(self, module_name: str, global_name: str) -> type:
+        raise pickle.UnpicklingError(f"it names {module_name}.{global_name}, which is refused")
