@@ -1,0 +1,60 @@
+"""The README's examples run, and its commands exist."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import merge
+from experiments.cli import app
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.fixture
+def experts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """Two one-layer experts in the working folder, named as in the README."""
+    monkeypatch.chdir(tmp_path)
+    values = {"vqa": 1.0, "caption": 2.0}
+    for name, value in values.items():
+        merge.save_checkpoint({"weight": torch.full((2, 2), value)}, f"{name}.safetensors")
+    return values
+
+
+def test_the_ten_lines(experts: dict[str, float]) -> None:
+    model = torch.nn.Linear(2, 2, bias=False)
+    exec(BLOCKS[0], {"model": model})
+    expected = torch.full((2, 2), 0.6 * experts["vqa"] + 0.4 * experts["caption"])
+    torch.testing.assert_close(merge.load_checkpoint("merged.safetensors")["weight"], expected)
+    torch.testing.assert_close(model.weight.detach(), torch.full((2, 2), 2.0))  # the last point of the sweep, restored
+
+
+def test_a_method_is_added_by_a_function_and_a_line(experts: dict[str, float]) -> None:
+    from merge.methods import METHODS, Method
+
+    try:
+        exec(BLOCKS[1], {"METHODS": METHODS, "Method": Method})
+        inputs = tuple(merge.Input(name, Path(f"{name}.safetensors")) for name in experts)
+        merge.run(merge.Recipe("midpoint", inputs), "out.safetensors")
+    finally:
+        METHODS.pop("midpoint", None)
+    assert merge.load_checkpoint("out.safetensors")["weight"].unique().tolist() == [1.5]
+
+
+def test_every_command_named_is_there() -> None:
+    named = set(re.findall(r"`unival-merge ([a-z-]+)", README)) - {"COMMAND"}
+    shown = CliRunner().invoke(app, ["--help"]).output
+    there = set(re.findall(r"^  ([a-z-]+)  ", shown, re.MULTILINE))
+    assert named - there == set()
+    assert {"diff", "doctor"} <= there
+
+
+def test_links_lead_to_files() -> None:
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
