@@ -165,7 +165,7 @@ def weights(seed: int, dtype: torch.dtype = torch.float16) -> OrderedDict[str, T
             ("encoder.layers.0.fc1.weight", random_tensor((5, 4), dtype, seed + 1)),
             ("encoder.layers.0.fc1.bias", random_tensor((5,), dtype, seed + 2)),
             ("encoder.bn.running_mean", random_tensor((3,), torch.float32, seed + 3)),
-            ("encoder.bn.num_batches_tracked", torch.tensor(100 + seed)),
+            ("encoder.bn.num_batches_tracked", torch.tensor(100 - seed)),
             ("encoder.version", torch.tensor([3.0], dtype=torch.float32)),
             ("decoder.embed_tokens.weight", embed),
             ("decoder.output_projection.weight", embed),
