@@ -1,10 +1,11 @@
-"""The command line of the model: one picture, film or sound in, words or a box out."""
+"""The command line of the model: answers to one picture, film or sound, and scores on a file of them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,49 +15,12 @@ from merge import MergeError
 from unival_core.errors import UnivalError
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from unival_core.config import UnivalConfig
+    from unival_core.evaluate import Evaluation
     from unival_core.model import UnivalModel
+    from unival_core.tasks import Task
     from unival_core.vocabulary import Tokenizer
 
-
-@dataclass(frozen=True)
-class Ask:
-    """How a task is put to the model: what it looks at, what it is told, how its answer is searched."""
-
-    media: str
-    prompt: str  # {} stands for --text
-    side: int  # pixels of a picture or frame
-    options: dict[str, Any] = field(default_factory=dict[str, Any])
-    frames: int = 0
-    answers: tuple[str, ...] = ()  # the only ones allowed
-    repeats: bool = False  # the decoder begins with the question
-    box: bool = False
-
-
-_SENTENCE = {"beam": 5, "max_len_b": 22, "unnormalized": True, "no_repeat_ngram": 3}
-_ANSWER = {"beam": 5, "unnormalized": True}
-
-# The settings of the published evaluations (arXiv 2307.16184), one row a task.
-ASKS = {
-    "caption": Ask("image", " what does the image describe?", 480, _SENTENCE),
-    "vqa": Ask("image", " {}?", 480, _ANSWER, repeats=True),
-    "grounding": Ask(
-        "image",
-        ' which region does the text " {} " describe?',
-        512,
-        {"beam": 5, "min_len": 4, "max_len_b": 4},
-        box=True,
-    ),
-    "entailment": Ask(
-        "image", ' does the image describe " {} "?', 480, answers=(" yes", " no", " maybe"), repeats=True
-    ),
-    "video-caption": Ask("video", " what does the video describe?", 384, _SENTENCE, frames=16),
-    "video-qa": Ask("video", " {}?", 384, _ANSWER, frames=8, repeats=True),
-    "audio-caption": Ask("audio", " what does the video describe?", 0, _SENTENCE),  # sic: trained with these words
-}
-MAX_WORDS = 80  # of --text
+SHOWN = 5  # rows left out that are printed
 
 LOOK: dict[str, Any] = {
     "help": "Run a UnIVAL model.",
@@ -67,26 +31,39 @@ LOOK: dict[str, Any] = {
 }
 app = typer.Typer(**LOOK)
 
+# The tasks are written out: listing the table itself would import torch before --help could answer.
+TaskName = Annotated[
+    str,
+    typer.Option(
+        help="One of caption, vqa, grounding, entailment, grounded-caption, image-text-matching, video-caption, "
+        "video-qa, video-text-matching, audio-caption, image-generation."
+    ),
+]
+Checkpoint = Annotated[Path, typer.Option(help="Model file or folder.")]
+Bpe = Annotated[Path | None, typer.Option(help="Folder with the published encoder.json, vocab.bpe, dict.txt.")]
+Section = Annotated[str, typer.Option(help="Part of a training file to use.")]
+Device = Annotated[str, typer.Option(help="Where to run: cpu, cuda, ...")]
+BeamWidth = Annotated[int | None, typer.Option(min=1, help="Hypotheses to search with; default: the task's.")]
+Side = Annotated[int | None, typer.Option(min=1, help="Pixels along the side of a picture; default: the task's.")]
+Frames = Annotated[int | None, typer.Option(min=1, help="Frames to look at; default: the task's.")]
+Resample = Annotated[bool, typer.Option("--resample", help="Resample sound of another rate.")]
+
 
 @app.command()
 def generate(
-    checkpoint: Annotated[Path, typer.Option(help="Model file or folder.")],
-    task: Annotated[str, typer.Option(help=f"One of {', '.join(ASKS)}.")],
+    checkpoint: Checkpoint,
+    task: TaskName,
     image: Annotated[Path | None, typer.Option(help="Picture to look at.")] = None,
     video: Annotated[Path | None, typer.Option(help="Film to look at.")] = None,
     audio: Annotated[Path | None, typer.Option(help="Sound to listen to.")] = None,
-    text: Annotated[str, typer.Option(help="Question, hypothesis, or description of a region.")] = "",
-    bpe: Annotated[
-        Path | None, typer.Option(help="Folder with the published encoder.json, vocab.bpe, dict.txt.")
-    ] = None,
-    section: Annotated[str, typer.Option(help="Part of a training file to use.")] = "auto",
-    device: Annotated[str, typer.Option(help="Where to run: cpu, cuda, ...")] = "cpu",
-    beam: Annotated[int | None, typer.Option(min=1, help="Hypotheses to search with; default: the task's.")] = None,
-    side: Annotated[
-        int | None, typer.Option(min=1, help="Pixels along the side of a picture; default: the task's.")
-    ] = None,
-    frames: Annotated[int | None, typer.Option(min=1, help="Frames to look at; default: the task's.")] = None,
-    resample: Annotated[bool, typer.Option("--resample", help="Resample a sound of another rate.")] = False,
+    text: Annotated[str, typer.Option(help="Question, hypothesis, description, or box x0,y0,x1,y1.")] = "",
+    bpe: Bpe = None,
+    section: Section = "auto",
+    device: Device = "cpu",
+    beam: BeamWidth = None,
+    side: Side = None,
+    frames: Frames = None,
+    resample: Resample = False,
     draw: Annotated[Path | None, typer.Option(help="Where to save the picture with the box.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing --draw file.")] = False,
 ) -> None:
@@ -96,26 +73,89 @@ def generate(
     unival-merge generate --checkpoint vqa.pt --task vqa --image dog.jpg --text "what colour is the dog"
     """
     with told():
-        ask = _checked(task, {"image": image, "video": video, "audio": audio}, text)
-        if draw and (not ask.box or (draw.exists() and not overwrite)):
-            raise UnivalError(f"{draw} exists: pass --overwrite" if ask.box else f"--draw needs a box, {task} has none")
-        _check_device(device)
-        from dataclasses import replace
+        chosen = _task(task)
+        source = _source(chosen, {"image": image, "video": video, "audio": audio}, text)
+        if draw and chosen.writes != "box":
+            raise UnivalError(f"--draw needs a box, {task} has none")
+        _check_free(draw, overwrite)
+        model, tokenizer = _load(checkpoint, bpe, section, device)
+        chosen = _searched(_sized(chosen, model, side, frames), beam)
+        answer = _answer(model, tokenizer, chosen, source, text, resample)
+        if draw and source:
+            _draw(answer, source, draw)
+        typer.echo(_said(answer))
 
-        from unival_core.checkpoint import load_model
-        from unival_core.vocabulary import load_tokenizer
 
-        model = load_model(checkpoint, section=section, device=device)
-        tokenizer = load_tokenizer(checkpoint, model.config, bpe=bpe, section=section)
-        ask = replace(
-            ask,
-            side=side or _side(ask, model.config),
-            frames=frames or ask.frames,
-            options={**ask.options, **({"beam": beam} if beam is not None else {})},
+@app.command()
+def evaluate(
+    checkpoint: Checkpoint,
+    task: TaskName,
+    data: Annotated[list[Path], typer.Option(help="Tab-separated file in the published layout; may be repeated.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON lines to write the answers to.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Rows to stop after.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows answered at once.")] = 16,
+    selected_cols: Annotated[
+        str | None, typer.Option(help="Columns of the file, as 0,4,2; default: the task's.")
+    ] = None,
+    media: Annotated[Path | None, typer.Option(help="Folder of media given by path; default: the file's.")] = None,
+    answers: Annotated[
+        Path | None, typer.Option(help="The answers allowed: .txt, .json, .pkl, or a training file .tsv.")
+    ] = None,
+    metrics: Annotated[str | None, typer.Option(help="Names joined by commas; default: the task's.")] = None,
+    bpe: Bpe = None,
+    section: Section = "auto",
+    device: Device = "cpu",
+    amp: Annotated[str | None, typer.Option(help="Mixed precision: bf16 or fp16.")] = None,
+    workers: Annotated[int, typer.Option(min=0, help="Threads that read and decode.")] = 2,
+    beam: BeamWidth = None,
+    side: Side = None,
+    frames: Frames = None,
+    resample: Resample = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing --output file.")] = False,
+) -> None:
+    """Answer every row of a file, and print the scores with their 95 % intervals.
+
+    \b
+    unival-merge evaluate --checkpoint vqa.pt --task vqa --data vqa_val.tsv --answers trainval_ans2label.pkl
+    """
+    with told():
+        chosen = _task(task)
+        _check_free(output, overwrite)
+        from unival_core.data.answers import load_answers
+        from unival_core.data.dataset import TaskDataset
+        from unival_core.data.table import TsvTable
+        from unival_core.evaluate import evaluate as run
+        from unival_core.evaluate import known_metrics
+
+        names = known_metrics(metrics.split(",") if metrics else chosen.metrics)
+        table = TsvTable(data, chosen.columns, _numbers(selected_cols) or chosen.selected_cols)
+        allowed = load_answers(answers, chosen) if answers else ()
+        model, tokenizer = _load(checkpoint, bpe, section, device)
+        dataset = TaskDataset(
+            chosen,
+            table,
+            tokenizer,
+            model.config,
+            answers=allowed,
+            media_dir=media,
+            side=side,
+            frames=frames,
+            resample=resample,
         )
-        source = next(path for path in (image, video, audio) if path)
-        answer = _answer(model, tokenizer, ask, _read(ask, source, model.config, resample), text)
-        typer.echo(_box(answer, tokenizer, source, draw) if ask.box else tokenizer.decode(answer).strip())
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "skipped ")  # told below
+            result = run(
+                model,
+                dataset,
+                options=_searched(dataset.task, beam).generation,
+                metrics=names,
+                batch_size=batch_size,
+                limit=limit,
+                workers=workers,
+                amp=amp,
+                output=output,
+            )
+        _print_scores(result, ", ".join(map(str, data)))
 
 
 @contextmanager
@@ -128,16 +168,37 @@ def told() -> Iterator[None]:
         raise typer.Exit(2) from None
 
 
-def _checked(task: str, media: dict[str, Path | None], text: str) -> Ask:
-    if task not in ASKS:
-        raise UnivalError(f"no task {task!r}: choose one of {', '.join(ASKS)}")
-    ask = ASKS[task]
+def _task(name: str) -> Task:
+    from unival_core.tasks import TASKS
+
+    if name not in TASKS:
+        raise UnivalError(f"no task {name!r}: choose one of {', '.join(TASKS)}")
+    return TASKS[name]
+
+
+def _source(task: Task, media: dict[str, Path | None], text: str) -> Path | None:
+    """The file to look at or listen to, if the task wants one; checks that everything is given that it wants."""
     given = [name for name, path in media.items() if path]
-    if given != [ask.media]:
-        raise UnivalError(f"{task} needs --{ask.media}, got {' '.join(f'--{name}' for name in given) or 'none'}")
-    if ("{}" in ask.prompt) != bool(text.strip()):
-        raise UnivalError(f"{task} needs --text" if "{}" in ask.prompt else f"{task} takes no --text")
-    return ask
+    if given != ([task.medium] if task.medium else []):
+        wanted = f"needs --{task.medium}" if task.medium else "looks at nothing"
+        raise UnivalError(f"{task.name} {wanted}, got {' '.join(f'--{name}' for name in given) or 'none'}")
+    if bool(task.asks) != bool(text.strip()):
+        raise UnivalError(f"{task.name} needs --text" if task.asks else f"{task.name} takes no --text")
+    return media[task.medium] if task.medium else None
+
+
+def _check_free(path: Path | None, overwrite: bool) -> None:
+    if path and path.exists() and not overwrite:
+        raise UnivalError(f"{path} exists: pass --overwrite")
+
+
+def _load(checkpoint: Path, bpe: Path | None, section: str, device: str) -> tuple[UnivalModel, Tokenizer]:
+    _check_device(device)
+    from unival_core.checkpoint import load_model
+    from unival_core.vocabulary import load_tokenizer
+
+    model = load_model(checkpoint, section=section, device=device)
+    return model, load_tokenizer(checkpoint, model.config, bpe=bpe, section=section)
 
 
 def _check_device(device: str) -> None:
@@ -149,68 +210,79 @@ def _check_device(device: str) -> None:
         raise UnivalError(f"--device {device}: {error}") from None
 
 
-def _side(ask: Ask, config: UnivalConfig) -> int:
-    """The published side; models with a vocabulary of their own read pictures as large as those they write."""
-    from unival_core.config import CONFIGS
-
-    return ask.side if config.vocabulary == CONFIGS["base"].vocabulary else config.code_image_size
+def _sized(task: Task, model: UnivalModel, side: int | None, frames: int | None) -> Task:
+    task = task.sized_for(model.config)
+    return replace(task, side=side or task.side, frames=frames or task.frames)
 
 
-def _read(ask: Ask, source: Path, config: UnivalConfig, resample: bool) -> dict[str, Tensor]:
-    """One medium as a batch of one: the field of `Inputs` it fills, and its values."""
-    if ask.media == "image":
-        from unival_core.media.image import image_to_tensor, load_image
-
-        return {"images": image_to_tensor(load_image(source), ask.side)[None]}
-    if ask.media == "video":
-        from unival_core.media.video import choose_frames, load_video, video_to_tensor
-
-        film = load_video(source, lambda length: choose_frames(length, ask.frames))
-        return {"videos": video_to_tensor(film, ask.side)[None]}
-    from unival_core.media.audio import load_audio, prepare_audio
-
-    if config.audio is None:
-        raise UnivalError(f"the model reads {', '.join(config.encoders)}, not audio: load one with its encoder")
-    return {"audios": prepare_audio(*load_audio(source), config.audio, resampling=resample)[None]}
+def _searched(task: Task, beam: int | None) -> Task:
+    return task if beam is None else replace(task, generation=replace(task.generation, beam=beam))
 
 
-def _answer(model: UnivalModel, tokenizer: Tokenizer, ask: Ask, medium: dict[str, Tensor], text: str) -> list[int]:
-    """Medium and words to tokens, through the model, and back: the ids of its best answer."""
-    import torch
-
-    from unival_core.generate import GenerationOptions, IdRange, generate, score_candidates
-    from unival_core.inputs import Inputs
-    from unival_core.text import clean_question
-
-    question = tokenizer.encode(ask.prompt.format(clean_question(text, MAX_WORDS).rstrip("?")))
-    device = model.encoder.embed_tokens.weight.device
-    inputs = Inputs(torch.tensor([[tokenizer.bos, *question, tokenizer.eos]]), **medium).to(device)
-    prefix = [question] if ask.repeats else None
-    if ask.answers:
-        answers = [tokenizer.encode(answer) for answer in ask.answers]
-        return answers[int(score_candidates(model, inputs, answers, prefix=prefix).argmax())]
-    constraint = IdRange(tokenizer.bin_offset, tokenizer.size) if ask.box else None
-    options = GenerationOptions(**ask.options)
-    return generate(model, inputs, options, constraint=constraint, prefix=prefix)[0][0].answer
+def _numbers(text: str | None) -> list[int]:
+    try:
+        return [int(number) for number in text.split(",")] if text else []
+    except ValueError:
+        raise UnivalError(f"--selected-cols {text}: give numbers joined by commas, as 0,4,2") from None
 
 
-def _box(answer: list[int], tokenizer: Tokenizer, source: Path, draw: Path | None) -> str:
-    """The box in pixels of the picture, drawn into a copy of it if wanted."""
+def _answer(
+    model: UnivalModel, tokenizer: Tokenizer, task: Task, source: Path | None, text: str, resample: bool
+) -> Any:
+    """The answer to one question, through the same steps as the rows of a file."""
+    from unival_core.data.answers import allowed_answers
+    from unival_core.data.batch import collate
+    from unival_core.data.dataset import asked, media_reader
+    from unival_core.evaluate import predict
+
+    reader = media_reader(task, model.config, resample=resample)
+    medium = reader.decode(source)[0] if reader and source else None
+    row = dict.fromkeys(task.columns, "") | ({task.asks: text} if task.asks else {})
+    batch = collate([asked(task, row, medium, tokenizer)]).to(model.encoder.embed_tokens.weight.device)
+    answers = allowed_answers(task.answers, tokenizer, model.config)
+    return predict(model, batch, task, tokenizer, answers=answers)[0].answer
+
+
+def _said(answer: Any) -> str:
+    """Text as it is, a box with one decimal, codes as numbers."""
+    if isinstance(answer, str):
+        return answer
+    return " ".join(f"{value:.1f}" if isinstance(value, float) else str(value) for value in answer)
+
+
+def _draw(box: Sequence[float], source: Path, draw: Path) -> None:
+    """Saves the picture with the box in it."""
     from PIL import ImageDraw
 
     from unival_core.media.image import load_image
 
     picture = load_image(source)
-    x0, y0, x1, y1 = tokenizer.ids_to_box(answer, picture.size)
-    if draw:
-        left, top, right, bottom = min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)
-        width = max(1, min(picture.size) // 150)
-        ImageDraw.Draw(picture).rectangle((left, top, right, bottom), outline=(255, 0, 0), width=width)
-        try:
-            picture.save(draw)
-        except (OSError, ValueError) as error:
-            raise UnivalError(f"{draw}: {error}") from None
-    return f"{x0:.1f} {y0:.1f} {x1:.1f} {y1:.1f}"
+    x0, y0, x1, y1 = box
+    left, top, right, bottom = min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)
+    width = max(1, min(picture.size) // 150)
+    ImageDraw.Draw(picture).rectangle((left, top, right, bottom), outline=(255, 0, 0), width=width)
+    try:
+        picture.save(draw)
+    except (OSError, ValueError) as error:
+        raise UnivalError(f"{draw}: {error}") from None
+
+
+def _print_scores(result: Evaluation, data: str) -> None:
+    """Scores times 100, as papers print them; on stderr the rows that were left out."""
+    from unival_core.metrics.intervals import score_interval
+
+    for place, reason in result.broken[:SHOWN]:
+        typer.echo(f"left out: {place}: {reason}", err=True)
+    if (more := len(result.broken) - SHOWN) > 0:
+        typer.echo(f"left out: {more} more", err=True)
+    typer.echo(f"{result.task} on {data}: {len(result.predictions)} rows in {result.seconds:.1f} s")
+    for name, scores in result.scores.items():
+        if scores.value != scores.value:  # NaN
+            typer.echo(f"{name:14} {scores.note}")
+            continue
+        low, high = score_interval(scores)
+        note = f"  ({scores.note})" if scores.note else ""
+        typer.echo(f"{name:14} {100 * scores.value:6.2f}  [{100 * low:.2f}, {100 * high:.2f}]  n {scores.n}{note}")
 
 
 def main() -> None:

@@ -13,10 +13,11 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from unival_core.checkpoint import save_model
-from unival_core.cli import ASKS, app
+from unival_core.cli import app
 from unival_core.config import CONFIGS, replace
 from unival_core.errors import UnivalError
 from unival_core.model import UnivalModel
+from unival_core.tasks import TASKS
 from unival_core.vocabulary import TOKENIZER_KEY, Tokenizer, load_tokenizer
 
 program = typer.Typer()
@@ -51,18 +52,26 @@ def run(folder: Path, task: str, *arguments: str, checkpoint: str = "pocket.safe
 MEDIA = {"image": "picture.png", "video": "film.gif", "audio": "sound.wav"}
 
 
-@pytest.mark.parametrize("task", ASKS)
+@pytest.mark.parametrize("task", TASKS)
 def test_every_task_answers(folder: Path, task: str) -> None:
-    ask = ASKS[task]
-    words = ["--text", "A red 7"] if "{}" in ask.prompt else []
-    resample = ["--resample"] if ask.media == "audio" else []
-    result = run(folder, task, f"--{ask.media}", MEDIA[ask.media], *words, *resample)
+    ask = TASKS[task]
+    words = ["--text", "0,0,30,20" if ask.asks == "box" else "A red 7"] if ask.asks else []
+    medium = [f"--{ask.medium}", MEDIA[ask.medium]] if ask.medium else []
+    resample = ["--resample"] if ask.medium == "audio" else []
+    result = run(folder, task, *medium, *words, *resample)
     assert (result.exit_code, result.stderr) == (0, "")
     answer = result.stdout.strip()
     assert answer
     assert "\n" not in answer
     if ask.answers:
-        assert answer in ("yes", "no", "maybe")
+        assert answer in ask.answers
+    if ask.writes == "codes":
+        assert len([int(code) for code in answer.split()]) == POCKET.code_side**2
+
+
+def test_help_lists_every_task() -> None:
+    text = "".join(CliRunner().invoke(program, ["generate", "--help"]).stdout.split())
+    assert f"Oneof{','.join(TASKS)}." in text
 
 
 def test_a_box_lies_in_the_picture_and_is_drawn(folder: Path, tmp_path: Path) -> None:
