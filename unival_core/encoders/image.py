@@ -2,6 +2,7 @@
 
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -80,6 +81,7 @@ class ResNet(nn.Module):
             self.fc = nn.Linear(entering, config.classes)
 
     def forward(self, x: Tensor) -> Tensor:
+        x = x.contiguous(memory_format=torch.channels_last if self.dims == 2 else torch.channels_last_3d)
         x = self.maxpool(F.relu(normalised(x, self.conv1, self.bn1), inplace=True))
         for stage in self.stages:
             x = self.get_submodule(stage)(x)
