@@ -16,7 +16,7 @@ from merge.checkpoint import TORCH_SUFFIXES, Checkpoint, open_checkpoint
 from merge.digests import DEFAULT, Digest
 from merge.errors import MergeError
 from merge.files import check_target, replacing
-from merge.recipe import Recipe, describe, parameters_for, share_label, shares, to_json
+from merge.recipe import SHARES, Recipe, describe, parameters_for, share_label, shares, to_json
 from merge.state_dict import SHOWN, Unit, by_name, plan
 from merge.stream import Job, Stream
 from merge.writing import OutputPlan, Slot, Writer, plan_output, recipe_path
@@ -147,7 +147,8 @@ def plan_sweep(
     for item in recipes:
         parameters_for(item, [])
     suffix = recipe.sources[0].path.suffix
-    names = [_point_name(item) + (suffix if suffix in TORCH_SUFFIXES else ".safetensors") for item in recipes]
+    end = suffix if suffix in TORCH_SUFFIXES else ".safetensors"
+    names = [_point_name(item) + _settings(point, points) + end for item, point in zip(recipes, points, strict=True)]
     if len(set(names)) < len(names):
         raise MergeError(f"{folder}: two points have the same shares: {', '.join(names)}")
     outputs = [(item, folder / name) for item, name in zip(recipes, names, strict=True)]
@@ -166,6 +167,12 @@ def _point_name(recipe: Recipe) -> str:
     if parts is None:
         return "".join(c if c.isalnum() or c in "._-" else "-" for c in json.dumps(dict(recipe.parameters)))
     return "_".join(share_label({name: value}).replace(" ", "-") for name, value in parts.items())
+
+
+def _settings(point: Mapping[str, Any], points: Sequence[Mapping[str, Any]]) -> str:
+    """What else tells a point from the others: `_density-0.2`."""
+    varied = [key for key in point if any(other.get(key) != point[key] for other in points)]
+    return "".join(f"_{key}-{point[key]}" for key in varied if key not in SHARES)
 
 
 def _plan(recipe: Recipe, outputs: Sequence[tuple[Recipe, Path]], options: Options) -> Plan:

@@ -33,7 +33,9 @@ class LivePath:
         policy: see `Policy`; with `dtype=None` values are rounded to the checkpoints' dtype, as in a file.
         resident: keep the endpoints on the model's device; else they are read from the file's map at every `set`.
 
-    Leaving its `with` block restores the weights that the model had on entering. Raises MergeError.
+    Leaving its `with` block restores the weights that the model had on entering. Infinite and NaN values are refused
+    as in files, but for one short cut: sums of finite float32 endpoints within [0, 1] are not looked at again. Raises
+    MergeError, also where the model's tensors were replaced or moved after the path was made.
     """
 
     def __init__(
@@ -54,7 +56,8 @@ class LivePath:
             policy=policy or Policy(),
         )
         self._method = method_named(method)
-        self._targets = {k: v for k, v in model.state_dict().items() if isinstance(v, Tensor)}
+        self._model = model
+        self._targets = self._tensors()
         sources = [_opened(source) for source in ([] if base is None else [base]) + list(inputs.values())]
         labels = [item.name for item in self._recipe.sources]
         self._units = plan(sources, labels, self._recipe.policy)
@@ -77,6 +80,10 @@ class LivePath:
 
     def set_parameters(self, **parameters: Any) -> None:
         """Write the merged weights for these parameters of the method into the model."""
+        now = self._tensors()
+        moved = next((k for k, v in self._targets.items() if k not in now or now[k].data_ptr() != v.data_ptr()), None)
+        if moved is not None:
+            raise MergeError(f"{moved} of the model was replaced or moved since this path was made; make a new one")
         recipe = self._recipe.with_parameters(**parameters)
         resolved = parameters_for(recipe, self._units)
         with torch.no_grad():
@@ -98,6 +105,10 @@ class LivePath:
         untouched = [f"{name}  -  {kind}" for name, kind in kinds.items() if kind != "merge"]
         return "\n".join(lines + untouched)
 
+    def _tensors(self) -> dict[str, Tensor]:
+        """The model's own tensors by name, sharing its memory."""
+        return {name: value for name, value in self._model.state_dict().items() if isinstance(value, Tensor)}
+
     def _write(self, unit: Unit, tensors: Sequence[Tensor], parameters: Mapping[str, Any]) -> None:
         target, *others = {self._targets[name].data_ptr(): self._targets[name] for name in unit.names}.values()
         tensors = [tensor.to(target.device) for tensor in tensors]
@@ -117,7 +128,8 @@ class LivePath:
         """Whether the arithmetic can be done straight into the model's memory: no conversion on the way in or out."""
         dtype = computing_dtype([tensor.dtype for tensor in tensors], self._recipe.policy)
         same = all(tensor.dtype == dtype for tensor in (target, *tensors))
-        return same and unit.dtype == dtype and self._method.elementwise and not dtype.is_complex
+        certain = self._method.elementwise and not self._recipe.policy.extrapolate
+        return same and certain and unit.dtype == dtype
 
     def _gather(
         self, unit: Unit, sources: Sequence[Mapping[str, Tensor]], own: set[int], resident: bool

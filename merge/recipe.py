@@ -20,6 +20,7 @@ from merge.methods import METHODS, Method, Parameter
 from merge.state_dict import Policy, Unit, is_rules, resolve
 
 FORMAT = "unival-merge recipe 1"
+SHARES = ("ratio", "scale", "weights")  # parameters that say how much of each checkpoint there is
 _LARGEST = 1e308
 
 
@@ -171,9 +172,7 @@ def shares(recipe: Recipe) -> dict[str, float] | None:
     if any(is_rules(value) for value in given.values()):
         return None
     names = [item.name for item in recipe.inputs]
-    values = {
-        key: _per_tensor(recipe, key, known[key], [""])[""] for key in ("ratio", "scale", "weights") if key in known
-    }
+    values = {key: _per_tensor(recipe, key, known[key], [""])[""] for key in SHARES if key in known}
     if "ratio" in values:
         return {names[0]: 1 - values["ratio"], names[1]: values["ratio"]}
     weights = values.get("weights", (1.0,) * len(names))
