@@ -9,7 +9,7 @@ import math
 import pickle
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,8 +38,14 @@ def tokenize_pairs(
     for index, texts in enumerate(references):
         if isinstance(texts, str) or not texts:
             raise UnivalError(f"example {index}: references are {texts!r}: give a list of at least one text")
-    split = TOKENIZERS[tokens]
-    return [split(text) for text in predictions], [[split(text) for text in texts] for texts in references]
+    found = [_tokens(text, tokens) for text in predictions]
+    return found, [[_tokens(text, tokens) for text in texts] for texts in references]
+
+
+@lru_cache(maxsize=1 << 16)
+def _tokens(text: str, tokens: str) -> Tokens:
+    """Kept between metrics and between the points of a sweep, which share their references; never to be changed."""
+    return TOKENIZERS[tokens](text)
 
 
 def _ngrams(words: Tokens) -> Counter[Ngram]:
