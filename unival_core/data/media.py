@@ -50,13 +50,19 @@ class MediaReader:
         return medium, is_fixed and self.cache.put(key, medium)
 
     def decode(self, data: bytes | Path, generator: Random | None = None) -> tuple[Medium, bool]:
-        """The medium of a file, and whether the generator had no say in it."""
-        if self.kind == "image":
-            picture = load_image(data)
-            return Medium(whole(image_to_tensor(picture, self.side), 127.5, 127.5, torch.uint8), picture.size), True
-        if self.kind == "video":
-            return self._film(data, generator)
-        return self._sound(data, generator)
+        """The medium of a file, and whether the generator had no say in it; UnivalError where it is damaged."""
+        try:
+            if self.kind == "image":
+                return self._picture(data), True
+            return self._film(data, generator) if self.kind == "video" else self._sound(data, generator)
+        except (UnivalError, MemoryError):
+            raise
+        except Exception as error:  # decoders answer damaged bytes with nearly any exception there is
+            raise UnivalError(f"damaged {self.kind} ({type(error).__name__}: {error})") from error
+
+    def _picture(self, data: bytes | Path) -> Medium:
+        picture = load_image(data)
+        return Medium(whole(image_to_tensor(picture, self.side), 127.5, 127.5, torch.uint8), picture.size)
 
     def _film(self, data: bytes | Path, generator: Random | None) -> tuple[Medium, bool]:
         lengths: list[int] = []
