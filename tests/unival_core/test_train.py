@@ -20,9 +20,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
-from merge import open_checkpoint
-from unival_core.checkpoint import load_model
+from merge import digest, open_checkpoint
+from unival_core.checkpoint import load_model, save_model
 from unival_core.config import Regularization, ResNetConfig, UnivalConfig
 from unival_core.data.batch import collate
 from unival_core.data.dataset import TaskDataset
@@ -31,15 +32,17 @@ from unival_core.errors import UnivalError
 from unival_core.generate import generate
 from unival_core.loss import LossOptions
 from unival_core.model import UnivalModel
+from unival_core.recipes import RECIPES, STAGES, Stage
 from unival_core.tasks import TASKS
 from unival_core.train import train
+from unival_core.training.cli import app
 from unival_core.training.ema import Average
 from unival_core.training.memory import recompute_layers
 from unival_core.training.optim import learning_rate
 from unival_core.training.options import RewardOptions, TrainOptions
 from unival_core.training.parallel import Team, team
 from unival_core.training.rewards import RewardLoss
-from unival_core.vocabulary import Tokenizer
+from unival_core.vocabulary import TOKENIZER_KEY, Tokenizer
 
 MICRO = UnivalConfig(
     16,
@@ -81,7 +84,9 @@ def write_tables(folder):
         x, y = box
         rows["grounding"].append(f"{number}\t{number}\tthe square\t{x},{y},{x + 8},{y + 8}\t{media}")
     for task, lines in rows.items():
-        (folder / f"{task}.tsv").write_text("\n".join(lines) + "\n")
+        (folder / task).mkdir()
+        for split in ("train", "val", "pretrain"):
+            (folder / task / f"{split}.tsv").write_text("\n".join(lines) + "\n")
 
 
 def tokenizer():
@@ -95,7 +100,7 @@ def datasets(folder, *tasks):
     return {
         name: TaskDataset(
             TASKS[name],
-            TsvTable(folder / f"{name}.tsv", TASKS[name].columns, TASKS[name].selected_cols),
+            TsvTable(folder / name / "train.tsv", TASKS[name].columns, TASKS[name].selected_cols),
             words,
             MICRO,
             training=True,
@@ -422,6 +427,63 @@ def test_rewards_raise_the_share_of_right_boxes(tables, tmp_path):
 def test_rewards_need_boxes(tables, tmp_path):
     with pytest.raises(UnivalError, match="has no box to reward"):
         run(tables, tmp_path / "run", replace(PLAIN, reward=RewardOptions()), ("vqa",))
+
+
+# -- the command line
+
+
+@pytest.fixture(scope="module")
+def initial(tmp_path_factory):
+    path = tmp_path_factory.mktemp("initial") / "initial.safetensors"
+    return save_model(fresh(), path, metadata={TOKENIZER_KEY: tokenizer().to_json()})
+
+
+def command(*words):
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def test_train_command_follows_the_recipe_and_what_is_given(tables, initial, tmp_path):
+    (tables / "colours.txt").write_text("\n".join(COLOURS))
+    common = ["--data", tables, "--init", initial, "--workers", 0, "--batch", 8, "--updates", 3]
+    done = command(
+        "train", "--task", "vqa", "-o", tmp_path / "vqa", *common, "--answers", tables / "colours.txt", "--lr", 2e-3
+    )
+    assert (done.exit_code, done.stdout.strip()) == (0, str(tmp_path / "vqa" / "best.safetensors"))
+    options = json.loads((tmp_path / "vqa" / "run.json").read_text())["options"]
+    wanted = RECIPES["pocket"]["vqa"].options
+    assert (options["lr"], options["updates"], options["group"]) == (2e-3, 3, wanted.group)
+    with (tmp_path / "vqa" / "metrics.csv").open() as file:
+        assert 0 <= float([*csv.DictReader(file)][-1]["validation"]) <= 1
+    done = command(
+        "train", "--task", "grounding", "-o", tmp_path / "large", *common, "--reward", "large", "--val-split", ""
+    )
+    assert (done.exit_code, done.stdout.strip()) == (0, str(tmp_path / "large" / "last.safetensors"))
+
+
+def test_pretrain_command_goes_through_the_stages(tables, initial, tmp_path, monkeypatch):
+    tasks = {"caption": 1.0, "vqa": 1.0}
+    stages = (Stage("one", PLAIN, tasks), Stage("two", PLAIN, tasks, splits={"vqa": "train"}))
+    monkeypatch.setitem(STAGES, "pocket", stages)
+    common = ["--data", tables, "--init", initial, "--workers", 0, "--batch", 8, "--updates", 2]
+    done = command("pretrain", "-o", tmp_path / "out", *common)
+    assert (done.exit_code, done.stdout.strip()) == (0, str(tmp_path / "out" / "two" / "last.safetensors"))
+    first = digest(open_checkpoint(tmp_path / "out" / "one" / "last.safetensors"))
+    assert json.loads((tmp_path / "out" / "two" / "run.json").read_text())["init"] == first
+
+
+def test_mistakes_are_one_line(tables, initial, tmp_path):
+    common = ["--data", tables, "--init", initial, "-o", tmp_path / "out"]
+    for words, told in (
+        (["train", "--task", "chess"], "no pocket recipe for chess"),
+        (["train", "--task", "vqa", "--split", "dev"], "dev.tsv"),
+        (["train", "--task", "grounding", "--reward", "huge"], "no reward 'huge'"),
+        (["pretrain", "--stage", "nine"], "no stage 'nine'"),
+    ):
+        done = command(*words, *common)
+        assert done.exit_code == 2
+        assert done.stderr.startswith("error: ")
+        assert done.stderr.count("\n") == 1
+        assert told in done.stderr
 
 
 # -- options

@@ -1,0 +1,114 @@
+"""From names and files to what `train` needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from merge import digest, open_checkpoint
+from unival_core.checkpoint import load_model
+from unival_core.config import CONFIGS, UnivalConfig
+from unival_core.data.answers import load_answers
+from unival_core.data.cache import MediaCache
+from unival_core.data.dataset import TaskDataset
+from unival_core.data.table import TsvTable
+from unival_core.errors import UnivalError
+from unival_core.evaluate import evaluate
+from unival_core.model import UnivalModel
+from unival_core.tasks import TASKS
+from unival_core.training.options import TrainOptions
+from unival_core.vocabulary import Tokenizer, load_tokenizer
+
+Choice = TypeVar("Choice")
+
+
+def open_model(file: Path, bpe: Path | None = None, section: str = "auto") -> tuple[UnivalModel, Tokenizer]:
+    """A model and its tokenizer."""
+    model = load_model(file, section=section)
+    return model, load_tokenizer(file, model.config, bpe=bpe, section=section)
+
+
+def tensors_digest(file: Path, section: str = "auto") -> str:
+    """The digest of a checkpoint's tensors."""
+    return digest(open_checkpoint(file, section))
+
+
+def scale_of(config: UnivalConfig) -> str:
+    """The scale whose recipes fit a model."""
+    return "base" if config.vocabulary == CONFIGS["base"].vocabulary else "pocket"
+
+
+def choose(choices: Mapping[str, Choice], name: str, what: str) -> Choice:
+    """The choice of this name; UnivalError if there is none."""
+    if name not in choices:
+        raise UnivalError(f"no {what} {name!r}: choose one of {', '.join(choices)}")
+    return choices[name]
+
+
+def change(options: TrainOptions, given: Mapping[str, Any]) -> TrainOptions:
+    """The options with what was given (not None); a length given in updates or epochs replaces the other."""
+    given = {name: value for name, value in given.items() if value is not None}
+    if given.get("updates") and not given.get("epochs"):
+        given["epochs"] = 0.0
+    if given.get("epochs") and not given.get("updates"):
+        given["updates"] = 0
+    return replace(options, **given)
+
+
+class Data:
+    """Data sets of a folder with `<task>/<split>.tsv`; media are decoded once for all of them.
+
+    `answers` is a file of allowed answers, for the tasks that have answers but no list of their own.
+    """
+
+    def __init__(
+        self, folder: Path, model: UnivalModel, tokenizer: Tokenizer, *, answers: Path | None = None, seed: int = 0
+    ) -> None:
+        self.folder, self.config, self.tokenizer = folder, model.config, tokenizer
+        self.answers, self.seed, self.cache = answers, seed, MediaCache()
+
+    def __call__(
+        self, task: str, split: str, *, training: bool = False, side: int | None = None, frames: int | None = None
+    ) -> TaskDataset:
+        """The rows of a split."""
+        kind = choose(TASKS, task, "task")
+        limited = self.answers is not None and "answers" in kind.columns and not kind.answers
+        own = scale_of(self.config) == "pocket"  # whose media have one size
+        return TaskDataset(
+            kind,
+            TsvTable(self.folder / task / f"{split}.tsv", kind.columns, kind.selected_cols),
+            self.tokenizer,
+            self.config,
+            training=training,
+            seed=self.seed,
+            answers=load_answers(self.answers, kind) if limited and self.answers else (),
+            side=None if own else side,
+            frames=None if own else frames,
+            cache=self.cache,
+        )
+
+
+def validation(data: TaskDataset, rows: int, workers: int) -> Callable[[UnivalModel], float]:
+    """A function that scores a model on the first rows by the task's first metric."""
+    metric = data.task.metrics[0]
+
+    def score(model: UnivalModel) -> float:
+        found = evaluate(model, data, metrics=(metric,), limit=rows, workers=workers, progress=False)
+        return found.scores[metric].value
+
+    return score
+
+
+def use_threads(count: int | None) -> None:
+    """CPU threads of this process; None leaves them."""
+    if count is not None:
+        torch.set_num_threads(count)
+
+
+__all__: Sequence[str] = [
+    "Data", "change", "choose", "open_model", "scale_of", "tensors_digest", "use_threads", "validation",
+]  # fmt: skip
