@@ -230,6 +230,7 @@ OPTIONS = [
     ([*PAIR, "--ratio", "0.5", "--drop", "encodr.*"], "--drop 'encodr.*' matches no tensor; names look like"),
     ([*PAIR, "--ratio", "0.5", "--batchnorm", "from:x"], "must be 'average' or 'from:' and one of a, b"),
     ([*PAIR, "--ratio", "0.5", "--device", "nowhere"], "nowhere"),
+    ([*PAIR, "--ratio", "0.5", "--device", "meta"], "meta"),
     ([*PAIR, "--ratio", "0.5", "--threads", "-1"], "-1"),
     ([*PAIR, "--ratio", "0.5", "--digest", "md5"], "unknown digest 'md5'; known are xxh3_128, sha256"),
     ([*PAIR, "--ratio", "0.5", "--shard-size", "lots"], "--shard-size 'lots': give a size as 2GB or 500MB"),

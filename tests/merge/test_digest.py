@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
+import pkgutil
 from collections import OrderedDict
 from pathlib import Path
 
@@ -118,3 +120,15 @@ def test_the_digest_leaves_the_state_alone() -> None:
 def test_an_unknown_algorithm() -> None:
     with pytest.raises(MergeError, match="unknown digest 'md5'; known are xxh3_128, sha256"):
         merge.digest({}, "md5")
+
+
+def test_public_names_are_themselves_whatever_was_imported() -> None:
+    """A module of the same name would take the place of a function once something imports it."""
+    for module in pkgutil.walk_packages(merge.__path__, "merge."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+    for name in merge.__all__:
+        assert type(getattr(merge, name)).__name__ != "module", name
+        assert name in dir(merge) or getattr(merge, name) is not None
+    with pytest.raises(AttributeError, match="module 'merge' has no attribute 'nothing'"):
+        _ = merge.nothing

@@ -13,6 +13,7 @@ from torch import Tensor
 
 import merge
 from merge import MergeError, Policy
+from merge.memory import merge_state_dicts
 from merge.methods import METHODS
 
 NAN, INF = math.nan, math.inf
@@ -135,6 +136,9 @@ def test_2_what_has_share_0_does_not_leak() -> None:
     assert_same(merge.average([fine, broken, fine], [0.25, 0, 0.75]), fine)
     assert_same(merge.add_task_vectors(fine, [broken], 0.0), fine)
     assert_same(merge.add_task_vectors(broken, [fine], 1.0), fine)
+    experts = {"fine": one(3.0, 3.0, 3.0), "broken": broken}
+    merged = merge_state_dicts("task-arithmetic", experts, {"scale": 0.5, "weights": [1, 0]}, base=fine)
+    assert_same(merged, one(2.0, 2.5, 3.0))
 
 
 def test_2_what_has_share_0_in_a_rule_by_module_does_not_leak() -> None:

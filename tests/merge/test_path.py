@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -254,6 +255,10 @@ def test_names_that_the_model_has_not() -> None:
     state = {"w": torch.zeros(2), "extra": torch.zeros(1)}
     with pytest.raises(MergeError, match=r"not in the model \['extra'\], not in the checkpoints \['own'\]"):
         LinearPath(model, state, copied(state))
+    with pytest.raises(MergeError, match=r"not in the checkpoints \['own'\]"):
+        LinearPath(model, {"w": torch.zeros(2)}, {"w": torch.zeros(2)})
+    with pytest.raises(MergeError, match=r"not in the model \['extra'\]"):
+        LinearPath(Carrier({"w": torch.zeros(2)}), state, copied(state))
 
 
 def test_a_dropped_name_lets_a_smaller_model_in() -> None:
@@ -287,6 +292,24 @@ def test_a_point_that_overflows_is_refused() -> None:
     path.set(1.0)
     with pytest.raises(MergeError, match=r"w.*infinite"):
         path.set(2.0)
+    large = [{"w": torch.tensor([value])} for value in (0.0, 3e38)]
+    path = LinearPath(model, *large, policy=Policy(extrapolate=True))
+    with pytest.raises(MergeError, match=r"w.*infinite"):
+        path.set(2.0)
+
+
+@pytest.mark.parametrize("change", [nn.Module.double, lambda model: model.register_buffer("w", torch.ones(2))])
+def test_a_model_whose_tensors_were_replaced_is_noticed(change: Callable[[Carrier], object]) -> None:
+    """The path would go on in memory that the model no longer uses."""
+    model = Carrier({"w": torch.zeros(2, dtype=torch.int32), "v": torch.zeros(2)})
+    states = [{"w": torch.ones(2, dtype=torch.int32), "v": torch.full((2,), value)} for value in (0.0, 1.0)]
+    path = LinearPath(model, *states)
+    model.load_state_dict(states[0])  # in place: nothing to notice
+    path.set(0.5)
+    assert model.now()["v"].tolist() == [0.5, 0.5]
+    change(model)
+    with pytest.raises(MergeError, match="of the model was replaced or moved since this path was made; make a new one"):
+        path.set(0.5)
 
 
 @pytest.mark.parametrize("ratio", [1.5, -0.1, float("nan"), "0.5", None])

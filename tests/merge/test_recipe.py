@@ -12,6 +12,7 @@ from made import assert_same, weights
 
 import merge
 from merge import Input, MergeError, Options, Policy, Recipe, read_recipe, share_label
+from merge.memory import merge_state_dicts
 from merge.recipe import FORMAT, describe, from_json, parameters_for, shares, to_json
 from merge.state_dict import Unit
 
@@ -187,6 +188,8 @@ def test_weights_beyond_the_simplex_on_request() -> None:
     with pytest.raises(MergeError, match="erases every tensor"):
         checked("average", {"weights": [1.0, -1.0, 0.0]}, extrapolate=True)
     assert checked("interpolate", {"ratio": -0.5}, 2, extrapolate=True) == {"ratio": -0.5}
+    with pytest.raises(MergeError, match=r"t -1 is outside \[0, inf\]"):  # not a share
+        merge_state_dicts("nearswap", {"a": weights(0)}, {"t": -1}, Policy(extrapolate=True), base=weights(1))
 
 
 def test_extrapolation_goes_on_along_the_line() -> None:

@@ -291,6 +291,18 @@ def test_rules_that_decide_nothing_are_errors(rules: dict[str, float], message: 
         merge.interpolate(state, state, rules)
 
 
+def test_rules_may_not_part_names_that_are_one_tensor() -> None:
+    message = (
+        r"encoder\.embed\.weight and decoder\.output\.weight are one tensor, but the rules for ratio give 0\.2 and 0\.9"
+    )
+    with pytest.raises(MergeError, match=message):
+        merge.interpolate(weights(0), weights(1), {"encoder.*": 0.2, "*": 0.9})
+    rules = {"*.embed.*": 0.5, "*.output.*": 0.5, "encoder.*": 0.2, "*": 0.9}
+    merged = merge.interpolate(weights(0), weights(1), rules)
+    wanted = torch.lerp(weights(0)["decoder.output.weight"], weights(1)["decoder.output.weight"], 0.5)
+    assert torch.equal(merged["decoder.output.weight"], wanted)
+
+
 def test_rules_are_ratios_too() -> None:
     state = {name: torch.ones(1) for name in NAMES}
     with pytest.raises(MergeError, match=r"ratio 1\.2 is outside \[0, 1\]"):

@@ -138,6 +138,15 @@ def test_points_of_other_methods(recipe: Recipe, tmp_path: Path) -> None:
     assert (folder / "0.20-vqa_0.80-caption.safetensors").is_file()
 
 
+def test_points_of_one_share_are_told_apart(recipe: Recipe, tmp_path: Path) -> None:
+    merge.save_checkpoint(weights(2), tmp_path / "base.safetensors")
+    ties = Recipe("ties", recipe.inputs, {"scale": 0.5}, Input("base", tmp_path / "base.safetensors"))
+    folder = merge.sweep_to_files(ties, [{"density": 0.2}, {"density": 0.8}], tmp_path / "points", QUICK)
+    for density in (0.2, 0.8):
+        out = merge.run(ties.with_parameters(density=density), tmp_path / f"{density}.safetensors", QUICK)
+        assert out.read_bytes() == (folder / f"0.50-vqa_0.50-caption_density-{density}.safetensors").read_bytes()
+
+
 def test_points_by_module_have_names_too(recipe: Recipe, tmp_path: Path) -> None:
     rules = [{"ratio": {"encoder.image.*": ratio, "*": 0.5}} for ratio in (0.25, 0.75)]
     folder = merge.sweep_to_files(recipe, rules, tmp_path / "points", QUICK)
