@@ -54,4 +54,4 @@ def _divergence(base: Tensor, expert: Tensor) -> Tensor:
 def _quantile(values: Tensor, share: float) -> float:
     """The value at rank `share * (n - 1)`, rounded down."""
     below = math.floor(share * (values.numel() - 1))
-    return kth_largest(lambda part: values[part], values, values.numel() - below)[0]
+    return kth_largest(lambda part: values[part], values, values.numel() - below).value

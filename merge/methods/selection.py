@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,8 +14,8 @@ from torch import Tensor
 
 from merge.methods.blocks import blocks
 
-# Elements looked at first: enough for bounds on the cut that hold some 2 % of all values, few enough to be sorted.
-SAMPLE = 32_768
+# Elements looked at first: enough for bounds on the cut that hold 1 % of all values, few enough to be sorted.
+SAMPLE = 65_536
 # How far the bounds lie from the expected rank in the sample, in its standard deviations.
 DEVIATIONS = 3
 
@@ -45,6 +46,15 @@ class Cut:
         return kept
 
 
+@dataclass(frozen=True)
+class Kth:
+    """A k-th largest value, how many of the elements equal to it are among the k, how many there are in each block."""
+
+    value: float
+    remaining: int
+    tied: Sequence[int]
+
+
 NOTHING = Cut(math.inf)
 EVERYTHING = Cut(-1.0)
 
@@ -59,25 +69,39 @@ def find_cut(magnitudes: Magnitudes, like: Tensor, keep: int) -> Cut:
         return NOTHING
     if keep >= like.numel():
         return EVERYTHING
-    value, remaining, tied = kth_largest(magnitudes, like, keep)
-    if remaining == tied:
-        here = torch.tensor(value, dtype=like.dtype)
+    found = kth_largest(magnitudes, like, keep)
+    if found.remaining == sum(found.tied):
+        here = torch.tensor(found.value, dtype=like.dtype)
         return Cut(float(torch.nextafter(here, torch.full_like(here, -math.inf))))
-    return Cut(value, value, _position(magnitudes, like, value, remaining) + 1)
+    return Cut(found.value, found.value, _position(magnitudes, like, found) + 1)
 
 
-def kth_largest(magnitudes: Magnitudes, like: Tensor, keep: int) -> tuple[float, int, int]:
-    """The keep-th largest value, how many values equal to it are to be kept, and how many there are."""
+def kth_largest(magnitudes: Magnitudes, like: Tensor, keep: int) -> Kth:
+    """The keep-th largest value of `find_cut`'s magnitudes."""
     if like.device.type != "cpu" or like.dtype not in (torch.float32, torch.float64):
-        values = magnitudes(slice(0, like.numel())).to(torch.promote_types(like.dtype, torch.float32))
+        values = torch.cat([magnitudes(part) for part in blocks(like)]).to(
+            torch.promote_types(like.dtype, torch.float32)
+        )
         value = float(values.kthvalue(like.numel() - keep + 1).values)
-        return value, keep - int((values > value).sum()), int((values == value).sum())
+        tied = [int((values[part] == value).sum()) for part in blocks(like)]
+        return Kth(value, keep - int((values > value).sum()), tied)
     above, between = _collect(magnitudes, like, *_bounds(magnitudes, like, keep))
-    if not above < keep <= above + len(between):
+    if not above < keep <= above + sum(map(len, between)):
         above, between = _collect(magnitudes, like, -math.inf, math.inf)
-    rank = keep - above
-    value = float(np.partition(between, len(between) - rank)[len(between) - rank])
-    return value, rank - int(np.count_nonzero(between > value)), int(np.count_nonzero(between == value))
+    candidates = np.concatenate(between)
+    rank = len(candidates) - (keep - above)
+    value = float(np.partition(candidates, rank)[rank])
+    larger = above + int(np.count_nonzero(candidates > value))
+    return Kth(value, keep - larger, [int(np.count_nonzero(part == value)) for part in between])
+
+
+def ascending(magnitudes: Tensor) -> Tensor:
+    """The order of each row's non-negative values, of equal ones the lower index first."""
+    if magnitudes.dtype != torch.float32 or magnitudes.device.type != "cpu":
+        return magnitudes.argsort(dim=1, stable=True)
+    # Bits of non-negative floats are ordered as the floats are; whole integers sort ten times faster than by index.
+    keys = magnitudes.view(torch.int32).long() << 32 | torch.arange(magnitudes.shape[1])
+    return torch.from_numpy(np.sort(keys.numpy(), axis=1)) & 0xFFFFFFFF
 
 
 def _bounds(magnitudes: Magnitudes, like: Tensor, keep: int) -> tuple[float, float]:
@@ -95,22 +119,24 @@ def _bounds(magnitudes: Magnitudes, like: Tensor, keep: int) -> tuple[float, flo
     return float(sample[low]) if low >= 0 else -math.inf, float(sample[high]) if high < len(sample) else math.inf
 
 
-def _collect(magnitudes: Magnitudes, like: Tensor, low: float, high: float) -> tuple[int, NDArray[np.floating]]:
-    """How many values are above `high`, and all values from `low` to `high`."""
-    above, between = 0, list[NDArray[np.floating]]()
+def _collect(
+    magnitudes: Magnitudes, like: Tensor, low: float, high: float
+) -> tuple[int, list[NDArray[np.floating[Any]]]]:
+    """How many values are above `high`, and each block's values from `low` to `high`."""
+    above, between = 0, list[NDArray[np.floating[Any]]]()
     for part in blocks(like):
         values = magnitudes(part).numpy()
         larger = values > high
         above += int(np.count_nonzero(larger))
         between.append(values[(values >= low) != larger])
-    return above, np.concatenate(between)
+    return above, between
 
 
-def _position(magnitudes: Magnitudes, like: Tensor, value: float, count: int) -> int:
-    """The index of the `count`-th element equal to `value`."""
-    for part in blocks(like):
-        found = (magnitudes(part) == value).nonzero()
-        if count <= len(found):
-            return part.start + int(found[count - 1])
-        count -= len(found)
+def _position(magnitudes: Magnitudes, like: Tensor, found: Kth) -> int:
+    """The index of the last element equal to the k-th largest that is among the k: the lowest indices are."""
+    count = found.remaining
+    for part, tied in zip(blocks(like), found.tied, strict=True):
+        if count <= tied:
+            return part.start + int((magnitudes(part) == found.value).nonzero()[count - 1])
+        count -= tied
     return like.numel() - 1

@@ -257,5 +257,6 @@ def elected_mean(vectors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
 
 
 def _elected_sign(vectors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """1 where the sum is positive or zero, else -1."""
     ballot = total(vectors, weights)
-    return torch.copysign(ballot.new_ones(()), ballot)
+    return torch.ge(ballot, 0, out=torch.empty_like(ballot)).mul_(2).sub_(1)  # several times faster than copysign

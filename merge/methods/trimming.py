@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from merge.methods.blocks import BLOCK, blocks
-from merge.methods.selection import Magnitudes, find_cut
+from merge.methods.selection import Magnitudes, ascending, find_cut
 
 Trim = Callable[[Tensor, slice], Tensor]
 
@@ -65,7 +65,9 @@ def by_rank(
     for start in range(0, base.shape[0], height):
         top = slice(start, start + height)
         magnitudes = (expert[top] - base[top]).abs_()
-        ranks = magnitudes.argsort(dim=1, stable=True).argsort(dim=1).float().cpu()
+        order = ascending(magnitudes).cpu()
+        places = torch.arange(order.shape[1], dtype=torch.float32).expand(order.shape)
+        ranks = torch.empty(order.shape).scatter_(1, order, places)
         shares = ranks / (ranks.shape[1] - 1) if ranks.shape[1] > 1 else ranks + 0.5
         probabilities = (low + shares * (high - low)).clamp_(0, 1)
         mask = torch.bernoulli(probabilities, generator=generator)

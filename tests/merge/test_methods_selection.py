@@ -12,7 +12,7 @@ from torch import Tensor
 
 from merge.methods import selection
 from merge.methods.blocks import BLOCK, blocks
-from merge.methods.selection import find_cut, kth_largest
+from merge.methods.selection import Kth, ascending, find_cut, kth_largest
 
 
 def by_sorting(values: Tensor, keep: int) -> Tensor:
@@ -88,12 +88,12 @@ def test_of_equal_magnitudes_the_lowest_index_is_kept() -> None:
 def test_the_kth_largest_and_its_ties() -> None:
     values = torch.tensor([5.0, 1.0, 3.0, 3.0, 3.0, 0.0])
     assert [kth_largest(lambda part: values[part], values, k) for k in range(1, 7)] == [
-        (5.0, 1, 1),
-        (3.0, 1, 3),
-        (3.0, 2, 3),
-        (3.0, 3, 3),
-        (1.0, 1, 1),
-        (0.0, 1, 1),
+        Kth(5.0, 1, [1]),
+        Kth(3.0, 1, [3]),
+        Kth(3.0, 2, [3]),
+        Kth(3.0, 3, [3]),
+        Kth(1.0, 1, [1]),
+        Kth(0.0, 1, [1]),
     ]
 
 
@@ -101,3 +101,10 @@ def test_nans_survive_the_cut() -> None:
     values = torch.tensor([math.nan, 1.0, 2.0, 3.0])
     kept = find_cut(lambda part: values[part].abs(), values, 2).keep(values, slice(0, 4))
     assert kept[0].isnan()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_order_by_rows_is_stable(dtype: torch.dtype) -> None:
+    values = torch.randint(0, 5, (4, 50), generator=torch.Generator().manual_seed(0)).to(dtype) / 7
+    assert torch.equal(ascending(values), values.argsort(dim=1, stable=True))
+    assert ascending(torch.empty(3, 0, dtype=dtype)).shape == (3, 0)

@@ -1,0 +1,131 @@
+"""What every merging method costs, beside `average`: CPU time from files to a file, and in memory.
+
+    python benchmarks/methods.py [--folder DIR] [--repeats 3] [--only ties --only slerp]
+
+One process, one thread. Makes a base, three experts and two files of statistics of 117 MB each in a temporary folder
+(/dev/shm takes the disk out of the measurement), then merges two experts by each method in turn with `average`, and
+prints the least CPU seconds of the repeats, nanoseconds per byte of one checkpoint, and the ratio to `average`. Results
+go to benchmarks/results/methods.json, from which docs/write_methods.py takes its column.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+import merge
+from merge.memory import merge_state_dicts
+from merge.methods import METHODS
+
+RESULTS = Path(__file__).parent / "results" / "methods.json"
+SHAPES = [(1024, 1024)] * 12 + [(4096, 1024)] * 4 + [(1024,)] * 20
+GIVEN: dict[str, dict[str, Any]] = {"density": {"density": 0.2}, "ratio": {"ratio": 0.3}, "t": {"t": 0.01}}
+LIMIT = 4  # TIES over average
+
+
+def make_inputs(folder: Path) -> int:
+    """Write the checkpoints; returns the bytes of one."""
+    generator = torch.Generator().manual_seed(0)
+
+    def noise(size: float) -> dict[str, torch.Tensor]:
+        return {f"t{i}": size * torch.randn(shape, generator=generator) for i, shape in enumerate(SHAPES)}
+
+    base = noise(1.0)
+    save_file(base, folder / "base.safetensors")
+    for name in "ab":
+        save_file({key: base[key] + value for key, value in noise(0.02).items()}, folder / f"{name}.safetensors")
+    for name in ("fa", "fb"):
+        squares = {key: value.square() for key, value in noise(1.0).items()}
+        products = {key: value @ value.T if value.shape == (1024, 1024) else value for key, value in squares.items()}
+        save_file(squares, folder / f"{name}-fisher.safetensors")
+        save_file(products, folder / f"{name}-regmean.safetensors")
+    return (folder / "base.safetensors").stat().st_size
+
+
+def recipe_of(method: str, folder: Path) -> merge.Recipe:
+    """Two experts by a method, or one where it takes no more; required parameters at usual values."""
+    names = ["a", "b"] if METHODS[method].inputs[1] != 1 else ["a"]
+    if method in ("fisher", "regmean"):
+        names += [f"{name}-{method}" for name in ("fa", "fb")]
+    parameters: dict[str, Any] = {}
+    for name, parameter in METHODS[method].parameters.items():
+        if parameter.default is None and not parameter.simplex:
+            parameters |= GIVEN.get(name, {name: 0.3})
+    base = merge.Input("base", folder / "base.safetensors") if METHODS[method].takes_base else None
+    return merge.Recipe(
+        method, tuple(merge.Input(name, folder / f"{name}.safetensors") for name in names), parameters, base
+    )
+
+
+def cpu(run: Callable[[], object]) -> float:
+    start = time.process_time()
+    run()
+    return time.process_time() - start
+
+
+def measure(method: str, folder: Path, repeats: int) -> dict[str, float]:
+    """The least CPU seconds of a method and of `average` measured in turn with it, from files and in memory."""
+    options = merge.Options(threads=1, sync=False, overwrite=True)
+    recipes = {"method": recipe_of(method, folder), "average": recipe_of("average", folder)}
+    states = {key: [load_file(item.path) for item in recipe.sources] for key, recipe in recipes.items()}
+    least: dict[str, float] = {}
+    for _ in range(repeats):
+        for key, recipe in recipes.items():
+            base, inputs = (states[key][0], states[key][1:]) if recipe.base else (None, states[key])
+            named = {item.name: state for item, state in zip(recipe.inputs, inputs, strict=True)}
+            for place, run in (
+                ("files", lambda recipe=recipe: merge.run(recipe, folder / "out.safetensors", options)),
+                (
+                    "memory",
+                    lambda recipe=recipe, named=named, base=base: merge_state_dicts(
+                        recipe.method, named, recipe.parameters, base=base
+                    ),
+                ),
+            ):
+                seconds = cpu(run)
+                least[f"{key}, {place}"] = min(seconds, least.get(f"{key}, {place}", seconds))
+    return least
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", type=Path, default=Path("/dev/shm"))
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--only", action="append", choices=sorted(METHODS))
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    rows: dict[str, dict[str, float]] = {}
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
+        size = make_inputs(Path(name))
+        print(f"{size / 1e6:.0f} MB a checkpoint; CPU seconds from files, per byte, over average; the same in memory")
+        for method in arguments.only or METHODS:
+            found = measure(method, Path(name), arguments.repeats)
+            row: dict[str, float] = {}
+            for place in ("files", "memory"):
+                seconds = found[f"method, {place}"]
+                row |= {
+                    f"{place}_seconds": round(seconds, 3),
+                    f"{place}_ns_per_byte": round(seconds / size * 1e9, 2),
+                    f"{place}_over_average": round(seconds / found[f"average, {place}"], 2),
+                }
+            rows[method] = row
+            print(f"{method:17}" + "".join(f"{value:8.2f}" for value in row.values()), flush=True)
+    if "ties" in rows:
+        print(f"ties over average, from files: {rows['ties']['files_over_average']:.2f} (limit {LIMIT})")
+    if not arguments.only:
+        RESULTS.parent.mkdir(exist_ok=True)
+        where = {"processor": platform.processor() or platform.machine(), "torch": torch.__version__}
+        RESULTS.write_text(json.dumps({"bytes": size, **where, "methods": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
