@@ -42,6 +42,7 @@ TIES = "TIES, arXiv 2306.01708"
 DARE = "DARE, arXiv 2311.03099"
 DELLA = "DELLA, arXiv 2406.11617"
 CRUMBS = "Model Breadcrumbs, arXiv 2312.06795"
+COPIED = "all weight on one input copies its bits"
 AT_CUT = "of equal magnitudes at the cut the lowest index is kept"
 TIE_UP = "a sum of exactly 0 elects +"
 ONE_LINE = "vectors on one line (within 1e-6) or zero: linear"
@@ -55,6 +56,7 @@ METHODS: dict[str, Method] = {
         elementwise=True,
         inputs=(2, 2),
         single=linear.interpolate_single,
+        edges=f"equal elements stay equal; {COPIED}",
     ),
     "average": Method(
         linear.average,
@@ -63,6 +65,7 @@ METHODS: dict[str, Method] = {
         {"weights": WEIGHTS},
         elementwise=True,
         single=linear.average_single,
+        edges=f"equal elements stay equal; {COPIED}",
     ),
     "task-arithmetic": Method(
         linear.task_arithmetic,
@@ -73,6 +76,7 @@ METHODS: dict[str, Method] = {
         elementwise=True,
         inputs=(1, None),
         single=linear.task_arithmetic_single,
+        edges="entries equal to the base stay; scale 0 is the base, one expert at scale 1 that expert, to the bit",
     ),
     "slerp": Method(
         spherical.slerp,
@@ -81,6 +85,7 @@ METHODS: dict[str, Method] = {
         {"ratio": RATIO},
         inputs=(2, 2),
         single=linear.interpolate_single,
+        edges="linear where |cos| > 0.9995 or a tensor is zero; " + COPIED,
     ),
     "linear": Method(
         sums.linear,
@@ -233,6 +238,7 @@ METHODS: dict[str, Method] = {
         {"threshold": THRESHOLD},
         takes_base=True,
         elementwise=True,
+        edges="an entry that nobody has changed is the base's",
     ),
     "ram-plus": Method(
         reinforced.ram_plus,
@@ -244,6 +250,7 @@ METHODS: dict[str, Method] = {
             "limit": Parameter("largest ratio that counts", default=0.2, low=0.0),
         },
         takes_base=True,
+        edges="an expert without changes of its own has gain 1",
     ),
     "nearswap": Method(
         fusion.nearswap,
@@ -254,6 +261,7 @@ METHODS: dict[str, Method] = {
         elementwise=True,
         inputs=(1, 1),
         single=fusion.nearswap_single,
+        edges="t of 0 is the base",
     ),
     "arcee-fusion": Method(
         fusion.arcee_fusion,

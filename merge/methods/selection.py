@@ -101,7 +101,7 @@ def ascending(magnitudes: Tensor) -> Tensor:
         return magnitudes.argsort(dim=1, stable=True)
     # Bits of non-negative floats are ordered as the floats are; whole integers sort ten times faster than by index.
     keys = magnitudes.view(torch.int32).long() << 32 | torch.arange(magnitudes.shape[1])
-    return torch.from_numpy(np.sort(keys.numpy(), axis=1)) & 0xFFFFFFFF
+    return torch.as_tensor(np.sort(keys.numpy(), axis=1)) & 0xFFFFFFFF
 
 
 def _bounds(magnitudes: Magnitudes, like: Tensor, keep: int) -> tuple[float, float]:
