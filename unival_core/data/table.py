@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 from collections.abc import Sequence
@@ -142,6 +143,7 @@ def _save(place: Path, index: np.ndarray) -> bool:
             np.save(file, index)
         partial.replace(place)
     except OSError:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()
         return False
     return True
