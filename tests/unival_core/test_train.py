@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from merge import digest, open_checkpoint
+from merge import open_checkpoint
 from unival_core.checkpoint import load_model, save_model
 from unival_core.config import Regularization, ResNetConfig, UnivalConfig
 from unival_core.data.batch import collate
@@ -42,6 +42,7 @@ from unival_core.training.optim import learning_rate
 from unival_core.training.options import RewardOptions, TrainOptions
 from unival_core.training.parallel import Team, team
 from unival_core.training.rewards import RewardLoss
+from unival_core.training.setup import tensors_digest
 from unival_core.vocabulary import TOKENIZER_KEY, Tokenizer
 
 MICRO = UnivalConfig(
@@ -467,7 +468,7 @@ def test_pretrain_command_goes_through_the_stages(tables, initial, tmp_path, mon
     common = ["--data", tables, "--init", initial, "--workers", 0, "--batch", 8, "--updates", 2]
     done = command("pretrain", "-o", tmp_path / "out", *common)
     assert (done.exit_code, done.stdout.strip()) == (0, str(tmp_path / "out" / "two" / "last.safetensors"))
-    first = digest(open_checkpoint(tmp_path / "out" / "one" / "last.safetensors"))
+    first = tensors_digest(tmp_path / "out" / "one" / "last.safetensors")
     assert json.loads((tmp_path / "out" / "two" / "run.json").read_text())["init"] == first
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
-from merge import digest, open_checkpoint
+from merge import open_checkpoint
 from unival_core.checkpoint import load_model
 from unival_core.config import CONFIGS, UnivalConfig
 from unival_core.data.answers import load_answers
@@ -33,8 +34,13 @@ def open_model(file: Path, bpe: Path | None = None, section: str = "auto") -> tu
 
 
 def tensors_digest(file: Path, section: str = "auto") -> str:
-    """The digest of a checkpoint's tensors."""
-    return digest(open_checkpoint(file, section))
+    """The SHA-256 of a checkpoint's tensors with their names, shapes and dtypes."""
+    tensors, found = open_checkpoint(file, section), sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        found.update(tensor.view(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
 
 
 def scale_of(config: UnivalConfig) -> str:
