@@ -441,5 +441,6 @@ def main(application: typer.Typer = app, errors: tuple[type[Exception], ...] = (
 
 
 def _interrupted(number: int, frame: object) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # tidying up takes a moment and is not to be cut short
     typer.echo("interrupted: nothing was left half-written", err=True)
     raise SystemExit(130)

@@ -29,16 +29,9 @@ def replacing(target: Path, size: int, *, folder: bool, overwrite: bool, sync: b
     check_target(target, size, folder=folder, overwrite=overwrite)
     _sweep(target)
     partial = target.parent / f".{target.name}{PARTIAL}{secrets.token_hex(4)}"
+    lock: list[int] = []
     try:
-        if folder:
-            partial.mkdir()
-        else:
-            os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
-    except OSError as error:
-        raise _explained(target, error) from error
-    lock = os.open(partial, os.O_RDONLY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        _claim(partial, folder, lock)
         yield partial
         if sync:
             _sync(partial)
@@ -48,8 +41,31 @@ def replacing(target: Path, size: int, *, folder: bool, overwrite: bool, sync: b
     except OSError as error:
         raise _explained(target, error) from error
     finally:
-        os.close(lock)
-        _remove(partial)
+        try:
+            _discard(partial, lock)
+        except BaseException:  # Ctrl-C while tidying up: finish that first
+            _discard(partial, lock)
+            raise
+
+
+def _claim(partial: Path, folder: bool, lock: list[int]) -> None:
+    """Make the partial output and lock it; again if another run took it for a dead one's in between."""
+    while True:
+        if folder:
+            partial.mkdir()
+        else:
+            os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+        with contextlib.suppress(FileNotFoundError):
+            lock.append(os.open(partial, os.O_RDONLY))
+            fcntl.flock(lock[-1], fcntl.LOCK_EX)
+            if partial.stat().st_ino == os.fstat(lock[-1]).st_ino:
+                return
+
+
+def _discard(partial: Path, lock: list[int]) -> None:
+    _remove(partial)
+    while lock:
+        os.close(lock.pop())
 
 
 def check_target(target: Path, size: int, *, folder: bool, overwrite: bool) -> None:

@@ -182,6 +182,8 @@ class _Records:
             start = info.header_offset + self.local_header(info, key)
             if start + info.file_size > self.file.size:
                 raise PickleBroken(f"storage {key} ends beyond the file's {self.file.size} bytes")
+            if self.file.read(start + info.file_size, 2) != b"PK":  # what comes next in a zip file, whatever it is
+                raise PickleBroken(f"storage {key} does not end where the archive's directory says")
             self.starts[key] = start
         return self.starts[key], info.file_size
 
