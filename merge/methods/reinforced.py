@@ -28,15 +28,14 @@ def ram_plus(tensors: Tensors, *, threshold: float, gain: float, limit: float, n
     if identical(tensors):
         return tensors[0].clone()
     base, *experts = (tensor.reshape(-1) for tensor in tensors)
-    shared, alone = [0] * len(experts), [0] * len(experts)
+    changed, alone = [0] * len(experts), [0] * len(experts)
     for part in blocks(base):
-        changed = torch.stack([(expert[part] - base[part]).abs_() > threshold for expert in experts])
-        several = changed.sum(0) > 1
-        for index, mine in enumerate(changed):
-            common = int((mine & several).sum())
-            shared[index] += common
-            alone[index] += int(mine.sum()) - common
-    gains = [1 + gain * min(s / a, limit) if a else 1.0 for s, a in zip(shared, alone, strict=True)]
+        marks = [_marks(torch.hardshrink(expert[part] - base[part], threshold)) for expert in experts]
+        once = _equal_one(_sum(marks))
+        for index, mark in enumerate(marks):
+            changed[index] += int(mark.sum(dtype=torch.float64))
+            alone[index] += int(mark.mul_(once).sum(dtype=torch.float64))
+    gains = [1 + gain * min((c - a) / a, limit) if a else 1.0 for c, a in zip(changed, alone, strict=True)]
     result = base.clone()
     for part in blocks(base):
         result[part] += _mean_change([expert[part] - base[part] for expert in experts], threshold, gains)
@@ -46,10 +45,24 @@ def ram_plus(tensors: Tensors, *, threshold: float, gain: float, limit: float, n
 def _mean_change(deltas: Sequence[Tensor], threshold: float, gains: Sequence[float]) -> Tensor:
     """The mean over the experts that changed an entry; the only one's change times its gain. NaNs stay."""
     changes = [torch.hardshrink(delta, threshold) for delta in deltas]
-    counts = torch.zeros_like(changes[0])
-    for change in changes:
-        counts += change.abs().sign_()
-    total = torch.zeros_like(changes[0])
-    for change, gain in zip(changes, gains, strict=True):
-        total += change if gain == 1 else torch.where(counts == 1, change * gain, change)
-    return total / counts.clamp_(min=1)
+    counts = _sum([_marks(change) for change in changes])
+    if any(gain != 1 for gain in gains):
+        once = _equal_one(counts)  # a lerp at 0 or 1 takes one side exactly
+        changes = [torch.lerp(change, change * gain, once) for change, gain in zip(changes, gains, strict=True)]
+    return _sum(changes) / counts.clamp_(min=1)
+
+
+def _sum(values: Sequence[Tensor]) -> Tensor:
+    total = values[0]
+    for value in values[1:]:
+        total = total + value
+    return total
+
+
+def _marks(changes: Tensor) -> Tensor:
+    """1 where there is a change, else 0."""
+    return changes.abs().sign_()
+
+
+def _equal_one(counts: Tensor) -> Tensor:
+    return torch.eq(counts, 1, out=torch.empty_like(counts))

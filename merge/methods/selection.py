@@ -31,10 +31,10 @@ class Cut:
     until: int = 0
 
     def mask(self, magnitudes: Tensor, part: slice) -> Tensor:
-        """Which elements of the block `part` are kept."""
-        kept = magnitudes > self.above
+        """1 for the elements of the block `part` that are kept, else 0, in the dtype of the magnitudes."""
+        kept = torch.gt(magnitudes, self.above, out=torch.empty_like(magnitudes))
         if part.start < self.until:
-            kept[: self.until - part.start] |= magnitudes[: self.until - part.start] == self.tied
+            kept[: self.until - part.start] += magnitudes[: self.until - part.start] == self.tied
         return kept
 
     def keep(self, values: Tensor, part: slice) -> Tensor:

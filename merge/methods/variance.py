@@ -22,14 +22,15 @@ def sce(tensors: Tensors, *, density: float, name: str = "") -> Tensor:
     base, *experts = (tensor.reshape(-1) for tensor in tensors)
 
     def variance(part: slice) -> Tensor:
-        return torch.stack([expert[part] - base[part] for expert in experts]).var(0, correction=0)
+        return _variance([expert[part] - base[part] for expert in experts])
 
-    differing = sum(int(torch.count_nonzero(variance(part))) for part in blocks(base))
+    differing = sum(int(torch.sign(variance(part)).sum(dtype=torch.float64)) for part in blocks(base))
     cut = find_cut(variance, base, int(density * differing))
 
     def selected(part: slice) -> list[Tensor]:
-        mask = cut.mask(variance(part), part) if density < 1 else torch.ones_like(base[part])
-        return [(expert[part] - base[part]).mul_(mask) for expert in experts]
+        deltas = [expert[part] - base[part] for expert in experts]
+        mask = cut.mask(_variance(deltas), part) if density < 1 else None
+        return deltas if mask is None else [delta.mul_(mask) for delta in deltas]
 
     energy = [0.0] * len(experts)
     for part in blocks(base):
@@ -40,6 +41,18 @@ def sce(tensors: Tensors, *, density: float, name: str = "") -> Tensor:
     for part in blocks(base) if whole != 0 else ():
         result[part] += _erase(selected(part), [value / whole for value in energy])
     return result.view(tensors[0].shape)
+
+
+def _variance(values: list[Tensor]) -> Tensor:
+    """The variance over the tensors, entry by entry; exactly zero where all are equal."""
+    mean = torch.zeros_like(values[0])
+    for value in values[1:]:
+        mean += value - values[0]
+    mean.div_(len(values)).add_(values[0])
+    result = torch.zeros_like(mean)
+    for value in values:
+        result += (value - mean).square_()
+    return result.div_(len(values))
 
 
 def _erase(deltas: list[Tensor], weights: list[float]) -> Tensor:

@@ -4,6 +4,9 @@ The inputs are n experts and then, in the same order, n checkpoints of statistic
 `merge.statistics`).
 """
 
+# torch.linalg carries no types.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 from __future__ import annotations
 
 import torch
@@ -54,8 +57,7 @@ def regmean(tensors: Tensors, *, shrink: float, floor: float, name: str = "") ->
     total = torch.stack(products).sum(0)
     if not total.isfinite().all():
         raise MergeError(f"{name}: its statistics have infinite or NaN values")
-    inverse = torch.pinverse(total, len(total) * torch.finfo(total.dtype).eps)
-    return (mean + pull @ inverse).to(mean.dtype)
+    return (mean + _divided(pull, total)).to(mean.dtype)
 
 
 def _paired(tensors: Tensors, name: str) -> tuple[Tensors, Tensors]:
@@ -71,3 +73,11 @@ def _shrunk(statistic: Tensor, shrink: float) -> Tensor:
     """The inner products in float64 with their entries off the diagonal made smaller."""
     wide = statistic.double()
     return wide * shrink + torch.diag(wide.diagonal()) * (1 - shrink)
+
+
+def _divided(values: Tensor, matrix: Tensor) -> Tensor:
+    """`values @ matrix^-1` of a symmetric matrix; the pseudoinverse where it is not positive definite."""
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    if not failed:
+        return torch.cholesky_solve(values.T, factor).T
+    return values @ torch.pinverse(matrix, len(matrix) * torch.finfo(matrix.dtype).eps)

@@ -26,7 +26,7 @@ def by_selection(values: Tensor, keep: int) -> tuple[Tensor, Tensor]:
     cut = find_cut(lambda part: values[part].abs(), values, keep)
     parts = list(blocks(values)) or [slice(0, 0)]
     masks = torch.cat([cut.mask(values[part].abs(), part) for part in parts])
-    return masks, torch.cat([cut.keep(values[part], part) for part in parts])
+    return masks.bool(), torch.cat([cut.keep(values[part], part) for part in parts])
 
 
 def check(values: Tensor, keep: int) -> None:
