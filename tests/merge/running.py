@@ -6,7 +6,6 @@ stopped and limited.
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import signal
@@ -18,9 +17,9 @@ from typing import Any, NamedTuple
 import merge
 
 SERVER = r"""
-import ctypes, json, os, resource, signal, sys, traceback
-import numpy, torch, xxhash
-import merge.cli, merge.diagnose, merge.engine
+import contextlib, ctypes, gc, json, os, resource, signal, sys, tempfile, traceback
+import torch
+import merge, merge.cli
 
 def drop_capabilities():
     # Root may do anything: without its capabilities the modes of files bind it as they bind everybody.
@@ -29,21 +28,21 @@ def drop_capabilities():
         raise OSError(ctypes.get_errno(), "capset")
 
 def stepping(number, step):
-    # Deliver a signal to oneself before the given line of merge/files.py, counted as executed.
-    left = step
+    # Deliver a signal to oneself at the given step through merge/files.py: a line about to be run, each counted twice.
+    left, seen = step, {}
     def line(frame, event, argument):
         nonlocal left
         if event == "line":
-            left -= 1
+            seen[frame.f_lineno] = seen.get(frame.f_lineno, 0) + 1
+            left -= seen[frame.f_lineno] <= 2
             if left == 0:
+                left = -1
                 os.kill(os.getpid(), number)
         return line
     sys.settrace(lambda frame, event, argument: line if frame.f_code.co_filename.endswith("merge/files.py") else None)
 
 def child(order):
     os.chdir(order["cwd"])
-    for name, descriptor in (("stdout", 1), ("stderr", 2)):
-        os.dup2(os.open(order[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), descriptor)
     signal.alarm(order["seconds"])
     if order["umask"] is not None:
         os.umask(order["umask"])
@@ -57,16 +56,41 @@ def child(order):
         stepping(order["signal"], order["step"])
     merge.cli.main()
 
+def warm_up():
+    # What a first merge imports and prepares is then there in every child.
+    with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as nowhere:
+        for name in ("a.pt", "b.safetensors"):
+            merge.save_checkpoint({"w": torch.zeros(1)}, f"{folder}/{name}")
+        merging = ["interpolate", f"{folder}/a.pt", f"{folder}/b.safetensors", "--ratio", "0.5", "-o", f"{folder}/c.pt"]
+        for argv in (merging, ["inspect", f"{folder}/c.pt"]):
+            sys.argv = ["unival-merge", *argv]
+            with contextlib.redirect_stdout(nowhere), contextlib.suppress(SystemExit):
+                merge.cli.main()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    gc.freeze()
+
 torch.set_num_threads(1)
+warm_up()
+pipes = {}
 for message in sys.stdin:
     order = json.loads(message)
     if "wait" in order:
-        print(os.waitstatus_to_exitcode(os.waitpid(order["wait"], 0)[1]), flush=True)
+        code = os.waitstatus_to_exitcode(os.waitpid(order["wait"], 0)[1])
+        printed = [pipe.read() for pipe in pipes.pop(order["wait"])]
+        print(json.dumps([code, *printed]), flush=True)
         continue
+    ends = [os.pipe(), os.pipe()]
     pid = os.fork()
     if pid:
+        for _, end in ends:
+            os.close(end)
+        pipes[pid] = [open(end) for end, _ in ends]
         print(pid, flush=True)
         continue
+    os.dup2(ends[0][1], 1)
+    os.dup2(ends[1][1], 2)
+    for end in (*ends[0], *ends[1]):
+        os.close(end)
     code = 0
     try:
         child(order)
@@ -93,33 +117,32 @@ class Result(NamedTuple):
 class Command:
     """A running command."""
 
-    def __init__(self, server: Server, pid: int, out: Path, err: Path):
-        self._server, self.pid, self._out, self._err = server, pid, out, err
+    def __init__(self, server: Server, pid: int):
+        self._server, self.pid = server, pid
 
     def signal(self, number: int) -> None:
         os.kill(self.pid, number)
 
     def wait(self) -> Result:
-        code = self._server.ask({"wait": self.pid})
-        return Result(code, self._out.read_text(), self._err.read_text())
+        return Result(*self._server.ask({"wait": self.pid}))
 
 
 class Server:
     """Runs `unival-merge` command lines; `server("inspect", path).code`."""
 
     def __init__(self, folder: Path):
-        self._folder, self._numbers = folder, itertools.count()
+        self._folder = folder
         environment = {**os.environ, "PYTHONPATH": str(Path(merge.__file__).parents[1])}
         self._process = subprocess.Popen(
             [sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
 
-    def ask(self, order: dict[str, Any]) -> int:
+    def ask(self, order: dict[str, Any]) -> Any:
         assert self._process.stdin
         assert self._process.stdout
         self._process.stdin.write(json.dumps(order) + "\n")
         self._process.stdin.flush()
-        return int(self._process.stdout.readline())
+        return json.loads(self._process.stdout.readline())
 
     def start(
         self,
@@ -135,14 +158,12 @@ class Server:
         """Start a command line.
 
         `file_size` limits the files it may write, `unprivileged` takes root's rights away, `seconds` is when SIGALRM
-        ends it. With `step` it sends itself the signal `number` before that many lines of merge/files.py were run.
+        ends it. With `step` it sends itself the signal `number` when it comes to that line of merge/files.py.
         """
-        at = next(self._numbers)
-        out, err = self._folder / f"{at}.out", self._folder / f"{at}.err"
-        order = {"argv": [str(word) for word in argv], "cwd": str(cwd or self._folder), "stdout": str(out)}
-        order |= {"stderr": str(err), "umask": umask, "file_size": file_size, "unprivileged": unprivileged}
-        order |= {"step": step, "signal": int(number), "seconds": seconds}
-        return Command(self, self.ask(order), out, err)
+        order = {"argv": [str(word) for word in argv], "cwd": str(cwd or self._folder), "umask": umask}
+        order |= {"file_size": file_size, "unprivileged": unprivileged, "seconds": seconds}
+        order |= {"step": step, "signal": int(number)}
+        return Command(self, self.ask(order))
 
     def __call__(self, *argv: str | Path, **how: Any) -> Result:
         return self.start(*argv, **how).wait()
