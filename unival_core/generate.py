@@ -94,10 +94,11 @@ def generate(
             if len(sentences := found[running[place]]) < search.width:
                 total = candidates.total[place, rank]
                 sentences.append(_finish(rows, int(parents[place, rank]), total, options, limits))
+        alive = (~ends & (candidates.total > NEVER)).any(dim=1).tolist()  # a trie may have no further answer
         going = [
             place
             for place, sample in enumerate(running)
-            if len(found[sample]) < search.width and rows.step < limits.longest[sample]
+            if len(found[sample]) < search.width and rows.step < limits.longest[sample] and alive[place]
         ]
         if not going:
             break

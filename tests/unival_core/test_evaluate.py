@@ -91,6 +91,17 @@ def test_ranking_all_answers_is_searching_for_the_best(tmp_path, pocket):
     assert [p.answer for p in first.predictions] == [p.answer for p in second.predictions]
 
 
+def test_a_search_stops_where_the_list_has_no_further_answer(tmp_path, pocket):
+    data = dataset(tmp_path / "data.tsv", "vqa", 1, answers=["four", "dark red"])  # fewer than the beam is wide
+    steps: list[int] = []
+    hook = pocket.decoder.register_forward_hook(lambda module, arguments, logits: steps.append(logits.shape[1]))
+    try:
+        evaluate(pocket, data, progress=False)
+    finally:
+        hook.remove()
+    assert steps == [1 + len(data[0].prefix), 1, 1]
+
+
 def test_predictions_are_on_disk_before_they_are_scored(tmp_path, pocket):
     task = replace(TASKS["caption"], reference=lambda row: row["caption"])  # one text, where metrics want several
     data = TaskDataset(task, table(tmp_path / "data.tsv", "caption"), TOKENIZER, POCKET)
