@@ -24,7 +24,8 @@ class Example:
     Ids come without bos and eos: `source` is what the encoder reads, `prefix` what the decoder is given, `target` what
     it has to write. `media` is the medium as exact small integers: uint8 3 x height x width pixels, or 3 x frames x
     height x width, or int16 samples. `size` is (width, height) of the picture before it was resized, which boxes refer
-    to; `reference` is what the metrics of the task compare an answer with; `place` is file:line.
+    to; `reference` is what the metrics of the task compare an answer with; `place` is file:line. `answers` are the only
+    ones that training chooses among.
     """
 
     task: str

@@ -130,15 +130,13 @@ class TaskDataset:
             return 0
 
     def _limited(self, example: Example, cells: Row) -> Example:
-        """With the allowed answers, if the target is one of them; in training it has to be."""
-        if self.answers is None:
+        """In training with the allowed answers, of which the target has to be one."""
+        if self.answers is None or not self.training:
             return example
         target = self.task.target(cells, None)
-        if target in self.answers:
-            return replace(example, answers=self.answers)
-        if self.training:
+        if target not in self.answers:
             raise UnivalError(f"{example.place}: {target!r} is none of the {len(self.answers)} allowed answers")
-        return example
+        return replace(example, answers=self.answers)
 
     def _note(self, row: int, reason: str) -> None:
         with self._lock:
