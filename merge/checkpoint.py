@@ -128,7 +128,15 @@ def find_sections(path: Path, tree: Any) -> dict[str, dict[str, TensorEntry]]:
     if not found and _leaves(tree):
         found[WHOLE] = _leaves(tree)
     if not found:
-        raise MergeError(f"{path}: no weights found; its entries are {', '.join(map(str, list(tree)[:20]))}")
+        raise MergeError(f"{path}: no weights found under names that are text; it has {len(tree)} other entries")
+    for name in found:
+        odd = [
+            type(key).__name__
+            for key, v in lookup(tree, name).items()
+            if isinstance(v, TensorLeaf) and type(key) is not str
+        ]
+        if odd:
+            raise MergeError(f"{path}: {len(odd)} tensors of section {name!r} have a name that is not text ({odd[0]})")
     return found
 
 
@@ -142,7 +150,7 @@ def lookup(tree: Any, section: str) -> Any:
 
 
 def _leaves(part: dict[Any, Any]) -> dict[str, TensorEntry]:
-    return {str(name): value.entry for name, value in part.items() if isinstance(value, TensorLeaf)}
+    return {name: value.entry for name, value in part.items() if isinstance(value, TensorLeaf) and type(name) is str}
 
 
 def _choose(

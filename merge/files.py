@@ -37,7 +37,8 @@ def replacing(target: Path, size: int, *, folder: bool, overwrite: bool, sync: b
             _sync(partial)
         _take_place(partial, target, overwrite)
         if sync:
-            _sync_one(target.parent)
+            with contextlib.suppress(OSError):  # some file systems cannot sync a folder; the output is there
+                _sync_one(target.parent)
     except OSError as error:
         raise _explained(target, error) from error
     finally:
@@ -57,7 +58,8 @@ def _claim(partial: Path, folder: bool, lock: list[int]) -> None:
             os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
         with contextlib.suppress(FileNotFoundError):
             lock.append(os.open(partial, os.O_RDONLY))
-            fcntl.flock(lock[-1], fcntl.LOCK_EX)
+            with contextlib.suppress(OSError):  # a file system without locks: leftovers then stay where they are
+                fcntl.flock(lock[-1], fcntl.LOCK_EX)
             if partial.stat().st_ino == os.fstat(lock[-1]).st_ino:
                 return
 

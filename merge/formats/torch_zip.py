@@ -51,11 +51,15 @@ class _Storage:
 
 @dataclass(eq=False)
 class TensorLeaf:
-    """A tensor met in a torch file's tree: where its elements lie, and how it was wrapped."""
+    """A tensor met in a torch file's tree: where its elements lie, and how it was wrapped.
+
+    `state` holds what a program hung on a parameter (marks for its own use).
+    """
 
     entry: TensorEntry
     requires_grad: bool = False
     parameter: bool = False
+    state: Any = None
 
 
 @dataclass(frozen=True)
@@ -135,7 +139,7 @@ class _Records:
             leaf = args[0]
             if not isinstance(leaf, TensorLeaf):
                 raise PickleBroken("a parameter without a tensor")
-            return TensorLeaf(leaf.entry, bool(args[1]), parameter=True)
+            return TensorLeaf(leaf.entry, bool(args[1]), parameter=True, state=args[3] if len(args) > 3 else None)
         if factory.module == "torch._utils":
             raise PickleRefused(name)
         return NotImplemented
@@ -290,7 +294,10 @@ def _leaf_call(leaf: NewLeaf, order: dict[str, tuple[str, int]]) -> Opaque:
     else:
         dtype = Global("torch", str(leaf.dtype).removeprefix("torch."))
         tensor = Opaque(Global("torch._utils", "_rebuild_tensor_v3"), (*args, dtype))
-    if is_parameter:
+    if leaf.like is not None and is_parameter:
+        if leaf.like.state is not None:
+            factory = Global("torch._utils", "_rebuild_parameter_with_state")
+            return Opaque(factory, (tensor, grad, OrderedDict(), leaf.like.state))
         return Opaque(Global("torch._utils", "_rebuild_parameter"), (tensor, grad, OrderedDict()))
     return tensor
 
