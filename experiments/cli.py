@@ -9,12 +9,14 @@ from typing import Annotated
 import typer
 
 from experiments.errors import StudyError
+from experiments.pocket.cli import app as pocket_app
 from experiments.world.cli import app as world_app
 from merge import MergeError, __version__
 from merge.cli import app as merge_app
 from merge.cli import main as run
 from unival_core.cli import app as core_app
 from unival_core.errors import UnivalError
+from unival_core.training.cli import app as training_app
 
 VERSIONS = ("torch", "numpy", "safetensors", "xxhash", "tokenizers", "typer")
 
@@ -27,7 +29,9 @@ app = typer.Typer(
 )
 app.add_typer(merge_app)
 app.add_typer(core_app)
+app.add_typer(training_app)
 app.add_typer(world_app, name="world")
+app.add_typer(pocket_app)
 
 
 def _versions(wanted: bool) -> None:
