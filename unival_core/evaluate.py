@@ -83,7 +83,7 @@ def evaluate(
     precision = mixed_precision(amp, where)
     found: dict[int, Prediction] = {}
     total = len(dataset) if limit is None else min(limit, len(dataset))
-    was_training = model.training
+    modes = [(module, module.training) for module in model.modules()]  # frozen parts may differ from the model's own
     model.eval()
     try:
         with precision, tqdm(desc=task.name, total=total, unit="example", disable=None if progress else True) as bar:
@@ -94,7 +94,8 @@ def evaluate(
                 found.update(zip(rows, answers, strict=True))
                 bar.update(len(rows))
     finally:
-        model.train(was_training)
+        for module, mode in modes:
+            module.training = mode
     predictions = [found[row] for row in sorted(found)]
     if not predictions:
         raise UnivalError(f"{dataset.table.paths[0]}: no row of {total} could be evaluated")
@@ -116,11 +117,8 @@ def predict(
     """The answers to a batch of one task (`sized_for` the model), which lies on the model's device."""
     prefix = batch.prefix if task.repeats_prompt else None
     if answers is not None and task.rank_answers:
-        best = score_candidates(model, batch.inputs, answers.ids, prefix=prefix).max(dim=1)
-        said = [
-            (answers.ids[index], score)
-            for index, score in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        ]
+        ranks, places = score_candidates(model, batch.inputs, answers.ids, prefix=prefix).max(dim=1)
+        said = [(answers.ids[place], rank) for place, rank in zip(places.tolist(), ranks.tolist(), strict=True)]
     else:
         constraint = answers.trie if answers is not None else written_ids(task, tokenizer)
         found = generate(
@@ -133,8 +131,8 @@ def predict(
         )
         said = [(sentences[0].answer, sentences[0].score) for sentences in found]
     return [
-        Prediction(e.name, e.place, told(ids, task, tokenizer, answers, e.size), score, e.reference)
-        for (ids, score), e in zip(said, batch.examples, strict=True)
+        Prediction(e.name, e.place, told(ids, task, tokenizer, answers, e.size), rank, e.reference)
+        for (ids, rank), e in zip(said, batch.examples, strict=True)
     ]
 
 

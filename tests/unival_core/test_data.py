@@ -133,9 +133,9 @@ def test_small_integers_lose_nothing_of_what_the_model_reads():
 
 def test_a_film_in_a_container_of_its_own():
     pytest.importorskip("av")
-    medium, is_fixed = MediaReader("video", 32, 8).decode(mp4(1))
+    medium, is_whole = MediaReader("video", 32, 8).decode(mp4(1))
     film = load_video(mp4(1), lambda length: choose_frames(length, 8))
-    assert (medium.size, is_fixed) == ((64, 48), True)
+    assert (medium.size, is_whole) == ((64, 48), False)
     assert torch.equal(collate([example_of("video", medium)]).inputs.videos[0], video_to_tensor(film, 32))
 
 
@@ -148,6 +148,10 @@ def test_training_draws_frames_and_only_what_is_never_drawn_is_kept():
     assert len(cache) == 0
     drawn = {reader(short, Path(), Random(seed))[0].values.numpy().tobytes() for seed in range(6)}
     assert (len(drawn), len(cache)) == (1, 1)
+    middle = reader(long, Path())[0].values
+    assert (len(cache), reader(long, Path())[0].values is middle) == (2, True)
+    drawn = {reader(long, Path(), Random(seed))[0].values.numpy().tobytes() for seed in range(6)}
+    assert len(drawn) > 1  # the middle frames that are kept now are not what training draws
 
 
 def medium_of(seed: int) -> Medium:

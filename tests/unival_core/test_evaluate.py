@@ -133,8 +133,10 @@ def test_the_model_is_put_back_into_its_mode_and_mistakes_come_first(tmp_path, p
     model = UnivalModel(POCKET)
     for training in (True, False):
         model.train(training)
+        model.encoder.get_submodule("embed_images").eval()  # frozen
         evaluate(model, data, limit=1, progress=False)
         assert model.training == training
+        assert not model.encoder.get_submodule("embed_images").training
     for options, message in [({"metrics": ["CIDEr"]}, "no metric 'CIDEr'"), ({"amp": "fp8"}, "no precision 'fp8'")]:
         with pytest.raises(UnivalError, match=message):
             evaluate(pocket, data, progress=False, **options)

@@ -203,4 +203,6 @@ def test_a_wrong_task_says_so():
         replace(vqa, selected_cols=(0, 1))
     with pytest.raises(UnivalError, match="cannot read 'smell' or write 'text'"):
         replace(vqa, medium="smell")
+    with pytest.raises(UnivalError, match="name the column of its images 'media'"):
+        replace(vqa, columns=("uniq_id", "image", "question", "answers", "objects"))
     assert isinstance(vqa.generation, GenerationOptions)

@@ -39,18 +39,22 @@ class MediaReader:
         """The medium of a cell, and whether it is in RAM to stay.
 
         A `generator` draws the frames of a film and the part of a long sound (training); without one they are the
-        middle ones. Only what no draw can change is kept.
+        middle ones. What is drawn is not kept, and what is kept is never given for a draw that could differ.
         """
         if self.cache is None:
             return self.decode(cell_bytes(cell, folder), generator)[0], False
-        key = self._key(cell, folder)
-        medium, is_fixed = self.cache.get(key), True
-        if medium is None:
-            medium, is_fixed = self.decode(cell_bytes(cell, folder), generator)
-        return medium, is_fixed and self.cache.put(key, medium)
+        whole_key = self._key(cell, folder)
+        middle_key = f"{whole_key} middle"
+        for key in (whole_key, middle_key)[: 2 if generator is None else 1]:
+            if (known := self.cache.get(key)) is not None:
+                return known, self.cache.put(key, known)
+        medium, is_whole = self.decode(cell_bytes(cell, folder), generator)
+        if not is_whole and generator is not None:
+            return medium, False
+        return medium, self.cache.put(whole_key if is_whole else middle_key, medium)
 
     def decode(self, data: bytes | Path, generator: Random | None = None) -> tuple[Medium, bool]:
-        """The medium of a file, and whether the generator had no say in it; UnivalError where it is damaged."""
+        """The medium of a file, and whether it is whole, so that no draw could give another; UnivalError if damaged."""
         try:
             if self.kind == "image":
                 return self._picture(data), True
@@ -62,7 +66,7 @@ class MediaReader:
 
     def _picture(self, data: bytes | Path) -> Medium:
         picture = load_image(data)
-        return Medium(whole(image_to_tensor(picture, self.side), 127.5, 127.5, torch.uint8), picture.size)
+        return Medium(integers(image_to_tensor(picture, self.side), 127.5, 127.5, torch.uint8), picture.size)
 
     def _film(self, data: bytes | Path, generator: Random | None) -> tuple[Medium, bool]:
         lengths: list[int] = []
@@ -72,17 +76,16 @@ class MediaReader:
             return choose_frames(length, self.frames, generator)
 
         film = load_video(data, choose)
-        values = whole(video_to_tensor(film, self.side), 127.5, 127.5, torch.uint8)
-        is_fixed = generator is None or lengths[0] <= self.frames
-        return Medium(values, (film.shape[2], film.shape[1])), is_fixed
+        values = integers(video_to_tensor(film, self.side), 127.5, 127.5, torch.uint8)
+        return Medium(values, (film.shape[2], film.shape[1])), lengths[0] <= self.frames
 
     def _sound(self, data: bytes | Path, generator: Random | None) -> tuple[Medium, bool]:
         if self.audio is None:
             raise UnivalError("the model has no audio encoder: load one that has")
         samples, rate = load_audio(data)
         values = prepare_audio(samples, rate, self.audio, resampling=self.resample, generator=generator)
-        is_fixed = generator is None or len(samples) * self.audio.sample_rate <= self.audio.samples * rate
-        return Medium(whole(values, 32767.0, 0.0, torch.int16), (0, 0)), is_fixed
+        is_whole = len(samples) * self.audio.sample_rate <= self.audio.samples * rate
+        return Medium(integers(values, 32767.0, 0.0, torch.int16), (0, 0)), is_whole
 
     def _key(self, cell: str, folder: Path) -> str:
         """What the decoded medium depends on."""
@@ -94,7 +97,7 @@ class MediaReader:
         return f"{self.kind} {self.side} {self.frames} {self.audio} {content}"
 
 
-def whole(values: Tensor, scale: float, shift: float, dtype: torch.dtype) -> Tensor:
+def integers(values: Tensor, scale: float, shift: float, dtype: torch.dtype) -> Tensor:
     """Model inputs back to the integers they were made of: a quarter or half of the bytes, and nothing is lost."""
     return (values * scale + shift).round().to(dtype)
 

@@ -85,6 +85,8 @@ class Task:
             raise UnivalError(f"task {self.name}: no metric {unknown[0]!r}: choose from {', '.join(METRICS)}")
         if self.medium not in (None, *MEDIA) or self.writes not in ("text", "box", "codes"):
             raise UnivalError(f"task {self.name} cannot read {self.medium!r} or write {self.writes!r}")
+        if self.medium and "media" not in self.columns:
+            raise UnivalError(f"task {self.name}: name the column of its {self.medium}s 'media'")
 
     def sized_for(self, config: UnivalConfig) -> Task:
         """This task as a model reads and writes it.
