@@ -91,14 +91,14 @@ _POCKET = {
     "audio-caption": Recipe(replace(_SMALL, lr=1e-3, updates=250)),
 }
 # The stand-in for ImageNet weights: cells of pictures by digit and colour.
-BACKBONE = TrainOptions(lr=3e-3, updates=500, batch=64, warmup=0.05, group="all")
-_SMALL_PRETRAINING = replace(_SMALL, lr=1e-3, updates=2000, loss=LossOptions(), group="all", save_every=250)
+BACKBONE = TrainOptions(lr=3e-3, updates=1000, batch=64, warmup=0.05, group="all")
+_SMALL_PRETRAINING = replace(_SMALL, lr=1e-3, updates=1500, loss=LossOptions(), group="all", save_every=250)
 _FOUR = {"caption": 1.0, "vqa": 1.0, "grounding": 1.0, "entailment": 1.0}
 _POCKET_STAGES = (
     Stage("image", _SMALL_PRETRAINING, _FOUR),
     Stage(
         "image-video",
-        replace(_SMALL_PRETRAINING, updates=600),
+        replace(_SMALL_PRETRAINING, updates=500),
         _FOUR | {"video-caption": 2.0, "video-qa": 2.0},
         splits={"caption": "pretrain-late"},
     ),

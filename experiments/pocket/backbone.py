@@ -13,16 +13,36 @@ from tqdm import tqdm
 
 from experiments.world.concepts import CELLS, COLOURS, DIGITS
 from experiments.world.tables import read_rows
+from unival_core.config import UnivalConfig
 from unival_core.data.media import MediaReader
 from unival_core.model import UnivalModel
 from unival_core.training.optim import learning_rate, make_optimizer, set_rate
 from unival_core.training.options import TrainOptions
 
-KINDS = (len(DIGITS) + 2, len(COLOURS) + 1)  # a digit, the card or nothing; a colour or none
+# Per cell: a digit, the card or nothing; a colour or none; its row; its column. UnIVAL's picture tokens carry no
+# positions of their own (those only bias attention), so the network has to tell where a token lies.
+KINDS = (len(DIGITS) + 2, len(COLOURS) + 1, CELLS, CELLS)
+
+
+def fresh_model(config: UnivalConfig, seed: int) -> UnivalModel:
+    """A model to train from nothing.
+
+    The published start, normal(0, 0.02) everywhere, fits a width of 768. In a narrow model it leaves attention flat,
+    and a usual learning rate turns embeddings around within a few updates, so that words stay unbound from pictures
+    for long. Matrices start by Glorot's rule instead, embeddings with variance 1 / width.
+    """
+    torch.manual_seed(seed)
+    model = UnivalModel(config)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and name != "decoder.output_projection":  # that is the token matrix
+            nn.init.xavier_uniform_(module.weight)
+        elif isinstance(module, nn.Embedding) and module.embedding_dim == config.width:
+            nn.init.normal_(module.weight, std=config.width**-0.5)
+    return model
 
 
 def train_backbone(model: UnivalModel, world: Path, options: TrainOptions, *, progress: bool = True) -> None:
-    """Trains the image network to name digit and colour of every cell, through a head that is then thrown away."""
+    """Trains the image network to name digit, colour and place of every cell, through a head that is thrown away."""
     torch.manual_seed(options.seed)
     images, labels = read_labelled(world, "pretrain", model.config.code_image_size)
     network = model.encoder.get_submodule("embed_images").train()
@@ -41,9 +61,10 @@ def train_backbone(model: UnivalModel, world: Path, options: TrainOptions, *, pr
 
 
 def cell_loss(scores: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy of digits plus that of colours, from N x (digits + colours) x CELLS x CELLS."""
-    digits, colours = scores.split(KINDS, dim=1)
-    return F.cross_entropy(digits, labels[0]) + F.cross_entropy(colours, labels[1])
+    """Sum of the mean cross-entropies of the KINDS, from N x sum(KINDS) x CELLS x CELLS and len(KINDS) x N x CELLS x
+    CELLS."""
+    losses = [F.cross_entropy(own, label) for own, label in zip(scores.split(KINDS, dim=1), labels, strict=True)]
+    return torch.stack(losses).sum()
 
 
 def scaled(pixels: Tensor) -> Tensor:
@@ -52,13 +73,14 @@ def scaled(pixels: Tensor) -> Tensor:
 
 
 def read_labelled(world: Path, split: str, side: int) -> tuple[Tensor, Tensor]:
-    """Pictures N x 3 x side x side (uint8), and labels of digits and of colours, 2 x N x CELLS x CELLS."""
+    """Pictures N x 3 x side x side (uint8), and the labels of their cells, len(KINDS) x N x CELLS x CELLS."""
     reader, images, labels = MediaReader("image", side), [], []
     for row in read_rows(world, "backbone", split):
         images.append(reader(row["media"], world)[0].values)
         labels.append([[int(label) for label in row[name].split(",")] for name in ("digits", "colours")])
-    cells = torch.tensor(labels).transpose(0, 1).unflatten(2, (CELLS, CELLS))
-    return torch.stack(images), cells
+    named = torch.tensor(labels).transpose(0, 1).unflatten(2, (CELLS, CELLS))
+    places = torch.meshgrid(torch.arange(CELLS), torch.arange(CELLS), indexing="ij")
+    return torch.stack(images), torch.cat((named, torch.stack(places).unsqueeze(1).expand_as(named)))
 
 
 def shuffled(rows: int, batch: int, seed: int) -> Iterator[Tensor]:

@@ -24,7 +24,7 @@ import torch
 from tqdm import tqdm
 
 from experiments.errors import StudyError
-from experiments.pocket.backbone import inflate, train_backbone
+from experiments.pocket.backbone import fresh_model, inflate, train_backbone
 from experiments.pocket.data import Files, world_tokenizer
 from experiments.world.build import make_world
 from merge import digest, open_checkpoint
@@ -119,8 +119,7 @@ def make_backbone(pocket: Pocket, progress: bool = True) -> None:
     if file.exists():
         return
     with timed(pocket, "backbone"):
-        torch.manual_seed(pocket.seed)
-        model = UnivalModel(CONFIGS["pocket"])
+        model = fresh_model(CONFIGS["pocket"], pocket.seed)
         train_backbone(model, pocket.world, shared_out(BACKBONE, pocket), progress=progress)
         tokenizer = world_tokenizer(pocket.world, model.config)
         save_model(model, file, metadata={TOKENIZER_KEY: tokenizer.to_json()})

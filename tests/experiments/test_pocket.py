@@ -5,9 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
+from typer.testing import CliRunner
 
 from experiments.errors import StudyError
-from experiments.pocket.backbone import KINDS, cell_loss, inflate, read_labelled, shuffled
+from experiments.pocket.backbone import KINDS, cell_loss, fresh_model, inflate, read_labelled, shuffled
+from experiments.pocket.cli import app
 from experiments.pocket.data import Files, world_tokenizer
 from experiments.pocket.pipeline import PRESETS, Pocket, make_models
 from experiments.pocket.table import BLANK, MAJORITY, WORDS, most_common, write_table
@@ -97,6 +99,11 @@ def test_the_table_names_every_row(made):
     assert "video-qa test, VQA accuracy (n = 8, 12)" in text
 
 
+def test_the_command_prints_the_table(made):
+    done = CliRunner().invoke(app, [str(made.folder), "--preset", "micro", "--processes", "1"])
+    assert (done.exit_code, done.stdout) == (0, (made.folder / "table-test.md").read_text() + "\n")
+
+
 def test_presets_do_not_share_a_folder(made):
     with pytest.raises(StudyError, match="choose another folder"):
         make_models(replace(made, seed=1), 1, progress=False)
@@ -138,17 +145,28 @@ def test_most_common_answer_is_counted_in_training(world):
 # -- the backbone
 
 
+def test_fresh_weights_have_the_spread_that_fits_a_narrow_model():
+    model = fresh_model(CONFIG, seed=0)
+    narrow = CONFIG.width**-0.5
+    assert model.encoder.layers[0].self_attn.q_proj.weight.std().item() == pytest.approx(narrow, rel=0.05)
+    assert model.encoder.embed_tokens.weight.std().item() == pytest.approx(narrow, rel=0.05)
+    assert model.decoder.output_projection.weight is model.encoder.embed_tokens.weight
+    assert model.encoder.token_rel_pos_table_list[0].weight.std().item() == pytest.approx(0.02, rel=0.2)
+    assert torch.equal(fresh_model(CONFIG, seed=0).encoder.layer_norm.weight, model.encoder.layer_norm.weight)
+
+
 def test_labels_and_pictures_lie_on_the_same_cells(world):
     images, labels = read_labelled(world, "val", 48)
     assert images.shape == (12, 3, 48, 48)
     assert images.dtype == torch.uint8
-    assert labels.shape == (2, 12, 6, 6)
+    assert labels.shape == (4, 12, 6, 6)
+    assert labels[2:, 5, 1, 4].tolist() == [1, 4]
     cells = images.float().unfold(2, 8, 8).unfold(3, 8, 8).std((1, 4, 5))  # N x 6 x 6
     assert cells[labels[0] < 10].mean() > 1.5 * cells[labels[0] == 11].mean()
 
 
-def test_cell_loss_adds_digits_and_colours():
-    labels = torch.zeros(2, 1, 6, 6, dtype=torch.long)
+def test_cell_loss_adds_what_is_told_of_a_cell():
+    labels = torch.zeros(4, 1, 6, 6, dtype=torch.long)
     loss = cell_loss(torch.zeros(1, sum(KINDS), 6, 6), labels)
     assert loss.item() == pytest.approx(torch.tensor(KINDS).log().sum().item(), rel=1e-5)
 
