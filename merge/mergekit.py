@@ -206,6 +206,8 @@ def _check_keys(method: str, form: Form, given: Sequence[Mapping[str, Any]]) -> 
 
 def _inputs(method: str, form: Form, models: list[_Model], base: Any) -> tuple[_Model | None, list[_Model]]:
     """The base, if the method has one, and the models to merge, which the base is not one of."""
+    if method == "passthrough" and len(models) != 1:
+        raise MergeError(f"passthrough takes one model, {len(models)} were given")
     if base is None:
         if form.base in ("needed", "first"):
             raise MergeError(f"{method} needs a base_model")

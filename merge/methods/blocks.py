@@ -19,10 +19,12 @@ def blocks(flat: Tensor) -> Iterator[slice]:
         yield slice(start, min(start + step, flat.numel()))
 
 
-def tiles(rows: int, columns: int) -> Iterator[tuple[slice, slice]]:
-    """Pairs of slices that cover a matrix row by row in pieces of at most `BLOCK` elements."""
-    width = min(max(columns, 1), BLOCK)
-    height = BLOCK // width
+def tiles(matrix: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Pairs of slices that cover a matrix row by row in pieces of at most `BLOCK` elements; one on an accelerator."""
+    rows, columns = matrix.shape
+    limit = BLOCK if matrix.device.type == "cpu" else max(matrix.numel(), 1)
+    width = min(max(columns, 1), limit)
+    height = limit // width
     for top in range(0, rows, height):
         for left in range(0, columns, width):
             yield slice(top, min(top + height, rows)), slice(left, min(left + width, columns))
@@ -33,10 +35,9 @@ def grams(vectors: Sequence[Tensor], base: Tensor | None = None) -> Tensor:
 
     The vectors lie in the rows of n matrices (rows, columns); the result is (rows, n, n), summed in float64.
     """
-    rows, columns = vectors[0].shape
-    count = len(vectors)
-    total = torch.zeros(rows, count, count, dtype=torch.float64, device=vectors[0].device)
-    for tile in tiles(rows, columns):
+    first, count = vectors[0], len(vectors)
+    total = torch.zeros(first.shape[0], count, count, dtype=torch.float64, device=first.device)
+    for tile in tiles(first):
         parts = [(item[tile] if base is None else item[tile] - base[tile]).double() for item in vectors]
         for i in range(count):
             for j in range(i + 1):

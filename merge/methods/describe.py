@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from merge.methods import METHODS, Method, Parameter
 
 
-def method_table() -> str:
-    """Every method in Markdown: formula, inputs, parameters, edge cases, source."""
+def method_table(more: Mapping[str, Mapping[str, str]]) -> str:
+    """Every method in Markdown: formula, inputs, parameters, edge cases, source; `more` are columns by method."""
     rows = [
         [
             f"`{name}`",
@@ -16,11 +16,12 @@ def method_table() -> str:
             _inputs(method),
             ", ".join(f"`{key}`" for key in method.parameters) or "-",
             method.edges,
+            *(column[name] for column in more.values()),
             method.source,
         ]
         for name, method in METHODS.items()
     ]
-    return markdown(["method", "formula", "inputs", "parameters", "at the edges", "source"], rows)
+    return markdown(["method", "formula", "inputs", "parameters", "at the edges", *more, "source"], rows)
 
 
 def parameter_table() -> str:

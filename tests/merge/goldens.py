@@ -13,6 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from merge.methods.describe import markdown
+
 FOLDER = Path(__file__).parents[1] / "data" / "mergekit"
 
 # Why a tensor may differ from mergekit's, and what then holds (checked in test_methods_golden.py).
@@ -21,6 +23,7 @@ REASONS = {
     "clamped": "the experts pull apart: the base here; mergekit's negative ratio walks away from both",
     "cut": "equal magnitudes at the cut: the lowest index is kept here, any in mergekit",
     "row": "a filter is one row here; mergekit looks along one short axis of it",
+    "opposite": "two of three directions are opposite, which magnifies rounding: 9 steps",
     "once": "float32 sums rounded once here, rounded to bfloat16 before float32 in mergekit",
     "dtype": "keeps its dtype here, becomes float32 in mergekit",
     "error": "refused here with a message; mergekit writes a file",
@@ -78,7 +81,7 @@ GOLDENS: dict[str, Golden] = {
     "multislerp": Golden(but={"": "fails"}),
     "multislerp_base": Golden(but={"": "fails"}),
     "karcher_2": Golden(2, note=_ARC),
-    "karcher_3": Golden(9, note="a pair is antipodal in `anti`, which magnifies rounding; 2 elsewhere"),
+    "karcher_3": Golden(2, {"anti": "opposite"}, note=_ARC),
     "karcher_bf16": Golden(3, {"scalar": "dtype"}, note="float32 here, bfloat16 in mergekit"),
     "ta": Golden(1, note="task vectors are added to the base one by one"),
     "ta_norm": Golden(1, note="task vectors are added to the base one by one"),
@@ -171,18 +174,35 @@ def ulps_between(ours: Tensor, theirs: Tensor) -> int:
     return int((first - second).abs().max())
 
 
+def nearness(golden: Golden) -> str:
+    if "" in golden.but:
+        return "-"
+    return "bitwise" if golden.steps == 0 else f"{golden.steps:g} step{'s' * (golden.steps != 1)}"
+
+
+def summary(chosen: list[str]) -> str:
+    """How near several recipes are, in a few words."""
+    if not chosen:
+        return "not in mergekit's recordings"
+    found = [GOLDENS[recipe] for recipe in chosen]
+    bitwise = sum(golden.steps == 0 and "" not in golden.but for golden in found)
+    parts = [f"{bitwise} of {len(found)} bitwise"]
+    steps = max((golden.steps for golden in found), default=0)
+    if steps:
+        parts.append(f"the rest within {steps:g} step{'s' * (steps != 1)}")
+    if any(golden.but for golden in found):
+        parts.append("but for " + ", ".join(sorted({reason for golden in found for reason in golden.but.values()})))
+    return "; ".join(parts)
+
+
 def table() -> str:
     """The rows as Markdown."""
-    lines = ["| recipe | difference | but for | remarks |", "|---|---|---|---|"]
+    rows: list[list[str]] = []
     for recipe, golden in GOLDENS.items():
-        near = "bitwise" if golden.steps == 0 else f"{golden.steps:g} step" + "s" * (golden.steps != 1)
-        if "" in golden.but:
-            near = "-"
         groups: dict[str, list[str]] = {}
         for name, reason in golden.but.items():
             groups.setdefault(reason, []).append(f"`{name}`" if name else "all")
-        but = "; ".join(f"{', '.join(names)}: {REASONS[reason]}" for reason, names in groups.items())
+        but = "; ".join(f"{reason}: {', '.join(names)}" for reason, names in groups.items())
         inner = "function in the stored dtype" if golden.inner and "16" in recipe else ""
-        remarks = "; ".join(filter(None, (golden.note, inner)))
-        lines.append(f"| `{recipe}` | {near} | {but} | {remarks} |")
-    return "\n".join(lines) + "\n"
+        rows.append([f"`{recipe}`", nearness(golden), but, "; ".join(filter(None, (golden.note, inner)))])
+    return markdown(["recipe", "distance", "but for", "remarks"], rows)

@@ -222,6 +222,7 @@ LINEAR: dict[str, Any] = {"merge_method": "linear", "models": two(weight=1)}
         ({"models": two(weight="much")}, "weight must be a number or a list of numbers along the layers, not 'much'"),
         ({"dtype": "bf16"}, "unknown dtype 'bf16'"),
         ({"merge_method": "ties"}, "ties needs a base_model"),
+        ({"merge_method": "passthrough", "models": two()}, "passthrough takes one model, 2 were given"),
         ({"merge_method": "slerp"}, "slerp has no parameter 'weight'"),
     ],
 )

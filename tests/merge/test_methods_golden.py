@@ -137,6 +137,11 @@ def check_row(got: Tensor, theirs: Tensor, inputs: list[Tensor], recipe: str) ->
     assert not torch.equal(got, theirs)
 
 
+def check_opposite(got: Tensor, theirs: Tensor, inputs: list[Tensor], recipe: str) -> None:
+    assert torch.equal(inputs[0], -inputs[1])
+    assert 2 < steps_between(got, theirs, inputs) <= 9
+
+
 def check_dtype(got: Tensor, theirs: Tensor, inputs: list[Tensor], recipe: str) -> None:
     assert got.dtype == inputs[0].dtype != theirs.dtype
     assert torch.equal(got, theirs.to(got.dtype))
@@ -147,6 +152,7 @@ REASON_CHECKS = {
     "clamped": check_clamped,
     "cut": check_cut,
     "row": check_row,
+    "opposite": check_opposite,
     "dtype": check_dtype,
 }
 
