@@ -268,6 +268,7 @@ class Log:
         self.run, self.row, self.began = run, {}, time.monotonic()
         names = ["loss", "lr", "gradient norm", *(f"loss {task}" for task in run.tasks), "validation"]
         leads = run.team.leads
+        self.board = _board(run.folder.path) if tensorboard and leads else None
         columns = ["update", "seconds", *names]
         self.file = MetricsFile(run.folder.metrics, columns, run.update) if leads else None
         self.bar = tqdm(
@@ -277,7 +278,6 @@ class Log:
             unit="update",
             disable=not (progress and leads),
         )
-        self.board = _board(run.folder.path) if tensorboard and leads else None
 
     def __enter__(self) -> Log:
         return self

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -332,12 +333,19 @@ def test_recomputed_layers_hold_fewer_activations(tables):
     assert held["twice"] < 0.7 * held["once"]
 
 
-def test_autocast_follows_the_same_curve_and_keeps_float32(tables, tmp_path):
-    plain = curve(tables, tmp_path / "fp32", SAME)
-    half = curve(tables, tmp_path / "bf16", replace(SAME, precision="bf16"))
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_autocast_follows_the_same_curve_and_keeps_float32(tables, tmp_path, precision):
+    plain = curve(tables, tmp_path / "fp32", replace(SAME, updates=6))
+    half = curve(tables, tmp_path / "half", replace(SAME, updates=6, precision=precision))
     assert half[0] != plain[0]
     assert half[0] == pytest.approx(plain[0], rel=0.05)
     assert {tensor.dtype for tensor in half[1].values()} == {torch.float32, torch.int64}
+
+
+@pytest.mark.skipif(find_spec("tensorboard") is not None, reason="TensorBoard is installed")
+def test_missing_tensorboard_is_told(tables, tmp_path):
+    with pytest.raises(UnivalError, match="TensorBoard is not installed"):
+        run(tables, tmp_path / "run", PLAIN, tensorboard=True)
 
 
 def test_threads_that_read_ahead_change_nothing(tables, tmp_path):
