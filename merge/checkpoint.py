@@ -25,6 +25,7 @@ SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
 SECTIONS = ("model", "state_dict", "module", "model_ema", "state_dict_ema", "extra_state.ema")
 AVERAGED = ("model_ema", "state_dict_ema", "extra_state.ema", "extra_state.ema_fp32_params")
 WHOLE = "."
+SHOWN = 20
 _SHARD = re.compile(r".*-\d{5}-of-\d{5}\.(safetensors|bin|pt|pth)")
 
 
@@ -121,22 +122,20 @@ def find_sections(path: Path, tree: Any) -> dict[str, dict[str, TensorEntry]]:
     if not isinstance(tree, dict):
         raise MergeError(f"{path}: holds a {type(tree).__name__}, not a dictionary of tensors")
     found: dict[str, dict[str, TensorEntry]] = {}
-    for name in SECTIONS:
+    for name in (*SECTIONS, WHOLE):
         part = lookup(tree, name)
-        if isinstance(part, dict) and _leaves(part):
-            found[name] = _leaves(part)
-    if not found and _leaves(tree):
-        found[WHOLE] = _leaves(tree)
+        if isinstance(part, dict) and not (found and name == WHOLE):
+            leaves = {key: value.entry for key, value in part.items() if isinstance(value, TensorLeaf)}
+            odd = [type(key).__name__ for key in leaves if type(key) is not str]
+            if odd:
+                raise MergeError(
+                    f"{path}: {len(odd)} tensors of section {name!r} have no text for a name, but {odd[0]}"
+                )
+            if leaves:
+                found[name] = leaves
     if not found:
-        raise MergeError(f"{path}: no weights found under names that are text; it has {len(tree)} other entries")
-    for name in found:
-        odd = [
-            type(key).__name__
-            for key, v in lookup(tree, name).items()
-            if isinstance(v, TensorLeaf) and type(key) is not str
-        ]
-        if odd:
-            raise MergeError(f"{path}: {len(odd)} tensors of section {name!r} have a name that is not text ({odd[0]})")
+        entries = [name[:80] for name in tree if isinstance(name, str)][:SHOWN]
+        raise MergeError(f"{path}: no weights found; its entries are {', '.join(entries)}")
     return found
 
 
@@ -147,10 +146,6 @@ def lookup(tree: Any, section: str) -> Any:
     for key in section.split("."):
         tree = tree.get(key) if isinstance(tree, dict) else None
     return tree
-
-
-def _leaves(part: dict[Any, Any]) -> dict[str, TensorEntry]:
-    return {name: value.entry for name, value in part.items() if isinstance(value, TensorLeaf) and type(name) is str}
 
 
 def _choose(
@@ -219,6 +214,8 @@ def _weight_map(index: Path) -> dict[str, str]:
     outside = [file for file in pairs.values() if Path(file).name != file]
     if outside or not pairs:
         raise MergeError(f"{index}: " + (f"names {outside[0]!r}, outside its folder" if outside else "names no tensor"))
+    if index.name in pairs.values():
+        raise MergeError(f"{index}: names itself as a shard")
     return pairs
 
 

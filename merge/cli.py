@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import os
 import shlex
 import signal
 import sys
@@ -325,7 +326,7 @@ def _recipe(
 
 
 def _stem(path: Path) -> str:
-    return path.name if path.is_dir() else path.name.removesuffix(".index.json").rsplit(".", 1)[0]
+    return path.name if os.path.isdir(path) else path.name.removesuffix(".index.json").rsplit(".", 1)[0]
 
 
 def _base_name(base: Path, names: Sequence[str]) -> str:

@@ -88,8 +88,11 @@ def run(recipe: Recipe, output: str | Path, options: Options | None = None) -> P
     """
     checked = plan_run(recipe, output, options)
     (target,), options = checked.targets, checked.options
-    keeping = {"folder": target.layout.folder, "overwrite": options.overwrite, "sync": options.sync}
+    keeping: dict[str, Any] = {"folder": target.layout.folder, "overwrite": options.overwrite, "sync": options.sync}
     note_path = recipe_path(target.path)
+    # Killed between the two renames, an output has no recipe; it never has that of another merge.
+    if options.overwrite:
+        keeping["before"] = lambda: note_path.unlink(missing_ok=True)
     with (
         replacing(note_path, 0, folder=False, overwrite=True, sync=options.sync) as note,  # takes its name last
         replacing(target.path, checked.bytes_written, **keeping) as partial,
@@ -185,7 +188,7 @@ def _plan(recipe: Recipe, outputs: Sequence[tuple[Recipe, Path]], options: Optio
     for item, _ in outputs:
         parameters_for(item, units)
     draft = Plan(recipe, checkpoints, units, (), options)
-    return replace(draft, targets=[Target(item, path, _layout(draft, item, path, None)) for item, path in outputs])
+    return replace(draft, targets=[Target(item, path, _layout(draft, item, path)) for item, path in outputs])
 
 
 def _refuse_inputs(output: Path, checkpoints: Sequence[Checkpoint]) -> None:
@@ -213,13 +216,13 @@ def _check_options(options: Options) -> None:
         raise MergeError(f"device {options.device!r} cannot be used here: {str(error).splitlines()[0]}") from error
 
 
-def _layout(plan: Plan, recipe: Recipe, path: Path, digests: Sequence[str] | None) -> OutputPlan:
+def _layout(plan: Plan, recipe: Recipe, path: Path) -> OutputPlan:
     first = plan.checkpoints[0]
     units = by_name(plan.units, plan.checkpoints)
     slots = {name: Slot(unit.dtype, unit.shape, unit.name) for name, unit in units.items()}
     metadata = dict(first.metadata)
     if set(metadata) <= {"format"}:  # some models rebuild themselves from their metadata: it is not added to
-        metadata = {"format": "pt", **metadata, "unival_merge": _identity(recipe, plan.options.digest, digests)}
+        metadata = {"format": "pt", **metadata, "unival_merge": _identity(recipe, plan.options.digest, None)}
     return plan_output(path, slots, like=first, metadata=metadata, shard_size=plan.options.shard_size)
 
 
@@ -230,6 +233,11 @@ def _identity(recipe: Recipe, algorithm: str, digests: Sequence[str] | None) -> 
     for source in _sources(data):
         del source["path"]
     return json.dumps({**data, "version": VERSION})
+
+
+def _quoted(text: str) -> bytes:
+    """A text as it stands inside a JSON header."""
+    return json.dumps(text, ensure_ascii=False).encode()
 
 
 def _traced(recipe: Recipe, digests: Sequence[str]) -> dict[str, Any]:
@@ -265,7 +273,8 @@ def _stream(checked: Plan, partials: Sequence[Path]) -> list[dict[str, Any]]:
         _refuse_changed(checked.recipe, digests)
         _refuse_nonfinite(jobs)
         for job, target in zip(jobs, checked.targets, strict=True):
-            job.writer.rewrite(_layout(checked, target.recipe, target.path, digests))
+            blank, known = (_identity(target.recipe, options.digest, found) for found in (None, digests))
+            job.writer.fill_in(_quoted(blank), _quoted(known))
             job.writer.close()
     finally:
         for job in jobs:

@@ -9,7 +9,7 @@ import fcntl
 import os
 import secrets
 import shutil
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 from merge.errors import MergeError
@@ -18,12 +18,21 @@ PARTIAL = ".partial-"
 
 
 @contextlib.contextmanager
-def replacing(target: Path, size: int, *, folder: bool, overwrite: bool, sync: bool = True) -> Generator[Path]:
+def replacing(
+    target: Path,
+    size: int,
+    *,
+    folder: bool,
+    overwrite: bool,
+    sync: bool = True,
+    before: Callable[[], None] | None = None,
+) -> Generator[Path]:
     """Yield a temporary path beside `target`; on success it takes the target's name, on any error it is removed.
 
     The path is an empty file, or an empty directory with `folder`. `size` bytes must be free. An existing target is
-    refused unless `overwrite`, and is then exchanged as a whole. What runs killed earlier have left is swept away.
-    Raises MergeError for a target that exists, a missing or read-only parent, a disk without room.
+    refused unless `overwrite`, and is then exchanged as a whole; `before` is called just before. What runs killed
+    earlier have left is swept away. Raises MergeError for a target that exists, a missing or read-only parent, a disk
+    without room.
     """
     target = Path(target)
     check_target(target, size, folder=folder, overwrite=overwrite)
@@ -35,6 +44,8 @@ def replacing(target: Path, size: int, *, folder: bool, overwrite: bool, sync: b
         yield partial
         if sync:
             _sync(partial)
+        if before:
+            before()
         _take_place(partial, target, overwrite)
         if sync:
             with contextlib.suppress(OSError):  # some file systems cannot sync a folder; the output is there

@@ -135,6 +135,8 @@ def _number(recipe: Recipe, key: str, parameter: Parameter, value: Any) -> Any:
     if not parameter.low <= value <= parameter.high and not (recipe.policy.extrapolate and share):
         beyond = "; pass --extrapolate to go beyond" if share else ""
         raise MergeError(f"{key} {value} is outside [{parameter.low:g}, {parameter.high:g}]{beyond}")
+    if parameter.kind is int and value != int(value):
+        raise MergeError(f"{key} must be a whole number, not {value}")
     return parameter.kind(value)
 
 
@@ -252,7 +254,11 @@ def from_json(data: Any, folder: Path = Path()) -> Recipe:
 
 
 def read_recipe(path: Path) -> Recipe:
-    """A recipe file, as written beside every merged checkpoint."""
+    """A recipe file, as written beside every merged checkpoint, or mergekit's YAML (`.yml`, `.yaml`)."""
+    if path.suffix in (".yml", ".yaml"):
+        from merge.mergekit import read_mergekit  # which builds on this module
+
+        return read_mergekit(path)
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

@@ -8,22 +8,22 @@ and the live model all follow the same plan.
 from __future__ import annotations
 
 import fnmatch
+import math
 from collections import Counter
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from merge.checkpoint import Checkpoint
+from merge.checkpoint import SHOWN, Checkpoint
 from merge.errors import MergeError
 from merge.formats.entry import TensorEntry
 
 # BatchNorm's count of seen batches: the only integers that differ between experts for a good reason.
 COUNTER = "num_batches_tracked"
 BATCHNORM = ("running_mean", "running_var", COUNTER)
-SHOWN = 20
 
 Kind = Literal["merge", "copy", "maximum"]
 
@@ -78,7 +78,7 @@ class Unit:
 
     @property
     def nbytes(self) -> int:
-        return torch.Size(self.shape).numel() * self.dtype.itemsize
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 def specs(tensors: Mapping[str, Tensor]) -> Mapping[str, Spec | TensorEntry]:
@@ -126,9 +126,9 @@ def by_name(units: Sequence[Unit], inputs: Sequence[Mapping[str, Tensor]]) -> di
 # -- names -----------------------------------------------------------------------------------------------------------
 
 
-def matches(name: str, patterns: Iterable[str]) -> bool:
+def matches(name: str, patterns: Sequence[str]) -> bool:
     """Whether a tensor's name fits one of the globs (`*` crosses dots, case counts)."""
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+    return bool(patterns) and any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def _names(described: Sequence[Mapping[str, object]], policy: Policy) -> list[str]:

@@ -7,6 +7,7 @@ waits for the disk another computes: that is all the overlap there is, and no qu
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
@@ -24,6 +25,7 @@ from merge.recipe import Recipe, method_named
 from merge.state_dict import Unit
 from merge.writing import Writer
 
+WORTH_A_THREAD = 32 << 20  # bytes of output: many small tensors are quicker without a second thread at the lock
 WIDEST = 16  # bytes of the widest element, complex128
 
 
@@ -119,21 +121,27 @@ class Stream:
     def run(self) -> list[str]:
         """Stream everything; returns the digest of every source, over all its tensors, used or not."""
         count = self._settings.threads or min(4, os.cpu_count() or 1)
+        count = min(count, 1 + sum(unit.nbytes for unit in self._units) // WORTH_A_THREAD)
         units = iter(self._units)
-        with ThreadPoolExecutor(count) as pool:
-            futures = [pool.submit(self._drain, units) for _ in range(count)]
-            try:
-                for future in futures:
-                    future.result()
-            except BaseException:
-                self._stop = True  # the others leave after their block
-                raise
+        before = torch.get_num_threads()
+        try:
+            with ThreadPoolExecutor(count) as pool:
+                futures = [pool.submit(self._drain, units) for _ in range(count)]
+                try:
+                    for future in futures:
+                        future.result()
+                except BaseException:
+                    self._stop = True  # the others leave after their block
+                    raise
+        finally:
+            torch.set_num_threads(before)
         used = {name for unit in self._units for name in unit.names}
         for index, entries in enumerate(self._sources):
             self._finish(index, self._readers(index, [name for name in entries if name not in used], False, _Buffers()))
         return [digest.text() for digest in self._digests]
 
     def _drain(self, units: Iterator[Unit]) -> None:
+        torch.set_num_threads(1)  # of this thread: the workers are the parallelism
         buffers = _Buffers()
         try:
             while not self._stop:
@@ -150,7 +158,7 @@ class Stream:
         """Read one tensor of every input, compute and write it for every job."""
         whole = unit.kind == "merge" and not self._method.elementwise
         readers = [self._readers(index, unit.names, whole, buffers) for index in range(len(self._sources))]
-        numel = torch.Size(unit.shape).numel()
+        numel = math.prod(unit.shape)
         step = max(numel, 1) if whole else BLOCK
         hashes = [job.digest.start() for job in self._jobs]
         used = [next(reader for reader in readers[index] if unit.name in reader.names) for index in unit.sources]

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import zlib
@@ -42,7 +43,7 @@ class Slot:
 
     @property
     def nbytes(self) -> int:
-        return torch.Size(self.shape).numel() * self.dtype.itemsize
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 @dataclass(frozen=True)
@@ -282,14 +283,13 @@ class Writer:
             for offset, chunk in file.closing(self._crcs[number]) if file.closing else ():
                 write_at(self._descriptors[number], chunk, offset)
 
-    def rewrite(self, plan: OutputPlan) -> None:
-        """Replace the fixed bytes by those of a plan that differs only in them (digests known at the end)."""
-        for number, (old, new) in enumerate(zip(self._plan.files, plan.files, strict=True)):
-            for before, after in zip(old.chunks, new.chunks, strict=True):
-                if before != after:
-                    if before[0] != after[0] or len(before[1]) != len(after[1]):
-                        raise MergeError(f"{old.name or 'the output'}: its header changed size while it was written")
-                    write_at(self._descriptors[number], after[1], after[0])
+    def fill_in(self, old: bytes, new: bytes) -> None:
+        """Replace text in the files' headers by other text of the same length, known only at the end."""
+        for number, file in enumerate(self._plan.files):
+            for offset, chunk in file.chunks:
+                at = chunk.find(old) if old else -1
+                if at >= 0:
+                    write_at(self._descriptors[number], new, offset + at)
 
     def release(self) -> None:
         """Close the files, also after an error."""

@@ -114,11 +114,12 @@ def _last_index(shape: tuple[int, ...], stride: tuple[int, ...]) -> int:
 
 def check_shape(shape: tuple[int, ...], dtype: torch.dtype) -> str:
     """What is wrong with a shape that a file claims: sizes that torch cannot hold. Empty where nothing is."""
-    if any(size < 0 for size in shape):
+    product = math.prod(shape) or math.prod(filter(None, shape))
+    if 0 < product * dtype.itemsize < LARGEST and min(shape, default=0) >= 0:
+        return ""
+    if min(shape) < 0:
         return f"a negative size in the shape {list(shape)[:8]}"
-    if math.prod(size for size in shape if size) * dtype.itemsize >= LARGEST:
-        return f"{len(shape)} sizes that multiply beyond {LARGEST}"
-    return ""
+    return f"{len(shape)} sizes that multiply beyond {LARGEST}"
 
 
 def contiguous_stride(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,7 +93,7 @@ def encode_header(
         if dtype not in NAMES:
             raise MergeError(f"tensor {name!r}: safetensors has no dtype {dtype}; write a .pt file or choose a dtype")
         starts[name] = position
-        position += torch.Size(shape).numel() * dtype.itemsize
+        position += math.prod(shape) * dtype.itemsize
         header[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [starts[name], position]}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
@@ -107,5 +108,5 @@ def _aligned(tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], order: 
         dtype, shape = tensors[name]
         if position % dtype.itemsize:
             return False
-        position += torch.Size(shape).numel() * dtype.itemsize
+        position += math.prod(shape) * dtype.itemsize
     return True
