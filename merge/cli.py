@@ -67,7 +67,7 @@ class Common:
         bool, typer.Option("--extrapolate", help="Accept ratios outside [0, 1] and weights of another sum.")
     ] = False
     device: Annotated[str, typer.Option(help="Device for methods that need whole tensors.")] = "cpu"
-    threads: Annotated[int, typer.Option(help="Worker threads; 0: one a core, at most 4.")] = 0
+    threads: Annotated[int, typer.Option(help="Worker threads; 0: as many as are useful.")] = 0
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output, as a whole.")] = False
     no_sync: Annotated[bool, typer.Option("--no-sync", help="Do not wait for the disk.")] = False
     shard_size: Annotated[str | None, typer.Option(help="Largest shard, as 2GB; the output is then a folder.")] = None
@@ -201,7 +201,7 @@ def run(
     recipe: Path,
     output: Output,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output, as a whole.")] = False,
-    threads: Annotated[int, typer.Option(help="Worker threads; 0: one a core, at most 4.")] = 0,
+    threads: Annotated[int, typer.Option(help="Worker threads; 0: as many as are useful.")] = 0,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, print the plan, write nothing.")
     ] = False,

@@ -28,7 +28,7 @@ class Options:
 
     Attributes:
         overwrite: replace an existing output.
-        threads: workers; 0 means one a core, at most 4.
+        threads: workers; 0 means one for two cores, with several outputs one a core, at most 4.
         device: where whole-tensor arithmetic is done.
         sync: wait until the disk has the output before it takes its name.
         shard_size: largest shard in bytes; the output is then a folder.
@@ -209,7 +209,7 @@ def _algorithm(recipe: Recipe, options: Options) -> str:
 def _check_options(options: Options) -> None:
     Digest(options.digest)
     if options.threads < 0:
-        raise MergeError(f"threads {options.threads}: must be 0 (one a core, at most 4) or more")
+        raise MergeError(f"threads {options.threads}: must be 0 (as many as are useful) or more")
     try:
         torch.zeros(1, device=options.device).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:

@@ -120,7 +120,9 @@ class Stream:
 
     def run(self) -> list[str]:
         """Stream everything; returns the digest of every source, over all its tensors, used or not."""
-        count = self._settings.threads or min(4, os.cpu_count() or 1)
+        cores = os.cpu_count() or 1
+        # With one output most time goes into the kernel's copies: a worker on every core costs more than it saves.
+        count = self._settings.threads or min(4, cores if len(self._jobs) > 1 else max(1, cores // 2))
         count = min(count, 1 + sum(unit.nbytes for unit in self._units) // WORTH_A_THREAD)
         units = iter(self._units)
         before = torch.get_num_threads()
