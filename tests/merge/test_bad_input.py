@@ -127,6 +127,7 @@ FILES = {
     "none.pt": "no such file or folder",
     "none/x.safetensors": "no such file or folder",
     "a.pt/x.pt": "no such file or folder",
+    "n" * 300 + ".pt": "",
     "nothing": "no weights in this folder",
     "folder.safetensors": "no weights in this folder",
     "empty.safetensors": "not a whole safetensors file of 0 bytes",

@@ -283,6 +283,9 @@ BOMBS = {
     "shared tuple in a set": b"\x8f(N" + b"2\x86" * 60 + b"\x90",
     "deep tuple in a frozen set": b"(N" + b"\x85" * 300_000 + b"\x91",
     "deep tuple in a called set": call(name("builtins", "set"), b"](N" + b"\x85" * 300_000 + b"e"),
+    "deep tuple as key of a called dictionary": call(
+        name("collections", "OrderedDict"), b"](" + b"]N" + b"\x85" * 300_000 + b"aNae"
+    ),
     "shared tuple": b"N" + b"2\x86" * 60,
     "shared tuple as a shape": call(name("torch", "Size"), b"N" + b"2\x86" * 60),
     "deep list": b"]" * 10**5 + b"a" * (10**5 - 1),

@@ -328,6 +328,16 @@ def test_7_statistics_from_a_named_input(source: str) -> None:
             assert torch.equal(value, torch.lerp(states["first"][name], states["second"][name], 0.25)), name
 
 
+def test_7_endpoints_are_the_originals_with_their_counters() -> None:
+    a, b = weights(0), weights(1)
+    for function in (merge.interpolate, merge.slerp):
+        assert_same(function(a, b, 0.0), a)
+        assert_same(function(a, b, 1.0), b)
+    assert_same(merge.average([b, a, b], [0, 1, 0]), a)
+    assert_same(merge.add_task_vectors(a, [b], 0.0), a)
+    assert_same(merge.add_task_vectors(b, [a], 1.0), a)
+
+
 @pytest.mark.parametrize("policy", ["from:nobody", "from", "recalibrate", "mean", ""])
 def test_7_an_unknown_policy_is_an_error(policy: str) -> None:
     with pytest.raises(MergeError, match="must be 'average' or 'from:' and one of first, second"):

@@ -283,7 +283,28 @@ def test_what_is_no_tensor_is_no_weight(tmp_path: Path) -> None:
     assert list(open_checkpoint(tmp_path / "c.pt")) == ["w"]
 
 
+@pytest.mark.parametrize(
+    "tree", [{0: torch.ones(1)}, {1: torch.ones(1), "1": torch.zeros(1)}, {10**5000: torch.ones(1)}]
+)
+def test_names_that_are_no_text(tmp_path: Path, tree: object) -> None:
+    """A tensor is never read under a name that it does not have."""
+    torch.save({"model": tree}, tmp_path / "c.pt")
+    with pytest.raises(MergeError, match=r"c\.pt.*text"):
+        open_checkpoint(tmp_path / "c.pt", "model")
+
+
 # -- shards ------------------------------------------------------------------------------------------------------------
+
+
+def test_shards_that_are_links(tmp_path: Path) -> None:
+    """The cache of a model hub: a folder of links to files with other names."""
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "snapshot").mkdir()
+    sharded_safetensors(tmp_path / "blobs", mixed())
+    for number, path in enumerate(sorted((tmp_path / "blobs").iterdir())):
+        path.rename(tmp_path / "blobs" / str(number))
+        (tmp_path / "snapshot" / path.name).symlink_to(f"../blobs/{number}")
+    assert_tensors(open_checkpoint(tmp_path / "snapshot"), mixed())
 
 
 def test_a_missing_shard(tmp_path: Path) -> None:

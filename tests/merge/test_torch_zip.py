@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import struct
 import subprocess
 import sys
 import warnings
@@ -62,6 +63,12 @@ def test_zip_tools_find_nothing_wrong(written: Path) -> None:
     )
     assert result.stdout == "Done testing\n"
     assert result.stderr == ""
+    data = written.read_bytes()
+    with zipfile.ZipFile(written) as archive:
+        for info in archive.infolist():
+            flags, _, _, _, crc, packed, size = struct.unpack_from("<HHHHIII", data, info.header_offset + 6)
+            assert not flags & 8, "a data descriptor is announced"
+            assert (crc, packed, size) == (info.CRC, info.file_size, info.file_size), info.filename
 
 
 def test_every_record_is_aligned(written: Path) -> None:

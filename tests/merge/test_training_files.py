@@ -125,6 +125,19 @@ def test_words_of_sections_with_other_content_stay(tmp_path: Path, value: object
     assert_equal(torch.load(out), tree)
 
 
+def test_marks_on_parameters_stay(tmp_path: Path) -> None:
+    """Training code marks parameters with attributes of its own."""
+    marked = torch.nn.Parameter(torch.ones(2), requires_grad=False)
+    marked.tensor_model_parallel = True  # type: ignore[attr-defined]
+    torch.save({"model": {"w": marked}, "other": marked}, tmp_path / "a.pt")
+    out = run(recipe_of(tmp_path / "a.pt", tmp_path / "a.pt"), tmp_path / "out.pt", QUICK)
+    after = torch.load(out, weights_only=False)
+    for parameter in (after["model"]["w"], after["other"]):
+        assert type(parameter) is torch.nn.Parameter
+        assert not parameter.requires_grad
+        assert vars(parameter) == {"tensor_model_parallel": True}
+
+
 def test_dropped_and_added_tensors_of_a_section(tmp_path: Path) -> None:
     """Names keep their places, what is dropped goes, what only the second has comes last; what is no tensor stays."""
     first = {"b": torch.ones(2), "_extra_state": {"scale": 1.5}, "a": torch.zeros(2), "gone": torch.zeros(1)}
