@@ -263,6 +263,7 @@ def test_two_runs_into_one_output(tmp_path: Path, command: Server, out: str, ove
         assert "out" in ended.err or "points" in ended.err
         assert "--overwrite" in ended.err
     if out != "points":
+        assert (tmp_path / f"{out}.recipe.json").exists()
         check_recipe(tmp_path / out)
     assert leftovers(tmp_path) == []
 

@@ -142,6 +142,21 @@ def test_flipped_bits_in_a_zip(folder: Path, zipped: Any, data: st.DataObject) -
     exact_or_refused(folder / "flip.pt", bytes(bad), tensors)
 
 
+def test_every_bit_of_a_zip_directory(folder: Path) -> None:
+    """All single flips in the local headers and the directory of a small file."""
+    tensors = {f"t{i}": torch.full((2,), float(i)) for i in range(2)}
+    torch.save(tensors, folder / "small.pt")
+    good = (folder / "small.pt").read_bytes()
+    places = [place for place in structure(good, payload_of_zip(good, "")) if good[place : place + 3] != b"ZZZ"]
+    refused = 0
+    for place in places:
+        for bit in range(8):
+            bad = bytearray(good)
+            bad[place] ^= 1 << bit
+            refused += not exact_or_refused(folder / "flip.pt", bytes(bad), tensors)
+    assert refused > len(places)
+
+
 @settings(tuned, max_examples=120)
 @given(st.data())
 def test_spliced(folder: Path, safetensors: Any, zipped: Any, data: st.DataObject) -> None:
