@@ -142,6 +142,7 @@ def test_flipped_bits_in_a_zip(folder: Path, zipped: Any, data: st.DataObject) -
     exact_or_refused(folder / "flip.pt", bytes(bad), tensors)
 
 
+@pytest.mark.slow
 def test_every_bit_of_a_zip_directory(folder: Path) -> None:
     """All single flips in the local headers and the directory of a small file."""
     tensors = {f"t{i}": torch.full((2,), float(i)) for i in range(2)}
