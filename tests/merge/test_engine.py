@@ -22,6 +22,7 @@ from merge import Input, MergeError, Options, Policy, Recipe
 from merge.kernel import BLOCK
 from merge.memory import merge_state_dicts
 from merge.methods import METHODS
+from merge.methods.blocks import dot
 from merge.path import LivePath
 from merge.recipe import parameters_for
 from merge.state_dict import Unit
@@ -37,6 +38,12 @@ def threads() -> Iterator[Callable[[int], None]]:
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many worker threads as asked for, also where there is little to do."""
+    monkeypatch.setattr("merge.stream.WORTH_A_THREAD", 1)
 
 
 def save_inputs(
@@ -99,7 +106,7 @@ def test_9_files_memory_and_live_models_are_equal_to_the_bit(
 
 @pytest.mark.parametrize("method", METHOD_NAMES)
 def test_9_tensors_of_many_blocks_and_torch_threads(
-    tmp_path: Path, method: str, threads: Callable[[int], None]
+    tmp_path: Path, method: str, threads: Callable[[int], None], workers: None
 ) -> None:
     elementwise = METHODS[method].elementwise
     make = large if elementwise else square
@@ -140,7 +147,7 @@ def output_bytes(out: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
 @pytest.mark.parametrize("method", METHOD_NAMES)
-def test_8_the_bytes_do_not_depend_on_threads(tmp_path: Path, method: str, suffix: str) -> None:
+def test_8_the_bytes_do_not_depend_on_threads(tmp_path: Path, method: str, suffix: str, workers: None) -> None:
     save_inputs(tmp_path, method, suffix)
     recipe = recipe_of(method, tmp_path, suffix)
     outputs: list[dict[str, bytes]] = []
@@ -149,6 +156,30 @@ def test_8_the_bytes_do_not_depend_on_threads(tmp_path: Path, method: str, suffi
         out = merge.run(recipe, tmp_path / f"{count}t" / f"out{suffix}", Options(sync=False, threads=count))
         outputs.append(output_bytes(out))
     assert all(output == outputs[0] for output in outputs)
+
+
+def test_8_sums_do_not_depend_on_torch_threads(threads: Callable[[int], None]) -> None:
+    first, second = torch.randn(2, 300_000, generator=torch.Generator().manual_seed(0)).unbind()
+    products, sums = set[float](), set[float]()
+    for number in (1, 2, 3, 4):
+        threads(number)
+        products.add(float((first.double() * second.double()).sum()))
+        sums.add(dot(first, second))
+    assert len(sums) == 1
+    assert len(products) > 1  # what they are protected from
+
+
+@pytest.mark.parametrize("ratio", [0.5, 3e38])
+def test_torch_keeps_its_number_of_threads(tmp_path: Path, threads: Callable[[int], None], ratio: float) -> None:
+    recipe = replace(pair(tmp_path, weights(0), weights(1)), policy=Policy(extrapolate=True))
+    recipe = recipe.with_parameters(ratio=ratio)
+    threads(3)
+    if ratio == 0.5:
+        merge.run(recipe, tmp_path / "m.safetensors", QUICK)
+    else:
+        with pytest.raises(MergeError, match="infinite or NaN"):
+            merge.run(recipe, tmp_path / "m.safetensors", QUICK)
+    assert torch.get_num_threads() == 3
 
 
 @pytest.mark.parametrize("block", [1, 2, 7, 64, 1000])
@@ -172,6 +203,7 @@ torch.set_num_threads(1)
 from made import recipe_of
 import merge
 from merge.methods import METHODS
+from merge.methods.blocks import dot
 folder = Path(sys.argv[1])
 for method in sorted(METHODS):
     out = folder / f"{method}.there.safetensors"
