@@ -168,14 +168,19 @@ def _point_name(recipe: Recipe) -> str:
     """A file name that states the shares: `0.20-vqa_0.80-caption`."""
     parts = shares(recipe)
     if parts is None:
-        return "".join(c if c.isalnum() or c in "._-" else "-" for c in json.dumps(dict(recipe.parameters)))
+        return _as_name(json.dumps(dict(recipe.parameters)))
     return "_".join(share_label({name: value}).replace(" ", "-") for name, value in parts.items())
 
 
 def _settings(point: Mapping[str, Any], points: Sequence[Mapping[str, Any]]) -> str:
     """What else tells a point from the others: `_density-0.2`."""
     varied = [key for key in point if any(other.get(key) != point[key] for other in points)]
-    return "".join(f"_{key}-{point[key]}" for key in varied if key not in SHARES)
+    return "".join(f"_{key}-{_as_name(str(point[key]))}" for key in varied if key not in SHARES)
+
+
+def _as_name(text: str) -> str:
+    """A text without what file names cannot hold."""
+    return "".join(c if c.isalnum() or c in "._-" else "-" for c in text)
 
 
 def _plan(recipe: Recipe, outputs: Sequence[tuple[Recipe, Path]], options: Options) -> Plan:

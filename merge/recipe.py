@@ -21,7 +21,7 @@ from merge.state_dict import Policy, Unit, is_rules, resolve
 
 FORMAT = "unival-merge recipe 1"
 SHARES = ("ratio", "scale", "weights")  # parameters that say how much of each checkpoint there is
-_LARGEST = 1e308
+_LARGEST = 3.4e38  # arithmetic is in float32
 
 
 @dataclass(frozen=True)
@@ -129,8 +129,10 @@ def _checked(recipe: Recipe, key: str, parameter: Parameter, value: Any) -> Any:
 def _number(recipe: Recipe, key: str, parameter: Parameter, value: Any) -> Any:
     if parameter.kind is bool and isinstance(value, bool):
         return value
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < _LARGEST:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value or abs(value) == math.inf:
         raise MergeError(f"{key} must be a finite number, not {repr(value)[:40]}")
+    if abs(value) > _LARGEST:
+        raise MergeError(f"{key} must be a finite number, below {_LARGEST:g}, which is what float32 holds")
     share = key == "ratio" or parameter.simplex
     if not parameter.low <= value <= parameter.high and not (recipe.policy.extrapolate and share):
         beyond = "; pass --extrapolate to go beyond" if share else ""

@@ -251,6 +251,7 @@ OPTIONS = [
     (["average", A, "-o", "out.pt"], "average takes at least 2 checkpoints, 1"),
     (["average", A, A, "-o", "out.pt"], "two inputs are called 'a'; tell them apart with --name"),
     (["task-arithmetic", A, B, "--scale", "nan", "-o", "out.pt"], "scale must be a finite number"),
+    (["task-arithmetic", A, B, "--scale", "1e39", "-o", "out.pt"], "scale must be a finite number, below 3.4e+38"),
     ([*SWEEP, "--points", "1"], "at least 2 points, not 1"),
     ([*SWEEP, "--ratios", "0,x"], "--ratios '0,x': give numbers with commas between them"),
     ([*SWEEP, "--ratios", "0,2"], "ratio 2.0 is outside [0, 1]"),
@@ -333,12 +334,17 @@ def test_a_merge_may_not_replace_a_folder_that_holds_an_input(here: Path) -> Non
 
 
 @pytest.fixture
-def unprivileged() -> Iterator[Path]:
-    """A folder that everybody may read and nobody may write, and for root the rights of nobody."""
+def unprivileged(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The working folder, which everybody may read and nobody may write, and for root the rights of nobody.
+
+    `monkeypatch` is asked for here so that it leaves the folder after the rights are back: the checkout may lie where
+    nobody may go.
+    """
     folder = Path(tempfile.mkdtemp())
     build(folder)
     (folder / B).chmod(0o000)
     folder.chmod(0o555)
+    monkeypatch.chdir(folder)
     root = os.geteuid() == 0
     if root:
         os.seteuid(65534)
@@ -351,8 +357,8 @@ def unprivileged() -> Iterator[Path]:
         shutil.rmtree(folder)
 
 
-def test_no_permission(unprivileged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(unprivileged)
+@pytest.mark.usefixtures("unprivileged")
+def test_no_permission() -> None:
     unreadable = command("interpolate", A, B, "--ratio", 0.5, "-o", "/tmp/never.safetensors")
     assert_refused(unreadable, B, "ermission denied")
     unwritable = command("interpolate", "a.pt", "b.pt", "--ratio", 0.5, "-o", "out.pt")

@@ -147,6 +147,16 @@ def test_points_of_one_share_are_told_apart(recipe: Recipe, tmp_path: Path) -> N
         assert out.read_bytes() == (folder / f"0.50-vqa_0.50-caption_density-{density}.safetensors").read_bytes()
 
 
+def test_rules_by_module_make_names_that_a_folder_can_hold(recipe: Recipe, tmp_path: Path) -> None:
+    merge.save_checkpoint(weights(2), tmp_path / "base.safetensors")
+    ties = Recipe("ties", recipe.inputs, {"scale": 0.5}, Input("base", tmp_path / "base.safetensors"))
+    rules = [{"density": {"encoder[./]*": low, "*": 0.5}} for low in (0.2, 0.8)]
+    folder = merge.sweep_to_files(ties, rules, tmp_path / "points", QUICK)
+    names = [path.name for path in folder.glob("*.safetensors")]
+    assert len(names) == 2
+    assert not any(set(name) & set("/*{}' ") for name in names)
+
+
 def test_points_by_module_have_names_too(recipe: Recipe, tmp_path: Path) -> None:
     rules = [{"ratio": {"encoder.image.*": ratio, "*": 0.5}} for ratio in (0.25, 0.75)]
     folder = merge.sweep_to_files(recipe, rules, tmp_path / "points", QUICK)
