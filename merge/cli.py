@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import inspect
 import json
 import os
@@ -434,6 +435,9 @@ def _bytes(text: str | None) -> int | None:
 def main(application: typer.Typer = app, errors: tuple[type[Exception], ...] = (MergeError,)) -> None:
     """Run a command line: users' errors (of these classes) are one line on stderr and exit code 2, Ctrl-C is 130."""
     signal.signal(signal.SIGINT, _interrupted)
+    gc.set_threshold(
+        100_000, 50, 50
+    )  # imports and plans make objects to stay: looking through them costs a quarter second
     try:
         application()
     except errors as error:

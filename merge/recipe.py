@@ -79,27 +79,34 @@ def parameters_for(recipe: Recipe, units: Sequence[Unit]) -> dict[str, dict[str,
             raise MergeError(f"{recipe.method} has no parameter {name!r}{nearest(name, method.parameters)}")
     groups = [unit.names for unit in units if unit.kind != "copy"]
     names = [name for group in groups for name in group]
-    resolved = {key: _per_tensor(recipe, key, parameter, names) for key, parameter in method.parameters.items()}
+    common: dict[str, Any] = {}
+    resolved: dict[str, dict[str, Any]] = {}
+    for key, parameter in method.parameters.items():
+        value = _value(recipe, key, parameter)
+        if is_rules(value):
+            checked = {str(glob): _checked(recipe, key, parameter, item) for glob, item in value.items()}
+            resolved[key] = {name: item for name, (_, item) in resolve(checked, names).items()} if names else {}
+        else:
+            common[key] = _checked(recipe, key, parameter, value)
+    if not resolved:
+        return {group[0]: common for group in groups}
     for first, *others in groups:
         for key, values in resolved.items():
             for other in others:
                 if values[other] != values[first]:
                     told = f"{values[first]} and {values[other]}"
                     raise MergeError(f"{first} and {other} are one tensor, but the rules for {key} give {told}")
-    return {group[0]: {key: values[group[0]] for key, values in resolved.items()} for group in groups}
+    return {group[0]: common | {key: values[group[0]] for key, values in resolved.items()} for group in groups}
 
 
-def _per_tensor(recipe: Recipe, key: str, parameter: Parameter, names: Sequence[str]) -> dict[str, Any]:
+def _value(recipe: Recipe, key: str, parameter: Parameter) -> Any:
+    """The parameter as the recipe or the method's default gives it: a value for all tensors, or rules by name."""
     value = recipe.parameters.get(key, 1 / len(recipe.inputs) if parameter.simplex else parameter.default)
     if isinstance(value, Mapping) and not parameter.each and not is_rules(value):
-        resolve(value, names)  # says that "*" is missing
+        resolve(value, ())  # says that "*" is missing
     if value is None:
         raise MergeError(f"{recipe.method} needs the parameter {key!r}: {parameter.help}")
-    if is_rules(value):
-        checked = {str(glob): _checked(recipe, key, parameter, item) for glob, item in value.items()}
-        return {name: item for name, (_, item) in resolve(checked, names).items()} if names else {}
-    checked_once = _checked(recipe, key, parameter, value)
-    return dict.fromkeys(names, checked_once)
+    return value
 
 
 def _checked(recipe: Recipe, key: str, parameter: Parameter, value: Any) -> Any:
@@ -176,7 +183,7 @@ def shares(recipe: Recipe) -> dict[str, float] | None:
     if any(is_rules(value) for value in given.values()):
         return None
     names = [item.name for item in recipe.inputs]
-    values = {key: _per_tensor(recipe, key, known[key], [""])[""] for key in SHARES if key in known}
+    values = {key: _checked(recipe, key, known[key], _value(recipe, key, known[key])) for key in SHARES if key in known}
     if "ratio" in values:
         return {names[0]: 1 - values["ratio"], names[1]: values["ratio"]}
     weights = values.get("weights", (1.0,) * len(names))
