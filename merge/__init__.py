@@ -18,6 +18,7 @@ from merge._version import VERSION as __version__
 from merge.errors import MergeError
 
 if TYPE_CHECKING:
+    from merge.batchnorm import recalibrate_batchnorm
     from merge.checkpoint import Checkpoint, load_checkpoint, open_checkpoint
     from merge.digests import digest
     from merge.engine import Options, run, sweep_to_files
@@ -47,6 +48,7 @@ _HOME = {
     "Input": "recipe",
     "Recipe": "recipe",
     "read_recipe": "recipe",
+    "recalibrate_batchnorm": "batchnorm",
     "share_label": "recipe",
     "Policy": "state_dict",
     "ratios": "memory",
@@ -82,6 +84,7 @@ __all__ = [
     "open_checkpoint",
     "ratios",
     "read_recipe",
+    "recalibrate_batchnorm",
     "run",
     "save_checkpoint",
     "share_label",
