@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -52,8 +52,7 @@ def recalibrate_batchnorm(model: nn.Module, batches: Iterable[Batch], forward: F
 
 def named_modules(model: nn.Module) -> dict[str, nn.Module]:
     """Every module of a model by its first name."""
-    found: Any = model.named_modules()  # not annotated in torch
-    return dict(found)
+    return dict(cast("Iterable[tuple[str, nn.Module]]", model.named_modules()))
 
 
 def _run(model: nn.Module, batch: Any, forward: Forward[Any] | None) -> None:
@@ -102,11 +101,13 @@ def _passed(norm: BatchNorm) -> bool:
 def _same_randomness(model: nn.Module) -> Generator[None]:
     """Python's and torch's generators, on the processor and on the model's devices, go on as if nothing had been."""
     tensors: list[Tensor] = [*model.parameters(), *model.buffers()]
-    devices = sorted({tensor.device.index or 0 for tensor in tensors if tensor.device.type == "cuda"})
-    state = random.getstate()
-    forked: Any = torch.random.fork_rng  # not annotated in torch
-    with forked(devices):
-        try:
-            yield
-        finally:
-            random.setstate(state)
+    devices = {tensor.device for tensor in tensors if tensor.device.type == "cuda"}
+    state, processor = random.getstate(), torch.get_rng_state()
+    states = {device: torch.cuda.get_rng_state(device) for device in devices}
+    try:
+        yield
+    finally:
+        random.setstate(state)
+        torch.set_rng_state(processor)
+        for device, saved in states.items():
+            torch.cuda.set_rng_state(saved, device)
