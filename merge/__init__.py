@@ -18,7 +18,7 @@ from merge._version import VERSION as __version__
 from merge.errors import MergeError
 
 if TYPE_CHECKING:
-    from merge.batchnorm import recalibrate_batchnorm
+    from merge.batchnorm import activation_statistics, recalibrate_batchnorm, repair
     from merge.checkpoint import Checkpoint, load_checkpoint, open_checkpoint
     from merge.digests import digest
     from merge.engine import Options, run, sweep_to_files
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from merge.writing import save_checkpoint
 
 _HOME = {
+    "activation_statistics": "batchnorm",
     "Checkpoint": "checkpoint",
     "load_checkpoint": "checkpoint",
     "open_checkpoint": "checkpoint",
@@ -49,6 +50,7 @@ _HOME = {
     "Recipe": "recipe",
     "read_recipe": "recipe",
     "recalibrate_batchnorm": "batchnorm",
+    "repair": "batchnorm",
     "share_label": "recipe",
     "Policy": "state_dict",
     "ratios": "memory",
@@ -76,6 +78,7 @@ __all__ = [
     "Recipe",
     "Simplex",
     "__version__",
+    "activation_statistics",
     "add_task_vectors",
     "average",
     "digest",
@@ -85,6 +88,7 @@ __all__ = [
     "ratios",
     "read_recipe",
     "recalibrate_batchnorm",
+    "repair",
     "run",
     "save_checkpoint",
     "share_label",

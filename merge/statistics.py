@@ -36,7 +36,7 @@ def fisher_information(
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     sums = [torch.zeros_like(parameter, dtype=torch.float32) for parameter in parameters]
     count = 0
-    with _evaluating(model):
+    with evaluating(model):
         for batch in batches:
             values = losses(model, batch).reshape(-1)
             for index, value in enumerate(values):
@@ -74,7 +74,7 @@ def inner_products(
 
     hooks = [module.register_forward_pre_hook(note) for module in model.modules() if isinstance(module, nn.Linear)]
     try:
-        with _evaluating(model), torch.no_grad():
+        with evaluating(model), torch.no_grad():
             for batch in batches:
                 run(model, batch)
     finally:
@@ -143,7 +143,8 @@ def _unweighted(value: Tensor) -> Tensor:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Generator[None]:
+def evaluating(model: nn.Module) -> Generator[None]:
+    """Evaluation mode for the time being, module by module."""
     training = {module: module.training for module in model.modules()}
     model.eval()
     try:
