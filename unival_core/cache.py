@@ -18,6 +18,10 @@ class Encoded(NamedTuple):
     positions: Tensor
     layout: Tensor
 
+    def pick(self, samples: Tensor) -> "Encoded":
+        """These samples only (int64 numbers); the layouts stay."""
+        return self._replace(states=self.states[samples], padding=self.padding[samples], layout=self.layout[samples])
+
 
 class LayerMemory:
     """Keys and values of one decoder layer: of R target rows, which grow, and of B encoded samples, which do not."""

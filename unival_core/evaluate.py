@@ -18,6 +18,7 @@ from unival_core.data.answers import Answers
 from unival_core.data.batch import Batch
 from unival_core.data.dataset import Broken, TaskDataset
 from unival_core.data.loading import evaluation_batches
+from unival_core.ensemble import Ensemble
 from unival_core.errors import UnivalError
 from unival_core.generate import generate, score_candidates
 from unival_core.metrics import METRICS, Scores
@@ -54,7 +55,7 @@ class Evaluation:
 
 
 def evaluate(
-    model: UnivalModel,
+    model: UnivalModel | Ensemble,
     dataset: TaskDataset,
     *,
     options: GenerationOptions | None = None,
@@ -79,7 +80,7 @@ def evaluate(
     metrics = known_metrics(metrics or task.metrics)
     if device is not None:
         model.to(device)
-    where = model.encoder.embed_tokens.weight.device
+    where = next(model.parameters()).device
     precision = mixed_precision(amp, where)
     found: dict[int, Prediction] = {}
     total = len(dataset) if limit is None else min(limit, len(dataset))
@@ -106,7 +107,7 @@ def evaluate(
 
 
 def predict(
-    model: UnivalModel,
+    model: UnivalModel | Ensemble,
     batch: Batch,
     task: Task,
     tokenizer: Tokenizer,

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from unival_core.cache import DecoderCache, Encoded
-from unival_core.config import BOS, EOS, PAD
+from unival_core.config import BOS, EOS, PAD, UnivalConfig
 from unival_core.errors import UnivalError
 from unival_core.inputs import Inputs
-from unival_core.model import UnivalModel
 from unival_core.search import (
     NEVER,
     Basics,
@@ -41,6 +40,17 @@ __all__ = ["GenerationOptions", "Hypothesis", "IdRange", "generate", "score_cand
 GREEDY = GenerationOptions()
 
 
+class NextToken(Protocol):
+    """What generation asks of a model: `UnivalModel`, or several that answer as one (`unival_core.ensemble`)."""
+
+    config: UnivalConfig
+    training: bool
+
+    def encode(self, inputs: Inputs) -> Any: ...
+    def start(self, encoded: Any, code_rows: Tensor | None = None) -> Any: ...
+    def decode(self, tokens: Tensor, cache: Any) -> Tensor: ...
+
+
 @dataclass(frozen=True)
 class Hypothesis:
     """One finished sentence: `tokens` from the forced prefix to eos, without bos; the log-probability of each."""
@@ -58,7 +68,7 @@ class Hypothesis:
 
 @torch.no_grad()
 def generate(
-    model: UnivalModel,
+    model: NextToken,
     inputs: Inputs,
     options: GenerationOptions = GREEDY,
     *,
@@ -119,7 +129,7 @@ def generate(
 
 @torch.no_grad()
 def score_candidates(
-    model: UnivalModel,
+    model: NextToken,
     inputs: Inputs,
     candidates: Sequence[Sequence[int]],
     *,
@@ -134,12 +144,10 @@ def score_candidates(
     trie = Trie(candidates).to(inputs.tokens.device)
     limits = _limits(model, inputs, GREEDY, prefix)
     encoded = model.encode(inputs)
-    scores = torch.empty(len(encoded.states), len(candidates), device=encoded.states.device)
+    scores = torch.empty(len(inputs.tokens), len(candidates), device=inputs.tokens.device)
     for length in limits.prefix_length.unique().tolist():
         members = (limits.prefix_length == length).nonzero().flatten()
-        part = encoded._replace(
-            states=encoded.states[members], padding=encoded.padding[members], layout=encoded.layout[members]
-        )
+        part = encoded.pick(members)
         begin = F.pad(limits.prefix[members, :length], (1, 0), value=BOS)
         size = max(1, rows // len(members))
         for first in range(0, len(candidates), size):
@@ -148,7 +156,7 @@ def score_candidates(
     return scores
 
 
-def _score_answers(model: UnivalModel, encoded: Encoded, begin: Tensor, answers: Tensor, trie: Trie) -> Tensor:
+def _score_answers(model: NextToken, encoded: Any, begin: Tensor, answers: Tensor, trie: Trie) -> Tensor:
     """Scores of right-padded answers (A x L) behind the decoder inputs `begin` (B x P) of B encoded samples, B x A."""
     samples, count = len(begin), len(answers)
     cache = model.start(encoded)
@@ -167,7 +175,7 @@ def _score_answers(model: UnivalModel, encoded: Encoded, begin: Tensor, answers:
 
 
 def _limits(
-    model: UnivalModel,
+    model: NextToken,
     inputs: Inputs,
     options: GenerationOptions,
     prefix: Sequence[Sequence[int]] | None,
@@ -220,7 +228,7 @@ def _filters(
     return (only, after) if options.renormalize else ([], only + after)
 
 
-def _begin(model: UnivalModel, cache: DecoderCache, limits: Limits, temperature: float) -> tuple[Rows, Tensor]:
+def _begin(model: NextToken, cache: Any, limits: Limits, temperature: float) -> tuple[Rows, Tensor]:
     """One row per sample, holding the tokens that all samples are forced to begin with, and the logits behind them."""
     batch, device = limits.prefix.shape[0], limits.prefix.device
     common = int(limits.prefix_length.min())

@@ -1,0 +1,94 @@
+"""Several models that answer as one: the mean of their next-token probabilities."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from unival_core.cache import DecoderCache, Encoded
+from unival_core.errors import UnivalError
+from unival_core.inputs import Inputs
+from unival_core.model import UnivalModel
+
+
+class Ensemble(nn.Module):
+    """Takes the place of a model in `generate`, `score_candidates` and `evaluate`.
+
+    The logits of `decode` are logarithms of `sum(shares[i] * softmax(logits[i]))`; of one member with share 1, its own
+    logits. Members without a share are not run. The members must have one vocabulary and one layout of positions;
+    `shares` may be set again, are not below 0 and sum to 1. UnivalError otherwise.
+
+    >>> from unival_core.config import CONFIGS
+    >>> model = UnivalModel(CONFIGS["pocket"]).eval()
+    >>> inputs = Inputs(tokens=torch.tensor([[0, 5, 2]]), images=torch.zeros(1, 3, 48, 48))
+    >>> both = Ensemble([model, model], [0.5, 0.5]).eval()
+    >>> logits = both.decode(torch.tensor([[0]]), both.start(both.encode(inputs)))
+    >>> float(logits.exp().sum().detach().round(decimals=4))
+    1.0
+    """
+
+    def __init__(self, members: Sequence[UnivalModel], shares: Sequence[float]) -> None:
+        super().__init__()
+        layouts = {(m.config.vocabulary, m.config.max_positions, m.config.code_side) for m in members}
+        if len(layouts) != 1:
+            raise UnivalError(f"members of an ensemble have one vocabulary and one layout, got {sorted(layouts)}")
+        self.members = nn.ModuleList(members)
+        self.config = members[0].config
+        self.shares = shares
+
+    @property
+    def shares(self) -> list[float]:
+        """The members' shares of every probability."""
+        return self._shares
+
+    @shares.setter
+    def shares(self, shares: Sequence[float]) -> None:
+        if len(shares) != len(self.members) or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
+            raise UnivalError(f"shares {list(shares)} of {len(self.members)} models: give one each, with sum 1")
+        self._shares = [float(share) for share in shares]
+        models = [member for member in self.members if isinstance(member, UnivalModel)]
+        self._asked = [(model, share) for model, share in zip(models, self._shares, strict=True) if share]
+
+    def encode(self, inputs: Inputs) -> EncodedByAll:
+        """What every member's decoder reads."""
+        return EncodedByAll([model.encode(inputs) for model, _ in self._asked])
+
+    def start(self, encoded: EncodedByAll, code_rows: Tensor | None = None) -> CacheOfAll:
+        """Every member's cache."""
+        pairs = zip(self._asked, encoded.parts, strict=True)
+        return CacheOfAll([model.start(part, code_rows) for (model, _), part in pairs])
+
+    def decode(self, tokens: Tensor, cache: CacheOfAll) -> Tensor:
+        """Logits as of `UnivalModel.decode`."""
+        pairs = zip(self._asked, cache.parts, strict=True)
+        logits = [(model.decode(tokens, part), share) for (model, share), part in pairs]
+        if len(logits) == 1:
+            return logits[0][0]
+        weighted = [part.float().log_softmax(-1) + math.log(share) for part, share in logits]
+        return torch.stack(weighted).logsumexp(0)
+
+
+class EncodedByAll:
+    """`Encoded` of every member."""
+
+    def __init__(self, parts: list[Encoded]) -> None:
+        self.parts = parts
+
+    def pick(self, samples: Tensor) -> EncodedByAll:
+        """These samples only."""
+        return EncodedByAll([part.pick(samples) for part in self.parts])
+
+
+class CacheOfAll:
+    """The `DecoderCache` of every member."""
+
+    def __init__(self, parts: list[DecoderCache]) -> None:
+        self.parts = parts
+
+    def select(self, rows: Tensor) -> None:
+        """Makes row i continue the former row `rows[i]`."""
+        for part in self.parts:
+            part.select(rows)
