@@ -123,6 +123,11 @@ REWARDS: dict[str, dict[str, RewardOptions]] = {
     "pocket": rewards_by_size(_TERCILES),
 }
 
+# Pocket: it goes on from the grounding expert, gently, and with the statistics that the draws were made with.
+REWARD = replace(_SMALL, lr=1e-4, updates=100, group="all", batchnorm="freeze")
+# Pocket: one finetuning on several tasks; it is as long as theirs together.
+JOINT = replace(_SMALL, group="all")
+
 
 def recipe_for(task: str, scale: str) -> Recipe:
     """The recipe of a task; UnivalError if there is none."""

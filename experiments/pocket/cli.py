@@ -30,7 +30,8 @@ def pocket(
     \b
     unival-merge pocket pocket-full
     """
-    from experiments.pocket.pipeline import Pocket, make_models
+    from experiments.pocket.experts import make_models
+    from experiments.pocket.pipeline import Pocket
     from experiments.pocket.table import write_table
 
     made = Pocket(folder, preset, seed)

@@ -1,11 +1,12 @@
-"""From nothing to experts and the table that compares them, as steps that are done once.
+"""From nothing to a pretrained model, as steps that are done once; experts go on from there.
 
 world/                 the embedded world
 backbone.safetensors   a model whose image network knows digits and colours
 pretraining/<stage>/   runs of `unival_core.train`; quick starts from the shipped weights instead
-experts/<task>/        likewise
+experts/<kind>/        likewise, and averages of them (experiments.pocket.experts)
 rows.jsonl, table.md   scores (experiments.results), and the table
 times.csv              CPU seconds of every step
+seed-<n>/              experts of another seed, from the same world and pretrained model
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import json
 import multiprocessing
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,12 +32,13 @@ from merge import digest, open_checkpoint
 from unival_core.checkpoint import load_model, save_model
 from unival_core.config import CONFIGS
 from unival_core.model import UnivalModel
-from unival_core.recipes import BACKBONE, RECIPES, STAGES
+from unival_core.recipes import BACKBONE, STAGES
 from unival_core.train import TrainOptions, train
 from unival_core.vocabulary import TOKENIZER_KEY, load_tokenizer
 
 SHIPPED = Path(__file__).with_name("pretrained.safetensors")
 IMAGE_TASKS = ("vqa", "caption", "grounding", "entailment")
+Job = tuple[Any, ...]
 
 
 @dataclass(frozen=True)
@@ -58,11 +60,15 @@ PRESETS = {
 
 @dataclass(frozen=True)
 class Pocket:
-    """A folder, what is made in it, and the seed of all training. The world's own seed is 0."""
+    """A folder, what is made in it, and the seed of all training. The world's own seed is 0.
+
+    With `start`, another pocket of the preset, world and pretrained model are those of that one.
+    """
 
     folder: Path
     preset: str = "full"
     seed: int = 0
+    start: Pocket | None = None
 
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:
@@ -76,34 +82,34 @@ class Pocket:
     @property
     def world(self) -> Path:
         """Its world."""
-        return self.folder / "world"
+        return (self.start or self).folder / "world"
 
     @property
     def pretrained(self) -> Path:
         """The weights that every expert starts from."""
         if self.preset == "quick":
             return SHIPPED
-        return self.folder / "pretraining" / STAGES["pocket"][-1].name / "last.safetensors"
+        return (self.start or self).folder / "pretraining" / STAGES["pocket"][-1].name / "last.safetensors"
 
-    def expert(self, task: str) -> Path:
-        """The weights of an expert."""
-        return self.folder / "experts" / task / "last.safetensors"
+    def with_seed(self, seed: int) -> Pocket:
+        """Experts of another seed, in a folder of their own, from this pocket's world and pretrained model."""
+        return Pocket(self.folder / f"seed-{seed}", self.preset, seed, self)
 
 
-def make_models(pocket: Pocket, processes: int = 2, *, progress: bool = True) -> None:
-    """World, pretrained model and experts, whatever of them is missing. Experts are trained `processes` at a time,
-    each on one thread, which is faster than one at a time on several and gives the same bits anywhere."""
+def make_start(pocket: Pocket, *, progress: bool = True) -> None:
+    """World and pretrained model, whatever of them is missing."""
+    if pocket.start is not None:
+        make_start(pocket.start, progress=progress)
     pocket.folder.mkdir(parents=True, exist_ok=True)
     record = pocket.folder / "pocket.json"
     wanted = json.dumps({"preset": pocket.preset, "seed": pocket.seed})
     if record.exists() and record.read_text() != wanted:
         raise StudyError(f"{pocket.folder} holds {record.read_text()}, not {wanted}: choose another folder")
     record.write_text(wanted)
-    steps = [write_world] if pocket.preset == "quick" else [write_world, make_backbone, pretrain]
-    for step in steps:
-        in_processes(step, [(pocket, progress)], 1, "", progress=False)
-    jobs = [(pocket, task) for task in pocket.plan.experts if not pocket.expert(task).exists()]
-    in_processes(make_expert, jobs, processes, "experts", progress=progress)
+    if pocket.start is None:
+        done = pocket.preset == "quick" or pocket.pretrained.exists()
+        for step in [write_world] if done else [write_world, make_backbone, pretrain]:
+            in_processes(step, [(pocket, progress)], 1, "", progress=False)
 
 
 def write_world(pocket: Pocket, progress: bool = True) -> None:
@@ -120,8 +126,8 @@ def make_backbone(pocket: Pocket, progress: bool = True) -> None:
         return
     with timed(pocket, "backbone"):
         model = fresh_model(CONFIGS["pocket"], pocket.seed)
-        train_backbone(model, pocket.world, shared_out(BACKBONE, pocket), progress=progress)
         tokenizer = world_tokenizer(pocket.world, model.config)
+        train_backbone(model, tokenizer, pocket.world, shared_out(BACKBONE, pocket), progress=progress)
         save_model(model, file, metadata={TOKENIZER_KEY: tokenizer.to_json()})
 
 
@@ -142,16 +148,6 @@ def pretrain(pocket: Pocket, progress: bool = True) -> None:
                 shares = stage.tasks
                 train(model, files.tokenizer, data, options, folder, weights=shares, record=record, progress=progress)
         source = folder / "last.safetensors"
-
-
-def make_expert(pocket: Pocket, task: str) -> None:
-    """Finetunes the pretrained model on one task."""
-    with timed(pocket, f"expert {task}"):
-        model, files = open_model(pocket, pocket.pretrained)
-        options = shared_out(RECIPES["pocket"][task].options, pocket)
-        data = files.training([(task, "train")], pocket.seed)
-        record = {"task": task, "init": file_digest(pocket.pretrained)}
-        train(model, files.tokenizer, data, options, pocket.expert(task).parent, record=record, progress=False)
 
 
 def shared_out(options: TrainOptions, pocket: Pocket) -> TrainOptions:
@@ -179,25 +175,57 @@ def timed(pocket: Pocket, step: str) -> Iterator[None]:
         file.write(f"{step},{time.process_time() - began:.1f}\n")
 
 
+def nothing_first(*_: Any) -> tuple[()]:
+    """The jobs that come before a job where any order will do."""
+    return ()
+
+
 def in_processes(
-    work: Callable[..., None], jobs: Iterable[tuple[Any, ...]], processes: int, name: str, *, progress: bool
+    work: Callable[..., object],
+    jobs: Iterable[Job],
+    processes: int,
+    name: str,
+    *,
+    progress: bool,
+    first: Callable[..., Iterable[Job]] = nothing_first,
 ) -> None:
-    """Calls `work` with each job's arguments, in so many processes of one thread each; 1: in this one."""
-    jobs = list(jobs)
-    bar = tqdm(desc=name, total=len(jobs), disable=not progress)
-    if processes == 1:
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            for job in jobs:
-                work(*job)
-                bar.update()
-        finally:
-            torch.set_num_threads(threads)
-    elif jobs:
-        start = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(processes, start, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            for future in as_completed([pool.submit(work, *job) for job in jobs]):
-                future.result()
-                bar.update()
-    bar.close()
+    """Calls `work` with each job's arguments, in so many processes of one thread each; 1: in this one.
+
+    `first`, called likewise, gives the jobs that have to be done before a job; they stand before it in `jobs`. After
+    an error no more jobs are begun, and it is raised when those that run are done.
+    """
+    waiting = list(jobs)
+    with tqdm(desc=name, total=len(waiting), disable=not progress) as bar:
+        if processes == 1:
+            threads = torch.get_num_threads()
+            torch.set_num_threads(1)
+            try:
+                for job in waiting:
+                    work(*job)
+                    bar.update()
+            finally:
+                torch.set_num_threads(threads)
+        elif waiting:
+            start = multiprocessing.get_context("spawn")
+            with ProcessPoolExecutor(processes, start, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+                try:
+                    for _ in finished(pool, work, waiting, first):
+                        bar.update()
+                except BaseException:
+                    pool.shutdown(cancel_futures=True)
+                    raise
+
+
+def finished(
+    pool: ProcessPoolExecutor, work: Callable[..., object], jobs: list[Job], first: Callable[..., Iterable[Job]]
+) -> Iterator[Job]:
+    """Hands jobs to the pool as soon as those before them are done, and yields each when it is done."""
+    running: dict[Future[object], Job] = {}
+    while jobs or running:
+        undone = [*jobs, *running.values()]
+        for job in [job for job in jobs if not any(before in undone for before in first(*job))]:
+            running[pool.submit(work, *job)] = job
+            jobs.remove(job)
+        for future in wait(running, return_when=FIRST_COMPLETED).done:
+            future.result()
+            yield running.pop(future)

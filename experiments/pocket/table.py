@@ -9,8 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
+from experiments.pocket.experts import expert_file
 from experiments.pocket.pipeline import Pocket, file_digest, in_processes, open_model, timed
 from experiments.results import Row, append_row, content_key, read_rows
+from experiments.studies import Expert
 from experiments.tables import pivot, to_markdown
 from experiments.world.audit import audit
 from experiments.world.tables import read_world
@@ -40,7 +42,9 @@ class Cell:
 def cells(pocket: Pocket) -> list[Cell]:
     """The pretrained model and every expert on the tasks of all experts; every expert blind on its own task."""
     tasks = pocket.plan.experts
-    models = {"pretrained": pocket.pretrained} | {task: pocket.expert(task) for task in tasks}
+    models = {"pretrained": pocket.pretrained} | {
+        task: expert_file(pocket, Expert(task, task, "vanilla")) for task in tasks
+    }
     seeing = [Cell(name, file, task) for name, file in models.items() for task in tasks]
     return seeing + [Cell(task, models[task], task, blank=True) for task in tasks]
 

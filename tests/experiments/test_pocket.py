@@ -8,12 +8,23 @@ from torch import nn
 from typer.testing import CliRunner
 
 from experiments.errors import StudyError
-from experiments.pocket.backbone import KINDS, cell_loss, fresh_model, inflate, read_labelled, shuffled
+from experiments.pocket import backbone
+from experiments.pocket.backbone import (
+    cell_loss,
+    cell_scores,
+    fresh_model,
+    inflate,
+    read_labelled,
+    shuffled,
+    word_states,
+)
 from experiments.pocket.cli import app
 from experiments.pocket.data import Files, world_tokenizer
-from experiments.pocket.pipeline import PRESETS, Pocket, make_models
+from experiments.pocket.experts import expert_file, make_models
+from experiments.pocket.pipeline import PRESETS, Pocket
 from experiments.pocket.table import BLANK, MAJORITY, WORDS, most_common, write_table
 from experiments.results import read_rows, read_scores
+from experiments.studies import Expert
 from experiments.world.build import make_world
 from experiments.world.tables import read_world
 from unival_core.checkpoint import load_model
@@ -53,7 +64,7 @@ def test_every_step_leaves_its_files(made):
     stages = [stage.name for stage in STAGES["pocket"]]
     kept = {str(path.relative_to(made.folder)) for path in made.folder.rglob("last.safetensors")}
     assert kept == {f"pretraining/{name}/last.safetensors" for name in stages} | {
-        f"experts/{task}/last.safetensors" for task in PRESETS["micro"].experts
+        f"experts/vanilla/{task}/last.safetensors" for task in PRESETS["micro"].experts
     }
     steps = [line.split(",")[0] for line in (made.folder / "times.csv").read_text().splitlines()]
     assert steps[:4] == ["world", "backbone", *(f"pretraining {name}" for name in stages)]
@@ -72,7 +83,7 @@ def test_a_second_call_does_nothing(made):
 def test_experts_differ_from_the_pretrained_model_by_what_may_be_trained(made):
     start = load_model(made.pretrained).state_dict()
     for task in PRESETS["micro"].experts:
-        expert = load_model(made.expert(task)).state_dict()
+        expert = load_model(expert_file(made, Expert(task, task, "vanilla"))).state_dict()
         frozen = torch.equal(expert["encoder.embed_tokens.weight"], start["encoder.embed_tokens.weight"])
         assert frozen == (RECIPES["pocket"][task].options.group == "all but embeddings")
         assert expert.keys() == start.keys()
@@ -159,16 +170,33 @@ def test_labels_and_pictures_lie_on_the_same_cells(world):
     images, labels = read_labelled(world, "val", 48)
     assert images.shape == (12, 3, 48, 48)
     assert images.dtype == torch.uint8
-    assert labels.shape == (4, 12, 6, 6)
-    assert labels[2:, 5, 1, 4].tolist() == [1, 4]
+    assert labels.shape == (6, 12, 6, 6)
+    assert labels[2:, 5, 1, 4].tolist() == [0, 1, 1, 4]  # top, right, second row, fifth column
+    assert labels[2:, 5, 2, 3].tolist() == [2, 2, 2, 3]  # in the middle of both
     cells = images.float().unfold(2, 8, 8).unfold(3, 8, 8).std((1, 4, 5))  # N x 6 x 6
     assert cells[labels[0] < 10].mean() > 1.5 * cells[labels[0] == 11].mean()
 
 
 def test_cell_loss_adds_what_is_told_of_a_cell():
-    labels = torch.zeros(4, 1, 6, 6, dtype=torch.long)
-    loss = cell_loss(torch.zeros(1, sum(KINDS), 6, 6), labels)
-    assert loss.item() == pytest.approx(torch.tensor(KINDS).log().sum().item(), rel=1e-5)
+    kinds = (12, 7, 3, 3, 6, 6)
+    loss = cell_loss([torch.zeros(1, 36, n) for n in kinds], torch.zeros(6, 1, 36, dtype=torch.long))
+    assert loss.item() == pytest.approx(torch.tensor(kinds).log().sum().item(), rel=1e-5)
+
+
+def test_a_cell_like_a_word_scores_highest_for_it(world):
+    model = fresh_model(CONFIG, seed=0)
+    words = [word_states(model.encoder, world_tokenizer(world, CONFIG), names) for names in backbone.WORDS]
+    heads = nn.ModuleList([nn.Linear(CONFIG.width, n) for n in (4, 6, 6)])
+    cells = (words[0][3] + words[1][5] + words[2][1]).view(1, 1, -1)
+    scores = cell_scores(cells, words, heads)
+    assert [score.shape[-1] for score in scores] == [12, 7, 3, 3, 6, 6]
+    assert [score[0, 0].argmax().item() for score in scores[:3]] == [3, 5, 1]
+
+
+def test_queries_start_as_keys_so_that_like_attends_to_like():
+    model = fresh_model(CONFIG, seed=0)
+    for layer in (*model.encoder.layers, *model.decoder.layers):
+        assert torch.equal(layer.self_attn.q_proj.weight, layer.self_attn.k_proj.weight)
 
 
 def test_shuffled_batches_show_every_row_once_an_epoch():
