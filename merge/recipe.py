@@ -174,19 +174,24 @@ def check_inputs(recipe: Recipe, method: Method) -> None:
 
 
 def shares(recipe: Recipe) -> dict[str, float] | None:
-    """The coefficient of every checkpoint by name where one set holds for all tensors, else None (rules by module).
+    """The coefficient of every checkpoint by name where one set holds for all tensors.
 
-    Raises MergeError for parameters that the method does not accept.
+    None for rules by module and for methods that have no coefficient for each checkpoint (statistics or angles decide
+    there). Raises MergeError for parameters that the method does not accept.
     """
     known = method_named(recipe.method).parameters
     given = {key: recipe.parameters[key] for key in recipe.parameters if key in known}
-    if any(is_rules(value) for value in given.values()):
+    if not set(SHARES) & set(known) or any(is_rules(value) for value in given.values()):
         return None
     names = [item.name for item in recipe.inputs]
-    values = {key: _checked(recipe, key, known[key], _value(recipe, key, known[key])) for key in SHARES if key in known}
+    used = [key for key in (*SHARES, "normalize") if key in known]
+    values = {key: _checked(recipe, key, known[key], _value(recipe, key, known[key])) for key in used}
     if "ratio" in values:
         return {names[0]: 1 - values["ratio"], names[1]: values["ratio"]}
     weights = values.get("weights", (1.0,) * len(names))
+    total = math.fsum(weights)
+    if "weights" in known and known["weights"].relative and values.get("normalize", True) and total:
+        weights = [weight / total for weight in weights]
     return {name: values.get("scale", 1.0) * weight for name, weight in zip(names, weights, strict=True)}
 
 
@@ -200,10 +205,23 @@ def _digits(value: float) -> str:
 
 
 def describe(recipe: Recipe) -> str:
-    """A recipe in words, for notes and metadata."""
+    """A recipe in words: shares where the method has them, else names, and what other parameters it gives."""
     parts = shares(recipe)
-    start = "" if recipe.base is None else f"{recipe.base.name} + "
-    return f"{recipe.method}: {start}{share_label(parts) if parts else json.dumps(recipe.parameters)}"
+    base = [] if recipe.base is None else [recipe.base.name]
+    names = [item.name for item in recipe.inputs]
+    if parts:
+        text = " + ".join([*base, share_label(parts)])
+    elif method_named(recipe.method).statistics:
+        half = len(names) // 2
+        text = f"{', '.join(names[:half])} by statistics {', '.join(names[half:])}"
+    else:
+        text = ", ".join([*base, *names])
+    rest = [f"{k} {_plain(v)}" for k, v in recipe.parameters.items() if not parts or k not in SHARES]
+    return f"{recipe.method}: {text}" + (f" ({', '.join(rest)})" if rest else "")
+
+
+def _plain(value: Any) -> str:
+    return json.dumps(list(value) if isinstance(value, tuple) else value)
 
 
 # -- JSON ------------------------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ EPSILON = Parameter(
 )
 GAMMA = Parameter("part of each task vector left out as outliers", 0.01, 0.0, 1.0, each=True)
 SEED = Parameter("seed of the random numbers, with each tensor's name", default=0, kind=int)
-RELATIVE = Parameter("weight of each checkpoint, relative to their sum", default=1.0, each=True)
+RELATIVE = Parameter("weight of each checkpoint, relative to their sum", default=1.0, each=True, relative=True)
 NORMALIZE = Parameter("divide by the sum of the weights that agree", default=True, kind=bool)
 RESCALE = Parameter("divide what is kept by its probability", default=True, kind=bool)
 RESCALE_L1 = Parameter("restore each task vector's L1 norm instead", default=False, kind=bool)
@@ -278,6 +278,7 @@ METHODS: dict[str, Method] = {
         {"floor": FLOOR},
         elementwise=True,
         inputs=(4, None),
+        statistics=True,
         edges="entries with no information are averaged",
     ),
     "regmean": Method(
@@ -286,6 +287,7 @@ METHODS: dict[str, Method] = {
         "RegMean, arXiv 2212.09849",
         {"shrink": Parameter("factor of inner products off the diagonal", 0.9, 0.0, 1.0), "floor": FLOOR},
         inputs=(4, None),
+        statistics=True,
         edges="input features that nobody has seen are averaged",
     ),
 }

@@ -19,6 +19,7 @@ class Parameter:
         low, high: the range; a coefficient may leave it with `extrapolate`.
         each: one value per input (a list in the order of the inputs, or a mapping by their names).
         simplex: the values per input sum to 1 (unless `extrapolate`); equal shares where none are given.
+        relative: of the values per input only the proportions count, unless a parameter `normalize` is false.
         kind: float, int or bool.
     """
 
@@ -28,6 +29,7 @@ class Parameter:
     high: float = float("inf")
     each: bool = False
     simplex: bool = False
+    relative: bool = False
     kind: type = float
 
 
@@ -50,6 +52,7 @@ class Method:
         inputs: least and greatest number of inputs besides the base.
         single: the index of the one input that these parameters mean (ratio 0 or 1), whose bytes are then copied:
             exact, and nothing leaks from the others. None where there is none.
+        statistics: the second half of the inputs are statistics of the first (see `merge.statistics`).
         edges: what happens at the edges (ties, zero vectors, vectors without a direction), for docs.
     """
 
@@ -61,6 +64,7 @@ class Method:
     elementwise: bool = False
     inputs: tuple[int, int | None] = (2, None)
     single: Callable[[int, Mapping[str, Any]], int | None] = _no_single
+    statistics: bool = False
     edges: str = ""
 
 

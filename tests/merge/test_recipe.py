@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from made import assert_same, weights
+from made import assert_same, parameters_of, weights
 
 import merge
 from merge import Input, MergeError, Options, Policy, Recipe, read_recipe, share_label
 from merge.memory import merge_state_dicts
+from merge.methods import METHODS
 from merge.recipe import FORMAT, describe, from_json, parameters_for, shares, to_json
 from merge.state_dict import Unit
 
@@ -262,6 +263,45 @@ def test_recipes_in_words() -> None:
     base = Input("pretrained", Path("base.pt"))
     words = describe(Recipe("task-arithmetic", PAIR, {"scale": 0.3}, base))
     assert words == "task-arithmetic: pretrained + 0.30 vqa + 0.30 caption"
+
+
+def test_recipes_without_shares_name_their_inputs_and_parameters() -> None:
+    base = Input("pretrained", Path("base.pt"))
+    fishers = tuple(Input(f"{name}-fisher", Path(f"{name}-fisher.pt")) for name in ("vqa", "caption"))
+    fisher = Recipe("fisher", (*PAIR, *fishers), {"floor": 0.5})
+    assert shares(fisher) is None
+    assert describe(fisher) == "fisher: vqa, caption by statistics vqa-fisher, caption-fisher (floor 0.5)"
+    stock = Recipe("model-stock", PAIR, {"filter_wise": True}, base)
+    assert shares(stock) is None
+    assert describe(stock) == "model-stock: pretrained, vqa, caption (filter_wise true)"
+    rules = Recipe("interpolate", PAIR, {"ratio": {"encoder.*": 0.2, "*": 0.5}})
+    assert describe(rules) == 'interpolate: vqa, caption (ratio {"encoder.*": 0.2, "*": 0.5})'
+    ties = Recipe("ties", PAIR, {"density": (0.2, 0.4), "weights": {"vqa": 1, "caption": 2}}, base)
+    assert describe(ties) == "ties: pretrained + 1.00 vqa + 2.00 caption (density [0.2, 0.4])"
+
+
+def test_relative_weights_are_told_as_shares() -> None:
+    assert shares(Recipe("linear", PAIR)) == {"vqa": 0.5, "caption": 0.5}
+    assert shares(Recipe("nuslerp", PAIR, {"weights": [1, 3]})) == {"vqa": 0.25, "caption": 0.75}
+    assert shares(Recipe("linear", PAIR, {"weights": [1, 3], "normalize": False})) == {"vqa": 1.0, "caption": 3.0}
+    assert shares(Recipe("linear", PAIR, {"weights": [1, -1]})) == {"vqa": 1.0, "caption": -1.0}  # refused when run
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_is_described_by_its_inputs_alone(method: str) -> None:
+    count = max(METHODS[method].inputs[0], 2) if METHODS[method].inputs[1] != 1 else 1
+    names = [f"in{index}" for index in range(count)]
+    recipe = Recipe(
+        method,
+        tuple(Input(name, Path(f"{name}.pt")) for name in names),
+        parameters_of(method),
+        Input("pretrained", Path("base.pt")) if METHODS[method].takes_base else None,
+    )
+    words = describe(recipe)
+    assert all(name in words for name in names)
+    assert ("pretrained" in words) == METHODS[method].takes_base
+    has_shares = bool({"ratio", "scale", "weights"} & set(METHODS[method].parameters))
+    assert (" + " in words or "1.00" in words) == has_shares
 
 
 # -- a merge made again ----------------------------------------------------------------------------------------------
