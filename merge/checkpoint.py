@@ -8,23 +8,25 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Hashable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from merge.errors import MergeError
+from merge.formats import npz, t5x
 from merge.formats.entry import TensorEntry
 from merge.formats.safetensors_file import Header, read_header
 from merge.formats.torch_zip import TensorLeaf, TorchFile, read_tree
 
 TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
-SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
+SUFFIXES = (".safetensors", *TORCH_SUFFIXES, npz.SUFFIX)
 # Where training files keep weights, and which of these are averaged copies of others.
 SECTIONS = ("model", "state_dict", "module", "model_ema", "state_dict_ema", "extra_state.ema")
 AVERAGED = ("model_ema", "state_dict_ema", "extra_state.ema", "extra_state.ema_fp32_params")
 WHOLE = "."
+DICTIONARY = "global_dict_indices"  # an entry that gives every token's row of the embeddings
 SHOWN = 20
 _SHARD = re.compile(r".*-\d{5}-of-\d{5}\.(safetensors|bin|pt|pth)")
 
@@ -38,9 +40,12 @@ class Checkpoint(Mapping[str, Tensor]):
         section: which part of a training file this is (`"model"`, `"extra_state.ema"`), `"."` for the file itself.
         sections: every part of the file that holds weights.
         metadata: the file's own text metadata; empty where it has none.
+        aliases: names that a safetensors file leaves out because they are tied, by its metadata, to one that it has.
+            They have entries as all others.
         entries: by name, where each tensor lies, its dtype and shape, in the order of the file.
         files: the files that hold the tensors.
-        tree: for torch files the whole content with inert stand-ins; None for safetensors.
+        tree: for torch files the whole content with inert stand-ins, else None.
+        nested: for T5X folders and npz files what else they hold, else None.
     """
 
     path: Path
@@ -50,6 +55,8 @@ class Checkpoint(Mapping[str, Tensor]):
     files: tuple[Path, ...]
     metadata: Mapping[str, str] = field(default_factory=dict[str, str])
     tree: TorchFile | None = field(default=None, repr=False)
+    nested: t5x.T5XIndex | npz.NpzFile | None = field(default=None, repr=False)
+    aliases: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def __getitem__(self, name: str) -> Tensor:
         return self.entries[name].tensor()
@@ -64,6 +71,15 @@ class Checkpoint(Mapping[str, Tensor]):
         return name in self.entries
 
     @property
+    def tokens(self) -> Mapping[str, int] | None:
+        """The row of every token of the vocabulary, where the file says so (OFASys does), else None."""
+        found = None if self.tree is None else lookup(self.tree.tree, DICTIONARY)
+        if found is None and DICTIONARY in self.metadata:
+            found = json.loads(self.metadata[DICTIONARY])
+        plain = isinstance(found, dict) and all(type(k) is str and type(v) is int for k, v in found.items())
+        return found if plain and found else None
+
+    @property
     def nbytes(self) -> int:
         """Bytes of all tensors; tied ones count once."""
         return sum({entry.tie or name: entry.nbytes for name, entry in self.entries.items()}.values())
@@ -72,8 +88,9 @@ class Checkpoint(Mapping[str, Tensor]):
 def open_checkpoint(path: str | Path, section: str = "auto") -> Checkpoint:
     """Open a file or folder lazily: headers are read and checked, tensors are mapped on access.
 
-    Reads `.safetensors` (single, sharded with an index, or a Hugging Face folder) and torch zip files
-    (`.pt .pth .bin .ckpt`, also sharded). Pickles are never executed. `section` names a part of a training file, as
+    Reads `.safetensors` (single, sharded with an index, or a Hugging Face folder), torch zip files (`.pt .pth .bin
+    .ckpt`, also sharded), T5X folders (with the extra `t5x`) and `.npz`; the names of the last two are the keys on the
+    way to an array, joined with dots. Pickles are never executed. `section` names a part of a training file, as
     listed by `.sections`; "auto" takes the only one.
 
         >>> checkpoint = open_checkpoint("vqa.pt", section="model")        # doctest: +SKIP
@@ -104,6 +121,9 @@ def _open_file(path: Path, section: str) -> Checkpoint:
     if path.suffix in TORCH_SUFFIXES:
         content = read_tree(path)
         return _choose(path, section, find_sections(path, content.tree), (path,), None, content)
+    if path.suffix == npz.SUFFIX:
+        arrays = npz.read_npz(path)
+        return replace(_choose(path, section, {WHOLE: arrays.entries()}, (path,), None), nested=arrays)
     raise MergeError(f"{path}: unknown suffix {path.suffix!r}; known are {', '.join(SUFFIXES)} and folders")
 
 
@@ -162,7 +182,20 @@ def _choose(
         section = next(iter(found))
     if section not in found:
         raise MergeError(f"{path}: has no section {section!r} with weights; it has {', '.join(found)}")
-    return Checkpoint(path, section, tuple(found), found[section], files, metadata or {}, tree)
+    entries, aliases = _with_aliases(path, found[section], metadata or {})
+    return Checkpoint(path, section, tuple(found), entries, files, metadata or {}, tree, aliases=aliases)
+
+
+def _with_aliases(
+    path: Path, entries: Mapping[str, TensorEntry], metadata: Mapping[str, str]
+) -> tuple[Mapping[str, TensorEntry], dict[str, str]]:
+    """Entries for names that metadata maps to one that is there: `safetensors.torch.save_model` leaves ties out so."""
+    aliases = {name: kept for name, kept in metadata.items() if kept in entries and name not in entries}
+    if not aliases:
+        return entries, aliases
+    tied = {kept: replace(entries[kept], storage=(str(path), kept)) for kept in aliases.values()}
+    complete = {name: tied.get(name, entry) for name, entry in entries.items()}
+    return complete | {name: tied[kept] for name, kept in aliases.items()}, aliases
 
 
 def _starts(path: Path, magic: bytes) -> bool:
@@ -179,15 +212,27 @@ def _open_folder(folder: Path, section: str) -> Checkpoint:
         raise MergeError(f"{folder}: has several indexes; open one of {', '.join(path.name for path in indexes)}")
     if indexes:
         return _open_shards(folder, indexes[0], section)
-    for suffixes in ((".safetensors",), TORCH_SUFFIXES):
+    for suffixes in ((".safetensors",), TORCH_SUFFIXES, (npz.SUFFIX,)):
         weights = sorted(path for path in folder.iterdir() if path.suffix in suffixes and path.is_file())
         if len(weights) > 1:
             names = ", ".join(path.name for path in weights[:5])
             raise MergeError(f"{folder}: has {len(weights)} weight files and no index; open one of them: {names}")
         if weights:
             one = open_checkpoint(weights[0], section)
-            return Checkpoint(folder, one.section, one.sections, one.entries, one.files, one.metadata, one.tree)
+            return replace(one, path=folder)
+    if (folder / t5x.INDEX).is_file():
+        return _open_t5x(folder, section)
     raise MergeError(f"{folder}: no weights in this folder (looked for {', '.join(SUFFIXES)})")
+
+
+def _open_t5x(folder: Path, section: str) -> Checkpoint:
+    """The weights of a T5X folder, or the section asked for: an optimizer's arrays may be absent unless wanted."""
+    index = t5x.read_index(folder)
+    sections = index.sections()
+    if section == "auto":
+        section = sections[0]
+    found = {name: index.entries(name) if name == section else {} for name in sections}
+    return replace(_choose(folder, section, found, (folder / t5x.INDEX,), None), nested=index)
 
 
 def _open_shards(path: Path, index: Path, section: str) -> Checkpoint:
@@ -202,6 +247,9 @@ def _open_shards(path: Path, index: Path, section: str) -> Checkpoint:
     _check_index(index, weight_map, headers)
     entries = {name: entry for header in headers.values() for name, entry in header.entries.items()}
     metadata = next(iter(headers.values())).metadata
+    noted = _index_metadata(index)
+    if any(kept in entries for kept in noted.values()):  # huggingface_hub notes ties here where there are shards
+        metadata = {**(metadata or {}), **noted}
     return _choose(path, section, {WHOLE: entries}, tuple(folder / file for file in headers), metadata)
 
 
@@ -217,6 +265,13 @@ def _weight_map(index: Path) -> dict[str, str]:
     if index.name in pairs.values():
         raise MergeError(f"{index}: names itself as a shard")
     return pairs
+
+
+def _index_metadata(index: Path) -> dict[str, str]:
+    """The texts among an index's metadata."""
+    noted = json.loads(index.read_text(encoding="utf-8")).get("metadata")
+    items = noted.items() if isinstance(noted, dict) else ()
+    return {name: value for name, value in items if isinstance(value, str)}
 
 
 def _read_shard(path: Path) -> Header:

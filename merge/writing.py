@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import shutil
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from merge.checkpoint import AVERAGED, SECTIONS, SUFFIXES, TORCH_SUFFIXES, Check
 from merge.digests import raw_bytes
 from merge.errors import MergeError
 from merge.files import replacing
+from merge.formats import npz, t5x
 from merge.formats.entry import TensorEntry
 from merge.formats.pickle_data import Opaque, Persistent
 from merge.formats.safetensors_file import encode_header
@@ -31,6 +33,8 @@ from merge.state_dict import specs
 
 _NOT_COPIED = (".index.json", ".recipe.json")
 SHARD_SIZE = 5_000_000_000
+_KEPT_OPEN = 256  # files; of a folder with more each is opened for every block
+_WRITING = os.O_WRONLY | os.O_CREAT
 
 
 @dataclass(frozen=True)
@@ -69,11 +73,12 @@ class OutputPlan:
     files: Sequence[FilePlan]
     folder: bool
     notes: tuple[str, ...] = ()
-    copied: tuple[Path, ...] = field(default=())
+    copied: Mapping[str, Path] = field(default_factory=dict[str, Path])
+    """Files taken over as they are, by their name in the output's folder."""
 
     @property
     def size(self) -> int:
-        return sum(file.size for file in self.files) + sum(path.stat().st_size for path in self.copied)
+        return sum(file.size for file in self.files) + sum(path.stat().st_size for path in self.copied.values())
 
 
 def plan_output(
@@ -84,22 +89,23 @@ def plan_output(
     metadata: Mapping[str, str] | None = None,
     shard_size: int | None = None,
 ) -> OutputPlan:
-    """Lay out an output whose format follows its suffix: `.safetensors`, torch (`.pt .pth .bin .ckpt`), or a folder.
+    """Lay out an output whose format follows its suffix: `.safetensors`, torch (`.pt .pth .bin .ckpt`), `.npz`, `.t5x`
+    (a T5X folder), none (a folder of safetensors).
 
     `like` is the checkpoint whose other content is kept: a torch file's other entries, a folder's other files.
     Raises MergeError for an unknown suffix and for content that the format cannot hold.
     """
-    if path.suffix in TORCH_SUFFIXES:
+    planned = {npz.SUFFIX: _plan_npz, t5x.SUFFIX: _plan_t5x, **dict.fromkeys(TORCH_SUFFIXES, _plan_torch)}
+    if path.suffix in planned:
         if shard_size is not None:
             raise MergeError(f"{path}: only safetensors are written in shards; name a folder or leave --shard-size out")
-        return _plan_torch(path, slots, like)
+        return planned[path.suffix](path, slots, like)
     if path.suffix == ".safetensors" and shard_size is None:
         head, starts, size = encode_header(_layout(slots), metadata)
         return OutputPlan([FilePlan("", size, [(0, head)], starts)], folder=False)
     if path.suffix and path.suffix != ".safetensors" and not path.is_dir():
-        raise MergeError(
-            f"{path}: unknown suffix {path.suffix!r}; known are {', '.join(SUFFIXES)}, or none for a folder"
-        )
+        known = ", ".join((*SUFFIXES, t5x.SUFFIX))
+        raise MergeError(f"{path}: unknown suffix {path.suffix!r}; known are {known}, or none for a folder")
     return _plan_folder(slots, like, metadata, shard_size or SHARD_SIZE)
 
 
@@ -131,16 +137,41 @@ def _plan_folder(
         index = {"metadata": {"total_size": sum(slot.nbytes for slot in slots.values())}, "weight_map": weight_map}
         text = json.dumps(index, indent=2).encode()
         files.append(FilePlan("model.safetensors.index.json", len(text), [(0, text)], {}))
-    copied: tuple[Path, ...] = ()
+    copied: dict[str, Path] = {}
     if like is not None and like.path.is_dir():
-        copied = tuple(
-            sorted(
-                item
-                for item in like.path.iterdir()
-                if item.is_file() and item.suffix not in SUFFIXES and not item.name.endswith(_NOT_COPIED)
-            )
-        )
+        copied = {
+            item.name: item
+            for item in sorted(like.path.iterdir())
+            if item.is_file() and item.suffix not in SUFFIXES and not item.name.endswith(_NOT_COPIED)
+        }
     return OutputPlan(files, folder=True, copied=copied)
+
+
+# -- T5X folders and npz files ---------------------------------------------------------------------------------------
+
+
+def _plan_t5x(path: Path, slots: Mapping[str, Slot], like: Checkpoint | None) -> OutputPlan:
+    """A T5X folder; after one that was read, everything but the section's arrays is taken over."""
+    index = like.nested if like is not None and isinstance(like.nested, t5x.T5XIndex) else None
+    section = "" if like is None else like.section
+    files = [
+        FilePlan(name, file.size, file.chunks, file.starts)
+        for name, file in t5x.lay_out(path, _layout(slots), index, section).items()
+    ]
+    copied = {} if index is None else index.others(section)
+    written = {file.name for file in files}
+    kept = {name: item for name, item in copied.items() if name not in written and not name.endswith(_NOT_COPIED)}
+    return OutputPlan(files, folder=True, copied=kept)
+
+
+def _plan_npz(path: Path, slots: Mapping[str, Slot], like: Checkpoint | None) -> OutputPlan:
+    before = like.nested if like is not None and isinstance(like.nested, npz.NpzFile) else None
+    plan = npz.plan_npz(path, _layout(slots), before)
+
+    def closing(crcs: Mapping[str, int]) -> list[tuple[int, bytes]]:
+        return plan.closing({name: crcs.get(slot.storage, 0) for name, slot in slots.items()})
+
+    return OutputPlan([FilePlan("", plan.size, plan.chunks, plan.starts, closing=closing)], folder=False)
 
 
 # -- torch files -----------------------------------------------------------------------------------------------------
@@ -251,37 +282,54 @@ class Writer:
         self._plan = plan
         self._places: dict[str, list[tuple[int, int]]] = {}
         self._crcs: list[dict[str, int]] = [{} for _ in plan.files]
-        self._descriptors: list[int] = []
+        self._sealed = [number for number, file in enumerate(plan.files) if file.closing is not None]
+        self._paths = [partial / file.name if plan.folder else partial for file in plan.files]
+        self._descriptors: dict[int, int] = {}
         for number, file in enumerate(plan.files):
-            path = partial / file.name if plan.folder else partial
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
-            self._descriptors.append(descriptor)
-            os.ftruncate(descriptor, file.size)
-            for offset, chunk in file.chunks:
-                write_at(descriptor, chunk, offset)
+            self._paths[number].parent.mkdir(parents=True, exist_ok=True)
+            if len(plan.files) <= _KEPT_OPEN:
+                self._descriptors[number] = os.open(self._paths[number], _WRITING, 0o666)
+            with self._opened(number) as descriptor:
+                os.ftruncate(descriptor, file.size)
+                for offset, chunk in file.chunks:
+                    write_at(descriptor, chunk, offset)
             for name, start in file.starts.items():
                 self._places.setdefault(name, []).append((number, start))
             for name, (entry, start) in file.passed.items():
                 self._places[name] = [(number, start)]
                 for offset, block in blocks_of(entry):
                     self.write((name,), offset, block)
-        for path in plan.copied:
-            shutil.copy2(path, partial / path.name)
+        for name, path in plan.copied.items():
+            (partial / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(path, partial / name)
+
+    @contextlib.contextmanager
+    def _opened(self, number: int) -> Generator[int]:
+        """The descriptor of a file: of many files none stays open, as systems limit their number."""
+        if number in self._descriptors:
+            yield self._descriptors[number]
+            return
+        descriptor = os.open(self._paths[number], _WRITING, 0o666)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
 
     def write(self, names: Sequence[str], offset: int, data: memoryview) -> None:
         """Write bytes of a tensor, `offset` into it, under all its names. Blocks of a tensor come in order."""
-        for number, start in dict.fromkeys(place for name in names for place in self._places[name]):
-            write_at(self._descriptors[number], data, start + offset)
-        for number, file in enumerate(self._plan.files):
-            if file.closing is not None:
-                crcs = self._crcs[number]
-                crcs[names[0]] = zlib.crc32(data, crcs.get(names[0], 0))
+        for number, start in dict.fromkeys(place for name in names for place in self._places.get(name, ())):
+            with self._opened(number) as descriptor:
+                write_at(descriptor, data, start + offset)
+        for number in self._sealed:
+            crcs = self._crcs[number]
+            crcs[names[0]] = zlib.crc32(data, crcs.get(names[0], 0))
 
     def close(self) -> None:
         """Write what a format wants last."""
         for number, file in enumerate(self._plan.files):
             for offset, chunk in file.closing(self._crcs[number]) if file.closing else ():
-                write_at(self._descriptors[number], chunk, offset)
+                with self._opened(number) as descriptor:
+                    write_at(descriptor, chunk, offset)
 
     def fill_in(self, old: bytes, new: bytes) -> None:
         """Replace text in the files' headers by other text of the same length, known only at the end."""
@@ -289,13 +337,13 @@ class Writer:
             for offset, chunk in file.chunks:
                 at = chunk.find(old) if old else -1
                 if at >= 0:
-                    write_at(self._descriptors[number], new, offset + at)
+                    with self._opened(number) as descriptor:
+                        write_at(descriptor, new, offset + at)
 
     def release(self) -> None:
         """Close the files, also after an error."""
-        for descriptor in self._descriptors:
-            os.close(descriptor)
-        self._descriptors = []
+        while self._descriptors:
+            os.close(self._descriptors.popitem()[1])
 
 
 def blocks_of(entry: TensorEntry) -> Iterator[tuple[int, memoryview]]:

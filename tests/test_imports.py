@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("merge", "unival_core", "experiments")
 BELOW = {"merge": set(), "unival_core": {"merge"}, "experiments": {"merge", "unival_core"}}
 MERGE_NEEDS = {"torch", "numpy", "safetensors", "xxhash", "tqdm"}
-OPTIONAL = {"merge/mergekit.py": {"yaml"}}  # extras, imported by the function that needs them
+OPTIONAL = {"merge/formats/t5x.py": {"msgpack"}, "merge/mergekit.py": {"yaml"}, "merge/align/assignment.py": {"scipy"}}  # extras, imported by the function that needs them
 FROM_MERGE = {"open_checkpoint", "save_checkpoint", "MergeError"}  # all that unival_core may use
 FILES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
 

@@ -15,6 +15,7 @@ from merge.digests import digest
 from merge.errors import MergeError
 from merge.formats.entry import TensorEntry
 from merge.formats.pickle_data import Opaque
+from merge.formats.t5x import T5XIndex
 from merge.formats.torch_zip import TensorLeaf
 from merge.recipe import describe, dtype_name, read_recipe
 from merge.state_dict import COUNTER, SHOWN
@@ -110,7 +111,7 @@ def inspect_checkpoint(path: str | Path, section: str = "auto", *, check_digest:
     return Inspection(
         path=str(path),
         layout=_layout(checkpoint),
-        files=tuple(_file(file, checkpoint) for file in checkpoint.files),
+        files=_files(checkpoint),
         sections=tuple(_group(name, found) for name, found in sections.items()),
         section=checkpoint.section if chosen else None,
         total=_group(checkpoint.section, entries) if chosen else None,
@@ -142,10 +143,20 @@ def _open(path: Path, section: str) -> tuple[Checkpoint, bool]:
 
 
 def _layout(checkpoint: Checkpoint) -> str:
+    if checkpoint.nested is not None:
+        return "T5X folder" if isinstance(checkpoint.nested, T5XIndex) else "npz file"
     kind = "safetensors" if checkpoint.files[0].suffix == ".safetensors" else "torch zip"
     if len(checkpoint.files) > 1:
         return f"{len(checkpoint.files)} {kind} shards under an index"
     return f"{kind} file" + (" in a folder" if checkpoint.path.is_dir() else "")
+
+
+def _files(checkpoint: Checkpoint) -> tuple[Group, ...]:
+    if isinstance(checkpoint.nested, T5XIndex):  # a file a tensor: shown as one
+        inside = _group(checkpoint.path.name, checkpoint.entries)
+        on_disk = sum(file.stat().st_size for file in checkpoint.path.rglob("*") if file.is_file())
+        return (Group(inside.name, inside.tensors, inside.parameters, on_disk),)
+    return tuple(_file(file, checkpoint) for file in checkpoint.files)
 
 
 def _file(file: Path, checkpoint: Checkpoint) -> Group:

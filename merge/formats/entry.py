@@ -6,10 +6,12 @@ import math
 import mmap
 import os
 import sys
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -72,13 +74,37 @@ class MappedFile:
         raise MergeError(f"{self.path}: truncated: {wanted} bytes were expected, the file has {size}")
 
 
+class Decoded:
+    """The bytes of one tensor that a file holds encoded (compressed, in chunks, inside a pickle).
+
+    They are decoded whole, for every lazy access anew; a stream's reads from first to last byte decode once.
+    """
+
+    def __init__(self, path: Path, size: int, decode: Callable[[], npt.NDArray[np.uint8]]):
+        """`decode` gives a new writable array of `size` bytes, or raises MergeError."""
+        self.path, self.size, self._decode = path, size, decode
+        self._held: memoryview | None = None
+
+    def bytes(self) -> Tensor:
+        """The tensor's bytes, not shared with anything."""
+        return torch.from_numpy(self._decode())  # pyright: ignore[reportUnknownMemberType]
+
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        """Fill `buffer` from `offset`. What was decoded is let go with the last byte."""
+        if self._held is None:
+            self._held = self._decode().data
+        buffer[:] = self._held[offset : offset + len(buffer)]
+        if offset + len(buffer) == self.size:
+            self._held = None
+
+
 @dataclass(frozen=True)
 class TensorEntry:
     """A tensor's place in a file. `stride` is None where the elements lie in row-major order without gaps."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
-    file: MappedFile
+    file: MappedFile | Decoded
     offset: int
     stride: tuple[int, ...] | None = None
     storage: Hashable = None

@@ -72,3 +72,11 @@ class Persistent:
     """A reference to something kept beside the pickle: in torch files, a storage."""
 
     id: Any
+
+
+@dataclass(frozen=True)
+class Blob:
+    """Bytes of a known length that are written later, under a name."""
+
+    name: str
+    size: int

@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
-from merge.formats.pickle_data import Global, Opaque, Persistent
+from merge.formats.pickle_data import Blob, Global, Opaque, Persistent
 
 
 class _Writer:
@@ -22,6 +22,7 @@ class _Writer:
         self.texts: dict[str, int] = {}
         self.count = 0
         self.reduce = reduce
+        self.parts: list[bytes | Blob] = []  # what came before `out`, where something is written later
 
     def put(self) -> int:
         self.out += b"q" + bytes([self.count]) if self.count < 256 else b"r" + struct.pack("<I", self.count)
@@ -131,6 +132,12 @@ class _Writer:
         self.out += b"Q"
 
 
+def _write_blob(w: _Writer, value: Blob) -> None:
+    w.out += b"B" + struct.pack("<I", value.size) if value.size < 2**32 else b"\x8e" + struct.pack("<Q", value.size)
+    w.parts += [bytes(w.out), value]
+    w.out = bytearray()
+
+
 def _write_global(w: _Writer, value: Global) -> None:
     w.out += f"c{value.module}\n{value.name}\n".encode()
 
@@ -144,6 +151,7 @@ _SCALARS: dict[type, Callable[[_Writer, Any], None]] = {
     bytes: lambda w, value: w.call(Global("_codecs", "encode"), (value.decode("latin1"), "latin1")),
     bytearray: lambda w, value: w.call(Global("builtins", "bytearray"), (bytes(value),)),
     Global: _write_global,
+    Blob: _write_blob,
 }
 _CONTAINERS: dict[type, Callable[[_Writer, Any], None]] = {
     tuple: _Writer.tuple_,
@@ -165,3 +173,10 @@ def dumps(value: Any, reduce: Callable[[Any], Any]) -> bytes:
     writer = _Writer(reduce)
     writer.save(value)
     return bytes(writer.out + b".")
+
+
+def dumps_around_blobs(value: Any) -> list[bytes | Blob]:
+    """The value as a pickle in pieces, with every `Blob` where its bytes go. Raises TypeError as `dumps` does."""
+    writer = _Writer(lambda item: item)
+    writer.save(value)
+    return [*writer.parts, bytes(writer.out + b".")]

@@ -9,7 +9,7 @@ import struct
 import zipfile
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -275,7 +275,7 @@ def plan_zip(tree: Any, archive: str) -> ZipPlan:
     records += [(".storage_alignment", str(ALIGNMENT).encode(), ""), ("byteorder", b"little", "")]
     records += [(f"data/{key}", size, storage) for storage, (key, size) in order.items()]
     records += [("version", b"3\n", "")]
-    return _lay_out([(f"{archive}/{name}", content, storage) for name, content, storage in records])
+    return lay_out([(f"{archive}/{name}", content, storage) for name, content, storage in records])
 
 
 def _leaf_call(leaf: NewLeaf, order: dict[str, tuple[str, int]]) -> Opaque:
@@ -302,7 +302,8 @@ def _leaf_call(leaf: NewLeaf, order: dict[str, tuple[str, int]]) -> Opaque:
     return tensor
 
 
-def _lay_out(records: list[tuple[str, bytes | int, str]]) -> ZipPlan:
+def lay_out(records: Sequence[tuple[str, bytes | int, str]]) -> ZipPlan:
+    """A zip file of stored records: a name, and the bytes or how many come later, under a storage's name."""
     chunks: list[tuple[int, bytes]] = []
     starts: dict[str, int] = {}
     sizes: dict[str, int] = {}

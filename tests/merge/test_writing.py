@@ -228,7 +228,7 @@ def test_an_unknown_suffix(pair: tuple[Path, Path], tmp_path: Path, command: Ser
     shown = command("interpolate", *pair, "--ratio", "0.5", "-o", tmp_path / "out.h5")
     assert shown.code == 2
     assert (
-        "out.h5: unknown suffix '.h5'; known are .safetensors, .pt, .pth, .bin, .ckpt, or none for a folder"
+        "out.h5: unknown suffix '.h5'; known are .safetensors, .pt, .pth, .bin, .ckpt, .npz, .t5x, or none for a folder"
         in shown.err
     )
     assert names_in(tmp_path) == ["in"]
