@@ -21,6 +21,7 @@ from merge.statistics import evaluating
 Batch = TypeVar("Batch")
 Forward = Callable[[nn.Module, Batch], object]
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+CHANNELED = (*LAYERS, BatchNorm, nn.LayerNorm)  # what `channel_axis` knows
 
 
 class Moments(NamedTuple):
@@ -59,10 +60,10 @@ def recalibrate_batchnorm(model: nn.Module, batches: Iterable[Batch], forward: F
 def _recalibrate(model: nn.Module, batches: Iterable[Batch], forward: Forward[Batch] | None) -> bool:
     """Runs the model in evaluation mode but for its BatchNorm layers; whether a batch passed through one of them."""
     layers = [layer for layer in model.modules() if _has_statistics(layer)]
-    with evaluating(model), _measuring(layers) as reached, _same_randomness(model), torch.no_grad():
+    with evaluating(model), _measuring(layers) as reached, same_randomness(model), torch.no_grad():
         count = 0
         for batch in batches:
-            _run(model, batch, forward)
+            run_batch(model, batch, forward)
             count += 1
         if not count:
             raise MergeError("the model has to see batches, and there were none")
@@ -107,7 +108,7 @@ def repair(
         scale, shift = _correction(now.moments, targets[name])
         return _broadcast(scale, layer, output) * output + _broadcast(shift, layer, output)
 
-    with _after({name: layers[name] for name in targets}, corrected):
+    with after_each({name: layers[name] for name in targets}, corrected):
         _recalibrate(model, shown, forward)
     for name, seen in sums.items():
         _fold(layers[name], *_correction(seen.moments, targets[name]))
@@ -137,9 +138,9 @@ def activation_statistics(
 
     hooks = [layer.register_forward_pre_hook(entering) for layer in layers.values() if isinstance(layer, BatchNorm)]
     try:
-        with evaluating(model), _after(layers, note), _same_randomness(model), torch.no_grad():
+        with evaluating(model), after_each(layers, note), same_randomness(model), torch.no_grad():
             for batch in batches:
-                _run(model, batch, forward)
+                run_batch(model, batch, forward)
                 last.clear()
     finally:
         for hook in hooks:
@@ -158,7 +159,7 @@ class _Sums:
         self._count, self._sum, self._squares = 0, torch.zeros(()), torch.zeros(())
 
     def add(self, layer: nn.Module, output: Tensor) -> None:
-        values = output.detach().movedim(_channel_axis(layer), -1)
+        values = output.detach().movedim(channel_axis(layer), -1)
         values = values.reshape(-1, values.shape[-1]).double()
         self._count += len(values)
         self._sum = self._sum.to(values) + values.sum(0)
@@ -187,7 +188,9 @@ def _fold(layer: nn.Module, scale: Tensor, shift: Tensor) -> None:
 
 
 @contextmanager
-def _after(layers: Mapping[str, nn.Module], act: Callable[[str, nn.Module, Tensor], Tensor | None]) -> Generator[None]:
+def after_each(
+    layers: Mapping[str, nn.Module], act: Callable[[str, nn.Module, Tensor], Tensor | None]
+) -> Generator[None]:
     """Calls `act(name, layer, output)` whenever a layer has run; a tensor it returns takes the output's place."""
 
     def hook_for(name: str) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor | None]:
@@ -211,7 +214,7 @@ def _own_affine(layer: nn.Module, owners: Mapping[int, int]) -> bool:
     return {"weight", "bias"} <= own.keys() and all(owners[id(own[key])] == 1 for key in ("weight", "bias"))
 
 
-def _channel_axis(layer: nn.Module) -> int:
+def channel_axis(layer: nn.Module) -> int:
     """Where the channels are in a layer's output."""
     if isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
         return -1 - len(layer.kernel_size)
@@ -220,7 +223,7 @@ def _channel_axis(layer: nn.Module) -> int:
 
 def _broadcast(value: Tensor, layer: nn.Module, output: Tensor) -> Tensor:
     """A value by channel, in shape and dtype of the output."""
-    axis = _channel_axis(layer) % output.dim()
+    axis = channel_axis(layer) % output.dim()
     return value.to(output).view(-1, *[1] * (output.dim() - 1 - axis))
 
 
@@ -229,7 +232,8 @@ def named_modules(model: nn.Module) -> dict[str, nn.Module]:
     return dict(cast("Iterable[tuple[str, nn.Module]]", model.named_modules()))
 
 
-def _run(model: nn.Module, batch: Any, forward: Forward[Any] | None) -> None:
+def run_batch(model: nn.Module, batch: Any, forward: Forward[Any] | None) -> None:
+    """Calls the model as the user wants it called."""
     if forward is None:
         model(batch)
     else:
@@ -272,7 +276,7 @@ def _passed(norm: BatchNorm) -> bool:
 
 
 @contextmanager
-def _same_randomness(model: nn.Module) -> Generator[None]:
+def same_randomness(model: nn.Module) -> Generator[None]:
     """Python's and torch's generators, on the processor and on the model's devices, go on as if nothing had been."""
     tensors: list[Tensor] = [*model.parameters(), *model.buffers()]
     devices = {tensor.device for tensor in tensors if tensor.device.type == "cuda"}

@@ -14,7 +14,11 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("merge", "unival_core", "experiments")
 BELOW = {"merge": set(), "unival_core": {"merge"}, "experiments": {"merge", "unival_core"}}
 MERGE_NEEDS = {"torch", "numpy", "safetensors", "xxhash", "tqdm"}
-OPTIONAL = {"merge/formats/t5x.py": {"msgpack"}, "merge/mergekit.py": {"yaml"}, "merge/align/assignment.py": {"scipy"}}  # extras, imported by the function that needs them
+OPTIONAL = {  # extras, imported by the function that needs them
+    "merge/formats/t5x.py": {"msgpack"},
+    "merge/mergekit.py": {"yaml"},
+    "merge/align/assignment.py": {"scipy"},
+}
 FROM_MERGE = {"open_checkpoint", "save_checkpoint", "MergeError"}  # all that unival_core may use
 FILES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
 
@@ -46,7 +50,7 @@ def tops(path: Path) -> set[str]:
 
 def exported(package: str) -> set[str]:
     """What a package's `__all__` offers."""
-    for node in parsed(ROOT / package / "__init__.py").body:
+    for node in parsed(ROOT.joinpath(*package.split("."), "__init__.py")).body:
         if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == "__all__" for t in node.targets):
             return set(ast.literal_eval(node.value))
     return set()
@@ -82,13 +86,15 @@ def test_other_packages_are_used_through_public_names(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", [path for path in FILES if names(path).startswith("unival_core")], ids=names)
-def test_unival_core_uses_the_reader_and_writer_of_merge_only(path: Path) -> None:
+def test_unival_core_uses_the_reader_the_writer_and_the_aligner_of_merge_only(path: Path) -> None:
     taken = [(module, name) for module, name in imports(parsed(path)) if module.split(".")[0] == "merge"]
     if names(path) == "unival_core/cli.py":
         return  # runs its commands through merge.cli.main
     for module, name in taken:
-        assert module in ("merge", "merge.errors"), f"from {module} import {name}"
-        if name:
+        assert module in ("merge", "merge.errors", "merge.align"), f"from {module} import {name}"
+        if name and module == "merge.align":
+            assert name in exported("merge.align"), f"from {module} import {name}"
+        elif name:
             assert name in FROM_MERGE, f"from {module} import {name}"
     attributes = {
         node.attr

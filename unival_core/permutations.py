@@ -1,0 +1,124 @@
+"""What of a UnIVAL model can be reordered without changing what it computes, for aligning two of them.
+
+`width`: the stream of encoder and decoder, one group because both share the token matrix; layer norms move along.
+`encoder.places`, `decoder.places`: channels of the position embeddings, up to the position projections.
+`encoder.heads`, `decoder.heads`, `decoder.cross_heads`: attention heads, in one order in all layers of a stack, as they
+share one absolute bias; `c_attn` and the columns of the relative tables move along.
+`*.keys`, `*.values`: channels within each head, by layer, and those of the position projections.
+`*.hidden`: units of each feed-forward part, with the norm between its two maps.
+`*.stem`, `*.layerN`: the stream of each stage of a picture or film network; `*.in`, `*.out`: channels within a block;
+`*.groups`: groups of its middle convolution. `*.conv1`, `*.conv2`: channels of the sound network.
+
+Left as they are: rows of the token matrix, positions, mel bands, pixels, the unused ImageNet head's classes, and the
+continuous symmetries (scales between a map and the next, rotations between queries and keys).
+"""
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from merge.align import (
+    PermutationSpec,
+    attention,
+    bottleneck,
+    linear,
+    norm,
+    permutation_spec,
+)
+from unival_core.checkpoint import TIED
+from unival_core.config import AudioConfig, ResNetConfig, UnivalConfig
+
+WIDTH = "width"
+Patterns = dict[str, str]
+
+
+def permutations(config: UnivalConfig, tensors: Mapping[str, Tensor]) -> PermutationSpec:
+    """The groups of the model's units (see above). Raises merge.MergeError where the tensors are not the config's."""
+    patterns = stack("encoder", config.encoder_layers) | stack("decoder", config.decoder_layers)
+    patterns |= encoder_inputs(config)
+    for name in ("decoder.embed_positions", "decoder.embed_image_positions"):
+        patterns |= {f"{name}.weight": "_ decoder.places"}
+    patterns |= norm("decoder.code_layernorm_embedding", WIDTH)
+    patterns |= positions("decoder.self_pos", "decoder.heads", "decoder.places", "decoder.places")
+    patterns |= positions("decoder.cross_pos", "decoder.cross_heads", "decoder.places", "encoder.places")
+    patterns |= {name: f"_ {WIDTH}" for name in TIED if name in tensors}
+    return permutation_spec(patterns, tensors)
+
+
+def encoder_inputs(config: UnivalConfig) -> Patterns:
+    """Embeddings of the encoder, and the networks of its media."""
+    patterns = {f"encoder.{name}.weight": f"_ {WIDTH}" for name in ("embed_tokens", "type_embedding")}
+    patterns |= norm("encoder.patch_layernorm_embedding", WIDTH)
+    patterns |= {"encoder.embed_positions.weight": "_ encoder.places"}
+    patterns |= positions("encoder.pos", "encoder.heads", "encoder.places", "encoder.places")
+    for medium in config.encoders:
+        name, part = f"encoder.embed_{medium}s", getattr(config, medium)
+        network, last = sound(name, part) if medium == "audio" else pictures(name, part, 3 if medium == "video" else 2)
+        patterns |= network | linear(f"encoder.{medium}_proj", WIDTH, last)
+        patterns |= {f"encoder.embed_{medium}_positions.weight": "_ encoder.places"}
+    return patterns
+
+
+def positions(name: str, heads: str, query: str, key: str) -> Patterns:
+    """The two projections of an absolute position bias, added to the logits of every layer."""
+    look = f"({heads} {name}.keys)"
+    return linear(f"{name}_q_linear", look, query) | linear(f"{name}_k_linear", look, key)
+
+
+def stack(name: str, layers: int) -> Patterns:
+    """What encoder and decoder have in common: norms, position norms, relative tables, layers."""
+    patterns = norm(f"{name}.layernorm_embedding", WIDTH) | norm(f"{name}.layer_norm", WIDTH)
+    patterns |= norm(f"{name}.pos_ln", f"{name}.places") | norm(f"{name}.image_pos_ln", f"{name}.places")
+    for index in range(layers):
+        for kind in ("token", "image"):
+            patterns |= {f"{name}.{kind}_rel_pos_table_list.{index}.weight": f"_ {name}.heads"}
+        patterns |= layer(f"{name}.layers.{index}", name)
+    return patterns
+
+
+def layer(name: str, stack: str) -> Patterns:
+    """One layer; only the decoder's look at the encoder."""
+    hidden = f"{name}.hidden"
+    patterns = attention(f"{name}.self_attn", f"{stack}.heads", WIDTH, WIDTH)
+    patterns |= {f"{name}.self_attn.c_attn": f"{stack}.heads"}
+    norms = ["self_attn_layer_norm", "final_layer_norm"]
+    if stack == "encoder":
+        norms += ["attn_ln"]
+    else:
+        norms += ["self_attn_ln", "cross_attn_ln", "encoder_attn_layer_norm"]
+        patterns |= attention(f"{name}.encoder_attn", "decoder.cross_heads", WIDTH, WIDTH)
+        patterns |= {f"{name}.encoder_attn.c_attn": "decoder.cross_heads"}
+    for each in norms:
+        patterns |= norm(f"{name}.{each}", WIDTH)
+    patterns |= linear(f"{name}.fc1", hidden, WIDTH) | norm(f"{name}.ffn_layernorm", hidden)
+    return patterns | linear(f"{name}.fc2", WIDTH, hidden)
+
+
+def pictures(name: str, config: ResNetConfig, dims: int) -> tuple[Patterns, str]:
+    """A residual network, and the group of its features."""
+    stream = f"{name}.stem"
+    patterns = linear(f"{name}.conv1", stream, "_", bias=False, kernel=dims) | norm(f"{name}.bn1", stream, running=True)
+    entering = config.stem
+    for stage, (depth, planes) in enumerate(zip(config.depths, config.planes, strict=True), start=1):
+        for index in range(depth):
+            changes = index == 0 and (stage > 1 or entering != planes * config.expansion)
+            leaving = f"{name}.layer{stage}" if changes else stream
+            block = f"{name}.layer{stage}.{index}"
+            patterns |= bottleneck(block, stream, leaving, dims=dims, grouped=config.groups > 1, downsample=changes)
+            stream = leaving
+        entering = planes * config.expansion
+    if config.classes:
+        patterns |= linear(f"{name}.fc", "_", stream)
+    return patterns, stream
+
+
+def sound(name: str, config: AudioConfig) -> tuple[Patterns, str]:
+    """The convolutions on a spectrogram, and the group of their features."""
+    patterns, stream = norm(f"{name}.bn0", "_", running=True), "_"
+    for index in range(1, len(config.channels) + 1):
+        for part in (1, 2):
+            conv = f"{name}.conv_block{index}.conv{part}"
+            patterns |= linear(conv, conv, stream, bias=False, kernel=2)
+            patterns |= norm(f"{name}.conv_block{index}.bn{part}", conv, running=True)
+            stream = conv
+    return patterns, stream
