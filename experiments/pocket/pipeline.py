@@ -15,7 +15,7 @@ import json
 import multiprocessing
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -217,7 +217,7 @@ def in_processes(
 
 
 def finished(
-    pool: ProcessPoolExecutor, work: Callable[..., object], jobs: list[Job], first: Callable[..., Iterable[Job]]
+    pool: Executor, work: Callable[..., object], jobs: list[Job], first: Callable[..., Iterable[Job]]
 ) -> Iterator[Job]:
     """Hands jobs to the pool as soon as those before them are done, and yields each when it is done."""
     running: dict[Future[object], Job] = {}

@@ -21,12 +21,12 @@ DOMAIN_SETS: dict[str, dict[str, str]] = {
 }
 
 _SHIFTS = {"novel": 600, "lowquality": 600, "printed": 600}
-_MAIN = {"pretrain": 6000, "train": 6000, "val": 1200, "test": 2000} | _SHIFTS
+_MAIN = {"pretrain": 12000, "train": 6000, "val": 1200, "test": 2000} | _SHIFTS
 _SIDE = {"pretrain": 3000, "train": 2000, "val": 600, "test": 600}
 _FILM = {"pretrain": 1200, "train": 1500, "val": 600, "test": 1200, "novel": 600, "lowquality": 600}
 _FULL = Size(
     {
-        "image": {"pretrain": 7000, "train": 5000, "val": 1500, "test": 2400}
+        "image": {"pretrain": 12000, "train": 5000, "val": 1500, "test": 2400}
         | dict.fromkeys(("novel", "lowquality", "printed", "knowledge"), 900),
         "video": {"pretrain": 1200, "train": 1200, "val": 600, "test": 1200, "novel": 600, "lowquality": 600},
         "audio": {},
@@ -42,7 +42,7 @@ _FULL = Size(
         "video-qa": _FILM,
         "video-text-matching": {"pretrain": 600, "train": 400, "val": 300, "test": 300},
         "audio-caption": {"train": 600, "val": 300, "test": 1200, "snr": 600},
-        "backbone": {"pretrain": 6000, "val": 600},
+        "backbone": {"pretrain": 10000, "val": 600},
     },
 )
 
