@@ -10,6 +10,7 @@ import typer
 
 from experiments.errors import StudyError
 from experiments.pocket.cli import app as pocket_app
+from experiments.study.cli import app as study_app
 from experiments.world.cli import app as world_app
 from merge import MergeError, __version__
 from merge.cli import app as merge_app
@@ -32,6 +33,7 @@ app.add_typer(core_app)
 app.add_typer(training_app)
 app.add_typer(world_app, name="world")
 app.add_typer(pocket_app)
+app.add_typer(study_app, name="study")
 
 
 def _versions(wanted: bool) -> None:

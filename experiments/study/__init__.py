@@ -1,0 +1,1 @@
+"""The commands `unival-merge study ...`."""
