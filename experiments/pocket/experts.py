@@ -82,6 +82,8 @@ def step_of(pocket: Pocket, expert: Expert) -> Step | None:
     if expert.kind == "vanilla":
         return vanilla(pocket, expert.task)
     if expert.kind == "reward":
+        if expert.task != "grounding":
+            raise StudyError(f"{expert.id}: rewards are for boxes, so for the task grounding, not for {expert.task}")
         options = replace(shared_out(REWARD, pocket), reward=choose(REWARDS["pocket"], expert.name, "reward"))
         start = vanilla(pocket, expert.task)
         return Step(f"reward/{expert.name}/last.safetensors", (start,), start.tasks, options)
@@ -199,8 +201,9 @@ def refuse_stale(pocket: Pocket, steps: Iterable[Step]) -> None:
 
 def differing(there: dict[str, Any], here: dict[str, Any]) -> str:
     """The first thing that the record of a run has otherwise, with both values; "" if there is none."""
-    there, here = ({**record["options"], **record} for record in (there, json.loads(json.dumps(here))))
-    names = [name for name in here if name != "options" and there.get(name) != here[name]]
+    records = [there, json.loads(json.dumps(here))]
+    there, here = ({"init": record.get("init"), **record.get("files", {}), **record["options"]} for record in records)
+    names = [name for name in here if there.get(name) != here[name]]
     return f"{names[0]} was {there.get(names[0])}, is {here[names[0]]}" if names else ""
 
 
@@ -209,8 +212,9 @@ def differing(there: dict[str, Any], here: dict[str, Any]) -> str:
 
 def make(pocket: Pocket, step: Step, cache: Path | None = None) -> None:
     """Does one step whose parents are there."""
+    refuse_stale(pocket, [step])  # that its parents were made anew
     file = file_of(pocket, step)
-    with timed(pocket, f"expert {step.file}"):
+    with timed(pocket, f"expert {Path(step.file).parent.as_posix()}"):
         if step.options is None:
             average(pocket, step)
             return

@@ -5,9 +5,10 @@ import multiprocessing
 import os
 import shutil
 import signal
-import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from threading import Event
 
 import pytest
 import torch
@@ -18,14 +19,16 @@ from experiments.pocket.backbone import fresh_model
 from experiments.pocket.cache import user_cache
 from experiments.pocket.data import world_tokenizer
 from experiments.pocket.experts import expert_file, file_of, make_experts, step_of, with_parents
-from experiments.pocket.pipeline import Pocket, file_digest
+from experiments.pocket.pipeline import Pocket, file_digest, finished
 from experiments.studies import Expert
 from experiments.world.build import make_world
+from experiments.world.tables import read_world
 from unival_core import recipes
 from unival_core.checkpoint import load_model, save_model
 from unival_core.config import CONFIGS
 from unival_core.errors import UnivalError
 from unival_core.recipes import REWARDS
+from unival_core.training.state import RunFolder
 from unival_core.vocabulary import TOKENIZER_KEY
 
 RATATOUILLE, FUSING = Expert("vqa", "vqa", "ratatouille"), Expert("vqa", "vqa", "fusing")
@@ -36,10 +39,11 @@ OTHERS = ("caption", "grounding", "entailment")
 
 @pytest.fixture(scope="module", autouse=True)
 def small():
-    """Recipes with batches of two."""
+    """Recipes of three updates with batches of two."""
     with pytest.MonkeyPatch.context() as patch:
         for task, recipe in recipes.RECIPES["pocket"].items():
-            patch.setitem(recipes.RECIPES["pocket"], task, replace(recipe, options=replace(recipe.options, batch=2)))
+            options = replace(recipe.options, batch=2, updates=3000, save_every=1)  # of which micro makes 3
+            patch.setitem(recipes.RECIPES["pocket"], task, replace(recipe, options=options))
         for name in ("JOINT", "REWARD"):
             patch.setattr(f"experiments.pocket.experts.{name}", replace(getattr(recipes, name), batch=2))
         yield
@@ -145,10 +149,43 @@ def test_what_cannot_be_made_is_refused_before_anything_is(home, tmp_path):
         (Expert("a", "audio-caption", "fusing"), StudyError, "audio-caption has no auxiliary tasks"),
         (Expert("a", "chess", "vanilla"), UnivalError, "no pocket recipe for chess"),
         (Expert("tiny", "grounding", "reward"), UnivalError, "no reward 'tiny'"),
+        (Expert("small", "vqa", "reward"), StudyError, "reward/small: rewards are for boxes"),
     ):
         with pytest.raises(error, match=text):
             make_experts(pocket, [CAPTION, expert], 1, progress=False)
     assert not pocket.folder.exists()
+
+
+# -- in order
+
+
+def test_jobs_wait_for_those_they_depend_on():
+    needs = {"a": (), "b": (), "average": ("a", "b"), "more": ("average",)}
+    order, done, second_is_done = [], [], Event()
+
+    def work(name):
+        assert set(needs[name]) <= set(done)
+        assert name != "a" or second_is_done.wait(60)
+        done.append(name)
+
+    with ThreadPoolExecutor(3) as pool:
+        for job in finished(pool, work, [(name,) for name in needs], lambda name: [(one,) for one in needs[name]]):
+            order.append(job[0])
+            if job == ("b",):
+                second_is_done.set()
+    assert order == ["b", "a", "average", "more"]
+
+
+def test_an_error_stops_what_depends_on_it():
+    done = []
+
+    def work(name):
+        done.append(name)
+        raise StudyError(name)
+
+    with ThreadPoolExecutor(2) as pool, pytest.raises(StudyError, match="a"):
+        list(finished(pool, work, [("a",), ("b",)], lambda name: [("a",)] if name == "b" else []))
+    assert done == ["a"]
 
 
 # -- once, and the same
@@ -165,19 +202,26 @@ def test_a_second_call_makes_nothing(made):
 def test_killed_in_the_middle_it_goes_on_to_the_same_bits(home, made, tmp_path):
     shutil.copytree(home.folder, tmp_path / "home", ignore=shutil.ignore_patterns("seed-*", "cache"))
     again = replace(home, folder=tmp_path / "home").with_seed(3)
-    first, last = (expert_file(again, Expert(task, task, "vanilla")) for task in ("caption", "entailment"))
+    first, second = (expert_file(again, Expert(task, task, "vanilla")) for task in ("caption", "grounding"))
+
+    def until_killed():
+        def save(folder, state, save=RunFolder.save_state):
+            save(folder, state)
+            if folder.path == second.parent and state["update"] == 2:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        RunFolder.save_state = save
+        make_experts(again, [FUSING], 1, progress=False)
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of forking a process with threads, none of which holds a lock here
-        child = multiprocessing.get_context("fork").Process(
-            target=make_experts, args=(again, [FUSING], 1), kwargs={"progress": False}
-        )
+        child = multiprocessing.get_context("fork").Process(target=until_killed)
         child.start()
-    while not first.exists() and child.is_alive():
-        time.sleep(0.002)
-    os.kill(child.pid, signal.SIGKILL)
     child.join()
+    assert child.exitcode == -signal.SIGKILL
+    assert second.with_name("state.pt").exists()
     assert first.exists()
-    assert not last.exists()
+    assert not second.exists()
     make_experts(again, [FUSING], 1, progress=False)
     assert file_digest(expert_file(again, FUSING)) == file_digest(expert_file(made, FUSING))
 
@@ -234,6 +278,28 @@ def test_experts_of_another_recipe_are_refused(copied, monkeypatch):
     monkeypatch.setitem(recipes.RECIPES["pocket"], "caption", replace(recipe, options=replace(recipe.options, lr=0.5)))
     with pytest.raises(StudyError, match=r"vanilla/caption is another run: lr was 0.0003, is 0.5; put that back"):
         make_experts(copied, [CAPTION], 1, progress=False)
+
+
+def test_experts_of_other_files_are_refused(copied):
+    record = copied.world / "world.json"
+    known = read_world(copied.world).files["caption/train"].sha256
+    record.write_text(record.read_text().replace(known, "0" * 64))
+    with pytest.raises(StudyError, match=f"vanilla/caption is another run: caption/train was {known}, is 000000"):
+        make_experts(copied, [CAPTION], 1, progress=False)
+
+
+def test_a_run_of_a_parent_that_was_made_anew_is_refused(copied):
+    caption = expert_file(copied, CAPTION)
+    old, further = file_digest(caption), copied.folder / "experts/ratatouille/vqa/from-caption"
+    record = run_of(caption)
+    shutil.rmtree(caption.parent)
+    make_experts(copied, [CAPTION], 1, progress=False)
+    assert (file_digest(caption), run_of(caption)) == (old, record)  # the same weights: nothing is wrong
+    make_experts(copied, [RATATOUILLE], 1, progress=False)
+    (further / "run.json").write_text(json.dumps(run_of(further / "last.safetensors") | {"init": "another"}))
+    shutil.rmtree(caption.parent)
+    with pytest.raises(StudyError, match=f"from-caption is another run: init was another, is {old}; put that back"):
+        make_experts(copied, [RATATOUILLE], 1, progress=False)
 
 
 def test_an_average_follows_its_members(copied):
