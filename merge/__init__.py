@@ -18,18 +18,26 @@ from merge._version import VERSION as __version__
 from merge.errors import MergeError
 
 if TYPE_CHECKING:
+    from merge.adapters.folder import Adapter, open_adapter
+    from merge.adapters.merging import apply_adapters, merge_adapters
     from merge.batchnorm import activation_statistics, recalibrate_batchnorm, repair
     from merge.checkpoint import Checkpoint, load_checkpoint, open_checkpoint
+    from merge.conversion.convert import convert
     from merge.digests import digest
     from merge.engine import Options, run, sweep_to_files
     from merge.memory import add_task_vectors, average, interpolate, ratios, slerp, sweep, task_vector
     from merge.methods import METHODS
     from merge.path import LinearPath, Simplex
+    from merge.policy import Policy
     from merge.recipe import Input, Recipe, read_recipe, share_label
-    from merge.state_dict import Policy
     from merge.writing import save_checkpoint
 
 _HOME = {
+    "Adapter": "adapters.folder",
+    "open_adapter": "adapters.folder",
+    "apply_adapters": "adapters.merging",
+    "merge_adapters": "adapters.merging",
+    "convert": "conversion.convert",
     "activation_statistics": "batchnorm",
     "Checkpoint": "checkpoint",
     "load_checkpoint": "checkpoint",
@@ -52,7 +60,7 @@ _HOME = {
     "recalibrate_batchnorm": "batchnorm",
     "repair": "batchnorm",
     "share_label": "recipe",
-    "Policy": "state_dict",
+    "Policy": "policy",
     "ratios": "memory",
     "sweep": "memory",
     "save_checkpoint": "writing",
@@ -69,6 +77,7 @@ def __getattr__(name: str) -> Any:
 
 __all__ = [
     "METHODS",
+    "Adapter",
     "Checkpoint",
     "Input",
     "LinearPath",
@@ -80,10 +89,14 @@ __all__ = [
     "__version__",
     "activation_statistics",
     "add_task_vectors",
+    "apply_adapters",
     "average",
+    "convert",
     "digest",
     "interpolate",
     "load_checkpoint",
+    "merge_adapters",
+    "open_adapter",
     "open_checkpoint",
     "ratios",
     "read_recipe",

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from collections.abc import Hashable, Iterator, Mapping
@@ -40,9 +41,8 @@ class Checkpoint(Mapping[str, Tensor]):
         section: which part of a training file this is (`"model"`, `"extra_state.ema"`), `"."` for the file itself.
         sections: every part of the file that holds weights.
         metadata: the file's own text metadata; empty where it has none.
-        aliases: names that a safetensors file leaves out because they are tied, by its metadata, to one that it has.
-            They have entries as all others.
-        entries: by name, where each tensor lies, its dtype and shape, in the order of the file.
+        entries: by name, where each tensor lies, its dtype and shape, in the order of the file; last those that a
+            safetensors file leaves out because, by its metadata, they are tied to one that it has.
         files: the files that hold the tensors.
         tree: for torch files the whole content with inert stand-ins, else None.
         nested: for T5X folders and npz files what else they hold, else None.
@@ -56,7 +56,6 @@ class Checkpoint(Mapping[str, Tensor]):
     metadata: Mapping[str, str] = field(default_factory=dict[str, str])
     tree: TorchFile | None = field(default=None, repr=False)
     nested: t5x.T5XIndex | npz.NpzFile | None = field(default=None, repr=False)
-    aliases: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def __getitem__(self, name: str) -> Tensor:
         return self.entries[name].tensor()
@@ -78,6 +77,19 @@ class Checkpoint(Mapping[str, Tensor]):
             found = json.loads(self.metadata[DICTIONARY])
         plain = isinstance(found, dict) and all(type(k) is str and type(v) is int for k, v in found.items())
         return found if plain and found else None
+
+    def with_tokens(self, tokens: Mapping[str, int] | None) -> Checkpoint:
+        """The same with another dictionary, to be written. Raises MergeError where other weights have the old rows."""
+        if tokens is None or self.tree is None or tokens == self.tokens:
+            return self
+        others = [name for name in self.sections if name not in (self.section, *AVERAGED)]
+        if others:
+            raise MergeError(
+                f"{self.path}: the dictionaries differ and {', '.join(others)} would keep the old rows: merge that one"
+            )
+        tree = copy.copy(self.tree.tree)
+        tree[DICTIONARY] = dict(tokens)
+        return replace(self, tree=replace(self.tree, tree=tree))
 
     @property
     def nbytes(self) -> int:
@@ -182,20 +194,20 @@ def _choose(
         section = next(iter(found))
     if section not in found:
         raise MergeError(f"{path}: has no section {section!r} with weights; it has {', '.join(found)}")
-    entries, aliases = _with_aliases(path, found[section], metadata or {})
-    return Checkpoint(path, section, tuple(found), entries, files, metadata or {}, tree, aliases=aliases)
+    entries = _with_aliases(path, found[section], metadata or {})
+    return Checkpoint(path, section, tuple(found), entries, files, metadata or {}, tree)
 
 
 def _with_aliases(
     path: Path, entries: Mapping[str, TensorEntry], metadata: Mapping[str, str]
-) -> tuple[Mapping[str, TensorEntry], dict[str, str]]:
+) -> Mapping[str, TensorEntry]:
     """Entries for names that metadata maps to one that is there: `safetensors.torch.save_model` leaves ties out so."""
     aliases = {name: kept for name, kept in metadata.items() if kept in entries and name not in entries}
     if not aliases:
-        return entries, aliases
+        return entries
     tied = {kept: replace(entries[kept], storage=(str(path), kept)) for kept in aliases.values()}
     complete = {name: tied.get(name, entry) for name, entry in entries.items()}
-    return complete | {name: tied[kept] for name, kept in aliases.items()}, aliases
+    return complete | {name: tied[kept] for name, kept in aliases.items()}
 
 
 def _starts(path: Path, magic: bytes) -> bool:

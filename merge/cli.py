@@ -12,18 +12,20 @@ import signal
 import sys
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from merge.adapters.cli import app as adapters_app
+from merge.conversion.cli import app as conversion_app
 from merge.errors import MergeError
 
 if TYPE_CHECKING:
     from merge.engine import Options, Plan
+    from merge.policy import Policy
     from merge.recipe import Recipe
-    from merge.state_dict import Policy
 
 app = typer.Typer(
     help="Merge checkpoints, and see whether they can be merged.",
@@ -32,6 +34,8 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+app.add_typer(adapters_app)
+app.add_typer(conversion_app)
 
 Output = Annotated[
     Path, typer.Option("--output", "-o", help="File (.safetensors .pt .pth .bin .ckpt) or folder to write.")
@@ -43,7 +47,13 @@ Keep = Annotated[list[str] | None, typer.Option(help="Glob of tensors to leave a
 Drop = Annotated[list[str] | None, typer.Option(help="Glob of tensors to leave out.")]
 Missing = Annotated[
     str,
-    typer.Option(help="'error', or 'keep-first': take what some lack, unmerged, from the first that has it."),
+    typer.Option(
+        help="Names that some lack: 'error'; 'keep-first': unmerged, from the first that has it; 'zero-delta': as in "
+        "the base; 'union': merged among those that have it."
+    ),
+]
+Pick = Annotated[
+    list[str] | None, typer.Option(help="'GLOB=NAME': tensors that come from one input, as a subtree; 'GLOB=': none.")
 ]
 
 
@@ -57,7 +67,14 @@ class Common:
     section: Section = "auto"
     keep: Keep = None
     drop: Drop = None
+    pick: Pick = None
+    slice_: Annotated[
+        list[str] | None, typer.Option("--slice", help="'GLOB[AXIS,INDEX]=NAME': slices that come from one input.")
+    ] = None
     missing: Missing = "error"
+    vocab_rows: Annotated[
+        str, typer.Option(help="Rows of a vocabulary that some lack: 'error', 'keep-first' or 'zero-delta'.")
+    ] = "error"
     dtype: Annotated[
         str | None, typer.Option(help="Dtype of the merged tensors (float32, bfloat16, ...); default: their own.")
     ] = None
@@ -221,6 +238,45 @@ def run(
     _run(read_recipe(recipe), output, common)
 
 
+@app.command()
+@with_common
+def extract(
+    checkpoint: Path,
+    only: Annotated[list[str], typer.Option("--only", help="Glob of tensors to take out.")],
+    output: Output,
+    common: Common,
+) -> None:
+    """Some tensors of a checkpoint as a checkpoint of its own, with its other entries.
+
+    \b
+    unival-merge extract vqa.pt --only 'encoder.image*' -o image-encoder.pt
+    """
+    recipe = _recipe("linear", [checkpoint], {"weights": 1.0}, common)
+    rules = [*recipe.policy.pick, *(f"{glob}={recipe.inputs[0].name}" for glob in only), "*="]
+    _run(_picking(recipe, rules), output, common)
+
+
+@app.command()
+@with_common
+def graft(
+    target: Path,
+    source: Path,
+    output: Output,
+    common: Common,
+) -> None:
+    """TARGET with the tensors that --pick names taken from SOURCE, as a subtree. A glob alone means SOURCE.
+
+    \b
+    unival-merge graft vqa.pt caption.pt --pick 'decoder.*' -o grafted.pt
+    """
+    if not common.pick:
+        raise MergeError("graft needs --pick GLOB: which tensors come from the second checkpoint")
+    recipe = _recipe("interpolate", [target, source], {"ratio": 0.0}, common)
+    to, whence = (item.name for item in recipe.inputs)
+    rules = [rule if "=" in rule else f"{rule}={whence}" for rule in common.pick]
+    _run(_picking(recipe, [*rules, f"*={to}"]), output, common)
+
+
 # -- looking ---------------------------------------------------------------------------------------------------------
 
 
@@ -326,6 +382,10 @@ def _recipe(
     return Recipe(method, inputs, parameters, first, _policy(common))
 
 
+def _picking(recipe: Recipe, rules: Sequence[str]) -> Recipe:
+    return replace(recipe, policy=replace(recipe.policy, pick=tuple(rules)))
+
+
 def _stem(path: Path) -> str:
     return path.name if os.path.isdir(path) else path.name.removesuffix(".index.json").rsplit(".", 1)[0]
 
@@ -335,13 +395,16 @@ def _base_name(base: Path, names: Sequence[str]) -> str:
 
 
 def _policy(common: Common) -> Policy:
+    from merge.policy import Policy
     from merge.recipe import dtype_named
-    from merge.state_dict import Policy
 
     return Policy(
         keep=tuple(common.keep or ()),
         drop=tuple(common.drop or ()),
+        pick=tuple(common.pick or ()),
+        slices=tuple(common.slice_ or ()),
         missing=common.missing,
+        vocab_rows=common.vocab_rows,
         dtype=None if common.dtype is None else dtype_named(common.dtype),
         compute_dtype=dtype_named(common.compute_dtype),
         batchnorm=common.batchnorm,
@@ -358,7 +421,7 @@ def _options(common: Common, progress: Callable[[int], object] | None = None) ->
         threads=common.threads,
         device=common.device,
         sync=not common.no_sync,
-        shard_size=_bytes(common.shard_size),
+        shard_size=byte_size(common.shard_size),
         digest=common.digest,
         command=shlex.join(["unival-merge", *sys.argv[1:]]),
         progress=progress,
@@ -397,8 +460,10 @@ def _show_plan(plan: Plan, common: Common) -> None:
     ]
     lines = [f"{row['output']}: {row['recipe']}, {row['bytes']:,} bytes" for row in rows]
     counts = ", ".join(f"{count} tensors: {kind}" for kind, count in kinds.items())
+    lines += [f"{', '.join(names[:3])}{', ...' * (len(names) > 3)}: {why}" for why, names in plan.reasons.items()]
     lines.append(f"reads {plan.bytes_read:,} bytes, writes {plan.bytes_written:,}; {counts}; nothing was written")
-    data = {"outputs": rows, "bytes_read": plan.bytes_read, "bytes_written": plan.bytes_written, "tensors": kinds}
+    sizes = {"bytes_read": plan.bytes_read, "bytes_written": plan.bytes_written}
+    data = {"outputs": rows, **sizes, "tensors": kinds, "reasons": plan.reasons}
     _say(common, data, "\n".join(lines))
 
 
@@ -417,8 +482,8 @@ def _numbers(text: str) -> list[float]:
         raise MergeError(f"--ratios {text!r}: give numbers with commas between them, as 0,0.25,0.5,1") from error
 
 
-def _bytes(text: str | None) -> int | None:
-    """`2GB` as 2,000,000,000."""
+def byte_size(text: str | None) -> int | None:
+    """`2GB` as 2,000,000,000. Raises MergeError for what is no size."""
     if text is None:
         return None
     units = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "B": 1}

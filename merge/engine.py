@@ -12,12 +12,12 @@ from typing import Any
 import torch
 
 from merge._version import VERSION
-from merge.checkpoint import TORCH_SUFFIXES, Checkpoint, open_checkpoint
+from merge.checkpoint import DICTIONARY, TORCH_SUFFIXES, Checkpoint, open_checkpoint
 from merge.digests import DEFAULT, Digest
 from merge.errors import MergeError
 from merge.files import check_target, replacing
 from merge.recipe import SHARES, Recipe, describe, parameters_for, share_label, shares, to_json
-from merge.state_dict import SHOWN, Unit, by_name, plan
+from merge.state_dict import SHOWN, Unit, by_name, dictionary, plan
 from merge.stream import Job, Stream
 from merge.writing import OutputPlan, Slot, Writer, plan_output, recipe_path
 
@@ -75,6 +75,15 @@ class Plan:
     def bytes_written(self) -> int:
         """Bytes of all outputs."""
         return sum(target.layout.size for target in self.targets)
+
+    @property
+    def reasons(self) -> dict[str, list[str]]:
+        """Tensors that the policy decided, by what it decided: "picked from vqa", "missing: union", "by row"."""
+        found: dict[str, list[str]] = {}
+        for unit in self.units:
+            if unit.why:
+                found.setdefault(unit.why, []).extend(unit.names)
+        return found
 
 
 def run(recipe: Recipe, output: str | Path, options: Options | None = None) -> Path:
@@ -189,7 +198,9 @@ def _plan(recipe: Recipe, outputs: Sequence[tuple[Recipe, Path]], options: Optio
     checkpoints = [open_checkpoint(source.path, source.section) for source in recipe.sources]
     for _, path in outputs:
         _refuse_inputs(path, checkpoints)
-    units = plan(checkpoints, [source.name for source in recipe.sources], recipe.policy)
+    units = plan(
+        checkpoints, [source.name for source in recipe.sources], recipe.policy, has_base=recipe.base is not None
+    )
     for item, _ in outputs:
         parameters_for(item, units)
     draft = Plan(recipe, checkpoints, units, (), options)
@@ -225,10 +236,14 @@ def _layout(plan: Plan, recipe: Recipe, path: Path) -> OutputPlan:
     first = plan.checkpoints[0]
     units = by_name(plan.units, plan.checkpoints)
     slots = {name: Slot(unit.dtype, unit.shape, unit.name) for name, unit in units.items()}
+    tokens = dictionary(plan.checkpoints, [source.name for source in recipe.sources], plan.units)
     metadata = dict(first.metadata)
     if set(metadata) <= {"format"}:  # some models rebuild themselves from their metadata: it is not added to
         metadata = {"format": "pt", **metadata, "unival_merge": _identity(recipe, plan.options.digest, None)}
-    return plan_output(path, slots, like=first, metadata=metadata, shard_size=plan.options.shard_size)
+    if tokens is not None:  # without it nobody knows what the rows mean
+        metadata[DICTIONARY] = json.dumps(tokens)
+    like = first.with_tokens(tokens) if path.suffix in TORCH_SUFFIXES else first
+    return plan_output(path, slots, like=like, metadata=metadata, shard_size=plan.options.shard_size)
 
 
 def _identity(recipe: Recipe, algorithm: str, digests: Sequence[str] | None) -> str:

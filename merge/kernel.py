@@ -13,9 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from merge.assembly import aligned, assembled
 from merge.errors import MergeError
 from merge.methods import Method
-from merge.state_dict import Policy, Unit
+from merge.policy import Policy
+from merge.state_dict import Unit
 
 # Elements read, computed and written at a time: small enough for a core's cache, large enough that threads seldom meet
 # at the interpreter's lock (blocks of 32,704 made two threads slower than one).
@@ -60,6 +62,18 @@ def combine(
     if unit.dtype.is_complex:
         result = torch.view_as_complex(result)
     return result.to(unit.dtype)
+
+
+def result_of(
+    tensors: Sequence[Tensor], method: Method, parameters: Mapping[str, Any], unit: Unit, policy: Policy
+) -> Tensor:
+    """The whole result for one unit from whole tensors; may be one of them."""
+    parts = aligned(tensors, unit.assembly)
+    if unit.kind == "copy":
+        merged = parts[0]
+    else:
+        merged = combine(parts, work(parts, method, unit, policy), method, parameters, unit)
+    return assembled(tensors, unit.assembly, merged, unit.shape)
 
 
 def nonfinite(result: Tensor) -> int:

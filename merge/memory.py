@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from merge.errors import MergeError
-from merge.kernel import combine, refuse_nonfinite, work
+from merge.kernel import refuse_nonfinite, result_of, work
+from merge.policy import Policy
 from merge.recipe import Input, Recipe, method_named, parameters_for
-from merge.state_dict import Policy, Unit, by_name, plan
+from merge.state_dict import Unit, by_name, plan
 
 StateDict = Mapping[str, Tensor]
 
@@ -75,11 +76,13 @@ def task_vector(base: StateDict, expert: StateDict, policy: Policy | None = None
     Integer tensors and tensors kept by the policy have no task vector and are left out.
     """
     policy = policy or Policy()
-    units = plan([base, expert], ["base", "expert"], policy)
+    units = plan([base, expert], ["base", "expert"], policy, has_base=True)
     method = method_named("task-arithmetic")
     vectors: dict[str, Tensor] = {}
     for unit in (unit for unit in units if unit.kind == "merge"):
-        start, end = work([base[unit.name], expert[unit.name]], method, unit, policy)
+        if unit.assembly is not None:
+            raise MergeError(f"{unit.name}: its parts are of different origins, which no task vector says; --drop it")
+        start, end = work([(base, expert)[index][unit.name] for index in unit.sources], method, unit, policy)
         difference = torch.view_as_complex(end - start) if unit.dtype.is_complex else end - start
         vectors.update(dict.fromkeys(unit.names, difference))
     return vectors
@@ -117,7 +120,7 @@ def merge_state_dicts(
         policy or Policy(),
     )
     sources = [*([] if base is None else [base]), *inputs.values()]
-    units = plan(sources, [item.name for item in recipe.sources], recipe.policy)
+    units = plan(sources, [item.name for item in recipe.sources], recipe.policy, has_base=base is not None)
     resolved = parameters_for(recipe, units)
     result: dict[str, Tensor] = {}
     for unit in units:
@@ -129,10 +132,7 @@ def merge_state_dicts(
 
 def compute(unit: Unit, tensors: Sequence[Tensor], recipe: Recipe, parameters: Mapping[str, Any]) -> Tensor:
     """One unit's new tensor. Raises MergeError where it has infinite or NaN values that the policy does not allow."""
-    if unit.kind == "copy":
-        return tensors[0].clone()
-    method = method_named(recipe.method)
-    value = combine(tensors, work(tensors, method, unit, recipe.policy), method, parameters, unit)
+    value = result_of(tensors, method_named(recipe.method), parameters, unit, recipe.policy)
     refuse_nonfinite(unit, value, recipe.policy)
     return value.clone() if any(value.data_ptr() == tensor.data_ptr() for tensor in tensors) else value
 

@@ -22,8 +22,8 @@ from typing import Any
 
 from merge.checkpoint import open_checkpoint
 from merge.errors import MergeError
+from merge.policy import Policy
 from merge.recipe import Input, Recipe, dtype_named, nearest
-from merge.state_dict import Policy
 
 
 @dataclass(frozen=True)

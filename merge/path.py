@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from merge.checkpoint import open_checkpoint
 from merge.errors import MergeError
-from merge.kernel import combine, computing_dtype, refuse_nonfinite, work
+from merge.kernel import computing_dtype, refuse_nonfinite, result_of
+from merge.policy import Policy, is_rules, resolve
 from merge.recipe import Input, Recipe, method_named, parameters_for
-from merge.state_dict import Policy, Unit, is_rules, plan, resolve
+from merge.state_dict import Unit, plan
 
 Source = str | Path | Mapping[str, Tensor]
 
@@ -60,7 +61,7 @@ class LivePath:
         self._targets = self._tensors()
         sources = [_opened(source) for source in ([] if base is None else [base]) + list(inputs.values())]
         labels = [item.name for item in self._recipe.sources]
-        self._units = plan(sources, labels, self._recipe.policy)
+        self._units = plan(sources, labels, self._recipe.policy, has_base=base is not None)
         self._check_targets(sources)
         own = {tensor.untyped_storage().data_ptr() for tensor in self._targets.values()}
         self._endpoints = [self._gather(unit, sources, own, resident) for unit in self._units]
@@ -112,13 +113,10 @@ class LivePath:
     def _write(self, unit: Unit, tensors: Sequence[Tensor], parameters: Mapping[str, Any]) -> None:
         target, *others = {self._targets[name].data_ptr(): self._targets[name] for name in unit.names}.values()
         tensors = [tensor.to(target.device) for tensor in tensors]
-        if unit.kind == "copy":
-            target.copy_(tensors[0])
-        elif self._in_place(unit, target, tensors) and self._method.single(len(tensors), parameters) is None:
+        if self._in_place(unit, target, tensors) and self._method.single(len(tensors), parameters) is None:
             self._method.function(tensors, name=unit.name, out=target, **parameters)
         else:
-            worked = work(tensors, self._method, unit, self._recipe.policy)
-            value = combine(tensors, worked, self._method, parameters, unit)
+            value = result_of(tensors, self._method, parameters, unit, self._recipe.policy)
             refuse_nonfinite(unit, value, self._recipe.policy)
             target.copy_(value)
         for other in others:  # tied in the checkpoints, not in the model
@@ -129,7 +127,8 @@ class LivePath:
         dtype = computing_dtype([tensor.dtype for tensor in tensors], self._recipe.policy)
         same = all(tensor.dtype == dtype for tensor in (target, *tensors))
         certain = self._method.elementwise and not self._recipe.policy.extrapolate
-        return same and certain and unit.dtype == dtype
+        whole = unit.kind == "merge" and unit.assembly is None
+        return whole and same and certain and unit.dtype == dtype
 
     def _gather(
         self, unit: Unit, sources: Sequence[Mapping[str, Tensor]], own: set[int], resident: bool

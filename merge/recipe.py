@@ -17,7 +17,8 @@ import torch
 
 from merge.errors import MergeError
 from merge.methods import METHODS, Method, Parameter
-from merge.state_dict import Policy, Unit, is_rules, resolve
+from merge.policy import Policy, is_rules, resolve
+from merge.state_dict import Unit
 
 FORMAT = "unival-merge recipe 1"
 SHARES = ("ratio", "scale", "weights")  # parameters that say how much of each checkpoint there is
@@ -88,7 +89,8 @@ def parameters_for(recipe: Recipe, units: Sequence[Unit]) -> dict[str, dict[str,
             resolved[key] = {name: item for name, (_, item) in resolve(checked, names).items()} if names else {}
         else:
             common[key] = _checked(recipe, key, parameter, value)
-    if not resolved:
+    subsets = {unit.name: unit.sources for unit in units if unit.kind != "copy"} if _has_union(recipe) else {}
+    if not resolved and not subsets:
         return {group[0]: common for group in groups}
     for first, *others in groups:
         for key, values in resolved.items():
@@ -96,7 +98,26 @@ def parameters_for(recipe: Recipe, units: Sequence[Unit]) -> dict[str, dict[str,
                 if values[other] != values[first]:
                     told = f"{values[first]} and {values[other]}"
                     raise MergeError(f"{first} and {other} are one tensor, but the rules for {key} give {told}")
-    return {group[0]: common | {key: values[group[0]] for key, values in resolved.items()} for group in groups}
+    found = {group[0]: common | {key: values[group[0]] for key, values in resolved.items()} for group in groups}
+    for name, sources in subsets.items():
+        if len(sources) < len(recipe.inputs):
+            found[name] = {key: _among(sources, value, method.parameters[key]) for key, value in found[name].items()}
+    return found
+
+
+def _has_union(recipe: Recipe) -> bool:
+    return recipe.policy.missing == "union"
+
+
+def _among(sources: Sequence[int], value: Any, parameter: Parameter) -> Any:
+    """A parameter for some of the inputs: shares are scaled to the sum 1, equal where all were 0."""
+    if not parameter.each:
+        return value
+    mine = tuple(value[index] for index in sources)
+    if not parameter.simplex:
+        return mine
+    total = math.fsum(mine)
+    return tuple(number / total for number in mine) if total else (1 / len(mine),) * len(mine)
 
 
 def _value(recipe: Recipe, key: str, parameter: Parameter) -> Any:
@@ -217,7 +238,9 @@ def describe(recipe: Recipe) -> str:
     else:
         text = ", ".join([*base, *names])
     rest = [f"{k} {_plain(v)}" for k, v in recipe.parameters.items() if not parts or k not in SHARES]
-    return f"{recipe.method}: {text}" + (f" ({', '.join(rest)})" if rest else "")
+    rules = [rule.rpartition("=") for rule in (*recipe.policy.pick, *recipe.policy.slices)]
+    picked = "".join(f", {what} from {name or 'none'}" for what, _, name in rules)
+    return f"{recipe.method}: {text}" + (f" ({', '.join(rest)})" if rest else "") + picked
 
 
 def _plain(value: Any) -> str:
@@ -249,8 +272,15 @@ def to_json(recipe: Recipe) -> dict[str, Any]:
             "batchnorm": policy.batchnorm,
             "allow_nonfinite": policy.allow_nonfinite,
             "extrapolate": policy.extrapolate,
+            **_where_used(policy),
         },
     }
+
+
+def _where_used(policy: Policy) -> dict[str, Any]:
+    """Choices that few merges make: they are noted where they are made."""
+    found = {"pick": list(policy.pick), "slices": list(policy.slices), "vocab_rows": policy.vocab_rows}
+    return {key: value for key, value in found.items() if value not in ([], "error")}
 
 
 def _input_json(item: Input) -> dict[str, str]:
@@ -308,7 +338,7 @@ def _policy(data: Mapping[str, Any]) -> Policy:
     _known(data, set(vars(defaults)), "a policy")
     values = dict(data)
     for key, value in data.items():
-        if key in ("keep", "drop"):
+        if key in ("keep", "drop", "pick", "slices"):
             _kind(key, value, list)
             values[key] = tuple(_kind(key, item, str) for item in value)
         elif key in ("dtype", "compute_dtype"):

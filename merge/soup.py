@@ -14,9 +14,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from merge.assembly import aligned, assembled
 from merge.errors import MergeError
 from merge.memory import StateDict, average, interpolate
-from merge.state_dict import Policy, plan
+from merge.policy import Policy
+from merge.state_dict import plan
 
 Evaluate = Callable[[StateDict], float]
 Loss = Callable[[Mapping[str, Tensor]], Tensor]
@@ -96,12 +98,14 @@ def learned_soup(
         mixed: dict[str, Tensor] = {}
         for unit in units:
             tensors = [states[index][unit.name].detach() for index in unit.sources]
-            value = tensors[0]
+            parts = aligned(tensors, unit.assembly)
+            value = parts[0]
             if unit.kind == "merge" and value.dtype.is_floating_point:
-                value = torch.stack(
-                    [share * tensor.float() for share, tensor in zip(shares, tensors, strict=True)]
-                ).sum(0)
-            mixed.update(dict.fromkeys(unit.names, value.to(unit.dtype)))
+                mine = shares if len(parts) == len(states) else shares[list(unit.sources)]
+                mine = mine if len(parts) == len(states) else mine / mine.sum()
+                value = torch.stack([share * part.float() for share, part in zip(mine, parts, strict=True)]).sum(0)
+            value = assembled(tensors, unit.assembly, value.to(unit.dtype), unit.shape)
+            mixed.update(dict.fromkeys(unit.names, value))
         lost = loss(mixed)
         optimizer.zero_grad()
         lost.backward()

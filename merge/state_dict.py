@@ -7,23 +7,27 @@ and the live model all follow the same plan.
 
 from __future__ import annotations
 
-import fnmatch
 import math
+import re
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from merge.assembly import VOCABULARY, Assembly, Patch, Vocabulary, by_position, by_token, rows_differ
 from merge.checkpoint import SHOWN, Checkpoint
 from merge.errors import MergeError
 from merge.formats.entry import TensorEntry
+from merge.policy import NOBODY, Origin, Policy, Slice, check_policy, origins, read_slices, slices_of
 
 # BatchNorm's count of seen batches: the only integers that differ between experts for a good reason.
 COUNTER = "num_batches_tracked"
 BATCHNORM = ("running_mean", "running_var", COUNTER)
+# fairseq notes the version of a module's layout as a floating tensor: it says what the others mean.
+_VERSION = re.compile(r"(.*\.)?version")
 
 Kind = Literal["merge", "copy", "maximum"]
 
@@ -38,39 +42,22 @@ class Spec:
 
 
 @dataclass(frozen=True)
-class Policy:
-    """The user's explicit choices.
+class Unit:
+    """One tensor of the result: its name (and the names tied to it), what is done, and from which inputs.
 
     Attributes:
-        keep: globs of names left as in the first input that has them.
-        drop: globs of names left out of the result.
-        missing: "error", or "keep-first": a name that some input lacks is taken unmerged from the first that has it.
-        dtype: dtype of the merged floating tensors; None keeps each tensor's own, which inputs must then share.
-        compute_dtype: dtype of the arithmetic, float32 or float64; float64 tensors always have float64.
-        batchnorm: "average" (statistics are merged like weights) or "from:<input name>".
-        allow_nonfinite: accept infinities and NaNs in the result.
-        extrapolate: accept coefficients outside [0, 1].
+        sources: inputs in the order in which the method takes them; the base again for an expert that counts as it.
+        why: what made it other than merged or copied for its dtype, in two or three words.
+        assembly: how its parts come together where not all are merged; None: as a whole.
     """
-
-    keep: tuple[str, ...] = ()
-    drop: tuple[str, ...] = ()
-    missing: str = "error"
-    dtype: torch.dtype | None = None
-    compute_dtype: torch.dtype = torch.float32
-    batchnorm: str = "average"
-    allow_nonfinite: bool = False
-    extrapolate: bool = False
-
-
-@dataclass(frozen=True)
-class Unit:
-    """One tensor of the result: its name (and the names tied to it), what is done, and from which inputs."""
 
     names: tuple[str, ...]
     kind: Kind
     sources: tuple[int, ...]
     dtype: torch.dtype
     shape: tuple[int, ...]
+    why: str = field(default="", compare=False)
+    assembly: Assembly | None = field(default=None, compare=False)
 
     @property
     def name(self) -> str:
@@ -94,27 +81,49 @@ def _memory_tie(value: Tensor) -> Hashable:
     return (str(value.device), value.data_ptr(), value.dtype, tuple(value.shape), value.stride())
 
 
-def plan(inputs: Sequence[Mapping[str, Tensor]], labels: Sequence[str], policy: Policy) -> list[Unit]:
+def plan(
+    inputs: Sequence[Mapping[str, Tensor]], labels: Sequence[str], policy: Policy, *, has_base: bool = False
+) -> list[Unit]:
     """One unit per tensor of the result, in the order of the first input.
 
-    `labels` name the inputs in messages. Raises MergeError listing every difference in names, shapes and dtypes and
-    every integer conflict, with the options that resolve them.
+    `labels` name the inputs in messages; with `has_base` the first is the others' ancestor. Raises MergeError listing
+    every difference in names, shapes and dtypes and every integer conflict, with the options that resolve them.
     """
+    check_policy(policy, has_base)
     described = [specs(tensors) for tensors in inputs]
-    _check_policy(policy)
     statistics_from = None if policy.batchnorm == "average" else _named_input(policy.batchnorm, labels)
-    names = _names(described, policy)
-    problems = _name_problems(described, labels, names, policy)
+    decided = origins(described, labels, policy)
+    names = [name for name in dict.fromkeys(n for tensors in described for n in tensors) if _is_wanted(name, decided)]
+    slices = read_slices(policy, labels, names)
+    vocabulary = by_token(_dictionaries(inputs), labels)
+    case = _Case(inputs, described, labels, policy, decided, slices, vocabulary, statistics_from)
+    problems = _name_problems(case, names, has_base)
     units: list[Unit] = []
-    for group in _tied_groups(described, inputs, names, policy.keep):
-        unit, problem = _unit(group, described, inputs, labels, policy, statistics_from)
+    for group in _tied_groups(case, names):
+        unit, problem = _unit(group, case)
         if problem:
             problems.append(problem)
         elif unit:
             units.append(unit)
     if problems:
+        problems = list(dict.fromkeys(problems))
         raise MergeError("; ".join(problems[:SHOWN]) + _and_more(len(problems) - SHOWN, "problems"))
+    dictionary(inputs, labels, units)
     return units
+
+
+@dataclass(frozen=True)
+class _Case:
+    """What the fate of a tensor depends on."""
+
+    inputs: Sequence[Mapping[str, Tensor]]
+    described: Sequence[Mapping[str, Spec | TensorEntry]]
+    labels: Sequence[str]
+    policy: Policy
+    decided: Mapping[str, Origin]
+    slices: Sequence[Slice]
+    vocabulary: Vocabulary | None
+    statistics_from: int | None
 
 
 def by_name(units: Sequence[Unit], inputs: Sequence[Mapping[str, Tensor]]) -> dict[str, Unit]:
@@ -123,43 +132,52 @@ def by_name(units: Sequence[Unit], inputs: Sequence[Mapping[str, Tensor]]) -> di
     return {name: found[name] for name in dict.fromkeys(n for tensors in inputs for n in tensors) if name in found}
 
 
+def dictionary(
+    inputs: Sequence[Mapping[str, Tensor]], labels: Sequence[str], units: Sequence[Unit]
+) -> Mapping[str, int] | None:
+    """The row of every token in the result, where inputs have dictionaries; None where none has.
+
+    Raises MergeError where the result's vocabulary tensors would not all have the rows of one dictionary.
+    """
+    given = _dictionaries(inputs)
+    merged = by_token(given, labels)
+    if merged is None:
+        return next((item for item in given if item is not None), None)
+    found: dict[int, tuple[Unit, Mapping[str, int]]] = {}
+    for unit in units:
+        tokens = given[unit.sources[0]] if unit.assembly is None else merged.tokens
+        if VOCABULARY.fullmatch(unit.name) and tokens is not None and unit.shape[:1] == (len(tokens),):
+            found.setdefault(-1 if unit.assembly else unit.sources[0], (unit, tokens))
+    if len(found) > 1:
+        parts = [f"{unit.name} has {len(tokens)} rows" for unit, tokens in found.values()]
+        raise MergeError(f"{' and '.join(parts)}, of different dictionaries: --keep, --pick or merge all of them")
+    return next((tokens for _, tokens in found.values()), given[0])
+
+
+def _dictionaries(inputs: Sequence[Mapping[str, Tensor]]) -> list[Mapping[str, int] | None]:
+    return [tensors.tokens if isinstance(tensors, Checkpoint) else None for tensors in inputs]
+
+
 # -- names -----------------------------------------------------------------------------------------------------------
 
 
-def matches(name: str, patterns: Sequence[str]) -> bool:
-    """Whether a tensor's name fits one of the globs (`*` crosses dots, case counts)."""
-    return bool(patterns) and any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+def _is_wanted(name: str, decided: Mapping[str, Origin]) -> bool:
+    return name not in decided or decided[name].index != NOBODY
 
 
-def _names(described: Sequence[Mapping[str, object]], policy: Policy) -> list[str]:
-    names = list(dict.fromkeys(name for tensors in described for name in tensors))
-    for option, patterns in (("--keep", policy.keep), ("--drop", policy.drop)):
-        for pattern in patterns:
-            if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
-                raise MergeError(f"{option} {pattern!r} matches no tensor; names look like {', '.join(names[:3])}")
-    return [name for name in names if not matches(name, policy.drop)]
-
-
-def _check_policy(policy: Policy) -> None:
-    if policy.missing not in ("error", "keep-first"):
-        raise MergeError(f"missing={policy.missing!r}: must be 'error' or 'keep-first'")
-    if policy.compute_dtype not in (torch.float32, torch.float64):
-        raise MergeError(f"compute_dtype {_short(policy.compute_dtype)}: must be float32 or float64")
-
-
-def _name_problems(
-    described: Sequence[Mapping[str, object]], labels: Sequence[str], names: Sequence[str], policy: Policy
-) -> list[str]:
-    if policy.missing == "keep-first":
+def _name_problems(case: _Case, names: Sequence[str], has_base: bool) -> list[str]:
+    if case.policy.missing in ("keep-first", "union"):
         return []
-    wanted = [name for name in names if not matches(name, policy.keep)]
+    zero = case.policy.missing == "zero-delta"
+    wanted = [name for name in names if name not in case.decided]
     problems: list[str] = []
-    for tensors, label in zip(described, labels, strict=True):
+    for tensors, label in list(zip(case.described, case.labels, strict=True))[: 1 if zero else None]:
         lacking = [name for name in wanted if name not in tensors]
         if lacking:
             problems.append(f"{label} lacks {_listed(lacking)}")
     if problems:
-        problems.append("leave them as they are with --keep, leave them out with --drop, or pass --missing keep-first")
+        least = "" if zero else ", or pass --missing keep-first"
+        problems.append(f"leave them as they are with --keep, leave them out with --drop{least}")
     return problems
 
 
@@ -179,24 +197,22 @@ def _and_more(count: int, what: str) -> str:
 # -- ties ------------------------------------------------------------------------------------------------------------
 
 
-def _tied_groups(
-    described: Sequence[Mapping[str, Spec | TensorEntry]],
-    inputs: Sequence[Mapping[str, Tensor]],
-    names: Sequence[str],
-    keep: Sequence[str],
-) -> list[tuple[str, ...]]:
+def _tied_groups(case: _Case, names: Sequence[str]) -> list[tuple[str, ...]]:
     """Names that are one tensor in the first input that has them, and that share one fate.
 
-    Such a tie survives where every other input that has the names ties them too or holds equal values.
+    Such a tie survives where every other input that has the names ties them too or holds equal values; what comes from
+    one input alone is tied as it is there.
     """
     groups: dict[Hashable, list[str]] = {}
     for name in names:
-        holders = tuple(i for i, tensors in enumerate(described) if name in tensors)
-        tie = described[holders[0]][name].tie
-        groups.setdefault(name if tie is None else (tie, holders, matches(name, keep)), []).append(name)
+        origin = case.decided.get(name)
+        holders = (origin.index,) if origin else tuple(i for i, tensors in enumerate(case.described) if name in tensors)
+        tie = case.described[holders[0]][name].tie
+        groups.setdefault(name if tie is None else (tie, holders, origin is not None), []).append(name)
     result: list[tuple[str, ...]] = []
     for members in groups.values():
-        result.extend(_split_untied(tuple(members), described, inputs))
+        alone = members[0] in case.decided
+        result.extend([tuple(members)] if alone else _split_untied(tuple(members), case.described, case.inputs))
     return result
 
 
@@ -220,66 +236,132 @@ def _split_untied(
 # -- one tensor ------------------------------------------------------------------------------------------------------
 
 
-def _unit(
-    names: tuple[str, ...],
-    described: Sequence[Mapping[str, Spec | TensorEntry]],
-    inputs: Sequence[Mapping[str, Tensor]],
-    labels: Sequence[str],
-    policy: Policy,
-    statistics_from: int | None,
-) -> tuple[Unit | None, str]:
+def _unit(names: tuple[str, ...], case: _Case) -> tuple[Unit | None, str]:
     """The unit of one tied group, or the problem that prevents it."""
     name = names[0]
-    holders = [i for i, tensors in enumerate(described) if name in tensors]
-    first = described[holders[0]][name]
+    origin = case.decided.get(name)
+    slices = slices_of(name, case.slices) if case.slices else []
+    holders = [i for i, tensors in enumerate(case.described) if name in tensors]
+    first = case.described[origin.index if origin else holders[0]][name]
     copied = Unit(names, "copy", (holders[0],), first.dtype, first.shape)
-    if matches(name, policy.keep):
-        return copied, ""
-    if len(holders) < len(inputs):
-        return (copied, "") if policy.missing == "keep-first" else (None, "")
-    problem = _conflict(name, [tensors[name] for tensors in described], labels, policy)
+    if origin:
+        problem = f"--slice {slices[0].rule!r}: {name} is {origin.why}, as a whole" if slices else ""
+        return replace(copied, sources=(origin.index,), why=origin.why), problem
+    sources = list(range(len(case.inputs)))
+    if len(holders) < len(sources):
+        why = f"missing: {case.policy.missing}"
+        if case.policy.missing == "error" or (case.policy.missing == "zero-delta" and holders[0] != 0):
+            return None, ""  # its name is a problem already
+        if case.policy.missing == "keep-first" or len(holders) == 1:
+            problem = f"--slice {slices[0].rule!r}: only {case.labels[holders[0]]} decides {name}" if slices else ""
+            return replace(copied, why=why), problem
+        zero = case.policy.missing == "zero-delta"
+        sources = [index if index in holders else 0 for index in sources] if zero else holders
+        copied = replace(copied, why=why)
+    if case.statistics_from in holders and name.endswith(BATCHNORM) and not slices:
+        problem = _conflict(name, sources, case)
+        return replace(copied, sources=(case.statistics_from,), why=case.policy.batchnorm), problem
+    vocabulary, problem = _rows(name, sources, case) if not slices else (None, "")
+    problem = problem or _conflict(name, sources, case, rows=vocabulary is not None)
     if problem:
         return None, problem
-    if statistics_from is not None and name.endswith(BATCHNORM):
-        return Unit(names, "copy", (statistics_from,), first.dtype, first.shape), ""
-    if not (first.dtype.is_floating_point or first.dtype.is_complex):
-        return _integer_unit(copied, inputs, labels)
-    dtype = first.dtype if policy.dtype is None or first.dtype.is_complex else policy.dtype
-    return Unit(names, "merge", tuple(range(len(inputs))), dtype, first.shape), ""
+    copied = replace(copied, sources=tuple(sources))
+    if vocabulary is not None:
+        shape = (vocabulary.rows.shape[1], *first.shape[1:])
+        copied = replace(copied, shape=shape, assembly=vocabulary.assembly(_rows_policy(case)), why="by row")
+    if slices:
+        patches, problem = _patches(name, slices, copied)
+        copied = replace(copied, assembly=Assembly(patches=patches), why="sliced")
+        if problem:
+            return None, problem
+    if not (first.dtype.is_floating_point or first.dtype.is_complex) or _is_version(name, first):
+        return _integer_unit(copied, case)
+    dtype = first.dtype if case.policy.dtype is None or first.dtype.is_complex else case.policy.dtype
+    return replace(copied, kind="merge", dtype=dtype), ""
 
 
-def _conflict(name: str, found: Sequence[Spec | TensorEntry], labels: Sequence[str], policy: Policy) -> str:
+def _is_version(name: str, spec: Spec | TensorEntry) -> bool:
+    return math.prod(spec.shape) == 1 and bool(_VERSION.fullmatch(name))
+
+
+def _conflict(name: str, sources: Sequence[int], case: _Case, *, rows: bool = False) -> str:
     """What keeps a tensor from being merged, told with both values; empty where nothing does."""
-    first = found[0]
-    for spec, label in zip(found[1:], labels[1:], strict=True):
-        if spec.shape != first.shape:
-            return (
-                f"{name} has shape {list(first.shape)} in {labels[0]} and {list(spec.shape)} in {label}: "
-                "--keep or --drop it"
-            )
+    first, label = case.described[sources[0]][name], case.labels[sources[0]]
+    for index in sources[1:]:
+        spec, other = case.described[index][name], case.labels[index]
+        if spec.shape != first.shape and not rows:
+            advice = "--keep or --drop it"
+            if VOCABULARY.fullmatch(name) and rows_differ([first.shape, spec.shape]):
+                advice = "--keep or --drop it, or merge row by row with --vocab-rows"
+            return f"{name} has shape {list(first.shape)} in {label} and {list(spec.shape)} in {other}: {advice}"
         if spec.dtype != first.dtype:
             floats = spec.dtype.is_floating_point and first.dtype.is_floating_point
-            if not floats or policy.dtype is None:
+            if not floats or case.policy.dtype is None:
                 advice = "choose the result's with --dtype" if floats else "--keep or --drop it"
-                return f"{name} is {_short(first.dtype)} in {labels[0]} and {_short(spec.dtype)} in {label}: {advice}"
+                return f"{name} is {_short(first.dtype)} in {label} and {_short(spec.dtype)} in {other}: {advice}"
     return ""
 
 
-def _integer_unit(
-    copied: Unit, inputs: Sequence[Mapping[str, Tensor]], labels: Sequence[str]
-) -> tuple[Unit | None, str]:
+def _integer_unit(copied: Unit, case: _Case) -> tuple[Unit | None, str]:
     """Integers are never arithmetic: equal ones are kept, BatchNorm counters take the maximum."""
     name = copied.name
-    if name.endswith(COUNTER):
-        return Unit(copied.names, "maximum", tuple(range(len(inputs))), copied.dtype, copied.shape), ""
-    first = inputs[0][name]
-    for tensors, label in zip(inputs[1:], labels[1:], strict=True):
-        if not torch.equal(first, tensors[name]):
+    if name.endswith(COUNTER) and copied.assembly is None:
+        return replace(copied, kind="maximum"), ""
+    tensors = [case.inputs[index][name] for index in copied.sources]
+    if copied.assembly is not None and copied.assembly.put is not None:
+        return None, f"{name} is {_short(copied.dtype)} and has rows that differ: --keep or --drop it"
+    compared = [_without_patches(tensor, copied.assembly) for tensor in tensors]
+    for index, tensor in zip(copied.sources[1:], compared[1:], strict=True):
+        if not torch.equal(compared[0], tensor):
             return None, (
-                f"{name} is {_short(copied.dtype)} and differs between {labels[0]} and {label}: integers are never "
-                "merged; --keep or --drop it"
+                f"{name} is {_short(copied.dtype)} and differs between {case.labels[copied.sources[0]]} and "
+                f"{case.labels[index]}: {'a version' if copied.dtype.is_floating_point else 'integers'} "
+                f"{'is' if copied.dtype.is_floating_point else 'are'} never merged; --keep or --drop it"
             )
-    return copied, ""
+    return copied if copied.assembly else replace(copied, sources=copied.sources[:1]), ""
+
+
+def _without_patches(tensor: Tensor, assembly: Assembly | None) -> Tensor:
+    """The tensor with zeros where slices come from one input."""
+    for patch in assembly.patches if assembly else ():
+        tensor = tensor.index_fill(patch.axis, patch.put, 0)
+    return tensor
+
+
+def _rows_policy(case: _Case) -> str:
+    """What happens to rows that some lack: told for rows, or for all that is missing."""
+    by_name = {"keep-first": "keep-first", "union": "keep-first", "zero-delta": "zero-delta"}
+    return by_name.get(case.policy.missing, "error") if case.policy.vocab_rows == "error" else case.policy.vocab_rows
+
+
+def _rows(name: str, sources: Sequence[int], case: _Case) -> tuple[Vocabulary | None, str]:
+    """The rows of a vocabulary tensor where they differ between the inputs, or why they cannot be matched."""
+    shapes = [case.described[index][name].shape for index in sources]
+    if not VOCABULARY.fullmatch(name) or len({shape[1:] for shape in shapes}) > 1:
+        return None, ""
+    found = None if case.vocabulary is None else case.vocabulary.among(sources)
+    if found is not None and found.fits(shapes):
+        if bool((found.rows < 0).all(0).any()):
+            return None, f"{name}: no input that has it has the rows of all tokens; --keep, --drop or --pick it"
+        if _rows_policy(case) == "error" and bool((found.rows < 0).any()):
+            lacking = found.told([case.labels[index] for index in sources])
+            return None, f"the dictionaries differ: {lacking}; keep such rows with --vocab-rows keep-first"
+        return found, ""
+    if found is not None or not rows_differ(shapes) or case.policy.vocab_rows == "error":
+        return None, ""
+    return by_position([shape[0] for shape in shapes]), ""
+
+
+def _patches(name: str, slices: Sequence[Slice], unit: Unit) -> tuple[tuple[Patch, ...], str]:
+    patches: list[Patch] = []
+    for item in slices:
+        if item.axis >= len(unit.shape) or item.index >= unit.shape[item.axis]:
+            return (), f"--slice {item.rule!r}: {name} has shape {list(unit.shape)}"
+        if item.source not in unit.sources:
+            return (), f"--slice {item.rule!r}: that input lacks {name}"
+        at = torch.tensor([item.index])
+        patches.append(Patch(unit.sources.index(item.source), item.axis, at, at))
+    return tuple(patches), ""
 
 
 def _named_input(batchnorm: str, labels: Sequence[str]) -> int:
@@ -291,28 +373,3 @@ def _named_input(batchnorm: str, labels: Sequence[str]) -> int:
 
 def _short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-# -- coefficients by module ------------------------------------------------------------------------------------------
-
-
-def is_rules(value: object) -> bool:
-    """Whether a parameter's value is given by module: a mapping from globs with a "*"."""
-    return isinstance(value, Mapping) and "*" in value
-
-
-def resolve(rules: Mapping[str, float], names: Sequence[str]) -> dict[str, tuple[str, float]]:
-    """For every name the first glob of `rules` that fits it, and its value.
-
-    Raises MergeError where "*" is absent or a glob decides no name (a typing mistake, or hidden by an earlier one).
-    """
-    if "*" not in rules:
-        raise MergeError(f"coefficients by module need a rule '*' for the rest; given are {', '.join(rules)}")
-    resolved = {name: next((glob, rules[glob]) for glob in rules if fnmatch.fnmatchcase(name, glob)) for name in names}
-    used = {glob for glob, _ in resolved.values()}
-    idle = [glob for glob in rules if glob not in used and glob != "*"]
-    if idle:
-        shadow = any(fnmatch.fnmatchcase(name, idle[0]) for name in names)
-        why = "an earlier rule decides all it matches" if shadow else f"names look like {', '.join(names[:3])}"
-        raise MergeError(f"coefficient rule {idle[0]!r} decides no tensor: {why}")
-    return resolved

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from merge.errors import MergeError
-from merge.kernel import combine, refuse_nonfinite, work
+from merge.kernel import refuse_nonfinite, result_of
 from merge.memory import StateDict
+from merge.policy import Policy
 from merge.recipe import Input, Recipe, method_named, parameters_for
-from merge.state_dict import Policy, plan
+from merge.state_dict import plan
 
 Batch = TypeVar("Batch")
 
@@ -115,14 +116,13 @@ def merge_with_statistics(
     result: dict[str, Tensor] = {}
     for unit in units:
         tensors = [list(experts.values())[index][unit.name].detach() for index in unit.sources]
+        if unit.assembly is not None or 1 < len(unit.sources) < len(experts):
+            raise MergeError(f"{unit.name}: statistics are of whole tensors that all experts have; --keep or --drop it")
         if unit.kind == "merge":
             tensors += [_statistic(statistics[name], name, unit.name) for name in experts]
-        if unit.kind == "copy":
-            value = tensors[0].clone()
-        else:
-            worked = work(tensors, chosen, unit, recipe.policy)
-            value = combine(tensors, worked, chosen, resolved.get(unit.name, {}), unit)
-            refuse_nonfinite(unit, value, recipe.policy)
+        value = result_of(tensors, chosen, resolved.get(unit.name, {}), unit, recipe.policy)
+        refuse_nonfinite(unit, value, recipe.policy)
+        value = value.clone() if unit.kind == "copy" else value
         result.update(dict.fromkeys(unit.names, value))
     return result
 

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from merge.assembly import aligned, assembled
 from merge.digests import Digest, raw_bytes
 from merge.formats.entry import TensorEntry
 from merge.kernel import BLOCK, combine, nonfinite, work
@@ -158,17 +159,21 @@ class Stream:
 
     def _unit(self, unit: Unit, buffers: _Buffers) -> None:
         """Read one tensor of every input, compute and write it for every job."""
-        whole = unit.kind == "merge" and not self._method.elementwise
+        whole = (unit.kind == "merge" and not self._method.elementwise) or unit.assembly is not None
         readers = [self._readers(index, unit.names, whole, buffers) for index in range(len(self._sources))]
         numel = math.prod(unit.shape)
         step = max(numel, 1) if whole else BLOCK
         hashes = [job.digest.start() for job in self._jobs]
         used = [next(reader for reader in readers[index] if unit.name in reader.names) for index in unit.sources]
+        distinct = list(dict.fromkeys(used))  # an expert that lacks a tensor may have the base's
         for start in range(0, numel, step):
             if self._stop:
                 return
-            blocks = [reader.block(min(start + step, numel)) for reader in used]
-            results = self._results(unit, [block.view(unit.shape) for block in blocks] if whole else blocks)
+            if whole:
+                read = {reader: reader.block(reader.entry.numel).view(reader.entry.shape) for reader in distinct}
+            else:
+                read = {reader: reader.block(min(start + step, numel)) for reader in distinct}
+            results = self._results(unit, [read[reader] for reader in used])
             for job, result, content in zip(self._jobs, results, hashes, strict=True):
                 self._deliver(job, unit, start, result, content)
         for index, mine in enumerate(readers):
@@ -179,13 +184,16 @@ class Stream:
 
     def _results(self, unit: Unit, blocks: list[Tensor]) -> Iterator[Tensor]:
         if unit.kind == "copy":
-            yield from (blocks[0] for _ in self._jobs)
+            copied = assembled(blocks, unit.assembly, blocks[0], unit.shape)
+            yield from (copied for _ in self._jobs)
         else:
             device = self._settings.device
             moved = blocks if device == "cpu" else [block.to(device) for block in blocks]
-            worked = work(moved, self._method, unit, self._policy)
+            parts = aligned(moved, unit.assembly)
+            worked = work(parts, self._method, unit, self._policy)
             for job in self._jobs:
-                yield combine(moved, worked, self._method, job.parameters[unit.name], unit).cpu()
+                merged = combine(parts, worked, self._method, job.parameters[unit.name], unit)
+                yield assembled(moved, unit.assembly, merged, unit.shape).cpu()
 
     def _deliver(self, job: Job, unit: Unit, start: int, result: Tensor, content: Any) -> None:
         if unit.kind == "merge":

@@ -11,7 +11,7 @@ from torch import Tensor
 from merge import memory
 from merge.errors import MergeError
 from merge.kernel import nonfinite
-from merge.state_dict import Policy
+from merge.policy import Policy
 
 
 @dataclass(frozen=True)

@@ -100,6 +100,7 @@ def plan_output(
         if shard_size is not None:
             raise MergeError(f"{path}: only safetensors are written in shards; name a folder or leave --shard-size out")
         return planned[path.suffix](path, slots, like)
+    slots = _without_aliases(slots, metadata or {})
     if path.suffix == ".safetensors" and shard_size is None:
         head, starts, size = encode_header(_layout(slots), metadata)
         return OutputPlan([FilePlan("", size, [(0, head)], starts)], folder=False)
@@ -107,6 +108,12 @@ def plan_output(
         known = ", ".join((*SUFFIXES, t5x.SUFFIX))
         raise MergeError(f"{path}: unknown suffix {path.suffix!r}; known are {known}, or none for a folder")
     return _plan_folder(slots, like, metadata, shard_size or SHARD_SIZE)
+
+
+def _without_aliases(slots: Mapping[str, Slot], metadata: Mapping[str, str]) -> dict[str, Slot]:
+    """Names that the metadata maps to one that they are tied to are left out, as in the input: see `open_checkpoint`."""
+    kept = {name: slots.get(metadata.get(name, "")) for name in slots}
+    return {name: slot for name, slot in slots.items() if (to := kept[name]) is None or to.storage != slot.storage}
 
 
 def _layout(slots: Mapping[str, Slot]) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
@@ -134,7 +141,9 @@ def _plan_folder(
         files.append(FilePlan(name, size, [(0, head)], starts))
     if count > 1:
         weight_map = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
-        index = {"metadata": {"total_size": sum(slot.nbytes for slot in slots.values())}, "weight_map": weight_map}
+        aliases = {name: to for name, to in (metadata or {}).items() if to in slots and name not in slots}
+        noted = {"total_size": sum(slot.nbytes for slot in slots.values()), **aliases}
+        index = {"metadata": noted, "weight_map": weight_map}
         text = json.dumps(index, indent=2).encode()
         files.append(FilePlan("model.safetensors.index.json", len(text), [(0, text)], {}))
     copied: dict[str, Path] = {}

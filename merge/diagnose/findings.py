@@ -13,8 +13,9 @@ import torch
 
 from merge.diagnose.tables import counted, listed
 from merge.formats.entry import TensorEntry
+from merge.policy import Policy, matches
 from merge.recipe import dtype_name
-from merge.state_dict import Policy, Spec, matches
+from merge.state_dict import Spec
 
 # A tensor with as many elements has cosines to chance partners of 1 / sqrt(1024) = 0.03.
 LARGE = 1024
@@ -122,8 +123,13 @@ def _names(case: Case) -> list[Finding]:
     seen = "; ".join(
         f"{label} lacks {counted(len(names), 'tensor')}: {listed(names)}" for label, names in lacking.items()
     )
-    if case.policy.missing == "keep-first":
-        return [Finding("note", "names differ", seen, "they are taken unmerged from the first that has them", every)]
+    done = {
+        "keep-first": "they are taken unmerged from the first that has them",
+        "zero-delta": "an expert that lacks them counts as the base there",
+        "union": "they are merged among those that have them",
+    }
+    if case.policy.missing in done:
+        return [Finding("note", "names differ", seen, done[case.policy.missing], every)]
     return [_prefixed(case) or Finding("error", "names differ", seen, _names_advice(case, every), every)]
 
 

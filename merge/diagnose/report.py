@@ -15,7 +15,8 @@ from merge.diagnose.sources import BASE, Source, labels_for, opened
 from merge.diagnose.tables import number, table
 from merge.diagnose.values import value_findings
 from merge.errors import MergeError
-from merge.state_dict import COUNTER, Policy, matches, plan, specs
+from merge.policy import Policy, matches
+from merge.state_dict import COUNTER, plan, specs
 
 ORDER = {"error": 0, "warning": 1, "note": 2}
 
@@ -104,7 +105,7 @@ def doctor(
 
 def _agreed(sources: Sequence[Mapping[str, Tensor]], case: Case) -> None:
     """The engine's own plan has the last word: what it refuses, no report may call mergeable."""
-    plan(sources, case.labels, case.policy)
+    plan(sources, case.labels, case.policy, has_base=case.has_base)
 
 
 # -- text --------------------------------------------------------------------------------------------------------------

@@ -226,7 +226,7 @@ OPTIONS = [
     ([*PAIR, "--ratio", "0.5", "--dtype", "int8"], "unknown dtype 'int8'"),
     ([*PAIR, "--ratio", "0.5", "--compute-dtype", "bfloat16"], "float32"),
     ([*PAIR, "--ratio", "0.5", "--compute-dtype", "float8_e5m2"], "float64"),
-    ([*PAIR, "--ratio", "0.5", "--missing", "keep"], "must be 'error' or 'keep-first'"),
+    ([*PAIR, "--ratio", "0.5", "--missing", "keep"], "must be 'error', 'keep-first', 'zero-delta' or 'union'"),
     ([*PAIR, "--ratio", "0.5", "--keep", "encodr.*"], "--keep 'encodr.*' matches no tensor; names look like"),
     ([*PAIR, "--ratio", "0.5", "--drop", "encodr.*"], "--drop 'encodr.*' matches no tensor; names look like"),
     ([*PAIR, "--ratio", "0.5", "--batchnorm", "from:x"], "must be 'average' or 'from:' and one of a, b"),

@@ -12,7 +12,8 @@ from broken import BROKEN, Break, World, tuned, weights
 
 import merge
 from merge.diagnose import doctor, findings, report, tables
-from merge.state_dict import Policy, plan
+from merge.policy import Policy
+from merge.state_dict import plan
 
 
 def test_a_healthy_pair_has_no_finding(tmp_path: Path) -> None:

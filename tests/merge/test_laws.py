@@ -21,7 +21,7 @@ from torch import Tensor
 import merge
 from merge.memory import merge_state_dicts
 from merge.methods import METHODS
-from merge.state_dict import Policy
+from merge.policy import Policy
 
 LAW = settings(derandomize=True, deadline=None, max_examples=80)
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]

@@ -11,7 +11,8 @@ from torch import Tensor
 
 import merge
 from merge import MergeError, Policy
-from merge.state_dict import Unit, plan, resolve
+from merge.policy import resolve
+from merge.state_dict import Unit, plan
 
 LABELS = ["vqa", "caption"]
 
@@ -116,8 +117,10 @@ def test_patterns_mind_case_and_cross_dots() -> None:
     assert [name for name, unit in units.items() if unit.kind == "copy"] == ["head.deep.w"]
 
 
-def test_missing_is_one_of_two_words() -> None:
-    assert "must be 'error' or 'keep-first'" in refused(named("w"), named("w"), missing="keep_first")
+def test_missing_is_one_of_four_words() -> None:
+    assert "must be 'error', 'keep-first', 'zero-delta' or 'union'" in refused(
+        named("w"), named("w"), missing="keep_first"
+    )
 
 
 # -- shapes and dtypes -----------------------------------------------------------------------------------------------
