@@ -19,7 +19,7 @@ OPTIONAL = {  # extras, imported by the function that needs them
     "merge/mergekit.py": {"yaml"},
     "merge/align/assignment.py": {"scipy"},
 }
-FROM_MERGE = {"open_checkpoint", "save_checkpoint", "MergeError"}  # all that unival_core may use
+FROM_MERGE = {"Checkpoint", "open_checkpoint", "save_checkpoint", "MergeError"}  # all that unival_core may use
 FILES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from merge import open_checkpoint, save_checkpoint
+from merge import Checkpoint, open_checkpoint, save_checkpoint
 from unival_core.attention import code_ids, grid_ids, image_buckets, token_buckets
 from unival_core.config import CODE_STRIDE, CONFIGS, AudioConfig, ResNetConfig, UnivalConfig, replace
 from unival_core.errors import UnivalError
@@ -59,9 +59,7 @@ def load_model(
     from scratch, unexpected tensors are left out, and a warning tells each. Unreadable files raise merge.MergeError.
     """
     file = open_checkpoint(path, section)
-    if config is None:
-        stored = file.metadata.get(CONFIG_KEY)
-        config = UnivalConfig.from_json(stored) if stored is not None else infer_config(file)
+    config = config or config_of(file)
     check_computed(file, config)
     tensors = {name: file[name] for name in file if not is_computed(name)}
     model = bare_model(config) if strict else UnivalModel(config)
@@ -108,6 +106,12 @@ def save_model(
     cast = {(value.data_ptr(), file[name].dtype): value.to("cpu", file[name].dtype) for name, value in own.items()}
     state = {name: cast[own[name].data_ptr(), file[name].dtype] if name in own else file[name] for name in file}
     return save_checkpoint(state, path, {**file.metadata, **(metadata or {})} or None, like=file, overwrite=overwrite)
+
+
+def config_of(file: Checkpoint) -> UnivalConfig:
+    """The config stored in a file, or else what its tensors imply (`infer_config`)."""
+    stored = file.metadata.get(CONFIG_KEY)
+    return UnivalConfig.from_json(stored) if stored is not None else infer_config(file)
 
 
 class _NoNumbers(TorchFunctionMode):

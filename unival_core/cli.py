@@ -1,4 +1,4 @@
-"""The command line of the model: answers to one picture, film or sound, and scores on a file of them."""
+"""The command line of the model: answers to one picture, film or sound, scores on a file of them, alignment."""
 
 from __future__ import annotations
 
@@ -156,6 +156,37 @@ def evaluate(
                 output=output,
             )
         _print_scores(result, ", ".join(map(str, data)))
+
+
+@app.command()
+def align(
+    first: Annotated[Path, typer.Argument(help="Model whose order of units is taken.")],
+    second: Annotated[Path, typer.Argument(help="Model to put into that order.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="File or folder to write.")],
+    section: Section = "auto",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
+) -> None:
+    """Write SECOND with its heads, channels and hidden units in the order of FIRST's, so that the two can be averaged.
+
+    For models trained apart (Git Re-Basin, arXiv 2209.04836); those finetuned from one ancestor are aligned already.
+
+    \b
+    unival-merge align a.pt b.pt -o b_aligned.pt
+    """
+    with told():
+        _check_free(output, overwrite)
+        from tqdm import tqdm
+
+        from unival_core.permutations import align_checkpoint
+
+        with tqdm(desc="align", unit=" groups", disable=None) as bar:
+            done = align_checkpoint(
+                first, second, output, section=section, overwrite=overwrite, progress=lambda _: bar.update()
+            )
+        typer.echo(
+            f"{output}: {done.moved:,} of {done.units:,} units of {second} moved; cosine with {first} "
+            f"{done.before:.4f} before, {done.after:.4f} now"
+        )
 
 
 @contextmanager

@@ -13,23 +13,89 @@ Left as they are: rows of the token matrix, positions, mel bands, pixels, the un
 continuous symmetries (scales between a map and the next, rotations between queries and keys).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 
+import torch
 from torch import Tensor
 
+from merge import Checkpoint, open_checkpoint, save_checkpoint
 from merge.align import (
     PermutationSpec,
+    apply_permutation,
     attention,
     bottleneck,
     linear,
     norm,
     permutation_spec,
+    weight_matching,
 )
-from unival_core.checkpoint import TIED
+from unival_core.checkpoint import TIED, bare_model, config_of, is_computed, refuse_differences
 from unival_core.config import AudioConfig, ResNetConfig, UnivalConfig
+from unival_core.errors import UnivalError
 
 WIDTH = "width"
 Patterns = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """What `align_checkpoint` did: units (those within heads counted by head) and how many of them moved; the cosine of
+    the two models' weights, as they were and as they are."""
+
+    units: int
+    moved: int
+    before: float
+    after: float
+
+
+def align_checkpoint(
+    first: str | Path,
+    second: str | Path,
+    output: str | Path,
+    *,
+    section: str = "auto",
+    overwrite: bool = False,
+    progress: Callable[[str], object] | None = None,
+) -> Alignment:
+    """Writes the second model with its units in the first one's order, as near to its weights as an order can come.
+
+    What the file computes stays the same, and so does its layout; other sections of a training file keep their order,
+    and no longer belong to the aligned one. `section` is used of both files; `progress` is called with each group that
+    was solved. Raises UnivalError where a file is no UnIVAL model or the two have different parts or sizes, and
+    merge.MergeError for what cannot be read or written, or without SciPy.
+    """
+    a, b = open_checkpoint(first, section), open_checkpoint(second, section)
+    for path, file in ((first, a), (second, b)):
+        weights = {name: file[name] for name in file if not is_computed(name)}
+        refuse_differences(weights, bare_model(config_of(file)).state_dict(), str(path))
+    spec = permutations(config_of(b), b)
+    refuse_others(a, b, spec, f"{first} and {second}")
+    order = weight_matching(spec, a, b, progress=progress)
+    aligned = apply_permutation(spec, order, b)
+    save_checkpoint(aligned, output, dict(b.metadata) or None, like=b, overwrite=overwrite)
+    moved = sum(int((each != torch.arange(each.shape[-1])).sum()) for each in order.values())
+    units = sum(each.numel() for each in order.values())
+    return Alignment(units, moved, cosine(spec, a, b), cosine(spec, a, aligned))
+
+
+def refuse_others(a: Checkpoint, b: Checkpoint, spec: PermutationSpec, both: str) -> None:
+    """Raises UnivalError where one model has parts that the other lacks, or of another size."""
+    wrong = [name for name in spec.axes if name not in a or a[name].shape != b[name].shape]
+    wrong += [name for name in a if name not in b and not is_computed(name)]
+    if wrong:
+        told = f"{both} differ in {len(wrong)} tensors ({', '.join(wrong[:3])} ...)"
+        raise UnivalError(f"{told}: only models with the same parts and sizes can be aligned")
+
+
+def cosine(spec: PermutationSpec, first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> float:
+    """Of the angle between two models' weights; the tied matrix counts once."""
+    dot = squares = others = 0.0
+    for name in (name for name in spec.axes if name not in TIED):
+        x, y = first[name].double().flatten(), second[name].double().flatten()
+        dot, squares, others = dot + float(x @ y), squares + float(x @ x), others + float(y @ y)
+    return dot / (squares * others) ** 0.5 if squares and others else 0.0
 
 
 def permutations(config: UnivalConfig, tensors: Mapping[str, Tensor]) -> PermutationSpec:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Iterable, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -16,14 +16,18 @@ MOST = 1e-9  # relative gain from which on a sweep counts as progress: above the
 
 
 def weight_matching(
-    spec: PermutationSpec, first: Mapping[str, Tensor], second: Mapping[str, Tensor]
+    spec: PermutationSpec,
+    first: Mapping[str, Tensor],
+    second: Mapping[str, Tensor],
+    *,
+    progress: Callable[[str], object] | None = None,
 ) -> dict[str, Tensor]:
     """The order of the second network's units in which its weights have the largest inner product with the first's.
 
     Coordinate descent: each group is solved exactly, given all others, until nothing improves. It starts from the fixed
-    axes (inputs, words, outputs): the group with the most weights per unit towards settled axes comes first. Where a
-    network is a permuted copy with units that differ, its order is found exactly. The result is never worse than the
-    order as it is. Deterministic; BatchNorm statistics count as weights do.
+    axes (inputs, words, outputs): the group with the most weights per unit towards settled axes comes first. A permuted
+    copy whose units differ in those weights is put back exactly. The result is never worse than the order as it is.
+    Deterministic; BatchNorm statistics count as weights do. `progress` is called with each group that was solved.
 
     Raises MergeError where tensors do not fit the specification, and without SciPy.
     """
@@ -40,8 +44,15 @@ def weight_matching(
         settled |= {group, *spec.inner(group)}
         for inner in spec.inner(group):
             current.move(current.solved_within(inner, known))
+        if progress:
+            progress(group)
     for _ in range(SWEEPS):
-        if not sum(current.improve(group) for group in spec.free_groups):
+        grew = False
+        for group in spec.free_groups:
+            grew |= current.improve(group)
+            if progress:
+                progress(group)
+        if not grew:
             break
     return current.permutation if current.value(current.names) > before else identity(spec)
 
