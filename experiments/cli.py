@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from experiments.errors import StudyError
+from experiments.pages.cli import app as pages_app
 from experiments.pocket.cli import app as pocket_app
 from experiments.study.cli import app as study_app
 from experiments.world.cli import app as world_app
@@ -33,6 +34,7 @@ app.add_typer(core_app)
 app.add_typer(training_app)
 app.add_typer(world_app, name="world")
 app.add_typer(pocket_app)
+study_app.add_typer(pages_app)
 app.add_typer(study_app, name="study")
 
 

@@ -39,6 +39,7 @@ SMALL = 7.5  # points
 TEXT = 8.5
 
 
+_UNDATED: dict[str, dict[str, Any] | None] = {".png": None, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
 _Means = dict[str, tuple[float, float, float]]  # value, lo, hi times 100 by series
 
 
@@ -210,11 +211,12 @@ def ternary(rows: Rows, corners: tuple[str, str, str], *, tasks: Sequence[str]) 
     return figure
 
 
-def save(figure: Figure, stem: str | Path) -> list[Path]:
-    """Write STEM.png, .svg and .pdf, and return their paths. Equal figures give equal bytes."""
+def save(figure: Figure, stem: str | Path, suffixes: Sequence[str] = tuple(_UNDATED)) -> list[Path]:
+    """Write STEM.png, .svg and .pdf, or some of them, and return their paths. Equal figures give equal bytes."""
     written: list[Path] = []
     with matplotlib.rc_context({"svg.hashsalt": "unival-merge", "pdf.fonttype": 42}):
-        for suffix, metadata in ((".png", None), (".svg", {"Date": None}), (".pdf", {"CreationDate": None})):
+        for suffix in suffixes:
+            metadata = _UNDATED[suffix]
             written.append(Path(f"{stem}{suffix}"))
             figure.savefig(written[-1], dpi=200, metadata=metadata)
     return written
@@ -330,7 +332,8 @@ def _draw_ternary(axis: Axes, points: Records, corners: tuple[str, str, str]) ->
 def _legend_below(figure: Figure, axes: Iterable[Axes], title: str | None = None) -> None:
     found = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     style: dict[str, Any] = {"loc": "outside lower center", "fontsize": SMALL, "frameon": False}
-    figure.legend(list(found.values()), list(found), ncols=5, title=title, title_fontsize=SMALL, **style)
+    columns = max(1, min(5, int(figure.get_size_inches()[0] / 1.4)))
+    figure.legend(list(found.values()), list(found), ncols=columns, title=title, title_fontsize=SMALL, **style)
 
 
 def _tidy(axis: Axes) -> None:

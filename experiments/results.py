@@ -118,8 +118,8 @@ def append_row(path: str | Path, row: Row, per_example: np.ndarray | None = None
     except (TypeError, ValueError) as error:
         raise StudyError(f"row {row.key} cannot be written as JSON ({error}): use plain finite values") from error
     if per_example is not None:  # first, so that no row ever stands without its scores
-        _append_line(scores_path(path), json.dumps({"key": row.key, "scores": _packed(per_example)}))
-    _append_line(path, line)
+        append_line(scores_path(path), json.dumps({"key": row.key, "scores": _packed(per_example)}))
+    append_line(path, line)
 
 
 def read_rows(path: str | Path) -> pd.DataFrame:
@@ -130,7 +130,7 @@ def read_rows(path: str | Path) -> pd.DataFrame:
     """
     path = Path(path)
     rows: dict[str, Row] = {}
-    for number, entry in _entries(path):
+    for number, entry in entries(path):
         row = _row(entry, f"{path}:{number}")
         rows.pop(row.key, None)
         rows[row.key] = row
@@ -143,7 +143,7 @@ def read_rows(path: str | Path) -> pd.DataFrame:
 def read_scores(path: str | Path, keys: Iterable[str] | None = None) -> dict[str, np.ndarray]:
     """Per-example scores by row key, of all rows or of `keys`; StudyError names a key without scores."""
     path = scores_path(Path(path))
-    packed = {entry["key"]: entry["scores"] for _, entry in _entries(path)}
+    packed = {entry["key"]: entry["scores"] for _, entry in entries(path)}
     wanted = list(packed) if keys is None else list(keys)
     missing = [key for key in wanted if key not in packed]
     if missing:
@@ -227,7 +227,8 @@ def _row(entry: dict[str, Any], place: str) -> Row:
     return Row(**entry)
 
 
-def _entries(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def entries(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The objects of a file of JSON lines with the numbers of their lines; a torn last line is ignored, warning."""
     if not path.is_file():
         raise StudyError(f"{path}: no such file: run the study first")
     *lines, torn = path.read_bytes().split(b"\n")
@@ -246,7 +247,8 @@ def _entries(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         yield number, entry
 
 
-def _append_line(path: Path, line: str) -> None:
+def append_line(path: Path, line: str) -> None:
+    """Add a line durably, behind cutting off what a killed run left of a last one, with a warning."""
     is_new = not path.exists()
     with path.open("a+b", buffering=0) as file:
         if fcntl is not None:

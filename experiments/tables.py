@@ -1,4 +1,4 @@
-"""Tables of rows: points down, (task, split, metric) across, as markdown, CSV and LaTeX.
+"""Tables of rows: points down, (task, split, metric) across, as markdown, CSV, LaTeX and HTML.
 
 Scores are printed times 100, with 95 % intervals; CSV keeps the metrics' own units. Rows of several seeds are averaged.
 The best of a column is marked only where it beats every other row in paired tests, Holm-corrected, at p < 0.05.
@@ -9,6 +9,7 @@ import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 
 import numpy as np
 
@@ -21,13 +22,15 @@ COLUMNS = ("task", "split", "metric")
 
 @dataclass(frozen=True)
 class Cell:
-    """Mean score, its interval, examples, the note of a score that was not computed, and whether it is marked."""
+    """Mean score, its interval, examples, the note of a score that was not computed, the key of the first row, and
+    whether it is marked."""
 
     value: float
     lo: float
     hi: float
     n: int
     note: str
+    key: str
     marked: bool
 
 
@@ -55,12 +58,10 @@ def pivot(
         raise StudyError("no rows to tabulate: run the study first")
     labels, columns = _labels(found, index), _labels(found, COLUMNS)
     cells: dict[tuple[tuple[str, ...], tuple[str, ...]], Cell] = {}
-    for column in columns:
-        own = {
-            label: [row for row in found if _label(row, COLUMNS) == column and _label(row, index) == label]
-            for label in labels
-        }
-        own = {label: group for label, group in own.items() if group}
+    groups: dict[tuple[str, ...], dict[tuple[str, ...], Records]] = {column: {} for column in columns}
+    for row in found:
+        groups[_label(row, COLUMNS)].setdefault(_label(row, index), []).append(row)
+    for column, own in groups.items():
         marked = None if scores is None else _best(own, scores)
         for label, group in own.items():
             cells[label, column] = _cell(group, label == marked)
@@ -109,6 +110,23 @@ def to_csv(table: Table) -> str:
     return out.getvalue()
 
 
+def to_html(table: Table) -> str:
+    """A table element with the legend as its caption; every number leads to its first row, `#row-<key>`."""
+    head = [f'<th scope="col">{escape(name)}</th>' for name in table.index]
+    head += [f'<th scope="col" class="number">{escape(_title(table, column))}</th>' for column in table.columns]
+    lines: list[str] = []
+    for label in table.rows:
+        cells = [f"<td>{escape(part)}</td>" for part in label]
+        for column in table.columns:
+            cell = table.cells.get((label, column))
+            text = _text(cell, "<strong>{}</strong>", " [{}, {}]")
+            linked = text if cell is None else f'<a href="#row-{escape(cell.key)}">{text}</a>'
+            cells.append(f'<td class="number">{linked}</td>')
+        lines.append(f"<tr>{''.join(cells)}</tr>")
+    body = f"<thead><tr>{''.join(head)}</tr></thead><tbody>{''.join(lines)}</tbody>"
+    return f"<table><caption>{escape(_legend(table))}</caption>{body}</table>"
+
+
 WRITERS: dict[str, Callable[[Table], str]] = {"md": to_markdown, "csv": to_csv, "tex": to_latex}
 
 
@@ -129,7 +147,7 @@ def _best(groups: Mapping[tuple[str, ...], Records], scores: Mapping[str, np.nda
 
 def _cell(group: Records, marked: bool) -> Cell:
     value, lo, hi = (mean_of(group, name) for name in ("value", "lo", "hi"))
-    return Cell(value, lo, hi, int(group[0]["n"]), "; ".join(names_in(group, "note")), marked)
+    return Cell(value, lo, hi, int(group[0]["n"]), "; ".join(names_in(group, "note")), str(group[0]["key"]), marked)
 
 
 def _labels(rows: Records, columns: Sequence[str]) -> list[tuple[str, ...]]:

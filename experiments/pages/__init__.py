@@ -1,0 +1,1 @@
+"""Pages of a study: its figures, tables and report, from rows alone."""

@@ -1,0 +1,119 @@
+"""Which rows of a study stand beside each other: its pairs, series, policies and splits."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+from experiments.errors import StudyError
+from experiments.results import Records, Rows, entries, names_in, read_rows, read_scores, records, scores_path
+
+PRETRAINED = "pretrained"
+POLICY = "average"  # the BatchNorm policy that figures show unless they compare policies
+REPORTED = "test"
+CHOOSING = ("val", "train")  # splits on which nothing is reported
+MIXING = ("single", "interpolate", "average")  # methods that give one set of weights
+Pair = tuple[str, str]
+Scores = dict[str, Any]
+
+
+def open_study(folder: str | Path, study: str) -> tuple[Records, Scores]:
+    """A study's rows in FOLDER/rows.jsonl, and the per-example scores beside them by row key (empty if none)."""
+    path = Path(folder) / "rows.jsonl"
+    everything = records(read_rows(path))
+    rows = [row for row in everything if row["study"] == study]
+    if not rows:
+        held = ", ".join(names_in(everything, "study")) or "nothing"
+        raise StudyError(f"{path} holds rows of {held}, none of {study}: run the study first, or name another folder")
+    return rows, read_scores(path) if scores_path(path).is_file() else {}
+
+
+def read_samples(folder: str | Path) -> dict[str, list[dict[str, Any]]]:
+    """The samples in a study's folder by row key; none if none were made."""
+    path = Path(folder) / "samples.jsonl"
+    return {entry["key"]: entry["samples"] for _, entry in entries(path)} if path.is_file() else {}
+
+
+def main_metrics(rows: Rows) -> Records:
+    """The computed rows of the metric that comes first for each task.
+
+    A metric named after an expert, its reward ("Acc@0.5 small"), makes a task of its own, named after it.
+    """
+    found = [row for row in records(rows) if not math.isnan(row["value"])]
+    experts = {name for row in found for name in experts_of(row)}
+    first: dict[str, str] = {}
+    chosen: Records = []
+    for row in found:
+        measure, _, reward = row["metric"].rpartition(" ")
+        named = {**row, "task": reward, "metric": measure} if reward in experts else row
+        if first.setdefault(named["task"], named["metric"]) == named["metric"]:
+            chosen.append(named)
+    return chosen
+
+
+def experts_of(row: dict[str, Any]) -> list[str]:
+    """The experts that have a share of a row's point."""
+    return [name for name, share in row["shares"].items() if share]
+
+
+def pairs_of(rows: Records) -> list[Pair]:
+    """The pairs of experts that have a point between them, each once, in the order of the rows."""
+    found: dict[Pair, None] = {}
+    for row in rows:
+        names = experts_of(row)
+        if len(names) == 2 and (names[1], names[0]) not in found:
+            found[names[0], names[1]] = None
+    return list(found)
+
+
+def weights_only(rows: Records) -> Records:
+    """Rows of one set of weights each, so not of ensembles."""
+    return [row for row in rows if row["method"] in MIXING]
+
+
+def references_of(rows: Records) -> list[str]:
+    """The models that are no pair's expert: the pretrained and the jointly finetuned."""
+    single = [row for row in rows if row["experts"] in (PRETRAINED, "joint") and len(experts_of(row)) == 1]
+    return list(dict.fromkeys(experts_of(row)[0] for row in single))
+
+
+def with_series(rows: Records) -> Records:
+    """Rows with a `series`: how the experts were trained, and the method where it does not mix weights."""
+    names = [row["experts"] if row["method"] in MIXING else f"{row['experts']}, {row['method']}" for row in rows]
+    return [{**row, "series": name} for row, name in zip(rows, names, strict=True)]
+
+
+def policies_of(rows: Records) -> list[str]:
+    """The BatchNorm policies of points between experts."""
+    return names_in([row for row in rows if len(experts_of(row)) > 1], "batchnorm")
+
+
+def one_policy(rows: Records, policy: str = "") -> Records:
+    """Rows of one policy (default: `average`, or the first there is), and all single models, whose own it is."""
+    known = policies_of(rows)
+    chosen = policy or (POLICY if POLICY in known or not known else known[0])
+    single = [row for row in rows if len(experts_of(row)) < 2]
+    exact = {_place(row) for row in single if row["batchnorm"] == chosen}
+    return [
+        row for row in rows if row["batchnorm"] == chosen or (len(experts_of(row)) < 2 and _place(row) not in exact)
+    ]
+
+
+def on_split(rows: Records, split: str) -> Records:
+    """The rows of a split."""
+    return [row for row in rows if row["split"] == split]
+
+
+def reported_split(rows: Records) -> str:
+    """`test`, or the first split if it was not evaluated."""
+    splits = names_in(rows, "split")
+    return REPORTED if REPORTED in splits else splits[0]
+
+
+def shifted_splits(rows: Records, task: str | None = None) -> list[str]:
+    """The out-of-distribution splits (of a task), in the order of the rows."""
+    named = names_in([row for row in rows if task in (None, row["task"])], "split")
+    return [split for split in named if split not in (REPORTED, *CHOOSING)]
+
+
+def _place(row: dict[str, Any]) -> tuple[Any, ...]:
+    return row["point"], row["experts"], row["task"], row["split"], row["metric"], row["seed"]
