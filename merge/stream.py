@@ -60,10 +60,13 @@ class _Buffers:
     def __init__(self) -> None:
         self._all: list[tuple[Tensor, memoryview]] = []
 
-    def get(self, index: int) -> tuple[Tensor, memoryview]:
+    def get(self, index: int, size: int = BLOCK * WIDEST) -> tuple[Tensor, memoryview]:
+        """Memory of at least `size` bytes for one input: fresh pages cost more than the read into them."""
         while index >= len(self._all):
-            buffer = torch.empty(BLOCK * WIDEST, dtype=torch.uint8)
-            self._all.append((buffer, buffer.numpy().data))
+            self._all.append((torch.empty(0, dtype=torch.uint8), memoryview(b"")))
+        if self._all[index][0].numel() < size:
+            buffer = torch.empty(size, dtype=torch.uint8)
+            self._all[index] = (buffer, buffer.numpy().data)
         return self._all[index]
 
 
@@ -76,11 +79,8 @@ class _Reader:
         self.flat: Tensor | None = None
         if entry.stride is not None:
             self.flat = entry.tensor().contiguous().reshape(-1)
-        elif whole:
-            buffer = torch.empty(entry.nbytes, dtype=torch.uint8)
-            self.buffer, self.view = buffer, buffer.numpy().data
         else:
-            self.buffer, self.view = buffers.get(index)
+            self.buffer, self.view = buffers.get(index, entry.nbytes) if whole else buffers.get(index)
 
     def block(self, stop: int) -> Tensor:
         """The elements from where the last block ended to `stop`, valid until the next call."""

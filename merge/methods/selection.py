@@ -24,26 +24,32 @@ Magnitudes = Callable[[slice], Tensor]
 
 @dataclass(frozen=True)
 class Cut:
-    """Where the kept part of a tensor ends: magnitudes beyond `above`, and those of `tied` before index `until`."""
+    """Where the kept part of a tensor ends: magnitudes beyond `above`, and beyond `below` before index `until`.
+
+    No value lies between the two but the one at the cut, whose lowest indices are kept.
+    """
 
     above: float
-    tied: float = math.nan
+    below: float = math.nan
     until: int = 0
 
     def mask(self, magnitudes: Tensor, part: slice) -> Tensor:
         """1 for the elements of the block `part` that are kept, else 0, in the dtype of the magnitudes."""
-        kept = torch.gt(magnitudes, self.above, out=torch.empty_like(magnitudes))
-        if part.start < self.until:
-            kept[: self.until - part.start] += magnitudes[: self.until - part.start] == self.tied
+        kept = torch.empty_like(magnitudes)
+        for piece, limit in self._pieces(part):
+            torch.gt(magnitudes[piece], limit, out=kept[piece])
         return kept
 
     def keep(self, values: Tensor, part: slice) -> Tensor:
         """The block `part` of a tensor with what is not kept set to zero; NaNs stay."""
-        kept = torch.hardshrink(values, self.above)
-        if part.start < self.until:
-            head = values[: self.until - part.start]
-            kept[: self.until - part.start] += head * (head.abs() == self.tied)
-        return kept
+        pieces = [torch.hardshrink(values[piece], limit) for piece, limit in self._pieces(part)]
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+    def _pieces(self, part: slice) -> list[tuple[slice, float]]:
+        """The block in one piece, or in two around `until`, with the limit of each."""
+        head = min(max(self.until - part.start, 0), part.stop - part.start)
+        pieces = [(slice(0, head), self.below), (slice(head, part.stop - part.start), self.above)]
+        return pieces[:1] if part.stop <= self.until else pieces[1:] if not head else pieces
 
 
 @dataclass(frozen=True)
@@ -70,10 +76,11 @@ def find_cut(magnitudes: Magnitudes, like: Tensor, keep: int) -> Cut:
     if keep >= like.numel():
         return EVERYTHING
     found = kth_largest(magnitudes, like, keep)
+    here = torch.tensor(found.value, dtype=like.dtype)
+    below = float(torch.nextafter(here, torch.full_like(here, -math.inf)))
     if found.remaining == sum(found.tied):
-        here = torch.tensor(found.value, dtype=like.dtype)
-        return Cut(float(torch.nextafter(here, torch.full_like(here, -math.inf))))
-    return Cut(found.value, found.value, _position(magnitudes, like, found) + 1)
+        return Cut(below)
+    return Cut(found.value, below, _position(magnitudes, like, found) + 1)
 
 
 def kth_largest(magnitudes: Magnitudes, like: Tensor, keep: int) -> Kth:
