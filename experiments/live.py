@@ -224,7 +224,7 @@ def path_between(model: UnivalModel, files: Mapping[str, Checkpoint], batchnorm:
     """The path on which all merges of some experts lie, without the tensors that the model does not have."""
     names = {name for file in files.values() for name in file}
     drop = tuple(glob for glob in (*COMPUTED, *globs_without(model.config)) if fnmatch.filter(names, glob))
-    policy = Policy(drop=drop, batchnorm=batchnorm)
+    policy = Policy(drop=drop, batchnorm=batchnorm, dtype=torch.float32)  # experts may be stored in different ones
     sources: dict[str, Mapping[str, Tensor]] = dict(files)
     if len(sources) == 2:
         first, second = sources

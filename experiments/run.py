@@ -23,8 +23,10 @@ from tqdm import tqdm
 
 from experiments.errors import StudyError
 from experiments.live import RECALIBRATION, Done, Job, Setting, media_of
+from experiments.pocket.cache import user_cache
+from experiments.pocket.experts import make_experts
 from experiments.results import Row, append_row, content_key, read_rows, read_scores
-from experiments.scales import BOXES, Scale
+from experiments.scales import BOXES, PocketScale, Scale
 from experiments.studies import STUDIES, AnyStudy, Cell, Choice, Expert, held
 from merge import digest, open_checkpoint
 
@@ -66,18 +68,21 @@ class Plan:
     data: dict[tuple[int, str, str], str] = field(default_factory=dict[tuple[int, str, str], str])
 
     def jobs(self) -> list[Job]:
-        """All of them, those of one point together; StudyError naming every expert that is missing."""
+        """All of them, those of one point together; StudyError if files are missing."""
+        if missing := [f"{file} ({how})" for file, how in self.expected().items() if not file.exists()]:
+            more = f" and {len(missing) - 1} more files" if missing[1:] else ""
+            raise StudyError(f"study {self.study.name} lacks {missing[0]}{more}: --dry-run lists what it needs")
         cells = self.study.cells(self.choice)
-        self.refuse_missing(cells)
         return [self.job(cell, seed) for seed in self.setting.scales for cell in cells]
 
-    def refuse_missing(self, cells: Sequence[Cell]) -> None:
-        """StudyError if experts are missing."""
-        if missing := missing_experts(cells, self.setting):
-            named = "; ".join(f"{expert} ({file})" for expert, file in list(missing.items())[:3])
-            raise StudyError(
-                f"{self.study.name} lacks {len(missing)} experts: {named}; make them, or choose with --kinds, --only"
-            )
+    def expected(self) -> dict[Path, str]:
+        """The files that all cells need, each with where it comes from."""
+        cells = self.study.cells(self.choice)
+        places = list(dict.fromkeys((cell.task, cell.split) for cell in cells))
+        found: dict[Path, str] = {}
+        for scale in self.setting.scales.values():
+            found |= scale.expected(experts_of(cells), places)
+        return found
 
     def job(self, cell: Cell, seed: int) -> Job:
         """A cell as it is evaluated with the experts of a seed."""
@@ -157,6 +162,15 @@ def run_study(plan: Plan, folder: Path, engine: Engine, *, progress: bool = True
     return summary
 
 
+def train_missing(plan: Plan, processes: int) -> None:
+    """Finetunes the experts that the study needs and has not, at pocket scale."""
+    experts = experts_of(plan.study.cells(plan.choice))
+    for scale in plan.setting.scales.values():
+        if not isinstance(scale, PocketScale):
+            raise StudyError(f"no recipe trains all experts at {scale.name} scale: finetune with unival-merge train")
+        make_experts(scale.pocket, experts, processes, cache=user_cache())
+
+
 def groups(jobs: Sequence[Job]) -> list[Group]:
     """Jobs of one point, seed and kind of media together, in order of appearance."""
     found: dict[Any, Group] = {}
@@ -176,15 +190,9 @@ def missing_jobs(jobs: Sequence[Job], file: Path) -> list[Job]:
     return [job for job in jobs if not known >= set(job.keys.values())]
 
 
-def missing_experts(cells: Sequence[Cell], setting: Setting) -> dict[str, Path]:
-    """Experts without a file, by id, and the files that they should have."""
-    experts = {expert.id: expert for cell in cells for expert in cell.point.experts.values()}
-    found: dict[str, Path] = {}
-    for seed, scale in setting.scales.items():
-        for expert in experts.values():
-            if not (file := scale.expert_file(expert)).exists():
-                found[f"{expert.id} of seed {seed}"] = file
-    return found
+def experts_of(cells: Sequence[Cell]) -> list[Expert]:
+    """The experts that take part, each once."""
+    return list({expert.id: expert for cell in cells for expert in cell.point.experts.values()}.values())
 
 
 def copy_known(plan: Plan, jobs: Sequence[Job], file: Path) -> tuple[list[Job], int]:
@@ -192,19 +200,19 @@ def copy_known(plan: Plan, jobs: Sequence[Job], file: Path) -> tuple[list[Job], 
     rows = known_rows(file)
     by_key: dict[str, Any] = {row["key"]: row for row in rows.to_dict("records")}
     twins: dict[str, str] = {}  # the new key of a row by the known one
-    copied: list[Job] = []
-    for job in jobs:
+    copied: set[int] = set()
+    for place, job in enumerate(jobs):
         for other in STUDIES:
             keys = plan.keys(other, job.cell, job.seed) if by_key else {}
             if keys and set(keys.values()) <= set(by_key):
                 twins |= {known: job.keys[metric] for metric, known in keys.items()}
-                copied.append(job)
+                copied.add(place)
                 break
     scores = read_scores(file, twins) if twins else {}
     for known, key in twins.items():
         row = Row(**{name: value for name, value in by_key[known].items() if name != "point"})
         append_row(file, replace(row, study=plan.study.name, key=key), scores[known])
-    return [job for job in jobs if job not in copied], len(copied)
+    return [job for place, job in enumerate(jobs) if place not in copied], len(copied)
 
 
 def areas_of(metric: str, scale: Scale) -> tuple[float, ...]:

@@ -7,6 +7,7 @@ that workers open for themselves what they need.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
@@ -18,6 +19,7 @@ from experiments.pocket.data import Files
 from experiments.pocket.experts import expert_file
 from experiments.pocket.pipeline import Pocket
 from experiments.pocket.table import GREEDY, METRIC
+from experiments.published import BaseScale
 from experiments.studies import Expert
 from experiments.world.tables import read_world
 from unival_core.config import UnivalConfig
@@ -73,6 +75,10 @@ class Scale(Protocol):
 
     def areas(self) -> tuple[float, float]:
         """Square pixels at which boxes stop being small, and start being large."""
+        ...
+
+    def expected(self, experts: Sequence[Expert], places: Sequence[tuple[str, str]]) -> dict[Path, str]:
+        """The files that experts and data (pairs of task and split) lie in, each with where it comes from."""
         ...
 
 
@@ -142,6 +148,10 @@ class PocketScale:
         world = read_world(self.pocket.world)
         return world.small_below, world.large_above
 
+    def expected(self, experts: Sequence[Expert], places: Sequence[tuple[str, str]]) -> dict[Path, str]:
+        """The experts' files; the world comes with the pretrained model."""
+        return {self.expert_file(expert): f"{expert.id} of seed {self.seed}: add --train" for expert in experts}
+
 
 def scorers(scale: Scale, names: tuple[str, ...]) -> dict[str, Any]:
     """The functions of metrics by name; boxes are small and large by the scale's areas."""
@@ -157,4 +167,8 @@ def scale_named(
     """The scale of a study in a folder; at base scale with the folders of published files."""
     if name == "pocket":
         return PocketScale(folder, seed)
+    if name == "base":
+        if checkpoints is None or data is None:
+            raise StudyError("base scale needs --checkpoints and --data, the folders of published files")
+        return BaseScale(folder, checkpoints, data, seed)
     raise StudyError(f"no scale {name!r}: choose pocket or base")

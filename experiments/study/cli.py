@@ -64,6 +64,7 @@ def run(
     processes: Annotated[int | None, typer.Option(min=1, help="Default: 2 at pocket scale on a CPU, else 1.")] = None,
     checkpoints: Checkpoints = None,
     data: Data = None,
+    train: Annotated[bool, typer.Option("--train", help="Finetune missing experts first (pocket).")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done and what is missing.")] = False,
 ) -> None:
     """Evaluate the cells of a study that have no row in DIR/rows.jsonl yet. Stopped, the same command goes on.
@@ -72,7 +73,7 @@ def run(
     unival-merge study run interpolation pocket-full --only vqa+caption
     """
     from experiments.engines import engine_named
-    from experiments.run import Plan, run_study
+    from experiments.run import Plan, run_study, train_missing
     from experiments.studies import study_named
 
     study = study_named(name)
@@ -85,6 +86,8 @@ def run(
         typer.echo(forecast(plan, folder))
         return
     workers = processes or (2 if scale == "pocket" and device == "cpu" else 1)
+    if train:
+        train_missing(plan, workers)
     chosen: Engine = engine_named(engine, workers)
     folder.mkdir(parents=True, exist_ok=True)
     try:
