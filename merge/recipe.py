@@ -114,7 +114,7 @@ def _among(sources: Sequence[int], value: Any, parameter: Parameter) -> Any:
     if not parameter.each:
         return value
     mine = tuple(value[index] for index in sources)
-    if not parameter.simplex:
+    if not (parameter.simplex or parameter.relative):
         return mine
     total = math.fsum(mine)
     return tuple(number / total for number in mine) if total else (1 / len(mine),) * len(mine)

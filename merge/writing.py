@@ -111,7 +111,7 @@ def plan_output(
 
 
 def _without_aliases(slots: Mapping[str, Slot], metadata: Mapping[str, str]) -> dict[str, Slot]:
-    """Names that the metadata maps to one that they are tied to are left out, as in the input: see `open_checkpoint`."""
+    """Without names that the metadata maps to one that they are tied to, as in the input: see `open_checkpoint`."""
     kept = {name: slots.get(metadata.get(name, "")) for name in slots}
     return {name: slot for name, slot in slots.items() if (to := kept[name]) is None or to.storage != slot.storage}
 
