@@ -156,7 +156,7 @@ class Worker:
         """The model that moves, a new one where it has to have other networks."""
         if self.model is None or self.model.config != config:
             self.path = self.model = None
-            self.model = UnivalModel(config).eval().to(self.setting.device)
+            self.model = empty_model(config, self.setting.device)
         return self.model
 
     def ensemble(self, job: Job, media: tuple[str, ...]) -> Ensemble:
@@ -173,7 +173,7 @@ class Worker:
     def alone(self, seed: int, expert: Expert, media: tuple[str, ...]) -> UnivalModel:
         """The model of one expert."""
         file = self.open(seed, expert)
-        model = UnivalModel(config_for(file, media)).eval().to(self.setting.device)
+        model = empty_model(config_for(file, media), self.setting.device)
         copy_weights(file, model)
         return model
 
@@ -208,6 +208,12 @@ def move(path: LivePath, point: Point) -> None:
         path.set(point.shares[path.names[1]])
     else:
         path.set_parameters(weights=[point.shares[name] for name in path.names])
+
+
+def empty_model(config: UnivalConfig, device: str) -> UnivalModel:
+    """A model whose weights are still to come; drawing its first ones leaves the random state alone."""
+    with torch.random.fork_rng(devices=[]):
+        return UnivalModel(config).eval().to(device)
 
 
 @torch.no_grad()

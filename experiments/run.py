@@ -139,7 +139,7 @@ def run_study(plan: Plan, folder: Path, engine: Engine, *, progress: bool = True
     """Evaluates what is missing in `folder/rows.jsonl`. Stopped in any way, the next call goes on."""
     began = time.perf_counter()
     file, summary = folder / ROWS, Summary()
-    jobs = plan.jobs()
+    jobs = unique(plan.jobs())
     todo = missing_jobs(jobs, file)
     todo, summary.copied = copy_known(plan, todo, file)
     summary.known = len(jobs) - len(todo) - summary.copied
@@ -182,6 +182,11 @@ def groups(jobs: Sequence[Job]) -> list[Group]:
 def known_rows(file: Path) -> pd.DataFrame:
     """The rows of a file, none if there is no file."""
     return read_rows(file) if file.exists() else pd.DataFrame(columns=[*Row.__dataclass_fields__, "point"])
+
+
+def unique(jobs: Sequence[Job]) -> list[Job]:
+    """Jobs without those of the same content: seeds may share a model."""
+    return list({tuple(job.keys.values()): job for job in reversed(jobs)}.values())[::-1]
 
 
 def missing_jobs(jobs: Sequence[Job], file: Path) -> list[Job]:

@@ -6,7 +6,7 @@ are of one shape, `Study`: experts finetuned from one ancestor, of several kinds
 
 >>> cells = STUDIES["interpolation"].cells(Choice(only="vqa+caption", kinds=("vanilla",), points=3))
 >>> [cell.point.label for cell in cells if (cell.task, cell.split) == ("vqa", "test")][1:4]
-['1.00 vqa (vanilla, single)', '0.50 vqa + 0.50 caption (vanilla, interpolate)', '1.00 caption (vanilla, single)']
+['1.00 vqa (vanilla, single)', '1.00 caption (vanilla, single)', '0.50 vqa + 0.50 caption (vanilla, interpolate)']
 """
 
 from collections.abc import Iterator, Mapping, Sequence
