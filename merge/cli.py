@@ -38,7 +38,10 @@ app.add_typer(adapters_app)
 app.add_typer(conversion_app)
 
 Output = Annotated[
-    Path, typer.Option("--output", "-o", help="File (.safetensors .pt .pth .bin .ckpt) or folder to write.")
+    Path,
+    typer.Option(
+        "--output", "-o", help="File (.safetensors .pt .pth .bin .ckpt .npz), T5X folder (.t5x) or folder to write."
+    ),
 ]
 Ratio = Annotated[float, typer.Option(help="Share of the second checkpoint.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -147,7 +148,7 @@ def _plan_folder(
         text = json.dumps(index, indent=2).encode()
         files.append(FilePlan("model.safetensors.index.json", len(text), [(0, text)], {}))
     copied: dict[str, Path] = {}
-    if like is not None and like.path.is_dir():
+    if like is not None and like.path.is_dir() and not isinstance(like.nested, t5x.T5XIndex):
         copied = {
             item.name: item
             for item in sorted(like.path.iterdir())
@@ -326,7 +327,8 @@ class Writer:
 
     def write(self, names: Sequence[str], offset: int, data: memoryview) -> None:
         """Write bytes of a tensor, `offset` into it, under all its names. Blocks of a tensor come in order."""
-        for number, start in dict.fromkeys(place for name in names for place in self._places.get(name, ())):
+        places = dict.fromkeys(place for name in names for place in self._places.get(name, ()))
+        for number, start in () if _is_zero(data) else places:  # new files read as zeros: a hole takes no disk
             with self._opened(number) as descriptor:
                 write_at(descriptor, data, start + offset)
         for number in self._sealed:
@@ -365,6 +367,14 @@ def blocks_of(entry: TensorEntry) -> Iterator[tuple[int, memoryview]]:
         block = buffer[: min(1 << 20, entry.nbytes - offset)]
         entry.file.read_into(block, entry.offset + offset)
         yield offset, block
+
+
+def _is_zero(data: memoryview) -> bool:
+    """Whether all bytes are zero; decided by the first few in nearly every block of weights."""
+    if any(data[:32]):
+        return False
+    whole = len(data) // 8 * 8
+    return not any(data[whole:]) and not np.frombuffer(data[:whole], np.uint64).any()
 
 
 def write_at(descriptor: int, data: bytes | memoryview, offset: int) -> None:

@@ -24,6 +24,9 @@ def adapters(
     rank: Annotated[
         int | None, typer.Option(help="Recompress the exact sum to this rank, by its singular values.")
     ] = None,
+    name: Annotated[
+        list[str] | None, typer.Option(help="Name of each adapter in turn, used for shares; default: the folders'.")
+    ] = None,
     base: Annotated[Path | None, typer.Option(help="Add the sum to this checkpoint instead.")] = None,
     section: Annotated[str, typer.Option(help="Part of the base to use, as listed by `inspect`.")] = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output, as a whole.")] = False,
@@ -37,7 +40,16 @@ def adapters(
     """
     from merge.adapters.files import AdapterOptions, adapters_to_file
 
-    report = adapters_to_file(folders, output, AdapterOptions(weight or None, mode, rank, base, section, overwrite))
+    options = AdapterOptions(
+        weights=weight or None,
+        mode=mode,
+        rank=rank,
+        base=base,
+        section=section,
+        names=name or None,
+        overwrite=overwrite,
+    )
+    report = adapters_to_file(folders, output, options)
     for note in report.notes:
         typer.echo(f"note: {note}", err=True)
     typer.echo(json.dumps(report.data) if json_ else report.text)

@@ -20,13 +20,14 @@ from merge.writing import Slot, Writer, plan_output
 
 @dataclass(frozen=True)
 class AdapterOptions:
-    """How adapters are merged: see `merge_adapters`. With `base` the output is a checkpoint in the base's layout."""
+    """How adapters are merged: see `merge_adapters`. With `base` the output is a checkpoint, laid out as the base."""
 
     weights: Sequence[float] | None = None
     mode: str = "exact"
     rank: int | None = None
     base: Path | None = None
     section: str = "auto"
+    names: Sequence[str] | None = None
     overwrite: bool = False
 
 
@@ -40,12 +41,15 @@ class AdapterReport:
 
 
 def adapters_to_file(folders: Sequence[Path], output: Path, options: AdapterOptions | None = None) -> AdapterReport:
-    """Merge the adapters of these folders (named as the folders) into `output`, which appears whole or not at all.
+    """Merge the adapters of these folders (called as the folders, or `names`) into `output`, whole or not at all.
 
     Raises MergeError.
     """
     options = options or AdapterOptions()
-    adapters = [open_adapter(folder) for folder in folders]
+    names = options.names or [folder.resolve().name for folder in folders]
+    if len(names) != len(folders):
+        raise MergeError(f"{len(names)} --name were given for {len(folders)} adapters")
+    adapters = [open_adapter(folder, name) for folder, name in zip(folders, names, strict=True)]
     if any(output.resolve() in (folder.resolve(), *folder.resolve().parents) for folder in folders):
         raise MergeError(f"{output}: is or holds an input; choose another output")
     shares = dict(zip([a.name for a in adapters], shares_of(adapters, options.weights), strict=True))

@@ -60,7 +60,6 @@ class Adapter:
         config: `adapter_config.json` as it is.
         modules: the factors by module, named as in the base.
         saved: tensors trained whole (peft's `modules_to_save`), named as in the base.
-        dtypes: by module, the dtype of the stored factors is that of their tensors.
         checkpoint: the file of the tensors.
     """
 
@@ -117,6 +116,10 @@ def _config(folder: Path) -> dict[str, Any]:
         kind, rank, alpha = config["peft_type"], config["r"], config["lora_alpha"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise MergeError(f"{path}: not the configuration of a LoRA adapter: {type(error).__name__}: {error}") from error
+    kinds = {"rank_pattern": dict, "alpha_pattern": dict, "modules_to_save": list}
+    for key, wanted in kinds.items():
+        if not isinstance(config.get(key) or wanted(), wanted):
+            raise MergeError(f"{path}: {key} is {str(config[key])[:80]}, not a {wanted.__name__}")
     if kind != "LORA":
         raise MergeError(f"{path}: peft_type is {kind!r}; only LORA can be merged")
     if type(rank) is not int or rank < 1 or not isinstance(alpha, (int, float)) or not math.isfinite(alpha):
@@ -138,14 +141,19 @@ def _factors(
         told = f"{list(a.shape)} and {list(b.shape)}"
         raise MergeError(f"{file}: {module} has factors of shapes {told}, which do not fit its rank {rank}")
     alpha = _pattern(config.get("alpha_pattern"), module, config["lora_alpha"])
+    if not isinstance(alpha, (int, float)) or not math.isfinite(alpha):
+        raise MergeError(f"{file}: {module} has the alpha {alpha!r} by alpha_pattern, which is no finite number")
     return Factors(a, b, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank), ends)
 
 
 def _pattern(patterns: Any, module: str, default: Any) -> Any:
     """A setting by module, as peft resolves it: the first expression that fits the module's name or its end."""
     for pattern, value in (patterns or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return value
+        try:
+            if re.match(rf"(.*\.)?({pattern})$", module):
+                return value
+        except re.error as error:
+            raise MergeError(f"{CONFIG}: the pattern {pattern!r} for {module} is no regular expression") from error
     return default
 
 

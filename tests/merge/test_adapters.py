@@ -260,6 +260,15 @@ def test_the_command_states_the_error_of_averaged_factors_and_of_ranks(tmp_path:
     assert command("adapters", *pair, "-o", tmp_path / "r").code == 2
 
 
+def test_folders_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    pair = [lora(tmp_path / name / "last", seed) for seed, name in enumerate("ab")]
+    assert "names that differ, by --name: last, last" in command("adapters", *pair, "-o", tmp_path / "out").err
+    shown = done("adapters", *pair, "--name", "vqa", "--name", "caption", "-o", tmp_path / "out").out
+    assert "0.50 vqa + 0.50 caption" in shown
+
+
 def test_different_bases_are_noted(tmp_path: Path) -> None:
     pair = [lora(tmp_path / "a", 0), lora(tmp_path / "b", 1, base_model_name_or_path="other")]
     shown = command("adapters", *pair, "-o", tmp_path / "out")
@@ -306,6 +315,9 @@ def test_a_module_trained_whole_in_one_only(tmp_path: Path) -> None:
         ({"r": 3}, "do not fit its rank 3"),
         ({"rank_pattern": {"q": 5}}, "do not fit its rank 5"),
         ({"lora_alpha": None}, "lora_alpha None"),
+        ({"alpha_pattern": {"q": "much"}}, "q has the alpha 'much'"),
+        ({"alpha_pattern": {"(": 1}}, r"the pattern '\(' for \S+ is no regular expression"),
+        ({"rank_pattern": [1]}, r"rank_pattern is \[1\], not a dict"),
     ],
     ids=str,
 )
@@ -349,7 +361,7 @@ def test_adapters_of_other_shapes_infinities_and_names(tmp_path: Path) -> None:
     other = merge.open_adapter(lora(tmp_path / "b", 1, shapes={"encoder.layers.0.q": (6, 4)}))
     with pytest.raises(merge.MergeError, match=r"encoder\.layers\.0\.q: .* in a and .* in b; these adapters belong"):
         merge.merge_adapters([one, other])
-    with pytest.raises(merge.MergeError, match="names that differ: a, a"):
+    with pytest.raises(merge.MergeError, match="names that differ, by --name: a, a"):
         merge.merge_adapters([one, one])
     flipped = merge.open_adapter(lora(tmp_path / "c", 1, fan_in_fan_out=True))
     with pytest.raises(merge.MergeError, match="fan_in_fan_out differs"):
