@@ -4,8 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 WORKERS ?= 2
+DEMO ?= quick
 
-.PHONY: help test test-all check format bench bench-model clean
+.PHONY: help test test-all check format demo bench bench-model clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -31,6 +32,9 @@ format: $(STAMP)  ## let ruff format and sort imports
 	$(BIN)/ruff check --fix --select I .
 	$(BIN)/ruff format .
 
+demo: $(STAMP)  ## experts on a laptop, ratio sweeps, curves and a report in demo-quick/ (DEMO=full: from nothing)
+	$(BIN)/unival-merge demo demo-$(DEMO) --preset $(DEMO)
+
 bench: $(STAMP)  ## measure merging against cat, cp and a minimal loop
 	$(BIN)/python benchmarks/merging.py
 
@@ -38,4 +42,4 @@ bench-model: $(STAMP)  ## measure the model's forward pass and generation
 	$(BIN)/python benchmarks/model.py
 
 clean:  ## remove what the commands above made
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis benchmarks/data
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis benchmarks/data demo-quick demo-full

@@ -37,3 +37,22 @@ def pocket(
     made = Pocket(folder, preset, seed)
     make_models(made, processes)
     typer.echo(write_table(made, split, processes).read_text())
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where everything is made, and goes on if stopped.")],
+    preset: Annotated[
+        str, typer.Option(help="quick: from the shipped pretrained weights; full: from nothing, more of everything.")
+    ] = "quick",
+    processes: Annotated[int, typer.Option(min=1, help="Processes of one thread each.")] = 2,
+) -> None:
+    """Make a world and experts, merge them at many ratios, and write curves, tables, reports and what they say.
+
+    \b
+    unival-merge demo demo
+    """
+    from experiments.demo import run_demo
+
+    for line in run_demo(folder, preset, processes):
+        typer.echo(line)
