@@ -11,6 +11,7 @@ import typer
 from experiments.errors import StudyError
 from experiments.pages.cli import app as pages_app
 from experiments.pocket.cli import app as pocket_app
+from experiments.search.cli import app as search_app
 from experiments.study.cli import app as study_app
 from experiments.world.cli import app as world_app
 from merge import MergeError, __version__
@@ -35,6 +36,7 @@ app.add_typer(training_app)
 app.add_typer(world_app, name="world")
 app.add_typer(pocket_app)
 study_app.add_typer(pages_app)
+study_app.add_typer(search_app)
 app.add_typer(study_app, name="study")
 
 

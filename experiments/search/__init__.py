@@ -1,7 +1,4 @@
-"""Search of merging coefficients: ask a method for points, evaluate what is new, tell it the scores."""
+"""Search of merging coefficients: `driver.search` asks a method for points, evaluates what is new, tells it the scores.
 
-from experiments.search.driver import History, search
-from experiments.search.methods import METHODS
-from experiments.search.space import OBJECTIVES, Space, Trial
-
-__all__ = ["METHODS", "OBJECTIVES", "History", "Space", "Trial", "search"]
+`methods` propose, `space` says what a point is and what it is worth, `cells` binds a search to the grid.
+"""

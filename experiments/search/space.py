@@ -46,13 +46,18 @@ class Space:
     split: str = "val"
 
     def __post_init__(self) -> None:
-        if not self.split.startswith("val"):
-            raise StudyError(f"searching on split {self.split!r} flatters what is reported there: search on 'val'")
+        self.check_split(self.split)
         if len(self.specialists) < 2 or len(set(self.tasks)) < len(self.specialists):
             told = ", ".join(f"{name} for {task}" for name, task in self.specialists.items())
             raise StudyError(f"experts {told or 'none'}: a search needs two or more, each for a task of its own")
         if self.steps < 2:
             raise StudyError(f"steps {self.steps}: give 2 or more")
+
+    @staticmethod
+    def check_split(split: str) -> None:
+        """Raise StudyError for a split that is not for validation."""
+        if not split.startswith("val"):
+            raise StudyError(f"searching on split {split!r} flatters what is reported there: search on 'val'")
 
     @property
     def names(self) -> list[str]:

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments.errors import StudyError
-from experiments.search import METHODS, OBJECTIVES, History, Space, search
-from experiments.search.methods import onto_simplex
+from experiments.search.driver import History, search
+from experiments.search.methods import METHODS, onto_simplex
+from experiments.search.space import OBJECTIVES, Space
 
 PAIR = Space({"vqa": "vqa", "caption": "caption"})
 TRIPLE = Space({"vqa": "vqa", "caption": "caption", "grounding": "refcoco"}, steps=20)
