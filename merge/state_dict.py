@@ -105,6 +105,7 @@ def plan(
             problems.append(problem)
         elif unit:
             units.append(unit)
+    problems += _row_problems(units, described)
     if problems:
         problems = list(dict.fromkeys(problems))
         raise MergeError("; ".join(problems[:SHOWN]) + _and_more(len(problems) - SHOWN, "problems"))
@@ -350,6 +351,18 @@ def _rows(name: str, sources: Sequence[int], case: _Case) -> tuple[Vocabulary | 
     if found is not None or not rows_differ(shapes) or case.policy.vocab_rows == "error":
         return None, ""
     return by_position([shape[0] for shape in shapes]), ""
+
+
+def _row_problems(units: Sequence[Unit], described: Sequence[Mapping[str, Spec | TensorEntry]]) -> list[str]:
+    """Vocabulary tensors that differ in other rows than the first: not all can be matched by position."""
+    counts: dict[tuple[int, ...], str] = {}
+    for unit in units:
+        if unit.assembly is not None and unit.assembly.put is not None:
+            counts.setdefault(tuple(described[index][unit.name].shape[0] for index in unit.sources), unit.name)
+    if len(counts) < 2:
+        return []
+    told = ", ".join(f"{name} has {', '.join(map(str, rows))}" for rows, name in counts.items())
+    return [f"rows differ otherwise: {told}; --keep or --drop the one that is no vocabulary"]
 
 
 def _patches(name: str, slices: Sequence[Slice], unit: Unit) -> tuple[tuple[Patch, ...], str]:

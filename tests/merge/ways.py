@@ -38,7 +38,7 @@ def merged_every_way(recipe: Recipe, out: Path) -> dict[str, Tensor]:
     live = LivePath(model, recipe.method, opened, base, policy=recipe.policy)
     live.set_parameters(**recipe.parameters)
     assert_same(ordered_as(model.now(), made), made)
-    again = out.with_name("again" + out.suffix)
+    again = out.with_name("again-" + out.name)
     run(read_recipe(out.with_name(out.name + ".recipe.json")), again, QUICK)
     assert_same(load_checkpoint(again), made)
     return made

@@ -1,0 +1,92 @@
+"""Merge a sharded pair that is larger than memory and disk: files of zeros, which take no room until they are written.
+
+    python benchmarks/sparse.py                  two inputs of 32 GB each, one output of 32 GB
+    python benchmarks/sparse.py --gigabytes 4
+
+The inputs have the shape of Emu2's: shards under an index, matrices of a 33-billion-parameter language model, most of
+them holes and one tensor a shard with numbers, whose merge is checked. Blocks of zeros are read, hashed and computed as
+all others, so the peak memory is that of real weights of these sizes; the time is not, since no disk is waited for. In
+the output blocks of zeros are left as holes. Inputs in a file system in memory (--inputs /dev/shm) leave the system's
+page cache to others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from merge import Input, Options, Recipe, open_checkpoint, run
+from merge.formats.safetensors_file import encode_header
+
+GB = 10**9
+WIDTH, INNER = 6656, 17920  # of Emu2's language model; bfloat16
+SHARD = 4 * GB
+
+
+def write_input(folder: Path, size: int, value: float) -> None:
+    """A folder of shards with `size` bytes of tensors; the first tensor of every shard is `value`, the rest holes."""
+    layer = {"mlp.gate_proj": (INNER, WIDTH), "mlp.up_proj": (INNER, WIDTH), "self_attn.q_proj": (WIDTH, WIDTH)}
+    weight_map: dict[str, str] = {}
+    folder.mkdir()
+    written = shard = number = 0
+    while written < size:
+        shapes: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {f"shard{shard}.norm": (torch.bfloat16, (WIDTH,))}
+        room = min(SHARD, size - written)
+        held = 0
+        while held < room:
+            for name, shape in layer.items():
+                shapes[f"model.layers.{number}.{name}.weight"] = (torch.bfloat16, shape)
+                held += 2 * shape[0] * shape[1]
+            number += 1
+        head, starts, length = encode_header(shapes, {"format": "pt"})
+        file = folder / f"model-{shard + 1:05}.safetensors"
+        with file.open("wb") as out:
+            out.write(head)
+            out.truncate(length)
+            out.seek(starts[f"shard{shard}.norm"])
+            out.write(torch.full((WIDTH,), value).bfloat16().view(torch.uint8).numpy().tobytes())
+        weight_map |= dict.fromkeys(shapes, file.name)
+        written, shard = written + held, shard + 1
+    index = {"metadata": {"total_size": written}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def sizes(folder: Path) -> tuple[int, int]:
+    """Apparent bytes and bytes on the disk."""
+    stats = [file.stat() for file in folder.iterdir()]
+    return sum(stat.st_size for stat in stats), sum(stat.st_blocks * 512 for stat in stats)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--gigabytes", type=float, default=32, help="of each input")
+    parser.add_argument("--inputs", type=Path, default=None, help="where the inputs are made (and removed)")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=given.inputs) as scratch, tempfile.TemporaryDirectory() as made:
+        folders = {"a": Path(scratch, "a"), "b": Path(scratch, "b"), "out": Path(made, "out")}
+        for name, value in (("a", 1.0), ("b", 3.0)):
+            write_input(folders[name], int(given.gigabytes * GB), value)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        recipe = Recipe("interpolate", tuple(Input(name, folders[name]) for name in "ab"), {"ratio": 0.25})
+        start, busy = time.perf_counter(), time.process_time()
+        run(recipe, folders["out"], Options(sync=False, threads=1))
+        seconds, busy = time.perf_counter() - start, time.process_time() - busy
+        out = open_checkpoint(folders["out"])
+        checked = sum(bool((out[name] == 1.5).all()) for name in out if name.endswith(".norm"))
+        for name, folder in folders.items():
+            apparent, real = sizes(folder)
+            shards = sum(file.suffix == ".safetensors" for file in folder.iterdir())
+            print(f"{name:4} {apparent / GB:8.2f} GB apparent, {real / GB:7.4f} GB on the disk, {shards} shards")
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        print(f"{len(out)} tensors, {checked} with numbers as wanted; {seconds:.1f} s, {busy:.1f} CPU-s")
+        print(f"peak resident memory {peak / 1024:.0f} MiB, {before / 1024:.0f} MiB of it before the merge")
+
+
+if __name__ == "__main__":
+    main()
