@@ -12,7 +12,7 @@ from experiments.errors import StudyError
 if TYPE_CHECKING:
     from experiments.live import Setting
     from experiments.run import Engine
-    from experiments.studies import Choice
+    from experiments.studies import AnyStudy, Choice, Study
 
 app = typer.Typer(
     help="Studies: evaluate merged models over a grid of points, tasks and splits.",
@@ -64,6 +64,9 @@ def run(
     processes: Annotated[int | None, typer.Option(min=1, help="Default: 2 at pocket scale on a CPU, else 1.")] = None,
     checkpoints: Checkpoints = None,
     data: Data = None,
+    save: Annotated[
+        str | None, typer.Option(help="best: write the best point's weights into DIR/best; needs --split val.")
+    ] = None,
     train: Annotated[bool, typer.Option("--train", help="Finetune missing experts first (pocket).")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done and what is missing.")] = False,
 ) -> None:
@@ -73,10 +76,12 @@ def run(
     unival-merge study run interpolation pocket-full --only vqa+caption
     """
     from experiments.engines import engine_named
-    from experiments.run import Plan, run_study, train_missing
+    from experiments.run import ROWS, Plan, known_rows, run_study, train_missing
     from experiments.studies import study_named
 
     study = study_named(name)
+    if save is not None:
+        _check_saving(save, split)
     choice = _choice(scale, split, points, kinds, only, batchnorm)
     setting = _setting(scale, folder, seed, limit, device, checkpoints, data)
     plan = Plan(study, choice, setting)
@@ -95,7 +100,46 @@ def run(
     except KeyboardInterrupt:
         typer.echo("stopped; finished cells are kept, the same command goes on", err=True)
         raise typer.Exit(130) from None
-    typer.echo(f"{folder / 'rows.jsonl'}: {summary}")
+    typer.echo(f"{folder / ROWS}: {summary}")
+    if save is not None:
+        from experiments.selection import best_points, save_best
+
+        own = _with_mixtures(study)
+        for best in best_points(known_rows(folder / ROWS), own, choice, report=False):
+            for scale_of_seed in setting.scales.values():
+                typer.echo(f"{save_best(best, own, scale_of_seed, folder)}: {best}")
+
+
+@app.command()
+def best(name: Name, folder: Folder, only: Only = None, kinds: Kinds = None) -> None:
+    """Print the best ratio of every mixture: picked on split val, reported on split test with 95 % intervals.
+
+    \b
+    unival-merge study best interpolation pocket-full --only vqa+caption
+    """
+    from experiments.results import read_rows
+    from experiments.run import ROWS
+    from experiments.selection import best_points
+    from experiments.studies import study_named
+
+    study, choice = _with_mixtures(study_named(name)), _choice("pocket", "val", None, kinds, only, None)
+    for found in best_points(read_rows(folder / ROWS), study, choice):
+        typer.echo(str(found))
+
+
+def _check_saving(save: str, split: str) -> None:
+    if save != "best":
+        raise StudyError(f"--save {save!r}: there is only best")
+    if split != "val":
+        raise StudyError(f"the best point of split {split} would flatter itself there: choose it with --split val")
+
+
+def _with_mixtures(study: AnyStudy) -> Study:
+    from experiments.studies import Study
+
+    if not isinstance(study, Study):
+        raise StudyError(f"study {study.name} mixes nothing: there is no ratio to choose")
+    return study
 
 
 def _choice(
