@@ -11,6 +11,7 @@ import json
 import re
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,8 @@ def write_report(folder: str | Path, study: str, output: str | Path, *, command:
         partial.write_text(page, encoding="utf-8")
         partial.replace(output)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink()
         raise StudyError(f"{output}: {error.strerror}: name another file with -o") from None
     return output
 
@@ -78,7 +80,7 @@ def as_script(value: Any) -> str:
 
 def page_data(folder: Path, study: str, rows: Records) -> dict[str, Any]:
     """What the page's script reads: the points of every pair by series, and the samples by row key."""
-    own = _with_policies(with_series(main_metrics(rows)))
+    own = with_series(main_metrics(rows))
     keys = {row["key"] for row in own}
     samples = {key: value for key, value in read_samples(folder).items() if key in keys}
     names = dict.fromkeys(one["image"] for several in samples.values() for one in several if one["image"])
@@ -92,7 +94,7 @@ def page_data(folder: Path, study: str, rows: Records) -> dict[str, Any]:
 
 
 def _pair_data(rows: Records, pair: Pair) -> dict[str, Any]:
-    between = [row for row in rows if set(experts_of(row)) == set(pair)]
+    between = _with_policies([row for row in rows if set(experts_of(row)) == set(pair)])
     series: list[dict[str, Any]] = []
     for name in names_in(between, "series"):
         own = [row for row in between if row["series"] == name]
@@ -124,12 +126,12 @@ def _point_data(rows: Records, pair: Pair, share: float) -> dict[str, Any]:
 
 
 def _with_policies(rows: Records) -> Records:
-    """Rows with the BatchNorm policy in the name of the series, where there are several policies."""
-    several = len(policies_of(rows)) > 1
+    """Rows between two experts, with the BatchNorm policy in the name of a series that has several."""
+    several = {
+        name for name in names_in(rows, "series") if len(policies_of([r for r in rows if r["series"] == name])) > 1
+    }
     return [
-        {**row, "series": f"{row['series']}, BatchNorm {row['batchnorm']}"}
-        if several and len(experts_of(row)) > 1 and row["method"] != "ensemble"
-        else row
+        {**row, "series": f"{row['series']}, BatchNorm {row['batchnorm']}"} if row["series"] in several else row
         for row in rows
     ]
 

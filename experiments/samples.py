@@ -66,7 +66,8 @@ def make_samples(folder: str | Path, study: str, scales: Mapping[int, Scale], co
         refuse_other_weights(row, job.cell.point, scales[row["seed"]], checked)
         model = worker.model_for(job)
         data = worker.dataset(row["seed"], row["task"], row["split"], model.config)
-        write_samples(folder, row, model, data, scales[row["seed"]].generation(row["task"]), count)
+        options = scales[row["seed"]].generation(row["task"])
+        write_samples(folder, row, model, data, options=options, count=count)
     return len(wanted)
 
 
@@ -75,13 +76,15 @@ def write_samples(
     row: Mapping[str, Any],
     model: UnivalModel | Ensemble,
     data: TaskDataset,
+    *,
     options: GenerationOptions | None = None,
     count: int = COUNT,
 ) -> list[dict[str, Any]]:
     """Asks a model the first `count` sound rows of a data set, and adds its answers to the samples of a result row.
 
     Each sample has a name, the prompt, the answer and the reference as text, `box` and `reference_box` as shares of
-    the picture's width and height (x0, y0, x1, y1) or None, and the picture's file in `samples/` or None.
+    the picture's width and height (x0, y0, x1, y1) or None, and the picture's file in `samples/` or None; frames of a
+    film (`is_film`) lie side by side in it.
     """
     numbers = range(min(count, len(data)))
     found = [(number, example) for number in numbers if (example := data.get(number)) is not None]
@@ -144,6 +147,7 @@ def sample_of(folder: Path, data: TaskDataset, number: int, example: Example, an
         "reference": "" if is_box else in_words(answer.reference),
         "box": shares_of_picture(answer.answer, example.size) if is_box else None,
         "reference_box": shares_of_picture(answer.reference, example.size) if is_box else None,
+        "is_film": example.medium == "video",
         "image": write_picture(folder, example.media) if example.medium in ("image", "video") else None,
     }
 

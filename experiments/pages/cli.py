@@ -48,10 +48,13 @@ def table(
     \b
     unival-merge study table averaging results/averaging --format latex
     """
-    from experiments.pages.tables import study_tables, written
+    from experiments.pages.costs import costs_table
+    from experiments.pages.tables import written
     from experiments.pages.views import open_study
 
-    typer.echo(written(study_tables(name, *open_study(folder, name)), form), nl=False)
+    typer.echo(written(name, *open_study(folder, name), form), nl=False)
+    costs = costs_table(folder) if name == "pretraining" and form == "markdown" else ""
+    typer.echo(f"\n## costs\n\n{costs}" * bool(costs), nl=False)
 
 
 @app.command()

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 
 from experiments.errors import StudyError
 from experiments.pages.views import Scores, experts_of, pairs_of, references_of
+from experiments.pocket.pretrainings import COMPARISONS
 from experiments.results import Records
 from experiments.tables import Table, pivot, to_csv, to_latex, to_markdown
 
@@ -14,7 +15,11 @@ INDEX = ("experts", "method", "batchnorm", "point")
 
 
 def study_tables(study: str, rows: Records, scores: Scores) -> dict[str, Table]:
-    """Tables by title: one a pair where points lie between two experts; else one in all, with no title."""
+    """Tables by title: one a pair where points lie between two experts, one a comparison of pretrainings; else one in
+    all, with no title."""
+    if study == "pretraining":
+        own = {title: compared(rows, variants) for title, variants in COMPARISONS.items()}
+        return {title: pivot(found, scores or None, index=("point",)) for title, found in own.items() if found}
     pairs = pairs_of(rows) if study == "interpolation" else []
     if not pairs:
         return {"": pivot(rows, None if study in SWEEPS else scores or None, index=INDEX)}
@@ -27,16 +32,24 @@ def study_tables(study: str, rows: Records, scores: Scores) -> dict[str, Table]:
     return tables
 
 
-def written(tables: Mapping[str, Table], form: str) -> str:
-    """The tables as text: markdown, csv or latex, each behind its title."""
+def compared(rows: Records, variants: Mapping[str, tuple[str, ...]]) -> Records:
+    """The rows of trainings that are compared on the tasks asked of each, in the order of these."""
+    return [
+        row for name, tasks in variants.items() for row in rows if experts_of(row) == [name] and row["task"] in tasks
+    ]
+
+
+def written(study: str, rows: Records, scores: Scores, form: str) -> str:
+    """A study's tables as markdown or latex, each behind its title, or as csv, which is one table of all rows."""
     if form not in FORMATS:
         raise StudyError(f"no format {form!r}: choose {', '.join(FORMATS)}")
     write, heading = FORMATS[form]
+    tables = study_tables(study, rows, scores) if heading else {"": pivot(rows, index=INDEX)}
     return "\n".join(heading.format(title) * bool(title) + write(table) for title, table in tables.items())
 
 
 FORMATS: dict[str, tuple[Callable[[Table], str], str]] = {
     "markdown": (to_markdown, "## {}\n\n"),
-    "csv": (to_csv, "# {}\n"),
+    "csv": (to_csv, ""),
     "latex": (to_latex, "% {}\n"),
 }
