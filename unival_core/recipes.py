@@ -79,15 +79,15 @@ _BASE_STAGES = (
 # -- pocket: from nothing on a laptop
 
 _SMALL = TrainOptions(
-    lr=6e-4, updates=300, batch=64, warmup=0.05, loss=LossOptions(smoothing=0.05), group=FROZEN, save_every=100
+    lr=6e-4, updates=200, batch=64, warmup=0.05, loss=LossOptions(smoothing=0.05), group=FROZEN, save_every=100
 )
 _POCKET = {
-    "vqa": Recipe(_SMALL),
-    "caption": Recipe(replace(_SMALL, lr=3e-4, updates=200)),
-    "grounding": Recipe(replace(_SMALL, lr=1e-3, updates=400, group="all")),
-    "entailment": Recipe(replace(_SMALL, group="all")),
-    "video-qa": Recipe(replace(_SMALL, updates=200)),
-    "video-caption": Recipe(replace(_SMALL, lr=3e-4, updates=150)),
+    "vqa": Recipe(replace(_SMALL, lr=1e-3, updates=250)),
+    "caption": Recipe(replace(_SMALL, lr=3e-4, updates=120)),
+    "grounding": Recipe(replace(_SMALL, lr=1e-3, updates=300, group="all")),
+    "entailment": Recipe(replace(_SMALL, lr=1e-3, group="all")),
+    "video-qa": Recipe(replace(_SMALL, updates=150)),
+    "video-caption": Recipe(replace(_SMALL, lr=6e-4, updates=120)),
     "audio-caption": Recipe(replace(_SMALL, lr=1e-3, updates=250)),
 }
 # The stand-in for ImageNet weights: cells of pictures by digit and colour.
@@ -99,7 +99,8 @@ _POCKET_STAGES = (
     Stage(
         "image-video",
         replace(_SMALL_PRETRAINING, updates=500),
-        _FOUR | {"video-caption": 2.0, "video-qa": 2.0},
+        # Without entailment, as the published pretraining: what its finetuning adds can then be seen.
+        {"caption": 1.0, "vqa": 1.0, "grounding": 1.0, "video-caption": 1.5, "video-qa": 1.5},
         splits={"caption": "pretrain-late"},
     ),
 )

@@ -1,6 +1,7 @@
 """The pocket pipeline on a dozen rows of everything: each step once, resumable, and the table made from rows alone."""
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from experiments.pocket.backbone import (
 from experiments.pocket.cli import app
 from experiments.pocket.data import Files, world_tokenizer
 from experiments.pocket.experts import expert_file, make_models
-from experiments.pocket.pipeline import PRESETS, Pocket
+from experiments.pocket.pipeline import PRESETS, SHIPPED, Pocket, file_digest
 from experiments.pocket.table import BLANK, MAJORITY, WORDS, most_common, write_table
 from experiments.results import read_rows, read_scores
 from experiments.studies import Expert
@@ -30,7 +31,7 @@ from experiments.world.tables import read_world
 from unival_core.checkpoint import load_model
 from unival_core.config import CONFIGS
 from unival_core.model import UnivalModel
-from unival_core.recipes import RECIPES, STAGES
+from unival_core.recipes import BACKBONE, RECIPES, STAGES
 
 CONFIG = CONFIGS["pocket"]
 
@@ -227,3 +228,11 @@ def test_an_inflated_network_sees_a_still_film_as_its_picture():
 
 def test_world_of_the_preset_is_the_plain_world(made, tmp_path):
     assert read_world(make_world(tmp_path / "again", 0, "micro")) == read_world(made.world)
+
+
+def test_the_shipped_weights_are_those_of_the_recipe():
+    record = json.loads(SHIPPED.with_suffix(".json").read_text())
+    assert record["digest"] == file_digest(SHIPPED)
+    assert record["recipe"]["stages"] == json.loads(json.dumps([asdict(stage) for stage in STAGES["pocket"]]))
+    assert record["recipe"]["backbone"] == json.loads(json.dumps(asdict(BACKBONE)))
+    assert SHIPPED.stat().st_size < 6e6
