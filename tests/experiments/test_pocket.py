@@ -112,7 +112,7 @@ def test_the_table_names_every_row(made):
 
 
 def test_the_command_prints_the_table(made):
-    done = CliRunner().invoke(app, [str(made.folder), "--preset", "micro", "--processes", "1"])
+    done = CliRunner().invoke(app, ["pocket", str(made.folder), "--preset", "micro", "--processes", "1"])
     assert (done.exit_code, done.stdout) == (0, (made.folder / "table-test.md").read_text() + "\n")
 
 
