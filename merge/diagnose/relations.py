@@ -12,8 +12,9 @@ matrices, and by how much the mean of the two lies above the chord of their accu
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from merge.diagnose.findings import Case, Finding, chosen, is_large_matrix
@@ -35,6 +36,8 @@ PERMUTED = 0.3
 # word is a convention of ours.
 SAME_TASK = 0.9
 OPPOSED = -0.2
+# Norms of two task vectors that differ by this factor: an average is then next to the smaller one's base. A convention.
+UNLIKE = 10.0
 
 
 @dataclass(frozen=True)
@@ -67,18 +70,31 @@ class Pair:
 
 @dataclass(frozen=True)
 class Relation:
-    """A pair with the matrices that it is judged by; those with next to no angle in common are apart or permuted."""
+    """A pair with the matrices that it is judged by; those without a small angle are apart, permuted or negated.
+
+    `task_ratio` is the norm of the second's difference from the base over that of the first's, in these matrices.
+    """
 
     pair: Pair
     with_base: bool
     matrices: Mapping[str, Contrast]
     apart: tuple[str, ...]
     permuted: tuple[str, ...]
+    negated: tuple[str, ...]
+    task_ratio: float | None
 
     @property
     def unrelated(self) -> bool:
         """Most matrices have nothing in common."""
         return 2 * len(self.apart) > len(self.matrices)
+
+    @property
+    def smaller(self) -> str:
+        """Which of the two is too small, and points too far from the other, to descend from it; "" where none is."""
+        scale = self.pair.scale or 1.0
+        if 1 / SCALED <= scale <= SCALED or abs(self.pair.cosine or 0) > FAR_APART:
+            return ""
+        return self.pair.second if scale < 1 else self.pair.first
 
     @property
     def label(self) -> str:
@@ -87,7 +103,7 @@ class Relation:
     @property
     def rescaled(self) -> list[str]:
         """Related matrices whose norms differ by a factor that finetuning does not give."""
-        strange = {*self.apart, *self.permuted}
+        strange = {*self.apart, *self.permuted, *self.negated}
         related = {name: item.norm_ratio or 0 for name, item in self.matrices.items() if name not in strange}
         return [name for name, ratio in related.items() if not 1 / SCALED <= ratio <= SCALED]
 
@@ -103,6 +119,8 @@ def _relate(case: Case, measured: Mapping[str, Measured], pair: tuple[int, int])
     finite = [item.contrasts[pair] for item in measured.values() if item.finite]
     matrices = {name: item.contrasts[pair] for name, item in measured.items() if _telling(item, pair)}
     low = [name for name, contrast in matrices.items() if (contrast.cosine or 0) < UNRELATED]
+    negated = tuple(name for name in low if (matrices[name].cosine or 0) < -UNRELATED)
+    low = [name for name in low if name not in negated]
     permuted = tuple(name for name in low if _is_permuted(matrices[name]))
     total = pooled(finite)
     evidence = Pair(
@@ -118,7 +136,9 @@ def _relate(case: Case, measured: Mapping[str, Measured], pair: tuple[int, int])
         total.sign_conflict,
     )
     apart = tuple(name for name in low if not _is_permuted(matrices[name]))
-    return Relation(evidence, case.has_base and pair[0] == 0, matrices, apart, permuted)
+    moved = pooled(matrices.values())
+    ratio = math.sqrt(moved.task_second / moved.task_first) if moved.task_first > 0 else None
+    return Relation(evidence, case.has_base and pair[0] == 0, matrices, apart, permuted, negated, ratio)
 
 
 def _telling(item: Measured, pair: tuple[int, int]) -> bool:
@@ -142,8 +162,11 @@ def _median(values: Sequence[float | None]) -> float | None:
 def relation_findings(case: Case, relations: Sequence[Relation]) -> list[Finding]:
     """What the pairs tell, one finding of a kind. Pairs that are one and the same are told as such and left there."""
     distinct = [relation for relation in relations if not relation.pair.twins]
-    found = [*_twins(relations), _unrelated(distinct), _permuted(distinct), _parts_apart(case, distinct)]
-    found += [_rescaled(case, distinct), _far(case, distinct), *_task_vectors(distinct)]
+    strange = differences(relations)
+    found = [*_twins(relations), _differences(distinct, strange)]
+    distinct = [relation for relation in distinct if not {relation.pair.first, relation.pair.second} & strange]
+    found += [_unrelated(distinct), _negated(distinct), _permuted(distinct)]
+    found += [_parts_apart(case, distinct), _rescaled(case, distinct), _far(case, distinct), *_task_vectors(distinct)]
     return [finding for finding in found if finding is not None]
 
 
@@ -177,6 +200,44 @@ def _unrelated(relations: Sequence[Relation]) -> Finding | None:
     return Finding("warning", "unrelated weights", seen + f" (finetuned from one ancestor: above {UNRELATED})", advice)
 
 
+def differences(relations: Sequence[Relation]) -> set[str]:
+    """Which checkpoints look like differences from a base: beside the base, where there is one, else beside another."""
+    based = any(relation.with_base for relation in relations)
+    judged = [relation for relation in relations if relation.with_base == based]
+    return {r.smaller for r in judged if r.smaller and not (based and r.smaller == r.pair.first)}
+
+
+def _differences(relations: Sequence[Relation], strange: Collection[str]) -> Finding | None:
+    bad = {relation.smaller: relation for relation in reversed(relations) if relation.smaller in strange}
+    if not bad:
+        return None
+    seen = "; ".join(
+        f"{label} has {min(r.pair.scale or 0, 1 / (r.pair.scale or 1)):.2g} times the norm of "
+        f"{r.pair.first if label == r.pair.second else r.pair.second} and another direction (median cosine "
+        f"{r.pair.cosine or 0:.2f})"
+        for label, r in bad.items()
+    )
+    advice = (
+        "is it a task vector, expert - base? add it to its base first: TaskVector(vector).apply(base) of merge.vectors"
+    )
+    return Finding("warning", "a difference, not weights", seen, advice)
+
+
+def _negated(relations: Sequence[Relation]) -> Finding | None:
+    bad = [relation for relation in relations if relation.negated]
+    if not bad:
+        return None
+    seen = "; ".join(
+        f"{r.label}: {len(r.negated)} of {counted(len(r.matrices), 'matrix', 'matrices')} point the other way: "
+        f"{listed([f'{name} {r.matrices[name].cosine or 0:.2f}' for name in r.negated])}"
+        for r in bad
+    )
+    advice = (
+        "to forget a task, subtract its task vector from the base, not its weights: merge add with a negative scale"
+    )
+    return Finding("warning", "negated weights", seen, advice, _union(relation.negated for relation in bad))
+
+
 def _permuted(relations: Sequence[Relation]) -> Finding | None:
     bad = [relation for relation in relations if relation.permuted]
     if not bad:
@@ -186,7 +247,10 @@ def _permuted(relations: Sequence[Relation]) -> Finding | None:
         f"in another order: {listed(r.permuted)}"
         for r in bad
     )
-    advice = "put the units of one into the order of the other first (arXiv 2209.04836), or convert both the same way"
+    advice = (
+        "put the units of one into the order of the other first (arXiv 2209.04836; UnIVAL models: unival-merge align, "
+        "others: merge.align), or convert both the same way"
+    )
     return Finding("warning", "permuted units", seen, advice, _union(relation.permuted for relation in bad))
 
 
@@ -223,7 +287,7 @@ def _rescaled(case: Case, relations: Sequence[Relation]) -> Finding | None:
 
 def _far(case: Case, relations: Sequence[Relation]) -> Finding | None:
     """Related, but farther than finetuning goes: from the base where there is one, else from each other."""
-    related = [r for r in relations if not (r.unrelated or r.permuted or _median_rescaled(r))]
+    related = [r for r in relations if not (r.unrelated or r.permuted or r.negated or _median_rescaled(r))]
     if case.has_base:
         bad = [r for r in related if r.with_base and (r.pair.distance or 0) > FAR]
         seen = [
@@ -242,7 +306,7 @@ def _median_rescaled(relation: Relation) -> bool:
 
 def _task_vectors(relations: Sequence[Relation]) -> list[Finding]:
     """Angles between what experts of the base learned; strangers to the base all share its absence."""
-    strangers = {r.pair.second for r in relations if r.with_base and (r.unrelated or r.permuted)}
+    strangers = {r.pair.second for r in relations if r.with_base and (r.unrelated or r.permuted or r.negated)}
     experts = [r for r in relations if not r.with_base and not {r.pair.first, r.pair.second} & strangers]
     angles = [(r.label, r.pair.task_cosine) for r in experts if r.pair.task_cosine is not None]
     same = [f"{label}: cosine {cosine:.2f}" for label, cosine in angles if cosine > SAME_TASK]
@@ -254,7 +318,27 @@ def _task_vectors(relations: Sequence[Relation]) -> list[Finding]:
     if opposed:
         advice = "what one adds the other removes: choose one, or a share near an end"
         found.append(Finding("warning", "task vectors opposed", "; ".join(opposed), advice))
-    return found
+    return [*found, *_unlike(relations, experts)]
+
+
+def _unlike(relations: Sequence[Relation], experts: Sequence[Relation]) -> list[Finding]:
+    """Task vectors of very different norms, where nothing else is the matter with either."""
+    ill = {
+        r.pair.second
+        for r in relations
+        if r.with_base and (r.apart or r.negated or r.rescaled or (r.pair.distance or 0) > FAR)
+    }
+    healthy = [(r.pair, r.task_ratio) for r in experts if not {r.pair.first, r.pair.second} & ill]
+    seen = [
+        f"that of {pair.second} is {ratio:.3g} times as long as that of {pair.first}"
+        for pair, ratio in healthy
+        if ratio and not 1 / UNLIKE <= ratio <= UNLIKE
+    ]
+    advice = (
+        "an average is all but the longer one's: was its learning rate too high, or the other hardly trained? Give the "
+        "shorter a larger share or scale"
+    )
+    return [Finding("warning", "task vectors of unlike size", "; ".join(seen), advice)] if seen else []
 
 
 def _union(parts: Iterable[Iterable[str]]) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from merge.diagnose.findings import Case, Finding, header_findings
 from merge.diagnose.measure import Progress, measure_all
-from merge.diagnose.relations import Pair, relate_all, relation_findings
+from merge.diagnose.relations import Pair, differences, relate_all, relation_findings
 from merge.diagnose.sources import BASE, Source, labels_for, opened
 from merge.diagnose.tables import number, table
 from merge.diagnose.values import value_findings
@@ -94,7 +94,7 @@ def doctor(
     relations = relate_all(case, measured)
     found = [
         *header_findings(case, differing),
-        *value_findings(case, measured, sources),
+        *value_findings(case, measured, sources, weights=not differences(relations)),
         *relation_findings(case, relations),
     ]
     if not any(finding.severity == "error" for finding in found):

@@ -8,25 +8,28 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from merge.diagnose.findings import Case, Finding, Severity, is_large_matrix
+from merge.diagnose.findings import LARGE, Case, Finding, Severity, is_large_matrix
 from merge.diagnose.measure import Measured
 from merge.diagnose.tables import counted, listed
+from merge.recipe import dtype_name
 
 MEAN, VARIANCE = "running_mean", "running_var"
 # Statistics are far apart where channels lie half a standard deviation from each other (root mean square), or where
 # the typical variance differs by 2: their average then fits neither input. A convention, not a measured bound.
 SHIFT = 0.5
 SPREAD = 2.0
+SHORTER = (torch.bfloat16, torch.float16)
 
 
 def value_findings(
-    case: Case, measured: Mapping[str, Measured], sources: Sequence[Mapping[str, Tensor]]
+    case: Case, measured: Mapping[str, Measured], sources: Sequence[Mapping[str, Tensor]], *, weights: bool = True
 ) -> list[Finding]:
-    """What the tensors themselves tell, whatever the relation between the checkpoints."""
+    """What the tensors themselves tell; where not all are `weights`, BatchNorm statistics are not compared."""
     return [
         *_nonfinite(case, measured),
         *_constant(case, measured),
-        *_batchnorm(case, measured, sources),
+        *(_batchnorm(case, measured, sources) if weights else []),
+        *_rounded(case, measured, sources),
         *_frozen(measured),
     ]
 
@@ -73,6 +76,41 @@ def _frozen(measured: Mapping[str, Measured]) -> list[Finding]:
     return [Finding("note", "frozen tensors", seen, "nothing to do: they stay as they are, bit by bit", tuple(equal))]
 
 
+def _rounded(case: Case, measured: Mapping[str, Measured], sources: Sequence[Mapping[str, Tensor]]) -> list[Finding]:
+    """Float32 matrices of some inputs that hold 16-bit numbers, while others have all their digits."""
+    names = _full(case, measured)
+    shorter = {index: _shorter([sources[index][name] for name in names]) for index in case.inputs if names}
+    found = {case.labels[index]: dtype for index, dtype in shorter.items() if dtype is not None}
+    if not found or len(found) == len(case.inputs):
+        return []
+    seen = "; ".join(
+        f"{label} has {dtype_name(dtype)} numbers in all its float32 matrices" for label, dtype in found.items()
+    )
+    advice = (
+        "finetuning below their last digit is lost: take the checkpoint from before the conversion, if there is one"
+    )
+    return [Finding("warning", "rounded weights", seen, advice, tuple(names))]
+
+
+def _full(case: Case, measured: Mapping[str, Measured]) -> list[str]:
+    """Large matrices that are float32 everywhere and constant nowhere."""
+    return [
+        name
+        for name, item in measured.items()
+        if is_large_matrix(item.shape)
+        and item.finite
+        and not any(item.constant)
+        and all(spec[name].dtype == torch.float32 for spec in case.specs)
+    ]
+
+
+def _shorter(tensors: Sequence[Tensor]) -> torch.dtype | None:
+    """The 16-bit dtype that holds the first numbers of all tensors exactly, as many as tell; None where none does."""
+    samples = [tensor.detach().reshape(-1)[:LARGE].cpu() for tensor in tensors]
+    held = [dtype for dtype in SHORTER if all(torch.equal(each.to(dtype).float(), each) for each in samples)]
+    return held[0] if held else None
+
+
 # -- BatchNorm ---------------------------------------------------------------------------------------------------------
 
 
@@ -90,7 +128,7 @@ def _batchnorm(case: Case, measured: Mapping[str, Measured], sources: Sequence[M
     far = [layer for layer, (shift, spread) in gaps.items() if shift > SHIFT or spread > SPREAD]
     if not far:
         seen = f"{counted(len(layers), 'layer')} with running statistics, averaged like weights: {_layers(layers)}"
-        advice = "recalibrate the merged model on unlabelled inputs if it does worse than both ends"
+        advice = "if the merged model does worse than both ends, recalibrate it: merge.recalibrate_batchnorm"
         return [Finding("note", "BatchNorm", seen, advice, tuple(layers))]
     worst = max(far, key=lambda layer: gaps[layer])
     shift, spread = gaps[worst]
