@@ -279,3 +279,23 @@ def test_a_broken_index_is_an_error_of_one_line_or_opens(data: st.DataObject) ->
         except merge.MergeError as error:
             message = str(error)
         assert not message or (str(folder) in message and "\n" not in message)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_a_broken_header_is_an_error_or_the_array_has_its_bytes(data: st.DataObject) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "a"
+        write_zarr(folder, torch.arange(1.0, 7.0).view(2, 3), (2, 2))
+        header = folder / ".zarray"
+        content = bytearray(header.read_bytes())
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(32, 126))
+        header.write_bytes(bytes(content))
+        message = ""
+        try:
+            entry = read_zarray(folder).entry()
+            if entry.nbytes < 10**6:
+                assert entry.tensor().shape == entry.shape
+        except merge.MergeError as error:
+            message = str(error)
+        assert not message or str(folder) in message
