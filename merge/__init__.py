@@ -18,6 +18,14 @@ from merge._version import VERSION as __version__
 from merge.errors import MergeError
 
 if TYPE_CHECKING:
+    from merge.align import (
+        PermutationSpec,
+        activation_matching,
+        apply_permutation,
+        permutation_spec,
+        random_permutation,
+        weight_matching,
+    )
     from merge.adapters.folder import Adapter, open_adapter
     from merge.adapters.merging import apply_adapters, merge_adapters
     from merge.batchnorm import activation_statistics, recalibrate_batchnorm, repair
@@ -33,6 +41,12 @@ if TYPE_CHECKING:
     from merge.writing import save_checkpoint
 
 _HOME = {
+    "PermutationSpec": "align",
+    "activation_matching": "align",
+    "apply_permutation": "align",
+    "permutation_spec": "align",
+    "random_permutation": "align",
+    "weight_matching": "align",
     "Adapter": "adapters.folder",
     "open_adapter": "adapters.folder",
     "apply_adapters": "adapters.merging",
@@ -83,13 +97,16 @@ __all__ = [
     "LinearPath",
     "MergeError",
     "Options",
+    "PermutationSpec",
     "Policy",
     "Recipe",
     "Simplex",
     "__version__",
+    "activation_matching",
     "activation_statistics",
     "add_task_vectors",
     "apply_adapters",
+    "apply_permutation",
     "average",
     "convert",
     "digest",
@@ -98,6 +115,8 @@ __all__ = [
     "merge_adapters",
     "open_adapter",
     "open_checkpoint",
+    "permutation_spec",
+    "random_permutation",
     "ratios",
     "read_recipe",
     "recalibrate_batchnorm",
@@ -109,4 +128,5 @@ __all__ = [
     "sweep",
     "sweep_to_files",
     "task_vector",
+    "weight_matching",
 ]
