@@ -1,5 +1,7 @@
 """`unival-merge study`: from two made experts to rows, the best ratio and its weights."""
 
+from itertools import product
+
 import pytest
 import torch
 from made_pocket import make_pocket
@@ -9,8 +11,10 @@ import experiments
 import merge
 from experiments import engines
 from experiments.errors import StudyError
+from experiments.results import Row, append_row
 from experiments.results import read_rows as rows_of
 from experiments.scales import PocketScale
+from experiments.selection import Best, save_best
 from experiments.studies import STUDIES, Expert, Study
 from experiments.study.cli import app
 
@@ -67,9 +71,22 @@ def test_from_a_dry_run_to_the_best_weights(home):
     assert "0 cells to evaluate at 0 points" in call(*tiny, "val", "--dry-run").stdout
     assert rows_of(home / "rows.jsonl")["key"].tolist()[: len(rows)] == rows["key"].tolist()
 
-    scores = rows_of(home / "rows.jsonl")
-    if (scores[(scores["split"] == "val") & (scores["method"] == "single")]["value"] > 0).all():
-        assert "vqa+entailment, vanilla: " in call("best", "tiny", home).stdout
+
+def test_the_best_ratio_is_printed(tmp_path):
+    job = {"study": "tiny", "experts": "vanilla", "batchnorm": "average", "metric": "accuracy", "n": 9, "seconds": 1.0}
+    job |= {"seed": 0, "versions": {}, "inputs": {}, "data": ""}
+    for number, (share, task, split) in enumerate(product((0.0, 0.5, 1.0), TINY.experts, ("val", "test"))):
+        shares = {name: value for name, value in (("vqa", 1 - share), ("entailment", share)) if value}
+        value = 0.8 if share == 0.5 else 0.5
+        method = "interpolate" if share == 0.5 else "single"
+        scores = {"value": value, "lo": value - 0.1, "hi": value + 0.1, "key": str(number)}
+        append_row(tmp_path / "rows.jsonl", Row(shares=shares, method=method, task=task, split=split, **scores, **job))
+    assert call("best", "tiny", tmp_path).stdout == (
+        "vqa+entailment, vanilla: 0.50 vqa + 0.50 entailment; joint 1.6000 on val, 1.6000 on test; "
+        "vqa accuracy 80.00 [70.00, 90.00], entailment accuracy 80.00 [70.00, 90.00]\n"
+    )
+    with pytest.raises(StudyError, match="has nothing of"):
+        call("best", "tiny", tmp_path, "--only", "vqa+caption")
 
 
 def test_one_run_for_several_seeds_and_parts_of_a_study(home, tmp_path):
@@ -91,8 +108,6 @@ def test_the_best_is_not_chosen_on_test(home):
 
 
 def test_the_best_weights_are_the_merged_ones(home):
-    from experiments.selection import Best, save_best
-
     best = Best(("vqa", "entailment"), "vanilla", "from:vqa", {"vqa": 0.25, "entailment": 0.75}, 1.0, 1.0, {})
     scale = PocketScale(home)
     saved = merge.load_checkpoint(save_best(best, TINY, scale, home))
