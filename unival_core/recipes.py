@@ -82,12 +82,12 @@ _SMALL = TrainOptions(
     lr=6e-4, updates=200, batch=64, warmup=0.05, loss=LossOptions(smoothing=0.05), group=FROZEN, save_every=100
 )
 _POCKET = {
-    "vqa": Recipe(replace(_SMALL, lr=1e-3, updates=250)),
-    "caption": Recipe(replace(_SMALL, lr=3e-4, updates=120)),
-    "grounding": Recipe(replace(_SMALL, lr=1e-3, updates=300, group="all")),
-    "entailment": Recipe(replace(_SMALL, lr=1e-3, group="all")),
-    "video-qa": Recipe(replace(_SMALL, updates=150)),
-    "video-caption": Recipe(replace(_SMALL, lr=6e-4, updates=120)),
+    "vqa": Recipe(replace(_SMALL, lr=1e-3, updates=150)),
+    "caption": Recipe(replace(_SMALL, lr=3e-4, updates=80)),
+    "grounding": Recipe(replace(_SMALL, lr=1e-3, updates=180, group="all")),
+    "entailment": Recipe(replace(_SMALL, lr=1e-3, updates=120, group="all")),
+    "video-qa": Recipe(replace(_SMALL, updates=100)),
+    "video-caption": Recipe(replace(_SMALL, lr=6e-4, updates=80)),
     "audio-caption": Recipe(replace(_SMALL, lr=1e-3, updates=250)),
 }
 # The stand-in for ImageNet weights: cells of pictures by digit and colour.
