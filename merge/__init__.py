@@ -18,6 +18,8 @@ from merge._version import VERSION as __version__
 from merge.errors import MergeError
 
 if TYPE_CHECKING:
+    from merge.adapters.folder import Adapter, open_adapter
+    from merge.adapters.merging import apply_adapters, merge_adapters
     from merge.align import (
         PermutationSpec,
         activation_matching,
@@ -26,8 +28,6 @@ if TYPE_CHECKING:
         random_permutation,
         weight_matching,
     )
-    from merge.adapters.folder import Adapter, open_adapter
-    from merge.adapters.merging import apply_adapters, merge_adapters
     from merge.batchnorm import activation_statistics, recalibrate_batchnorm, repair
     from merge.checkpoint import Checkpoint, load_checkpoint, open_checkpoint
     from merge.conversion.convert import convert
