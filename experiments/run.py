@@ -59,12 +59,12 @@ class Summary:
 
 @dataclass
 class Plan:
-    """Jobs of a study, and the keys of their rows. Every file is digested once."""
+    """Jobs of a study, and the keys of their rows. Every file is digested once a run."""
 
     study: AnyStudy
     choice: Choice
     setting: Setting
-    digests: dict[Path, str] = field(default_factory=dict[Path, str])
+    digests: dict[tuple[int, str], str] = field(default_factory=dict[tuple[int, str], str])
     data: dict[tuple[int, str, str], str] = field(default_factory=dict[tuple[int, str, str], str])
 
     def jobs(self) -> list[Job]:
@@ -121,11 +121,11 @@ class Plan:
 
     def digest(self, expert: Expert, seed: int) -> str:
         """Of an expert's tensors."""
-        scale = self.setting.scales[seed]
-        file = scale.expert_file(expert)
-        if file not in self.digests:
-            self.digests[file] = digest(open_checkpoint(file, scale.section(expert)))
-        return self.digests[file]
+        place = (seed, expert.id)
+        if place not in self.digests:
+            scale = self.setting.scales[seed]
+            self.digests[place] = digest(open_checkpoint(scale.expert_file(expert), scale.section(expert)))
+        return self.digests[place]
 
     def data_digest(self, seed: int, task: str, split: str) -> str:
         """Of a split."""

@@ -6,7 +6,9 @@ import multiprocessing
 import os
 import queue
 import signal
+import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -51,8 +53,9 @@ def in_processes(groups: Sequence[Sequence[Job]], setting: Setting, count: int) 
         waiting.put(group)
     workers = [start.Process(target=_work, args=(waiting, finished, setting, os.getpid())) for _ in range(count)]
     try:
-        for worker in workers:
-            worker.start()
+        with _without_interrupts():
+            for worker in workers:
+                worker.start()
         for _ in range(sum(map(len, groups))):
             yield _next(finished, workers)
         for worker in workers:
@@ -65,6 +68,19 @@ def in_processes(groups: Sequence[Sequence[Job]], setting: Setting, count: int) 
         for channel in (waiting, finished):
             channel.cancel_join_thread()
             channel.close()
+
+
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Processes started meanwhile never see Ctrl-C, not even while they import: it is the parent's, which ends them."""
+    if threading.current_thread() is not threading.main_thread():  # which alone may set signals
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _next(finished: Any, workers: Sequence[BaseProcess]) -> Done:
@@ -85,7 +101,6 @@ def _next(finished: Any, workers: Sequence[BaseProcess]) -> Done:
 
 def _work(waiting: Any, finished: Any, setting: Setting, parent: int) -> None:
     """Groups until there is none. Without its parent, which alone writes rows, it stops after the job in hand."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which ends the workers
     if setting.device == "cpu":
         torch.set_num_threads(1)
     try:

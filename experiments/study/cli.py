@@ -97,8 +97,8 @@ def run(
     folder.mkdir(parents=True, exist_ok=True)
     try:
         summary = run_study(plan, folder, chosen)
-    except KeyboardInterrupt:
-        typer.echo("stopped; finished cells are kept, the same command goes on", err=True)
+    except (KeyboardInterrupt, SystemExit):  # Ctrl-C is either, as the program or a script calls
+        typer.echo("stopped: finished cells are kept, the same command goes on", err=True)
         raise typer.Exit(130) from None
     typer.echo(f"{folder / ROWS}: {summary}")
     if save is not None:
