@@ -19,7 +19,8 @@ from merge.files import check_target, replacing
 from merge.recipe import SHARES, Recipe, describe, parameters_for, share_label, shares, to_json
 from merge.state_dict import SHOWN, Unit, by_name, dictionary, plan
 from merge.stream import Job, Stream
-from merge.writing import OutputPlan, Slot, Writer, plan_output, recipe_path
+from merge.writer import OutputPlan, Slot, Writer
+from merge.writing import plan_output, recipe_path
 
 
 @dataclass(frozen=True)

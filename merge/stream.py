@@ -24,7 +24,7 @@ from merge.formats.entry import TensorEntry
 from merge.kernel import BLOCK, combine, nonfinite, work
 from merge.recipe import Recipe, method_named
 from merge.state_dict import Unit
-from merge.writing import Writer
+from merge.writer import Writer
 
 WORTH_A_THREAD = 32 << 20  # bytes of output: many small tensors are quicker without a second thread at the lock
 WIDEST = 16  # bytes of the widest element, complex128
@@ -165,7 +165,7 @@ class Stream:
         step = max(numel, 1) if whole else BLOCK
         hashes = [job.digest.start() for job in self._jobs]
         used = [next(reader for reader in readers[index] if unit.name in reader.names) for index in unit.sources]
-        distinct = list(dict.fromkeys(used))  # an expert that lacks a tensor may have the base's
+        distinct = list(dict.fromkeys(used))  # what an expert lacks is the base's: one reader, one turn
         for start in range(0, numel, step):
             if self._stop:
                 return

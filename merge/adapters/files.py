@@ -15,7 +15,8 @@ from merge.digests import digest, raw_bytes
 from merge.errors import MergeError
 from merge.files import check_target, replacing
 from merge.recipe import share_label
-from merge.writing import Slot, Writer, plan_output
+from merge.writer import Slot, Writer
+from merge.writing import plan_output
 
 
 @dataclass(frozen=True)
