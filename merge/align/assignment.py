@@ -16,11 +16,16 @@ from merge.errors import MergeError
 
 
 def assign(gain: Tensor) -> Tensor:
-    """The permutation p that makes the sum of `gain[i, p[i]]` largest. Raises MergeError without SciPy."""
+    """The permutation p that makes the sum of `gain[i, p[i]]` largest.
+
+    Raises MergeError for infinite and NaN gains, and without SciPy.
+    """
     try:
         from scipy.optimize import linear_sum_assignment  # optional: the extra `align`
     except ImportError:
         raise MergeError("aligning networks needs SciPy: pip install 'unival-merge[align]'") from None
+    if not bool(gain.isfinite().all()):
+        raise MergeError("units with infinite or NaN weights or activations cannot be matched: `doctor` tells where")
     solve: Any = linear_sum_assignment
     return torch.from_numpy(solve(gain.numpy(), maximize=True)[1])
 

@@ -119,7 +119,7 @@ def _outer(axes: Mapping[str, Axes]) -> dict[str, str]:
 def _sizes(axes: Mapping[str, Axes], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
     sizes: dict[str, int] = {group: 0 for each in axes.values() for axis in each for group in axis}
     told = [(name, axis, size) for name in axes for axis, size in zip(axes[name], shapes[name], strict=True) if axis]
-    for _ in range(2):  # composite axes need one of their two sizes from elsewhere
+    for _ in sizes:  # composite axes need one of their two sizes from elsewhere
         for _, axis, size in told:
             unknown = [group for group in axis if not sizes[group]]
             if len(unknown) == 1:

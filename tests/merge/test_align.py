@@ -322,6 +322,21 @@ def test_permutations_and_tensors_that_do_not_fit() -> None:
             weight_matching(own, {"w": WEIGHT}, tensors)
 
 
+def test_weights_that_are_no_numbers_are_refused() -> None:
+    broken = tiny(0) | {"a.bias": torch.tensor([1.0, float("nan"), 2.0, 3.0])}
+    own = permutation_spec(chain(["a", "b"]), broken)
+    with pytest.raises(MergeError, match="infinite or NaN weights or activations cannot be matched"):
+        weight_matching(own, tiny(0), broken)
+
+
+def test_sizes_are_found_in_any_order() -> None:
+    """Composite axes take the size they lack from tensors that come later."""
+    shapes = {"a": (12,), "b": (6,), "c": (3, 2)}
+    tensors = {name: torch.zeros(shape) for name, shape in shapes.items()}
+    own = permutation_spec({"a": "(g out)", "b": "(g in)", "c": "g in"}, tensors)
+    assert own.sizes == {"g": 3, "out": 4, "in": 2}
+
+
 def test_scipy_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "scipy.optimize", None)
     with pytest.raises(MergeError, match=r"needs SciPy: pip install 'unival-merge\[align\]'"):
