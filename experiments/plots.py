@@ -37,8 +37,6 @@ from experiments.results import (
 GREY, GREEN = "#666666", "#009E73"
 SMALL = 7.5  # points
 TEXT = 8.5
-
-
 _UNDATED: dict[str, dict[str, Any] | None] = {".png": None, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
 _Means = dict[str, tuple[float, float, float]]  # value, lo, hi times 100 by series
 
