@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from merge.errors import MergeError
+from merge.policy import Slice
 
 # Modules whose rows are tokens: embeddings and the projections onto a vocabulary.
 VOCABULARY = re.compile(
@@ -73,6 +74,21 @@ def assembled(tensors: Sequence[Tensor], assembly: Assembly | None, merged: Tens
         part = tensors[patch.source].index_select(patch.axis, patch.take.to(merged.device))
         result = result.index_copy(patch.axis, patch.put.to(merged.device), part.to(result.dtype))
     return result
+
+
+def patches_for(
+    name: str, slices: Sequence[Slice], sources: tuple[int, ...], shape: tuple[int, ...]
+) -> tuple[tuple[Patch, ...], str]:
+    """The patches that slices of one tensor mean, or why they cannot be."""
+    patches: list[Patch] = []
+    for item in slices:
+        if item.axis >= len(shape) or item.index >= shape[item.axis]:
+            return (), f"--slice {item.rule!r}: {name} has shape {list(shape)}"
+        if item.source not in sources:
+            return (), f"--slice {item.rule!r}: that input lacks {name}"
+        at = torch.tensor([item.index])
+        patches.append(Patch(sources.index(item.source), item.axis, at, at))
+    return tuple(patches), ""
 
 
 # -- vocabularies ----------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from merge.assembly import VOCABULARY, Assembly, Patch, Vocabulary, by_position, by_token, rows_differ
+from merge.assembly import VOCABULARY, Assembly, Vocabulary, by_position, by_token, patches_for, rows_differ
 from merge.checkpoint import SHOWN, Checkpoint
 from merge.errors import MergeError
 from merge.formats.entry import TensorEntry
@@ -244,45 +244,55 @@ def _unit(names: tuple[str, ...], case: _Case) -> tuple[Unit | None, str]:
     slices = slices_of(name, case.slices) if case.slices else []
     holders = [i for i, tensors in enumerate(case.described) if name in tensors]
     first = case.described[origin.index if origin else holders[0]][name]
-    copied = Unit(names, "copy", (holders[0],), first.dtype, first.shape)
     if origin:
         problem = f"--slice {slices[0].rule!r}: {name} is {origin.why}, as a whole" if slices else ""
-        return replace(copied, sources=(origin.index,), why=origin.why), problem
-    sources = list(range(len(case.inputs)))
+        return Unit(names, "copy", (origin.index,), first.dtype, first.shape, origin.why), problem
+    sources, why = tuple(range(len(case.inputs))), ""
     if len(holders) < len(sources):
-        why = f"missing: {case.policy.missing}"
-        if case.policy.missing == "error" or (case.policy.missing == "zero-delta" and holders[0] != 0):
+        sources, why = _present(holders, case), f"missing: {case.policy.missing}"
+        if not sources:
             return None, ""  # its name is a problem already
-        if case.policy.missing == "keep-first" or len(holders) == 1:
-            problem = f"--slice {slices[0].rule!r}: only {case.labels[holders[0]]} decides {name}" if slices else ""
-            return replace(copied, why=why), problem
-        zero = case.policy.missing == "zero-delta"
-        sources = [index if index in holders else 0 for index in sources] if zero else holders
-        copied = replace(copied, why=why)
-    if case.statistics_from in holders and name.endswith(BATCHNORM) and not slices:
+        if len(sources) == 1:
+            problem = f"--slice {slices[0].rule!r}: only {case.labels[sources[0]]} decides {name}" if slices else ""
+            return Unit(names, "copy", sources, first.dtype, first.shape, why), problem
+    if case.statistics_from is not None and name.endswith(BATCHNORM) and not slices:
+        whose = case.statistics_from if case.statistics_from in holders else sources[0]
         problem = _conflict(name, sources, case)
-        return replace(copied, sources=(case.statistics_from,), why=case.policy.batchnorm), problem
+        return Unit(names, "copy", (whose,), first.dtype, first.shape, case.policy.batchnorm), problem
     vocabulary, problem = _rows(name, sources, case) if not slices else (None, "")
     problem = problem or _conflict(name, sources, case, rows=vocabulary is not None)
     if problem:
         return None, problem
-    copied = replace(copied, sources=tuple(sources))
+    shape, assembly = first.shape, None
     if vocabulary is not None:
         shape = (vocabulary.rows.shape[1], *first.shape[1:])
-        copied = replace(copied, shape=shape, assembly=vocabulary.assembly(_rows_policy(case)), why="by row")
+        assembly, why = vocabulary.assembly(_rows_policy(case)), "by row"
     if slices:
-        patches, problem = _patches(name, slices, copied)
-        copied = replace(copied, assembly=Assembly(patches=patches), why="sliced")
+        patches, problem = patches_for(name, slices, sources, shape)
+        assembly, why = Assembly(patches=patches), "sliced"
         if problem:
             return None, problem
     if not (first.dtype.is_floating_point or first.dtype.is_complex) or _is_version(name, first):
-        return _integer_unit(copied, case)
+        return _integer_unit(Unit(names, "copy", sources, first.dtype, shape, why, assembly), case)
     dtype = first.dtype if case.policy.dtype is None or first.dtype.is_complex else case.policy.dtype
-    return replace(copied, kind="merge", dtype=dtype), ""
+    return Unit(names, "merge", sources, dtype, shape, why, assembly), ""
+
+
+def _present(holders: Sequence[int], case: _Case) -> tuple[int, ...]:
+    """The inputs that a name is taken from where some lack it; none where that is a problem."""
+    if case.policy.missing == "keep-first":
+        return (holders[0],)
+    if case.policy.missing == "union":
+        return tuple(holders)
+    if case.policy.missing == "zero-delta" and holders[0] == 0:
+        return (
+            tuple(index if index in holders else 0 for index in range(len(case.inputs))) if len(holders) > 1 else (0,)
+        )
+    return ()
 
 
 def _is_version(name: str, spec: Spec | TensorEntry) -> bool:
-    return math.prod(spec.shape) == 1 and bool(_VERSION.fullmatch(name))
+    return name.endswith("version") and math.prod(spec.shape) == 1 and bool(_VERSION.fullmatch(name))
 
 
 def _conflict(name: str, sources: Sequence[int], case: _Case, *, rows: bool = False) -> str:
@@ -337,6 +347,8 @@ def _rows_policy(case: _Case) -> str:
 
 def _rows(name: str, sources: Sequence[int], case: _Case) -> tuple[Vocabulary | None, str]:
     """The rows of a vocabulary tensor where they differ between the inputs, or why they cannot be matched."""
+    if case.vocabulary is None and case.policy.vocab_rows == "error":
+        return None, ""
     shapes = [case.described[index][name].shape for index in sources]
     if not VOCABULARY.fullmatch(name) or len({shape[1:] for shape in shapes}) > 1:
         return None, ""
@@ -363,18 +375,6 @@ def _row_problems(units: Sequence[Unit], described: Sequence[Mapping[str, Spec |
         return []
     told = ", ".join(f"{name} has {', '.join(map(str, rows))}" for rows, name in counts.items())
     return [f"rows differ otherwise: {told}; --keep or --drop the one that is no vocabulary"]
-
-
-def _patches(name: str, slices: Sequence[Slice], unit: Unit) -> tuple[tuple[Patch, ...], str]:
-    patches: list[Patch] = []
-    for item in slices:
-        if item.axis >= len(unit.shape) or item.index >= unit.shape[item.axis]:
-            return (), f"--slice {item.rule!r}: {name} has shape {list(unit.shape)}"
-        if item.source not in unit.sources:
-            return (), f"--slice {item.rule!r}: that input lacks {name}"
-        at = torch.tensor([item.index])
-        patches.append(Patch(unit.sources.index(item.source), item.axis, at, at))
-    return tuple(patches), ""
 
 
 def _named_input(batchnorm: str, labels: Sequence[str]) -> int:
