@@ -114,8 +114,8 @@ class PocketScale:
         return "auto"
 
     def tokenizer(self, file: Path, config: UnivalConfig) -> Tokenizer:
-        """The one stored in the file."""
-        return load_tokenizer(file, config)
+        """The one stored in the file; all models have the backbone's, where the pretrained one is not made yet."""
+        return load_tokenizer(file if file.exists() else self.pocket.backbone, config)
 
     def dataset(
         self, task: str, split: str, tokenizer: Tokenizer, config: UnivalConfig, cache: MediaCache

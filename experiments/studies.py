@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from experiments.errors import StudyError
+from experiments.pocket.pretrainings import COMPARISONS, comparisons_of, tasks_of
 from experiments.results import share_label
 
-KINDS = ("pretrained", "vanilla", "ratatouille", "fusing", "joint", "reward")
+KINDS = ("pretrained", "vanilla", "ratatouille", "fusing", "joint", "reward", *COMPARISONS)
 METHODS = ("single", "interpolate", "average", "ensemble")
 POLICIES = ("average", "recalibrate:mixture", "recalibrate:task")  # and from:<name of an expert>
 FAMILIES = (("vqa", "caption", "grounding", "entailment"), ("video-qa", "video-caption"))
@@ -40,14 +41,15 @@ POCKET_ONLY = ("joint",)  # kinds that were never published
 @dataclass(frozen=True)
 class Expert:
     """A model that takes part: `name` is the word used in shares, `task` what it was finetuned on (tasks joined by "+"
-    for a joint finetuning, "" for the pretrained model), `kind` how."""
+    for a joint finetuning, "" for the pretrained model), `kind` how: for a training of the study `pretraining` the
+    comparisons that it takes part in, joined by "+"."""
 
     name: str
     task: str
     kind: str
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
+        if not set(self.kind.split("+")) <= set(KINDS):
             raise StudyError(f"expert {self.name}: no kind {self.kind!r}: choose one of {', '.join(KINDS)}")
 
     @property
@@ -244,6 +246,35 @@ class Study:
         return [Cell(single(model), *place, metrics) for model in models for place, metrics in asked.items()]
 
 
+@dataclass(frozen=True)
+class Pretrainings:
+    """Models that were pretrained in several ways, each by itself; `comparisons` has for each what it is asked by name
+    of the training (experiments.pocket.pretrainings). One that takes part in several is evaluated once."""
+
+    name: str
+    question: str
+    source: str
+    comparisons: Mapping[str, Mapping[str, tuple[str, ...]]]
+
+    def cells(self, choice: Choice) -> list[Cell]:
+        """Every cell once, those of one training together; StudyError where the choice names what there is not."""
+        if choice.scale != "pocket":
+            raise StudyError(f"study {self.name} is of pocket scale: at {choice.scale} scale nothing is pretrained")
+        if choice.kinds is not None:
+            raise StudyError(
+                f"study {self.name} has comparisons, no kinds: choose --only {', '.join(self.comparisons)}"
+            )
+        if choice.only is not None and choice.only not in self.comparisons:
+            raise StudyError(
+                f"study {self.name} has nothing of {choice.only!r}: choose one of {', '.join(self.comparisons)}"
+            )
+        wanted = {name: own for name, own in self.comparisons.items() if choice.only in (None, name)}
+        models = {name: Expert(name, "", "+".join(comparisons_of(name))) for name in tasks_of(wanted)}
+        return [
+            Cell(single(models[name]), task, choice.split) for name, own in tasks_of(wanted).items() for task in own
+        ]
+
+
 def single(expert: Expert, name: str = "") -> Point:
     """An expert as it is, the same point whatever mixture it is an end of."""
     name = name or expert.name
@@ -317,6 +348,12 @@ STUDIES: dict[str, AnyStudy] = {
             others=False,
             shifts=False,
             metrics={"grounding": ("Acc@0.5", "Acc@0.5 small", "Acc@0.5 medium", "Acc@0.5 large")},
+        ),
+        Pretrainings(
+            name="pretraining",
+            question="What do balance, a curriculum, more tasks and more modalities bring to pretraining?",
+            source="arXiv 2307.16184, tables 2, 3, 4, 12, 16 and 17",
+            comparisons=COMPARISONS,
         ),
     )
 }

@@ -15,6 +15,7 @@ from unival_core.data.cache import MediaCache
 from unival_core.data.dataset import TaskDataset
 from unival_core.data.table import TsvTable
 from unival_core.tasks import TASKS
+from unival_core.tasks.task import Task
 from unival_core.vocabulary import Tokenizer
 
 
@@ -36,12 +37,21 @@ class Files:
         self.answers = read_world(world).answers
         self.cache = MediaCache()
 
-    def data(self, task: str, split: str, *, training: bool = False, blank: bool = False, seed: int = 0) -> TaskDataset:
-        """The rows of a split; with `blank` every picture, film and sound is empty."""
+    def data(
+        self,
+        task: str,
+        split: str,
+        *,
+        training: bool = False,
+        blank: bool = False,
+        seed: int = 0,
+        part: float = 1.0,
+    ) -> TaskDataset:
+        """The rows of a split, of which `part` is kept; with `blank` every picture, film and sound is empty."""
         kind = Blank if blank else TaskDataset
         return kind(
             TASKS[task],
-            TsvTable(self.world / task / f"{split}.tsv", TASKS[task].columns, TASKS[task].selected_cols),
+            FirstRows(self.world / task / f"{split}.tsv", TASKS[task], part),
             self.tokenizer,
             self.config,
             training=training,
@@ -53,6 +63,17 @@ class Files:
     def training(self, splits: Iterable[tuple[str, str]], seed: int) -> dict[str, TaskDataset]:
         """Data sets to train on, from pairs of task and split."""
         return {task: self.data(task, split, training=True, seed=seed) for task, split in splits}
+
+
+class FirstRows(TsvTable):
+    """A task's table of which only the first rows are there, `part` of all and one at least."""
+
+    def __init__(self, path: Path, task: Task, part: float) -> None:
+        super().__init__(path, task.columns, task.selected_cols)
+        self.rows = max(1, round(part * super().__len__()))
+
+    def __len__(self) -> int:
+        return self.rows
 
 
 class Blank(TaskDataset):

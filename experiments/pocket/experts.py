@@ -7,6 +7,8 @@ experts/ratatouille/<task>/average.*      of those runs, with its recipe
 experts/fusing/<task>/average.*           of the vanilla experts of the family's other tasks, with its recipe
 experts/fusing/<task>/from-average/       run from that average
 experts/reward/<size>/                    run from the vanilla grounding expert, rewarded for boxes of one size
+experts/pretraining/<name>/               run of the study `pretraining`, from the backbone or from another one
+costs.csv                                 what those runs took (experiments.pocket.costs)
 """
 
 from __future__ import annotations
@@ -18,12 +20,15 @@ from pathlib import Path
 from typing import Any
 
 from experiments.errors import StudyError
+from experiments.pocket.backbone import inflate
 from experiments.pocket.cache import fetch, keep, key_of
+from experiments.pocket.costs import measured
 from experiments.pocket.pipeline import Pocket, file_digest, in_processes, make_start, open_model, shared_out, timed
+from experiments.pocket.pretrainings import BACKBONE, COMPARISONS, TRAININGS, Training
 from experiments.studies import FAMILIES, Expert
 from experiments.world.tables import read_world
 from merge import Input, Options, Recipe, read_recipe, run
-from unival_core.recipes import JOINT, REWARD, REWARDS, recipe_for
+from unival_core.recipes import JOINT, REWARD, REWARDS, STAGES, recipe_for
 from unival_core.train import TrainOptions, train
 from unival_core.training.setup import choose
 
@@ -33,13 +38,15 @@ class Step:
     """One file of weights, `file` below `experts/`.
 
     With `tasks` a finetuning on them, by `options`, from its only parent or else from the pretrained weights; without
-    tasks the uniform average of its parents.
+    tasks the uniform average of its parents. With `training` it is one of the study `pretraining`, and starts from its
+    only parent or else from the backbone.
     """
 
     file: str
     parents: tuple[Step, ...] = ()
     tasks: tuple[str, ...] = ()
     options: TrainOptions | None = None
+    training: Training | None = None
 
 
 def make_models(pocket: Pocket, processes: int = 2, *, progress: bool = True) -> None:
@@ -58,7 +65,7 @@ def make_experts(
     """
     experts = list(experts)
     steps = with_parents([step_of(pocket, expert) for expert in experts])  # says what is wrong before anything is made
-    make_start(pocket, progress=progress)
+    make_start(pocket, pretrained=not steps or any(step.training is None for step in steps), progress=progress)
     refuse_stale(pocket, steps)
     jobs = [(pocket, step, cache) for step in steps if not is_done(pocket, step)]
     in_processes(make, jobs, processes, "experts", progress=progress, first=parent_jobs)
@@ -87,6 +94,8 @@ def step_of(pocket: Pocket, expert: Expert) -> Step | None:
         options = replace(shared_out(REWARD, pocket), reward=choose(REWARDS["pocket"], expert.name, "reward"))
         start = vanilla(pocket, expert.task)
         return Step(f"reward/{expert.name}/last.safetensors", (start,), start.tasks, options)
+    if expert.kind.split("+")[0] in COMPARISONS:
+        return pretraining(pocket, expert.name)
     others = [task for family in FAMILIES if expert.task in family for task in family if task != expert.task]
     auxiliary = [vanilla(pocket, task) for task in others]
     if not auxiliary:
@@ -118,6 +127,23 @@ def joint(pocket: Pocket, tasks: tuple[str, ...]) -> Step:
     )
 
 
+def pretraining(pocket: Pocket, name: str) -> Step:
+    """A training of the study `pretraining`, behind those that it goes on from."""
+    if pocket.preset == "quick":
+        raise StudyError(f"{pocket.folder} has no backbone, as its preset is quick: pretrainings need the preset full")
+    training = choose(TRAININGS, name, "pretraining")
+    tasks = tuple(portion.task for portion in training.portions)
+    options = recipe_for(tasks[0], "pocket").options if training.finetunes else STAGES["pocket"][0].options
+    options = replace(options, updates=training.updates, group=training.group or options.group)
+    start = () if training.start == BACKBONE else (pretraining(pocket, training.start),)
+    return Step(f"pretraining/{name}/last.safetensors", start, tasks, shared_out(options, pocket), training)
+
+
+def sees_films(step: Step) -> bool:
+    """Whether a step, or one before it, trains on films."""
+    return any(task.startswith("video") for task in step.tasks) or any(map(sees_films, step.parents))
+
+
 def mean(folder: str, members: list[Step]) -> Step:
     """The uniform average of several; of one, that one."""
     return members[0] if len(members) == 1 else Step(f"{folder}/average.safetensors", tuple(members))
@@ -144,6 +170,8 @@ def file_of(pocket: Pocket, step: Step | None) -> Path:
 
 def start_of(pocket: Pocket, step: Step) -> Path:
     """What a finetuning starts from."""
+    if step.training is not None and not step.parents:
+        return pocket.backbone
     return file_of(pocket, step.parents[0] if step.parents else None)
 
 
@@ -172,12 +200,16 @@ def run_record(file: Path) -> Path:
 def made_of(pocket: Pocket, step: Step) -> dict[str, Any]:
     """All that a run's weights depend on, for its record."""
     files = read_world(pocket.world).files
-    names = [f"{task}/train" for task in step.tasks]
-    return {
+    split = "train" if step.training is None else step.training.split
+    names = [f"{task}/{split}" for task in step.tasks]
+    record: dict[str, Any] = {
         "init": file_digest(start_of(pocket, step)),
         "files": {name: files[name].sha256 for name in names},
         "options": None if step.options is None else asdict(step.options),
     }
+    if step.training is not None:
+        record["portions"] = {portion.task: [portion.share, portion.part] for portion in step.training.portions}
+    return record
 
 
 def refuse_stale(pocket: Pocket, steps: Iterable[Step]) -> None:
@@ -201,8 +233,10 @@ def refuse_stale(pocket: Pocket, steps: Iterable[Step]) -> None:
 
 def differing(there: dict[str, Any], here: dict[str, Any]) -> str:
     """The first thing that the record of a run has otherwise, with both values; "" if there is none."""
-    records = [there, json.loads(json.dumps(here))]
-    there, here = ({"init": record.get("init"), **record.get("files", {}), **record["options"]} for record in records)
+    there, here = (
+        {"init": record.get("init"), **record.get("files", {}), **record.get("portions", {}), **record["options"]}
+        for record in (there, json.loads(json.dumps(here)))
+    )
     names = [name for name in here if there.get(name) != here[name]]
     return f"{names[0]} was {there.get(names[0])}, is {here[names[0]]}" if names else ""
 
@@ -218,6 +252,9 @@ def make(pocket: Pocket, step: Step, cache: Path | None = None) -> None:
         if step.options is None:
             average(pocket, step)
             return
+        if step.training is not None:
+            train_anew(pocket, step, step.training, step.options)
+            return
         model, files = open_model(pocket, start_of(pocket, step))
         data = files.training([(task, "train") for task in step.tasks], pocket.seed)
         record = made_of(pocket, step)
@@ -225,6 +262,21 @@ def make(pocket: Pocket, step: Step, cache: Path | None = None) -> None:
         fetch(cache, key, file.parent)
         train(model, files.tokenizer, data, step.options, file.parent, record=record, progress=False)
         keep(cache, key, file.parent)
+
+
+def train_anew(pocket: Pocket, step: Step, training: Training, options: TrainOptions) -> None:
+    """Does a training of the study `pretraining`. None is taken from a cache, as its cost is measured."""
+    model, files = open_model(pocket, start_of(pocket, step))
+    if sees_films(step) and not any(map(sees_films, step.parents)):
+        inflate(model)
+    data = {
+        portion.task: files.data(portion.task, training.split, training=True, seed=pocket.seed, part=portion.part)
+        for portion in training.portions
+    }
+    shares = {portion.task: portion.share for portion in training.portions}
+    folder, record = file_of(pocket, step).parent, made_of(pocket, step)
+    with measured(pocket, folder, training.start, options):
+        train(model, files.tokenizer, data, options, folder, weights=shares, record=record, progress=False)
 
 
 def average(pocket: Pocket, step: Step) -> None:

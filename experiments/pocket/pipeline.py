@@ -85,6 +85,11 @@ class Pocket:
         return (self.start or self).folder / "world"
 
     @property
+    def backbone(self) -> Path:
+        """The weights that pretraining starts from."""
+        return (self.start or self).folder / "backbone.safetensors"
+
+    @property
     def pretrained(self) -> Path:
         """The weights that every expert starts from."""
         if self.preset == "quick":
@@ -96,10 +101,10 @@ class Pocket:
         return Pocket(self.folder / f"seed-{seed}", self.preset, seed, self)
 
 
-def make_start(pocket: Pocket, *, progress: bool = True) -> None:
-    """World and pretrained model, whatever of them is missing."""
+def make_start(pocket: Pocket, *, pretrained: bool = True, progress: bool = True) -> None:
+    """World, backbone and, if wanted, the pretrained model, whatever of them is missing."""
     if pocket.start is not None:
-        make_start(pocket.start, progress=progress)
+        make_start(pocket.start, pretrained=pretrained, progress=progress)
     pocket.folder.mkdir(parents=True, exist_ok=True)
     record = pocket.folder / "pocket.json"
     wanted = json.dumps({"preset": pocket.preset, "seed": pocket.seed})
@@ -107,8 +112,8 @@ def make_start(pocket: Pocket, *, progress: bool = True) -> None:
         raise StudyError(f"{pocket.folder} holds {record.read_text()}, not {wanted}: choose another folder")
     record.write_text(wanted)
     if pocket.start is None:
-        done = pocket.preset == "quick" or pocket.pretrained.exists()
-        for step in [write_world] if done else [write_world, make_backbone, pretrain]:
+        done = pocket.preset == "quick" or (pretrained and pocket.pretrained.exists())
+        for step in [write_world] if done else [write_world, make_backbone, pretrain][: 2 + pretrained]:
             in_processes(step, [(pocket, progress)], 1, "", progress=False)
 
 
@@ -121,7 +126,7 @@ def write_world(pocket: Pocket, progress: bool = True) -> None:
 
 def make_backbone(pocket: Pocket, progress: bool = True) -> None:
     """A fresh model with a trained image network."""
-    file = pocket.folder / "backbone.safetensors"
+    file = pocket.backbone
     if file.exists():
         return
     with timed(pocket, "backbone"):
@@ -133,7 +138,7 @@ def make_backbone(pocket: Pocket, progress: bool = True) -> None:
 
 def pretrain(pocket: Pocket, progress: bool = True) -> None:
     """The stages of pretraining, each from the weights of the one before."""
-    source = pocket.folder / "backbone.safetensors"
+    source = pocket.backbone
     for stage in STAGES["pocket"]:
         folder = pocket.folder / "pretraining" / stage.name
         if not (folder / "last.safetensors").exists():

@@ -1,0 +1,143 @@
+"""The trainings of the study `pretraining`, as data, and which of them stand beside each other.
+
+All start from the backbone, so a training is named by what it is and is done once, whatever comparisons it takes part
+in. All sides of a comparison see as many examples in as many updates: pretrainings those of their whole lineage,
+finetunings their own, from pretrainings that are equally long, or from none.
+
+balancing    balanced batches against batches in proportion to the rows, where two of four tasks have a tenth of theirs
+curriculum   pictures first and films later against both from the start
+tasks        one task against four
+modalities   a new modality, sound, behind pictures, behind pictures and films, and behind nothing; and what the films
+             did to the tasks on pictures
+directions   films behind pictures, and pictures behind films
+linear-only  the projections of media alone finetuned, against all that is; and the model that both start from
+
+On one core of a laptop the whole study is to take 20 minutes. Questions are bound to pictures after about 400 updates
+of 64 examples, and shorter pretrainings show nothing on them; so pretrainings are few, and of 400 updates and more but
+for the one on films alone, whose updates take thrice the time. Finetunings are short, 50 to 80 updates, where what they
+start from still matters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+BACKBONE = "backbone"
+
+
+@dataclass(frozen=True)
+class Portion:
+    """What a training reads of a task: its share of every batch in any unit, and which part of the rows, the first."""
+
+    task: str
+    share: float = 1.0
+    part: float = 1.0
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training from the backbone, or from where another one ended.
+
+    With `finetunes` a finetuning on the training split of its only task, by the task's recipe; else by the recipe of
+    pretraining and on that split. `group` are the parameters to train if not those of the recipe.
+    """
+
+    portions: tuple[Portion, ...]
+    updates: int
+    start: str = BACKBONE
+    finetunes: bool = False
+    group: str | None = None
+
+    @property
+    def split(self) -> str:
+        """Where its rows come from."""
+        return "train" if self.finetunes else "pretrain"
+
+
+def tuned(task: str, updates: int, start: str, group: str | None = None) -> Training:
+    """A finetuning."""
+    return Training((Portion(task),), updates, start, finetunes=True, group=group)
+
+
+FIRST, SECOND = 400, 100  # updates of the stages of the curriculum
+FEW = 0.1  # of the rows of two tasks, where data are unbalanced
+
+_IMAGE = tuple(Portion(task) for task in ("caption", "vqa", "grounding", "entailment"))
+_FILM = tuple(Portion(task, share=2.0) for task in ("video-caption", "video-qa"))  # half of a batch beside _IMAGE
+_BALANCED = (*_IMAGE[:2], *(Portion(one.task, part=FEW) for one in _IMAGE[2:]))
+_PROPORTIONAL = tuple(Portion(one.task, share=one.part, part=one.part) for one in _BALANCED)
+
+TRAININGS: dict[str, Training] = {
+    "image": Training(_IMAGE, FIRST),
+    "vqa-only": Training((Portion("vqa"),), FIRST),
+    "unbalanced-balanced": Training(_BALANCED, FIRST),
+    "unbalanced-proportional": Training(_PROPORTIONAL, FIRST),
+    "image-longer": Training(_IMAGE, SECOND, "image"),
+    "image-then-video": Training(_IMAGE + _FILM, SECOND, "image"),
+    "video-from-start": Training(_IMAGE + _FILM, FIRST + SECOND),
+    "video-only": Training(_FILM, 100),
+    "audio-from-backbone": tuned("audio-caption", 80, BACKBONE),
+    "audio-from-image": tuned("audio-caption", 80, "image-longer"),
+    "audio-from-video": tuned("audio-caption", 80, "image-then-video"),
+    "films-from-backbone": tuned("video-qa", 50, BACKBONE),
+    "films-from-image": tuned("video-qa", 50, "image-longer"),
+    "vqa-from-backbone": tuned("vqa", 80, BACKBONE),
+    "vqa-from-video": tuned("vqa", 80, "video-only"),
+    "vqa-from-image": tuned("vqa", 80, "image-longer"),
+    "vqa-projections": tuned("vqa", 80, "image-longer", "projections"),
+    "caption-from-image": tuned("caption", 80, "image-longer"),
+    "caption-projections": tuned("caption", 80, "image-longer", "projections"),
+}
+
+_FOUR = tuple(portion.task for portion in _IMAGE)
+_SIX = _FOUR + tuple(portion.task for portion in _FILM)
+
+# The tasks that trainings are evaluated on, by comparison; tables keep their order.
+COMPARISONS: dict[str, dict[str, tuple[str, ...]]] = {
+    "balancing": {"unbalanced-proportional": _FOUR, "unbalanced-balanced": _FOUR, "image": _FOUR},
+    "curriculum": {"video-from-start": _SIX, "image-then-video": _SIX},
+    "tasks": {"vqa-only": ("vqa",), "image": ("vqa",)},
+    "modalities": {
+        "image-longer": _FOUR,
+        "image-then-video": _FOUR,
+        "audio-from-backbone": ("audio-caption",),
+        "audio-from-image": ("audio-caption",),
+        "audio-from-video": ("audio-caption",),
+    },
+    "directions": {
+        "films-from-backbone": ("video-qa",),
+        "films-from-image": ("video-qa",),
+        "vqa-from-backbone": ("vqa",),
+        "vqa-from-video": ("vqa",),
+    },
+    "linear-only": {
+        "image-longer": ("vqa", "caption"),
+        "vqa-from-image": ("vqa",),
+        "vqa-projections": ("vqa",),
+        "caption-from-image": ("caption",),
+        "caption-projections": ("caption",),
+    },
+}
+
+
+def lineage(name: str) -> Iterator[Training]:
+    """The trainings that led to a model, the first one first."""
+    training = TRAININGS[name]
+    if training.start != BACKBONE:
+        yield from lineage(training.start)
+    yield training
+
+
+def comparisons_of(name: str) -> list[str]:
+    """The comparisons that a training takes part in."""
+    return [comparison for comparison, variants in COMPARISONS.items() if name in variants]
+
+
+def tasks_of(comparisons: Mapping[str, Mapping[str, tuple[str, ...]]]) -> dict[str, list[str]]:
+    """The tasks that each training is evaluated on in some comparisons, both in order of appearance."""
+    found: dict[str, dict[str, None]] = {}
+    for variants in comparisons.values():
+        for name, tasks in variants.items():
+            found.setdefault(name, {}).update(dict.fromkeys(tasks))
+    return {name: list(tasks) for name, tasks in found.items()}
