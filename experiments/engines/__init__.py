@@ -1,6 +1,6 @@
 """What evaluates the groups of a grid, by name. The seam is told in `experiments.run`; a new engine is a function here.
 
-`local` is the processes of this machine.
+`local` is the processes of this machine, `ray` the slots of a machine or a cluster.
 """
 
 from __future__ import annotations
@@ -15,18 +15,27 @@ if TYPE_CHECKING:
     from experiments.run import Engine
 
 
-def local(processes: int) -> Engine:
+def local(processes: int | None, address: str | None) -> Engine:
     """Processes of this machine; 1: this one."""
     from experiments.engines.local import evaluate
 
-    return partial(evaluate, processes=processes)
+    return partial(evaluate, processes=processes or 1)
 
 
-ENGINES: dict[str, Callable[[int], Engine]] = {"local": local}
+def ray(processes: int | None, address: str | None) -> Engine:
+    """Actors of Ray, None: one for every slot; `address` is that of a running cluster."""
+    from experiments.engines.ray import evaluate
+
+    return partial(evaluate, processes=processes, address=address)
 
 
-def engine_named(name: str, processes: int) -> Engine:
-    """An engine with so many processes; StudyError if there is none."""
+ENGINES: dict[str, Callable[[int | None, str | None], Engine]] = {"local": local, "ray": ray}
+
+
+def engine_named(name: str, processes: int | None, address: str | None = None) -> Engine:
+    """An engine with so many processes (None: its own number); StudyError if there is none."""
     if name not in ENGINES:
         raise StudyError(f"no engine {name!r}: choose one of {', '.join(ENGINES)}")
-    return ENGINES[name](processes)
+    if address is not None and name != "ray":
+        raise StudyError(f"--ray-address {address} with the engine {name}: add --engine ray")
+    return ENGINES[name](processes, address)

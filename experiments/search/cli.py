@@ -77,9 +77,8 @@ def report(history: History, space: Space) -> str:
     """The whole history as a table, the best point, and what it cost."""
     from experiments.results import share_label
 
-    lines = [
-        f"{'point':36}{''.join(f'{task:>12}' for task in space.tasks)}{history.objective:>12}{'best':>8}{'hypervolume':>13}"
-    ]
+    tasks = "".join(f"{task:>12}" for task in space.tasks)
+    lines = [f"{'point':36}{tasks}{history.objective:>12}{'best':>8}{'hypervolume':>13}"]
     for trial in history.trials:
         scores = "".join(f"{trial.scores[task]:12.4f}" for task in space.tasks)
         origin = "  known" if trial.cached else ""
