@@ -60,7 +60,10 @@ def run(
     kinds: Kinds = None,
     batchnorm: Policies = None,
     device: Annotated[str, typer.Option(help="Where to run: cpu, cuda, ...")] = "cpu",
-    engine: Annotated[str, typer.Option(help="local: processes of this machine.")] = "local",
+    engine: Annotated[
+        str, typer.Option(help="local: processes of this machine; ray: a cluster (extra ray).")
+    ] = "local",
+    ray_address: Annotated[str | None, typer.Option(help="Of a running cluster; default: Ray on this machine.")] = None,
     processes: Annotated[int | None, typer.Option(min=1, help="Default: 2 at pocket scale on a CPU, else 1.")] = None,
     checkpoints: Checkpoints = None,
     data: Data = None,
@@ -93,7 +96,7 @@ def run(
     workers = processes or (2 if scale == "pocket" and device == "cpu" else 1)
     if train:
         train_missing(plan, workers)
-    chosen: Engine = engine_named(engine, workers)
+    chosen: Engine = engine_named(engine, processes if engine == "ray" else workers, ray_address)
     folder.mkdir(parents=True, exist_ok=True)
     try:
         summary = run_study(plan, folder, chosen)
