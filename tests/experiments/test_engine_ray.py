@@ -8,7 +8,6 @@ import pytest
 from made_pocket import make_pocket
 
 from experiments.engines.local import evaluate as locally
-from experiments.errors import StudyError
 from experiments.live import Setting, Worker
 from experiments.results import read_rows
 from experiments.run import Plan, groups, run_study
