@@ -16,6 +16,7 @@ from ways import QUICK, merged_every_way, recipe_of
 import merge
 from merge import MergeError, Policy, load_checkpoint, open_checkpoint, run
 from merge.memory import merge_state_dicts
+from merge.recipe import from_json, to_json
 
 TASKS = ("fashioniq", "categories")
 TRUNK = "model.clip.layers.0.fc.weight"
@@ -215,3 +216,33 @@ def test_what_was_extracted_can_be_grafted_back(pair: dict[str, Path], tmp_path:
     done("extract", pair["cat"], "--only", "*.heads.*", "-o", tmp_path / "heads.pt")
     done("graft", pair["cat"], tmp_path / "heads.pt", "--pick", "*.heads.*", "-o", tmp_path / "same.pt")
     assert_same(load_checkpoint(tmp_path / "same.pt"), load_checkpoint(pair["cat"]))
+
+
+# -- recipes ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_recipe_holds_every_choice(pair: dict[str, Path]) -> None:
+    chosen = Policy(pick=("a.*=iq", "b="), slices=("t[0,1]=cat",), missing="union", vocab_rows="keep-first")
+    recipe = recipe_of("average", pair, {}, chosen)
+    assert from_json(to_json(recipe)) == recipe
+    assert to_json(recipe)["policy"]["slices"] == ["t[0,1]=cat"]
+    data = to_json(recipe)
+    data["policy"]["pic"] = data["policy"].pop("pick")
+    with pytest.raises(MergeError, match="a policy has no key 'pic'; did you mean 'pick'"):
+        from_json(data)
+    with pytest.raises(MergeError, match="pick is 'a=iq'; it must be a list"):
+        from_json({**data, "policy": {"pick": "a=iq"}})
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_blocks_of_zeros_are_written_as_zeros(suffix: str, tmp_path: Path) -> None:
+    """They may be left as holes; what is read is the same."""
+    value = torch.zeros(300_001)
+    value[131_072 * 2 - 1], value[-1] = 1, 2
+    state = {"holes": value, "nothing": torch.zeros(7), "odd": torch.zeros(3, dtype=torch.bool), "end": torch.ones(5)}
+    merge.save_checkpoint(state, tmp_path / f"a{suffix}")
+    paths = dict.fromkeys("xy", tmp_path / f"a{suffix}")
+    out = run(recipe_of("average", paths, {}, Policy()), tmp_path / f"out{suffix}", QUICK)
+    assert_same(load_checkpoint(out), load_checkpoint(tmp_path / f"a{suffix}"))
+    if suffix == ".pt":
+        assert_same(torch.load(out, weights_only=True), state)  # with the checksums of a zip file
