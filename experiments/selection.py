@@ -145,8 +145,9 @@ def save_best(best: Best, study: Study, scale: Scale, folder: Path) -> Path:
         recipe = Recipe("interpolate", tuple(inputs), {"ratio": shares[1]}, policy=policy)
     else:
         recipe = Recipe("average", tuple(inputs), {"weights": shares}, policy=policy)
-    suffix = inputs[0].path.suffix
-    target = folder / "best" / f"{study.name}-{'+'.join(best.names)}-{best.kind}-seed-{scale.seed}{suffix}"
+    policy_name = "" if best.batchnorm == "average" else f"-{best.batchnorm.replace(':', '-')}"
+    name = f"{study.name}-{'+'.join(best.names)}-{best.kind}{policy_name}-seed-{scale.seed}{inputs[0].path.suffix}"
+    target = folder / "best" / name
     target.parent.mkdir(parents=True, exist_ok=True)
     write_merged(recipe, target, Options(overwrite=True))
     return target

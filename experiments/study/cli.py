@@ -108,9 +108,12 @@ def run(
         from experiments.selection import best_points, save_best
 
         own = _with_mixtures(study)
-        for best in best_points(known_rows(folder / ROWS), own, choice, report=False):
+        for found in best_points(known_rows(folder / ROWS), own, choice, report=False):
+            if found.batchnorm.startswith("recalibrate:"):
+                typer.echo(f"not saved, since its statistics are measured: {found}")
+                continue
             for scale_of_seed in setting.scales.values():
-                typer.echo(f"{save_best(best, own, scale_of_seed, folder)}: {best}")
+                typer.echo(f"{save_best(found, own, scale_of_seed, folder)}: {found}")
 
 
 @app.command()

@@ -110,7 +110,9 @@ def test_the_best_is_not_chosen_on_test(home):
 def test_the_best_weights_are_the_merged_ones(home):
     best = Best(("vqa", "entailment"), "vanilla", "from:vqa", {"vqa": 0.25, "entailment": 0.75}, 1.0, 1.0, {})
     scale = PocketScale(home)
-    saved = merge.load_checkpoint(save_best(best, TINY, scale, home))
+    file = save_best(best, TINY, scale, home)
+    assert file == home / "best" / "tiny-vqa+entailment-vanilla-from-vqa-seed-0.safetensors"
+    saved = merge.load_checkpoint(file)
     ends = [merge.load_checkpoint(scale.expert_file(Expert(name, name, "vanilla"))) for name in best.names]
     merged = merge.interpolate(*ends, 0.75)
     weights = [name for name in merged if "running" not in name]
@@ -119,7 +121,7 @@ def test_the_best_weights_are_the_merged_ones(home):
 
 
 def test_an_interrupt_ends_with_130_and_says_how_to_go_on(home, monkeypatch):
-    def interrupted(processes):
+    def interrupted(processes, address):
         def engine(groups, setting):
             raise KeyboardInterrupt
             yield
