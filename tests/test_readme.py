@@ -11,6 +11,9 @@ from typer.testing import CliRunner
 
 import merge
 from experiments.cli import app
+from unival_core.checkpoint import save_model
+from unival_core.config import CONFIGS
+from unival_core.model import UnivalModel
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -39,12 +42,22 @@ def test_a_method_is_added_by_a_function_and_a_line(experts: dict[str, float]) -
     from merge.methods import METHODS, Method
 
     try:
-        exec(BLOCKS[1], {"METHODS": METHODS, "Method": Method})
+        exec(BLOCKS[2], {"METHODS": METHODS, "Method": Method})
         inputs = tuple(merge.Input(name, Path(f"{name}.safetensors")) for name in experts)
         merge.run(merge.Recipe("midpoint", inputs), "out.safetensors")
     finally:
         METHODS.pop("midpoint", None)
     assert merge.load_checkpoint("out.safetensors")["weight"].unique().tolist() == [1.5]
+
+
+def test_the_script_of_a_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "results").symlink_to(ROOT / "results")
+    for name in ("vqa", "caption"):
+        save_model(UnivalModel(CONFIGS["pocket"]), tmp_path / f"{name}.safetensors")
+    exec(BLOCKS[1], {})
+    assert (tmp_path / "curves.png").stat().st_size > 10_000
+    assert "0.50 vqa + 0.50 caption" in capsys.readouterr().out
 
 
 def test_every_command_named_is_there() -> None:
