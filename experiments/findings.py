@@ -124,13 +124,18 @@ def fronts(rows: Records, scores: Examples) -> str:
 
 
 def front_of(rows: Records, pair: Pair, kind: str, scores: Examples) -> tuple[str, int] | None:
-    """What a line keeps, and whether its chosen point lies above (1) or below (-1) the chord; None without its ends."""
+    """What a line keeps, and whether its chosen point lies above (1) or below (-1) the chord.
+
+    None without its ends, and where an expert scores nothing on its own task.
+    """
     split = reported_split(rows)
     there = sweep(rows, pair, kind, split)
     if there is None:
         return None
     shares, table = there
     experts = table[:, [0, -1]].T
+    if (np.diag(experts) <= 0).any():
+        return None
     chosen = sweep(rows, pair, kind, "val") if split != "val" else None
     picked_on = split
     pick = joint_score(table, experts)
