@@ -82,4 +82,4 @@ def write_pages(folder: Path, study: str, command: str) -> Iterator[str]:
     yield f"  {table}"
     yield f"  {write_report(folder, study, pages / 'report.html', command=command)}"
     for told in findings(rows, scores):
-        yield f"  - {told}"
+        yield "  - " + told.replace("\n", "\n    ")
