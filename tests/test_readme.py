@@ -57,7 +57,7 @@ def test_the_script_of_a_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
         save_model(UnivalModel(CONFIGS["pocket"]), tmp_path / f"{name}.safetensors")
     exec(BLOCKS[1], {})
     assert (tmp_path / "curves.png").stat().st_size > 10_000
-    assert "0.50 vqa + 0.50 caption" in capsys.readouterr().out
+    assert "1.00 joint" in capsys.readouterr().out
 
 
 def test_every_command_named_is_there() -> None:
