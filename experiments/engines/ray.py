@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -58,10 +59,7 @@ def evaluate(
     (RAY_ADDRESS). On a cluster every node needs this package and the files at the same paths. StudyError without ray,
     without slots, and for a job that is lost three times; what a worker raises is raised here.
     """
-    try:
-        import ray
-    except ImportError as error:
-        raise StudyError("the engine ray needs the package ray: pip install 'unival-merge[ray]'") from error
+    ray = load_ray()
     started = not ray.is_initialized()
     if started:
         ray.init(address=address, include_dashboard=False if address is None else None, log_to_driver=False)
@@ -77,11 +75,18 @@ def evaluate(
             ray.shutdown()
 
 
+def load_ray() -> Any:
+    """The package, which only this engine needs; StudyError if it is not installed."""
+    try:
+        return import_module("ray")
+    except ImportError as error:
+        raise StudyError("the engine ray needs the package ray: pip install 'unival-merge[ray]'") from error
+
+
 def _schedule(groups: Sequence[Sequence[Job]], start: Callable[[], Any], count: int) -> Iterator[Done]:
     """Hands out jobs until all are done. The jobs of a lost actor go to the first that is free, be it its successor."""
-    import ray
-    from ray.exceptions import RayActorError, RayTaskError
-
+    ray = load_ray()
+    RayActorError, RayTaskError = ray.exceptions.RayActorError, ray.exceptions.RayTaskError
     waiting = [list(group) for group in groups]
     left, lost = sum(map(len, waiting)), dict[int, int]()
     places = [Place(start()) for _ in range(count)]
