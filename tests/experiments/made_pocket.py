@@ -9,7 +9,7 @@ import torch
 from experiments.pocket.backbone import fresh_model
 from experiments.pocket.data import world_tokenizer
 from experiments.scales import PocketScale
-from experiments.studies import Expert
+from experiments.studies import Expert, Study
 from experiments.world.build import make_world
 from unival_core.checkpoint import save_model
 from unival_core.config import CONFIGS
@@ -17,6 +17,18 @@ from unival_core.model import UnivalModel
 from unival_core.vocabulary import TOKENIZER_KEY
 
 PRETRAINED = Expert("pretrained", "", "pretrained")
+TINY = Study(  # three points between two experts
+    name="tiny",
+    question="?",
+    source="here",
+    experts={"vqa": "vqa", "entailment": "entailment"},
+    kinds=("vanilla",),
+    mixtures=(("vqa", "entailment"),),
+    shape="line",
+    points=3,
+    others=False,
+    shifts=False,
+)
 
 
 def make_pocket(folder: Path, tasks: tuple[str, ...], seeds: tuple[int, ...] = (0,)) -> Path:

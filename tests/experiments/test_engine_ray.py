@@ -2,8 +2,10 @@
 
 import os
 import signal
+from dataclasses import replace
 from functools import partial
 
+import made_pocket
 import pytest
 from made_pocket import make_pocket
 
@@ -12,24 +14,12 @@ from experiments.live import Setting, Worker
 from experiments.results import read_rows
 from experiments.run import Plan, groups, run_study
 from experiments.scales import PocketScale
-from experiments.studies import Choice, Study
+from experiments.studies import Choice
 
 ray = pytest.importorskip("ray", reason="the extra ray is not installed")
 from experiments.engines.ray import Place, _next, evaluate, experts_of  # noqa: E402
 
-TINY = Study(
-    name="tiny",
-    question="?",
-    source="here",
-    experts={"vqa": "vqa", "entailment": "entailment"},
-    kinds=("vanilla",),
-    mixtures=(("vqa", "entailment"),),
-    shape="line",
-    points=4,
-    ensembles=("vanilla",),
-    others=False,
-    shifts=False,
-)
+TINY = replace(made_pocket.TINY, points=4, ensembles=("vanilla",))
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 """A search on the grid of two made experts: its points are ordinary rows, and rows are its cache."""
 
 import pytest
-from made_pocket import make_pocket
+from made_pocket import TINY, make_pocket
 from typer.testing import CliRunner
 
 from experiments.cli import app
@@ -14,20 +14,7 @@ from experiments.scales import PocketScale
 from experiments.search.cells import Mixture
 from experiments.search.cli import report
 from experiments.search.driver import search
-from experiments.studies import STUDIES, Choice, Study
-
-TINY = Study(
-    name="tiny",
-    question="?",
-    source="here",
-    experts={"vqa": "vqa", "entailment": "entailment"},
-    kinds=("vanilla",),
-    mixtures=(("vqa", "entailment"),),
-    shape="line",
-    points=3,
-    others=False,
-    shifts=False,
-)
+from experiments.studies import STUDIES, Choice
 
 
 @pytest.fixture(scope="module")

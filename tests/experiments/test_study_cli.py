@@ -4,7 +4,7 @@ from itertools import product
 
 import pytest
 import torch
-from made_pocket import make_pocket
+from made_pocket import TINY, make_pocket
 from typer.testing import CliRunner
 
 import experiments
@@ -15,21 +15,8 @@ from experiments.results import Row, append_row
 from experiments.results import read_rows as rows_of
 from experiments.scales import PocketScale
 from experiments.selection import Best, save_best
-from experiments.studies import STUDIES, Expert, Study
+from experiments.studies import STUDIES, Expert
 from experiments.study.cli import app
-
-TINY = Study(
-    name="tiny",
-    question="?",
-    source="here",
-    experts={"vqa": "vqa", "entailment": "entailment"},
-    kinds=("vanilla",),
-    mixtures=(("vqa", "entailment"),),
-    shape="line",
-    points=3,
-    others=False,
-    shifts=False,
-)
 
 
 @pytest.fixture(scope="module")
