@@ -45,7 +45,7 @@ CRUMBS = "Model Breadcrumbs, arXiv 2312.06795"
 COPIED = "all weight on one input copies its bits"
 AT_CUT = "of equal magnitudes at the cut the lowest index is kept"
 TIE_UP = "a sum of exactly 0 elects +"
-ONE_LINE = "vectors on one line (within 1e-6) or zero: linear"
+ONE_LINE = "vectors on one line (within 1e-6) or zero: linear; nearly opposite ones grow, 16 bits may not hold them"
 
 METHODS: dict[str, Method] = {
     "interpolate": Method(
