@@ -24,11 +24,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from experiments.engines.local import evaluate
-from experiments.live import Setting
-from experiments.published import CHECKPOINTS, BaseScale
-from experiments.run import Plan, run_study
-from experiments.studies import Choice, Study
+from experiments.grid.engines.local import evaluate
+from experiments.grid.grid import Plan, run_study
+from experiments.grid.worker import Setting
+from experiments.study.study import Choice, Study
+from experiments.unival.published import CHECKPOINTS, BaseScale
 from unival_core.config import CONFIGS, replace
 from unival_core.model import UnivalModel
 

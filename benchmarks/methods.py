@@ -23,7 +23,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import merge
-from merge.memory import merge_state_dicts
+from merge.engine.memory import merge_state_dicts
 from merge.methods import METHODS
 
 RESULTS = Path(__file__).parent / "results" / "methods.json"

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from unival_core.checkpoint import load_model
 from unival_core.config import CONFIGS, replace
-from unival_core.generate import GenerationOptions, generate
+from unival_core.generation import GenerationOptions, generate
 from unival_core.model import Inputs, UnivalModel
 
 SOURCE, TARGET, BEAM = 20, 16, 5

@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 
 from merge import Input, Options, Recipe, open_checkpoint, run
-from merge.formats.safetensors_file import encode_header
+from merge.checkpoint.formats.safetensors_file import encode_header
 
 GB = 10**9
 WIDTH, INNER = 6656, 17920  # of Emu2's language model; bfloat16

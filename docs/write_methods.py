@@ -19,9 +19,9 @@ def tables() -> dict[str, str]:
     sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "merge")]
     import goldens
 
-    from merge.mergekit import FORMS
     from merge.methods import METHODS
     from merge.methods.describe import method_table, parameter_table
+    from merge.recipe.mergekit import FORMS
 
     measured = json.loads(BENCHMARK.read_text())["methods"]
     costs = {

@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from experiments.results import read_rows
+    from experiments.grid.rows import read_rows
 
 __all__ = ["read_rows"]
 
@@ -18,4 +18,4 @@ def __getattr__(name: str) -> Any:
     """`read_rows` loads pandas only when it is asked for."""
     if name not in __all__:
         raise AttributeError(f"module 'experiments' has no attribute {name!r}")
-    return getattr(importlib.import_module("experiments.results"), name)
+    return getattr(importlib.import_module("experiments.grid.rows"), name)

@@ -1,5 +1,5 @@
 """`python -m experiments`: the same as `unival-merge`."""
 
-from experiments.cli import main
+from experiments.commands import main
 
 main()

@@ -18,9 +18,18 @@ from merge._version import VERSION as __version__
 from merge.errors import MergeError
 
 if TYPE_CHECKING:
-    from merge.adapters.folder import Adapter, open_adapter
-    from merge.adapters.merging import apply_adapters, merge_adapters
-    from merge.align import (
+    from merge.checkpoint.digest import digest
+    from merge.checkpoint.open import Checkpoint, load_checkpoint, open_checkpoint
+    from merge.checkpoint.save import save_checkpoint
+    from merge.engine.files import Options, run, sweep_to_files
+    from merge.engine.live import LinearPath, Simplex
+    from merge.engine.memory import add_task_vectors, average, interpolate, ratios, slerp, sweep, task_vector
+    from merge.methods import METHODS
+    from merge.plan.policy import Policy
+    from merge.recipe.recipe import Input, Recipe, read_recipe, share_label
+    from merge.tools.adapters.factors import apply_adapters, merge_adapters
+    from merge.tools.adapters.folder import Adapter, open_adapter
+    from merge.tools.align import (
         PermutationSpec,
         activation_matching,
         apply_permutation,
@@ -28,56 +37,47 @@ if TYPE_CHECKING:
         random_permutation,
         weight_matching,
     )
-    from merge.batchnorm import activation_statistics, recalibrate_batchnorm, repair
-    from merge.checkpoint import Checkpoint, load_checkpoint, open_checkpoint
-    from merge.conversion.convert import convert
-    from merge.digests import digest
-    from merge.engine import Options, run, sweep_to_files
-    from merge.memory import add_task_vectors, average, interpolate, ratios, slerp, sweep, task_vector
-    from merge.methods import METHODS
-    from merge.path import LinearPath, Simplex
-    from merge.policy import Policy
-    from merge.recipe import Input, Recipe, read_recipe, share_label
-    from merge.writing import save_checkpoint
+    from merge.tools.batchnorm import activation_statistics, recalibrate_batchnorm, repair
+    from merge.tools.convert import convert
 
 _HOME = {
-    "PermutationSpec": "align",
-    "activation_matching": "align",
-    "apply_permutation": "align",
-    "permutation_spec": "align",
-    "random_permutation": "align",
-    "weight_matching": "align",
-    "Adapter": "adapters.folder",
-    "open_adapter": "adapters.folder",
-    "apply_adapters": "adapters.merging",
-    "merge_adapters": "adapters.merging",
-    "convert": "conversion.convert",
-    "activation_statistics": "batchnorm",
-    "Checkpoint": "checkpoint",
-    "load_checkpoint": "checkpoint",
-    "open_checkpoint": "checkpoint",
-    "digest": "digests",
-    "Options": "engine",
-    "run": "engine",
-    "sweep_to_files": "engine",
-    "add_task_vectors": "memory",
-    "average": "memory",
-    "interpolate": "memory",
-    "slerp": "memory",
-    "task_vector": "memory",
+    "PermutationSpec": "tools.align",
+    "activation_matching": "tools.align",
+    "apply_permutation": "tools.align",
+    "permutation_spec": "tools.align",
+    "random_permutation": "tools.align",
+    "weight_matching": "tools.align",
+    "Adapter": "tools.adapters.folder",
+    "open_adapter": "tools.adapters.folder",
+    "apply_adapters": "tools.adapters.factors",
+    "merge_adapters": "tools.adapters.factors",
+    "convert": "tools.convert",
+    "activation_statistics": "tools.batchnorm",
+    "Checkpoint": "checkpoint.open",
+    "load_checkpoint": "checkpoint.open",
+    "open_checkpoint": "checkpoint.open",
+    "digest": "checkpoint.digest",
+    "Options": "engine.files",
+    "run": "engine.files",
+    "sweep_to_files": "engine.files",
+    "add_task_vectors": "engine.memory",
+    "average": "engine.memory",
+    "interpolate": "engine.memory",
+    "slerp": "engine.memory",
+    "task_vector": "engine.memory",
     "METHODS": "methods",
-    "LinearPath": "path",
-    "Simplex": "path",
-    "Input": "recipe",
-    "Recipe": "recipe",
-    "read_recipe": "recipe",
-    "recalibrate_batchnorm": "batchnorm",
-    "repair": "batchnorm",
-    "share_label": "recipe",
-    "Policy": "policy",
-    "ratios": "memory",
-    "sweep": "memory",
-    "save_checkpoint": "writing",
+    "LinearPath": "engine.live",
+    "Simplex": "engine.live",
+    "Input": "recipe.recipe",
+    "Recipe": "recipe.recipe",
+    "read_recipe": "recipe.recipe",
+    "recalibrate_batchnorm": "tools.batchnorm",
+    "repair": "tools.batchnorm",
+    "share_label": "recipe.recipe",
+    "Policy": "plan.policy",
+    "ratios": "engine.memory",
+    "sweep": "engine.memory",
+    "save_checkpoint": "checkpoint.save",
 }
 
 

@@ -1,5 +1,5 @@
 """`python -m merge`."""
 
-from merge.cli import main
+from merge.commands import main
 
 main()

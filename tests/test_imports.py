@@ -10,14 +10,15 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests import ROOT
+
 PACKAGES = ("merge", "unival_core", "experiments")
 BELOW = {"merge": set(), "unival_core": {"merge"}, "experiments": {"merge", "unival_core"}}
 MERGE_NEEDS = {"torch", "numpy", "safetensors", "xxhash", "tqdm"}
 OPTIONAL = {  # extras, imported by the function that needs them
-    "merge/formats/t5x.py": {"msgpack"},
-    "merge/mergekit.py": {"yaml"},
-    "merge/align/assignment.py": {"scipy"},
+    "merge/checkpoint/formats/t5x.py": {"msgpack"},
+    "merge/recipe/mergekit.py": {"yaml"},
+    "merge/tools/align/assignment.py": {"scipy"},
 }
 FROM_MERGE = {"Checkpoint", "open_checkpoint", "save_checkpoint", "MergeError"}  # all that unival_core may use
 FILES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
@@ -88,12 +89,12 @@ def test_other_packages_are_used_through_public_names(path: Path) -> None:
 @pytest.mark.parametrize("path", [path for path in FILES if names(path).startswith("unival_core")], ids=names)
 def test_unival_core_uses_the_reader_the_writer_and_the_aligner_of_merge_only(path: Path) -> None:
     taken = [(module, name) for module, name in imports(parsed(path)) if module.split(".")[0] == "merge"]
-    if names(path) == "unival_core/cli.py":
-        return  # runs its commands through merge.cli.main
+    if names(path) == "unival_core/commands/__init__.py":
+        return  # runs its commands through merge.commands.main
     for module, name in taken:
-        assert module in ("merge", "merge.errors", "merge.align"), f"from {module} import {name}"
-        if name and module == "merge.align":
-            assert name in exported("merge.align"), f"from {module} import {name}"
+        assert module in ("merge", "merge.errors", "merge.tools.align"), f"from {module} import {name}"
+        if name and module == "merge.tools.align":
+            assert name in exported("merge.tools.align"), f"from {module} import {name}"
         elif name:
             assert name in FROM_MERGE, f"from {module} import {name}"
     attributes = {
@@ -108,8 +109,8 @@ def test_unival_core_uses_the_reader_the_writer_and_the_aligner_of_merge_only(pa
 @pytest.mark.parametrize("path", FILES, ids=names)
 def test_typer_is_for_command_lines_and_matplotlib_for_plots(path: Path) -> None:
     used = tops(path)
-    assert not used & {"typer", "click"} or path.name == "cli.py"
-    assert not used & {"matplotlib", "pylab", "seaborn"} or path.name == "plots.py"
+    assert not used & {"typer", "click"} or "commands" in path.parts
+    assert not used & {"matplotlib", "pylab", "seaborn"} or {"figures", "world"} & set(path.parts)
     if not names(path).startswith("experiments"):
         assert "pandas" not in used
 
@@ -117,7 +118,7 @@ def test_typer_is_for_command_lines_and_matplotlib_for_plots(path: Path) -> None
 @pytest.mark.parametrize("path", [path for path in FILES if names(path).startswith("merge/")], ids=names)
 def test_merge_needs_little(path: Path) -> None:
     allowed = MERGE_NEEDS | set(sys.stdlib_module_names) | {"merge"}
-    if path.name == "cli.py":
+    if "commands" in path.parts:
         allowed |= {"typer"}
     assert tops(path) <= allowed | OPTIONAL.get(names(path), set())
 
@@ -162,7 +163,7 @@ def python(code: str) -> str:
 
 def test_importing_the_command_lines_prints_nothing_and_loads_nothing_heavy() -> None:
     heavy = ["torch", "numpy", "pandas", "matplotlib", "safetensors", "tokenizers"]
-    code = "import sys, merge, merge.cli, unival_core, experiments, experiments.cli\n"
+    code = "import sys, merge, merge.commands, unival_core, experiments, experiments.commands\n"
     code += "assert merge.__version__ and merge.MergeError\n"
     code += f"print([name for name in {heavy} if name in sys.modules], end='')"
     assert python(code) == "[]"

@@ -10,12 +10,12 @@ import torch
 from typer.testing import CliRunner
 
 import merge
-from experiments.cli import app
+from experiments.commands import app
+from tests import ROOT
 from unival_core.checkpoint import save_model
 from unival_core.config import CONFIGS
 from unival_core.model import UnivalModel
 
-ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 

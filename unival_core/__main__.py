@@ -1,5 +1,5 @@
 """`python -m unival_core`."""
 
-from unival_core.cli import main
+from unival_core.commands import main
 
 main()

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from merge import Checkpoint, open_checkpoint, save_checkpoint
-from merge.align import (
+from merge.tools.align import (
     PermutationSpec,
     apply_permutation,
     attention,

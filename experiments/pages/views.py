@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.errors import StudyError
-from experiments.results import Records, Rows, entries, names_in, read_rows, read_scores, records, scores_path
+from experiments.grid.rows import Records, Rows, entries, names_in, read_rows, read_scores, records, scores_path
 
 PRETRAINED = "pretrained"
 POLICY = "average"  # the BatchNorm policy that figures show unless they compare policies

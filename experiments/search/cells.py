@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from experiments.errors import StudyError
-from experiments.live import Done, Job, Setting, Worker
-from experiments.run import ROWS, Plan, known_rows, run_study
+from experiments.grid.grid import ROWS, Plan, known_rows, run_study
+from experiments.grid.worker import Done, Job, Setting, Worker
 from experiments.search.space import Scores, Shares, Space
-from experiments.studies import AnyStudy, Cell, Choice, Expert, Point, Study, held, single
+from experiments.study.study import AnyStudy, Cell, Choice, Expert, Point, Study, held, single
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from experiments.curves import relative_hypervolume
 from experiments.errors import StudyError
 from experiments.search.methods import METHODS
 from experiments.search.space import OBJECTIVES, Key, Scores, Shares, Space, Trial
+from experiments.statistics.curves import relative_hypervolume
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 
 import numpy as np
 
-from experiments.curves import hypervolume
 from experiments.errors import StudyError
 from experiments.search.space import Space, Trial
+from experiments.statistics.curves import hypervolume
 
 Asks = Generator[list[dict[str, float]], list[Trial], None]
 Method = Callable[[Space, Sequence[Trial], int, np.random.Generator], Asks]

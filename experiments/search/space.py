@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from experiments.curves import joint_score, scaled
 from experiments.errors import StudyError
+from experiments.statistics.curves import joint_score, scaled
 
 Shares = Mapping[str, float]
 Scores = Mapping[str, float]

@@ -52,7 +52,7 @@ class Method:
         inputs: least and greatest number of inputs besides the base.
         single: the index of the one input that these parameters mean (ratio 0 or 1), whose bytes are then copied:
             exact, and nothing leaks from the others. None where there is none.
-        statistics: the second half of the inputs are statistics of the first (see `merge.statistics`).
+        statistics: the second half of the inputs are statistics of the first (see `merge.tools.statistics`).
         edges: what happens at the edges (ties, zero vectors, vectors without a direction), for docs.
     """
 

@@ -1,7 +1,7 @@
 """Averages weighted by statistics of the experts: Fisher information, RegMean's inner products of activations.
 
 The inputs are n experts and then, in the same order, n checkpoints of statistics with the same names (see
-`merge.statistics`).
+`merge.tools.statistics`).
 """
 
 # torch.linalg carries no types.
@@ -77,7 +77,12 @@ def _shrunk(statistic: Tensor, shrink: float) -> Tensor:
 
 def _divided(values: Tensor, matrix: Tensor) -> Tensor:
     """`values @ matrix^-1` of a symmetric matrix; the pseudoinverse where it is not positive definite."""
-    factor, failed = torch.linalg.cholesky_ex(matrix)
-    if not failed:
-        return torch.cholesky_solve(values.T, factor).T
-    return values @ torch.pinverse(matrix, len(matrix) * torch.finfo(matrix.dtype).eps)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # LAPACK orders its sums by the number of threads: the bits would depend on the machine
+    try:
+        factor, failed = torch.linalg.cholesky_ex(matrix)
+        if not failed:
+            return torch.cholesky_solve(values.T, factor).T
+        return values @ torch.pinverse(matrix, len(matrix) * torch.finfo(matrix.dtype).eps)
+    finally:
+        torch.set_num_threads(threads)

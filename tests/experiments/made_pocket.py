@@ -6,11 +6,11 @@ from pathlib import Path
 
 import torch
 
-from experiments.pocket.backbone import fresh_model
-from experiments.pocket.data import world_tokenizer
-from experiments.scales import PocketScale
-from experiments.studies import Expert, Study
-from experiments.world.build import make_world
+from experiments.study.study import Expert, Study
+from experiments.unival.pocket.backbone import fresh_model
+from experiments.unival.pocket.data import world_tokenizer
+from experiments.unival.setups import PocketScale
+from experiments.unival.world.build import make_world
 from unival_core.checkpoint import save_model
 from unival_core.config import CONFIGS
 from unival_core.model import UnivalModel

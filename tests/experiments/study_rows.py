@@ -5,8 +5,8 @@ import itertools
 
 import numpy as np
 
-from experiments.results import Row, append_row, records
-from experiments.studies import STUDIES, Choice
+from experiments.grid.rows import Row, append_row, records
+from experiments.study.study import STUDIES, Choice
 
 METRIC = {"vqa": "VQA accuracy", "caption": "CIDEr-D", "grounding": "Acc@0.5", "entailment": "accuracy"}
 N = 400

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import merge
-from merge.diagnose import Report, doctor
+from merge.tools.diagnose import Report, doctor
 
 StateDict = dict[str, Tensor]
 SHAPES = {

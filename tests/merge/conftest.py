@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from handmade import fairseq, random_tensor
-from running import Server
 from safetensors.torch import save_file
 from torch import Tensor
+
+from tests.merge.handmade import fairseq, random_tensor
+from tests.merge.running import Server
 
 
 @pytest.fixture(scope="session")

@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from merge.methods.describe import markdown
+from tests import DATA
 
-FOLDER = Path(__file__).parents[1] / "data" / "mergekit"
+FOLDER = DATA / "mergekit"
 
 # Why a tensor may differ from mergekit's, and what then holds (checked in test_methods_golden.py).
 REASONS = {

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from merge.methods import METHODS, Parameter
-from merge.policy import Policy
-from merge.recipe import Input, Recipe
+from merge.plan.policy import Policy
+from merge.recipe.recipe import Input, Recipe
 
 # A value well inside the range of each parameter that has no default.
 INSIDE = 0.3

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import torch
 import xxhash
-from handmade import random_tensor
-from running import Command, Server
 from safetensors.torch import save_file
 
 import merge
 from merge import load_checkpoint
+from tests.merge.handmade import random_tensor
+from tests.merge.running import Command, Server
 
 
 def content(path: Path) -> dict[str, str]:

@@ -19,7 +19,7 @@ import merge
 SERVER = r"""
 import contextlib, ctypes, gc, json, os, resource, signal, sys, tempfile, traceback
 import torch
-import merge, merge.cli
+import merge, merge.commands
 
 def drop_capabilities():
     # Root may do anything: without its capabilities the modes of files bind it as they bind everybody.
@@ -28,7 +28,7 @@ def drop_capabilities():
         raise OSError(ctypes.get_errno(), "capset")
 
 def stepping(number, step):
-    # Deliver a signal to oneself at the given step through merge/files.py: a line about to be run, each counted twice.
+    # Deliver a signal to oneself at the given step through atomic.py: a line to be run, each counted twice.
     left, seen = step, {}
     def line(frame, event, argument):
         nonlocal left
@@ -39,7 +39,8 @@ def stepping(number, step):
                 left = -1
                 os.kill(os.getpid(), number)
         return line
-    sys.settrace(lambda frame, event, argument: line if frame.f_code.co_filename.endswith("merge/files.py") else None)
+    traced = "merge/checkpoint/atomic.py"
+    sys.settrace(lambda frame, event, argument: line if frame.f_code.co_filename.endswith(traced) else None)
 
 def child(order):
     os.chdir(order["cwd"])
@@ -54,7 +55,7 @@ def child(order):
     sys.argv = ["unival-merge", *order["argv"]]
     if order["step"] is not None:
         stepping(order["signal"], order["step"])
-    merge.cli.main()
+    merge.commands.main()
 
 def warm_up():
     # What a first merge imports and prepares is then there in every child.
@@ -65,7 +66,7 @@ def warm_up():
         for argv in (merging, ["inspect", f"{folder}/c.pt"]):
             sys.argv = ["unival-merge", *argv]
             with contextlib.redirect_stdout(nowhere), contextlib.suppress(SystemExit):
-                merge.cli.main()
+                merge.commands.main()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     gc.freeze()
 
@@ -158,7 +159,7 @@ class Server:
         """Start a command line.
 
         `file_size` limits the files it may write, `unprivileged` takes root's rights away, `seconds` is when SIGALRM
-        ends it. With `step` it sends itself the signal `number` when it comes to that line of merge/files.py.
+        ends it. With `step` it sends itself the signal `number` when it comes to that line of checkpoint/atomic.py.
         """
         order = {"argv": [str(word) for word in argv], "cwd": str(cwd or self._folder), "umask": umask}
         order |= {"file_size": file_size, "unprivileged": unprivileged, "seconds": seconds}

@@ -9,7 +9,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
-from merge.cli import main
+from merge.commands import main
 
 
 @dataclass(frozen=True)

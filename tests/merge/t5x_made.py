@@ -13,8 +13,8 @@ import msgpack
 import torch
 from torch import Tensor
 
-from merge.digests import raw_bytes
-from merge.formats.zarr_array import CODES
+from merge.checkpoint.digest import raw_bytes
+from merge.checkpoint.formats.zarr_array import CODES
 
 WRAPPED = {"gzip": gzip.compress, "zlib": zlib.compress, None: bytes}
 

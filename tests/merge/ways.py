@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from made import Carrier, assert_same, ordered_as
 from torch import Tensor
 
 from merge import Input, Options, Policy, Recipe, load_checkpoint, open_checkpoint, run
-from merge.memory import merge_state_dicts
-from merge.path import LivePath
-from merge.recipe import read_recipe
+from merge.engine.live import LivePath
+from merge.engine.memory import merge_state_dicts
+from merge.recipe.recipe import read_recipe
+from tests.merge.made import Carrier, assert_same, ordered_as
 
 QUICK = Options(sync=False)
 

@@ -1,8 +1,8 @@
 """Models that many tests share. They are never trained or changed."""
 
 import pytest
-from golden import SHARED, fill, filled
 
+from tests.unival_core.golden import SHARED, fill, filled
 from unival_core.config import CONFIGS
 from unival_core.model import UnivalModel
 

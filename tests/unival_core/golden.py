@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from tests import ROOT
 from unival_core.checkpoint import bare_model
 from unival_core.config import UnivalConfig
 from unival_core.model import Inputs, UnivalModel
 
-ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared" / "unival"  # beside the repository where it was developed, absent elsewhere
 KEPT = ROOT / "tests" / "data" / "unival"  # slices of the same recordings
 TIED = ("decoder.embed_tokens.weight", "decoder.output_projection.weight")

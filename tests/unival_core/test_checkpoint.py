@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from golden import ROOT, SHARED, fill, recorded
 from torch import Tensor
 from torch.testing import assert_close
 
 from merge import LinearPath, MergeError, open_checkpoint, save_checkpoint
+from tests.unival_core.golden import ROOT, SHARED, fill, recorded
 from unival_core.checkpoint import (
     COMPUTED,
     TOKENS,
@@ -125,7 +125,7 @@ def test_a_plain_script_starts_lightly(pocket: UnivalModel, tmp_path: Path) -> N
     script = """
 import sys, torch
 from unival_core.checkpoint import load_model
-from unival_core.generate import generate
+from unival_core.generation import generate
 from unival_core.model import Inputs
 inputs = Inputs(torch.tensor([[0, 9, 2]]), images=torch.ones(1, 3, 48, 48))
 assert generate(load_model("a.safetensors"), inputs)[0][0].tokens
@@ -233,7 +233,7 @@ def test_published_file_through_a_live_path(small: UnivalModel, tmp_path: Path) 
 @pytest.mark.slow
 def test_full_size_published_file(base: UnivalModel, tmp_path: Path) -> None:
     """Loads, generates, and is written back with the same bits."""
-    from unival_core.generate import GenerationOptions, generate
+    from unival_core.generation import GenerationOptions, generate
 
     state = published(base)
     path = training_file(tmp_path / "old.pt", state)

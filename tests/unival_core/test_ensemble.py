@@ -6,7 +6,7 @@ import torch
 from unival_core.config import CONFIGS
 from unival_core.ensemble import Ensemble
 from unival_core.errors import UnivalError
-from unival_core.generate import GenerationOptions, generate, score_candidates
+from unival_core.generation import GenerationOptions, generate, score_candidates
 from unival_core.inputs import Inputs
 from unival_core.model import UnivalModel
 

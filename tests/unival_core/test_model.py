@@ -5,16 +5,16 @@ import random
 
 import pytest
 import torch
-from golden import KEPT, SHARED, fill, filled, inputs_of, recorded
 from torch import Tensor
 from torch.testing import assert_close
 
+from tests.unival_core.golden import KEPT, SHARED, fill, filled, inputs_of, recorded
 from unival_core.attention import code_ids, image_buckets, token_buckets
 from unival_core.checkpoint import bare_model
 from unival_core.config import CONFIGS, PUBLISHED_REGULARIZATION, Regularization, replace
 from unival_core.errors import UnivalError
-from unival_core.loss import LossOptions, token_loss
 from unival_core.model import Encoded, Inputs, UnivalModel, trainable
+from unival_core.training.loss import LossOptions, token_loss
 
 TINY, BASE = {"atol": 2e-5, "rtol": 1e-4}, {"atol": 1e-4, "rtol": 1e-4}
 LAW = {"atol": 1e-5, "rtol": 1e-5}

@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 import typer
-from golden import filled
 from torch import Tensor
 from torch.testing import assert_close
 from typer.testing import CliRunner, Result
 
 import merge
-from merge.align import apply_permutation, random_permutation, weight_matching
+from merge.tools.align import apply_permutation, random_permutation, weight_matching
+from tests.unival_core.golden import filled
 from unival_core.checkpoint import load_model, save_model
-from unival_core.cli import app
+from unival_core.commands import app
 from unival_core.config import CONFIGS, UnivalConfig, replace
 from unival_core.model import Inputs, UnivalModel
 from unival_core.permutations import permutations

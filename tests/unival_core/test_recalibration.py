@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
-from golden import fill
 from torch import Tensor
 from torch.testing import assert_close
 
 import merge
+from tests.unival_core.golden import fill
 from unival_core.config import CONFIGS
 from unival_core.model import Inputs, UnivalModel
 

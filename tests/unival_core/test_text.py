@@ -4,9 +4,9 @@ import doctest
 
 import pytest
 import torch
-from golden import recorded
 
 import unival_core.text
+from tests.unival_core.golden import recorded
 from unival_core.config import EOS
 from unival_core.errors import UnivalError
 from unival_core.text import Trie, clean_caption, clean_question

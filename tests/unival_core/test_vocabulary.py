@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-from golden import SHARED, recorded
 
+from tests.unival_core.golden import SHARED, recorded
 from unival_core.config import CONFIGS, EOS, UNK, replace
 from unival_core.errors import UnivalError
 from unival_core.vocabulary import Tokenizer

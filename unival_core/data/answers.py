@@ -11,8 +11,8 @@ from typing import Any
 
 from unival_core.config import UnivalConfig
 from unival_core.data.table import TsvTable
+from unival_core.data.task import Task
 from unival_core.errors import UnivalError
-from unival_core.tasks.task import Task
 from unival_core.text import Trie
 from unival_core.vocabulary import Tokenizer
 

@@ -13,11 +13,11 @@ from typing import NamedTuple
 from unival_core.config import UnivalConfig
 from unival_core.data.answers import allowed_answers
 from unival_core.data.batch import Example
-from unival_core.data.cache import MediaCache, Medium
-from unival_core.data.media import MediaReader
+from unival_core.data.media_cache import MediaCache, Medium
+from unival_core.data.reader import MediaReader
 from unival_core.data.table import TsvTable
+from unival_core.data.task import Box, Codes, Row, Task, Words
 from unival_core.errors import UnivalError
-from unival_core.tasks.task import Box, Codes, Row, Task, Words
 from unival_core.vocabulary import Tokenizer
 
 MAX_BROKEN = 100

@@ -1,5 +1,6 @@
 """The tasks, one file each. A new one is a file with a `TASK` and a line here (docs/tasks.md)."""
 
+from unival_core.data.task import Box, Codes, Row, Task, Words
 from unival_core.tasks import (
     audio_caption,
     caption,
@@ -13,7 +14,6 @@ from unival_core.tasks import (
     video_text_matching,
     vqa,
 )
-from unival_core.tasks.task import Box, Codes, Row, Task, Words
 
 __all__ = ["TASKS", "Box", "Codes", "Row", "Task", "Words"]
 

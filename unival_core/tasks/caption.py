@@ -2,9 +2,9 @@
 
 from random import Random
 
-from unival_core.search import GenerationOptions
-from unival_core.tasks.cells import plain, several
-from unival_core.tasks.task import Row, Task
+from unival_core.data.cells import plain, several
+from unival_core.data.task import Row, Task
+from unival_core.decoding import GenerationOptions
 
 MAX_TARGET_WORDS = 20
 SENTENCE = GenerationOptions(beam=5, max_len_b=22, unnormalized=True, no_repeat_ngram=3)

@@ -2,9 +2,9 @@
 
 from random import Random
 
+from unival_core.data.task import MAX_WORDS, Row, Task
+from unival_core.decoding import GenerationOptions
 from unival_core.errors import UnivalError
-from unival_core.search import GenerationOptions
-from unival_core.tasks.task import MAX_WORDS, Row, Task
 from unival_core.text import clean_caption
 
 ANSWERS = {"entailment": "yes", "contradiction": "no", "neutral": "maybe"}

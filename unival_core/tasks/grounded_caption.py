@@ -2,9 +2,9 @@
 
 from random import Random
 
+from unival_core.data.cells import plain, region, several
+from unival_core.data.task import Box, Row, Task
 from unival_core.tasks.caption import SENTENCE
-from unival_core.tasks.cells import plain, region, several
-from unival_core.tasks.task import Box, Row, Task
 from unival_core.text import clean_caption
 
 MAX_TARGET_WORDS = 30

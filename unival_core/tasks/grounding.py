@@ -2,9 +2,9 @@
 
 from random import Random
 
-from unival_core.search import GenerationOptions
-from unival_core.tasks.cells import region
-from unival_core.tasks.task import MAX_WORDS, Box, Row, Task
+from unival_core.data.cells import region
+from unival_core.data.task import MAX_WORDS, Box, Row, Task
+from unival_core.decoding import GenerationOptions
 from unival_core.text import clean_caption
 
 

@@ -2,9 +2,9 @@
 
 from random import Random
 
-from unival_core.search import GenerationOptions
-from unival_core.tasks.cells import codes
-from unival_core.tasks.task import Codes, Row, Task
+from unival_core.data.cells import codes
+from unival_core.data.task import Codes, Row, Task
+from unival_core.decoding import GenerationOptions
 
 MAX_CAPTION_WORDS = 64
 

@@ -7,9 +7,9 @@ are made wrong here, with words of another row.
 from collections.abc import Callable
 from random import Random
 
-from unival_core.search import GenerationOptions
-from unival_core.tasks.cells import best, several
-from unival_core.tasks.task import MAX_WORDS, Row, Task
+from unival_core.data.cells import best, several
+from unival_core.data.task import MAX_WORDS, Row, Task
+from unival_core.decoding import GenerationOptions
 from unival_core.text import clean_caption, clean_question
 
 CAPTIONS = ("caption", "video_caption", "audio_caption")  # in the column `type` of the published files

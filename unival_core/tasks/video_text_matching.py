@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
+from unival_core.data.task import Row
 from unival_core.tasks import image_text_matching
-from unival_core.tasks.task import Row
 
 
 def prompt(row: Row) -> str:

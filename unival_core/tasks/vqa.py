@@ -6,9 +6,9 @@ answer is free text.
 
 from random import Random
 
-from unival_core.search import GenerationOptions
-from unival_core.tasks.cells import best, weighted
-from unival_core.tasks.task import MAX_WORDS, Row, Task
+from unival_core.data.cells import best, weighted
+from unival_core.data.task import MAX_WORDS, Row, Task
+from unival_core.decoding import GenerationOptions
 from unival_core.text import clean_question
 
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from unival_core.config import PAD
 from unival_core.data.batch import Batch
-from unival_core.loss import LossOptions, token_loss
 from unival_core.model import UnivalModel
+from unival_core.training.loss import LossOptions, token_loss
 
 
 class TokenLoss(nn.Module):

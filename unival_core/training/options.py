@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from unival_core.config import Regularization
 from unival_core.errors import UnivalError
-from unival_core.loss import LossOptions
 from unival_core.model import GROUPS
+from unival_core.training.loss import LossOptions
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 BATCHNORMS = ("train", "freeze")

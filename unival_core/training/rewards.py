@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from unival_core.config import BOS
 from unival_core.data.batch import Batch, Example
 from unival_core.errors import UnivalError
-from unival_core.generate import GenerationOptions, IdRange, generate
+from unival_core.generation import GenerationOptions, IdRange, generate
 from unival_core.metrics import box_iou
 from unival_core.model import UnivalModel
 from unival_core.training.options import RewardOptions

@@ -14,11 +14,11 @@ from merge import open_checkpoint
 from unival_core.checkpoint import load_model
 from unival_core.config import CONFIGS, UnivalConfig
 from unival_core.data.answers import load_answers
-from unival_core.data.cache import MediaCache
 from unival_core.data.dataset import TaskDataset
+from unival_core.data.media_cache import MediaCache
 from unival_core.data.table import TsvTable
 from unival_core.errors import UnivalError
-from unival_core.evaluate import evaluate
+from unival_core.evaluation import evaluate
 from unival_core.model import UnivalModel
 from unival_core.tasks import TASKS
 from unival_core.training.options import TrainOptions

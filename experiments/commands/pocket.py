@@ -1,0 +1,58 @@
+"""`unival-merge pocket`: the study's models from nothing, on a laptop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    help="The study's models from nothing, on a laptop.",
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.command()
+def pocket(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where everything is made, and goes on if stopped.")],
+    preset: Annotated[
+        str, typer.Option(help="full: seven experts from nothing; quick: four from the shipped pretrained weights.")
+    ] = "full",
+    seed: Annotated[int, typer.Option(min=0, help="Of all training; the world is the same.")] = 0,
+    split: Annotated[str, typer.Option(help="Evaluate test, or val when choosing settings.")] = "test",
+    processes: Annotated[int, typer.Option(min=1, help="Processes of one thread each.")] = 2,
+) -> None:
+    """Make the embedded world, pretrain a small model, finetune experts, and print the table that compares them.
+
+    \b
+    unival-merge pocket pocket-full
+    """
+    from experiments.unival.pocket.experts import make_models
+    from experiments.unival.pocket.pipeline import Pocket
+    from experiments.unival.pocket.table import write_table
+
+    made = Pocket(folder, preset, seed)
+    make_models(made, processes)
+    typer.echo(write_table(made, split, processes).read_text())
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where everything is made, and goes on if stopped.")],
+    preset: Annotated[
+        str, typer.Option(help="quick: from the shipped pretrained weights; full: from nothing, more of everything.")
+    ] = "quick",
+    processes: Annotated[int, typer.Option(min=1, help="Processes of one thread each.")] = 2,
+) -> None:
+    """Make a world and experts, merge them at many ratios, and write curves, tables, reports and what they say.
+
+    \b
+    unival-merge demo demo
+    """
+    from experiments.unival.demo import run_demo
+
+    for line in run_demo(folder, preset, processes):
+        typer.echo(line)

@@ -1,0 +1,94 @@
+"""`unival-merge study search`: look for good shares with few evaluations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from experiments.search.driver import History
+    from experiments.search.space import Space
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+
+@app.command()
+def search(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A study, as `study list` names it.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where rows are kept, known ones are not made again.")],
+    only: Annotated[str | None, typer.Option(help="The mixture, as vqa+caption.")] = None,
+    method: Annotated[
+        str, typer.Option(help="grid, random, coordinate, adaptive, cma (extra search) or greedy-soup.")
+    ] = "adaptive",
+    budget: Annotated[int, typer.Option(min=1, help="Points to evaluate; those with rows cost nothing.")] = 7,
+    objective: Annotated[
+        str, typer.Option(help="joint: mean of merged over expert; hypervolume: what a point dominates.")
+    ] = "joint",
+    split: Annotated[str, typer.Option(help="To search on: a validation split.")] = "val",
+    kind: Annotated[str, typer.Option(help="Of the experts.")] = "vanilla",
+    batchnorm: Annotated[str, typer.Option(help="average, recalibrate:mixture, ...: one policy.")] = "average",
+    seed: Annotated[int, typer.Option(help="Of the finetunings, and of methods that draw.")] = 0,
+    limit: Annotated[int | None, typer.Option(min=1, help="Rows of every split to stop after.")] = None,
+    scale: Annotated[str, typer.Option(help="pocket, or base: published checkpoints and data.")] = "pocket",
+    device: Annotated[str, typer.Option(help="Where to run: cpu, cuda, ...")] = "cpu",
+    checkpoints: Annotated[Path | None, typer.Option(help="Folder of the published checkpoints (base).")] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder of the published data (base).")] = None,
+) -> None:
+    """Search the shares of a study's mixture on its validation split. Stopped, what was evaluated is kept.
+
+    \b
+    unival-merge study search interpolation pocket-full --only vqa+caption --method adaptive --budget 7
+    """
+    from experiments.grid.worker import Setting
+    from experiments.search.cells import Mixture
+    from experiments.search.driver import search as look
+    from experiments.search.space import Space
+    from experiments.study.study import Choice, study_named
+    from experiments.unival.setups import scale_named
+
+    Space.check_split(split)
+    choice = Choice(scale, split, kinds=(kind,), only=only, batchnorm=(batchnorm,))
+    setting = Setting({seed: scale_named(scale, folder, seed, checkpoints=checkpoints, data=data)}, limit, device)
+    mixture = Mixture(study_named(name), choice, setting, folder)
+
+    def evaluate(shares: Mapping[str, float]) -> Mapping[str, float]:
+        scores = mixture.evaluate(shares)
+        typer.echo(told(shares, scores), err=True)
+        return scores
+
+    history = look(mixture.space, method, evaluate, budget, seed, objective=objective, known=mixture.known())
+    typer.echo(report(history, mixture.space))
+    if history.ended == "interrupted":
+        raise typer.Exit(130)
+
+
+def told(shares: Mapping[str, float], scores: Mapping[str, float]) -> str:
+    """A point and its scores in words."""
+    from experiments.grid.rows import share_label
+
+    return f"{share_label(shares)}: {', '.join(f'{task} {score:.4f}' for task, score in scores.items())}"
+
+
+def report(history: History, space: Space) -> str:
+    """The whole history as a table, the best point, and what it cost."""
+    from experiments.grid.rows import share_label
+
+    tasks = "".join(f"{task:>12}" for task in space.tasks)
+    lines = [f"{'point':36}{tasks}{history.objective:>12}{'best':>8}{'hypervolume':>13}"]
+    for trial in history.trials:
+        scores = "".join(f"{trial.scores[task]:12.4f}" for task in space.tasks)
+        origin = "  known" if trial.cached else ""
+        lines.append(
+            f"{share_label(trial.shares):36}{scores}{trial.value:12.4f}{trial.best:8.4f}{trial.hypervolume:13.4f}{origin}"
+        )
+    best = history.best
+    where = (
+        f"best on {space.split}: {share_label(best.shares)} ({history.objective} {best.value:.4f}); " if best else ""
+    )
+    why = {"budget": "the budget is used up", "method": "nothing more to ask", "interrupted": "stopped"}[history.ended]
+    cost = f"{history.evaluations} of {history.budget} evaluations, {history.cached} points were known: {why}"
+    return "\n".join([*lines, where + cost])

@@ -1,0 +1,61 @@
+"""`world make` and `world show`: write the embedded world, and look at it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    help="The embedded world: pictures, films and sounds with questions, made from a seed.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the world.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
+
+
+@app.command()
+def make(
+    folder: Folder,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
+    size: Annotated[str, typer.Option(help="full, quick (without what pretraining reads) or micro.")] = "quick",
+    domains: Annotated[str, typer.Option(help="shared, or split: tasks see pictures of different domains.")] = "shared",
+    overwrite: Overwrite = False,
+) -> None:
+    """Write the world into DIR as UnIVAL's tab-separated files, with a record in world.json."""
+    from experiments.unival.world.build import make_world
+    from experiments.unival.world.tables import read_world
+
+    world = read_world(make_world(folder, seed, size, domains, overwrite=overwrite, progress=True))
+    rows, size_bytes = (sum(getattr(file, name) for file in world.files.values()) for name in ("rows", "bytes"))
+    typer.echo(f"{folder}: {len(world.files)} files, {rows:,} rows, {size_bytes / 1e6:.0f} MB, seed {world.seed}")
+
+
+@app.command()
+def show(
+    folder: Folder,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Image to write; default: contact-sheet.png in DIR.")
+    ] = None,
+    task: Annotated[str | None, typer.Option(help="Draw one task only.")] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Draw rows of every split, and print what the answers are worth without the pictures."""
+    from experiments.errors import StudyError
+    from experiments.unival.world.audit import audit_all
+    from experiments.unival.world.sheet import contact_sheet
+    from experiments.unival.world.tables import SHEET
+
+    file = output or folder / SHEET
+    if file.exists() and not overwrite:
+        raise StudyError(f"{file} exists: choose another file with -o or pass --overwrite")
+    typer.echo(f"{contact_sheet(folder, file, task)}\n")
+    typer.echo(f"{'blind scores on test':24}{'n':>6}{'majority':>10}{'by kind':>10}{'text only':>11}")
+    for row in audit_all(folder):
+        scores = f"{row.majority:10.1%}{row.prior:10.1%}{row.text_only:11.1%}"
+        typer.echo(f"{row.task:24}{row.n:6}{scores}")

@@ -1,0 +1,1 @@
+"""The grid: cells to evaluate, workers, engines, rows."""

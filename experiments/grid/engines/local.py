@@ -1,0 +1,114 @@
+"""Processes of this machine, one or several, each with a worker that holds its own endpoints."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import queue
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+import torch
+
+from experiments.errors import StudyError
+from experiments.grid.worker import Done, Job, Setting, Worker
+
+POLL = 1.0  # seconds between looks at whether the workers live
+
+
+def evaluate(groups: Sequence[Sequence[Job]], setting: Setting, *, processes: int = 1) -> Iterator[Done]:
+    """The jobs of all groups, each when it is finished.
+
+    On a processor every process has one thread, which gives the same bits everywhere. With one process the work is
+    done in this one. StudyError if a worker dies; what a worker raises is raised here.
+    """
+    if processes == 1 or len(groups) < 2:
+        yield from in_this_process(groups, setting)
+    else:
+        yield from in_processes(groups, setting, min(processes, len(groups)))
+
+
+def in_this_process(groups: Sequence[Sequence[Job]], setting: Setting) -> Iterator[Done]:
+    """One group after the other."""
+    threads = torch.get_num_threads()
+    if setting.device == "cpu":
+        torch.set_num_threads(1)
+    try:
+        worker = Worker(setting)
+        for group in groups:
+            yield from worker.evaluate(group)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def in_processes(groups: Sequence[Sequence[Job]], setting: Setting, count: int) -> Iterator[Done]:
+    """Processes that take the next group when they are free."""
+    start = multiprocessing.get_context("spawn")
+    waiting, finished = start.Queue(), start.Queue()
+    for group in [*groups, *[None] * count]:
+        waiting.put(group)
+    workers = [start.Process(target=_work, args=(waiting, finished, setting, os.getpid())) for _ in range(count)]
+    try:
+        with _without_interrupts():
+            for worker in workers:
+                worker.start()
+        for _ in range(sum(map(len, groups))):
+            yield _next(finished, workers)
+        for worker in workers:
+            worker.join()  # they have met the end of the queue
+    finally:
+        for worker in workers:
+            if worker.is_alive():
+                worker.terminate()
+                worker.join()
+        for channel in (waiting, finished):
+            channel.cancel_join_thread()
+            channel.close()
+
+
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Processes started meanwhile never see Ctrl-C, not even while they import: it is the parent's, which ends them."""
+    if threading.current_thread() is not threading.main_thread():  # which alone may set signals
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _next(finished: Any, workers: Sequence[BaseProcess]) -> Done:
+    while True:
+        try:
+            item = finished.get(timeout=POLL)
+        except queue.Empty:
+            if dead := [worker for worker in workers if worker.exitcode]:
+                raise StudyError(
+                    f"a worker died (exit code {dead[0].exitcode}; -9 is mostly too little memory): "
+                    "the same command goes on, with fewer --processes if need be"
+                ) from None
+            continue
+        if isinstance(item, BaseException):
+            raise item
+        return item
+
+
+def _work(waiting: Any, finished: Any, setting: Setting, parent: int) -> None:
+    """Groups until there is none. Without its parent, which alone writes rows, it stops after the job in hand."""
+    if setting.device == "cpu":
+        torch.set_num_threads(1)
+    try:
+        worker = Worker(setting)
+        while (group := waiting.get()) is not None:
+            for done in worker.evaluate(group):
+                finished.put(done)
+                if os.getppid() != parent:
+                    return
+    except Exception as error:
+        finished.put(error)

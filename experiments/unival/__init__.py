@@ -1,0 +1,1 @@
+"""The built-in study: UnIVAL at two setups, pocket and base."""

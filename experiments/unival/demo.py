@@ -1,0 +1,85 @@
+"""From nothing but a folder to accuracy-vs-ratio curves: models, two studies, figures, tables, reports, findings.
+
+DIR/                      a pocket (experiments.unival.pocket.pipeline), rows.jsonl, samples.jsonl
+DIR/<study>/              figures, tables.md, report.html
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from experiments.errors import StudyError
+from experiments.grid.engines import engine_named
+from experiments.grid.grid import Plan, Setting, run_study, train_missing
+from experiments.pages.figures.choice import figures
+from experiments.pages.figures.drawing import save
+from experiments.pages.findings import findings
+from experiments.pages.report import write_report
+from experiments.pages.tables.choice import written
+from experiments.pages.views import open_study
+from experiments.study.study import Choice, study_named
+from experiments.unival.pocket.pipeline import Pocket, make_start
+from experiments.unival.samples import make_samples
+from experiments.unival.setups import PocketScale, Scale
+
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What is run: a preset of the pocket, and of each study the choice of cells and the rows of a split."""
+
+    preset: str
+    studies: Mapping[str, Choice]
+    limit: int
+
+
+DEMOS = {
+    "quick": Demo(
+        "quick",
+        {
+            "interpolation": Choice(points=6, kinds=("vanilla",)),
+            "averaging": Choice(kinds=("vanilla", "fusing")),
+        },
+        limit=400,
+    ),
+    "full": Demo("full", {"interpolation": Choice(), "averaging": Choice()}, limit=1200),
+}
+
+
+def run_demo(folder: Path, name: str = "quick", processes: int = 2, *, progress: bool = True) -> Iterator[str]:
+    """Makes whatever is missing in the folder, and tells line by line where things are and what was found.
+
+    Stopped, it goes on where it was. StudyError for an unknown name.
+    """
+    if name not in DEMOS:
+        raise StudyError(f"no demo {name!r}: choose one of {', '.join(DEMOS)}")
+    demo = DEMOS[name]
+    make_start(Pocket(folder, demo.preset, SEED), progress=progress)
+    scales: dict[int, Scale] = {SEED: PocketScale(folder, SEED)}
+    for study, choice in demo.studies.items():
+        plan = Plan(study_named(study), choice, Setting(scales, demo.limit))
+        train_missing(plan, processes)
+        run_study(plan, folder, engine_named("local", processes), progress=progress)
+    make_samples(folder, "interpolation", scales)
+    for study in demo.studies:
+        yield from write_pages(folder, study, f"unival-merge demo {shlex.quote(str(folder))} --preset {name}")
+
+
+def write_pages(folder: Path, study: str, command: str) -> Iterator[str]:
+    """Figures, tables and the report of a study from its rows, and lines that say where they are and what they say."""
+    rows, scores = open_study(folder, study)
+    pages = folder / study
+    pages.mkdir(exist_ok=True)
+    yield f"{study}: {study_named(study).question}"
+    for stem, _, figure in figures(study, rows)[0]:
+        yield f"  {save(figure, pages / stem)[0]}"
+    table = pages / "tables.md"
+    table.write_text(written(study, rows, scores, "markdown"), encoding="utf-8")
+    yield f"  {table}"
+    yield f"  {write_report(folder, study, pages / 'report.html', command=command)}"
+    for told in findings(rows, scores):
+        yield "  - " + told.replace("\n", "\n    ")

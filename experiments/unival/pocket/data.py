@@ -1,0 +1,87 @@
+"""Files of a world as data sets of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from experiments.unival.world.tables import read_world
+from unival_core.config import UnivalConfig
+from unival_core.data.batch import Example
+from unival_core.data.dataset import TaskDataset
+from unival_core.data.media_cache import MediaCache
+from unival_core.data.table import TsvTable
+from unival_core.data.task import Task
+from unival_core.tasks import TASKS
+from unival_core.vocabulary import Tokenizer
+
+
+def world_tokenizer(world: Path, config: UnivalConfig) -> Tokenizer:
+    """Knows every word of the world and of the prompts."""
+    rows = {"question": "what", "caption": "what", "hypothesis": "what", "text": "what", "box": "0,0,1,1"}
+    prompts: list[str] = []
+    for task in TASKS.values():
+        prompt = task.prompt(rows)
+        prompts += [prompt] if isinstance(prompt, str) else [part for part in prompt if isinstance(part, str)]
+    return Tokenizer.train([*read_world(world).vocabulary, *prompts], config)
+
+
+class Files:
+    """Makes data sets of a world's files; pictures are decoded once for all of them."""
+
+    def __init__(self, world: Path, tokenizer: Tokenizer, config: UnivalConfig) -> None:
+        self.world, self.tokenizer, self.config = world, tokenizer, config
+        self.answers = read_world(world).answers
+        self.cache = MediaCache()
+
+    def data(
+        self,
+        task: str,
+        split: str,
+        *,
+        training: bool = False,
+        blank: bool = False,
+        seed: int = 0,
+        part: float = 1.0,
+    ) -> TaskDataset:
+        """The rows of a split, of which `part` is kept; with `blank` every picture, film and sound is empty."""
+        kind = Blank if blank else TaskDataset
+        return kind(
+            TASKS[task],
+            FirstRows(self.world / task / f"{split}.tsv", TASKS[task], part),
+            self.tokenizer,
+            self.config,
+            training=training,
+            seed=seed,
+            answers=self.answers.get(task, ()),
+            cache=self.cache,
+        )
+
+    def training(self, splits: Iterable[tuple[str, str]], seed: int) -> dict[str, TaskDataset]:
+        """Data sets to train on, from pairs of task and split."""
+        return {task: self.data(task, split, training=True, seed=seed) for task, split in splits}
+
+
+class FirstRows(TsvTable):
+    """A task's table of which only the first rows are there, `part` of all and one at least."""
+
+    def __init__(self, path: Path, task: Task, part: float) -> None:
+        super().__init__(path, task.columns, task.selected_cols)
+        self.rows = max(1, round(part * super().__len__()))
+
+    def __len__(self) -> int:
+        return self.rows
+
+
+class Blank(TaskDataset):
+    """Rows whose medium shows nothing: what a model answers then, it read off the text."""
+
+    def read(self, row: int, number: int = 0) -> Example:
+        example = super().read(row, number)
+        if example.media is None:
+            return example
+        grey = 127 if example.media.dtype == torch.uint8 else 0
+        return replace(example, media=torch.full_like(example.media, grey))

@@ -1,0 +1,296 @@
+"""Experts of every kind, as steps that are done once, each as soon as what it starts from is there.
+
+experts/vanilla/<task>/                   run of `unival_core.training.train` from the pretrained weights
+experts/joint/<task>+<task>/              the same on several tasks at once
+experts/ratatouille/<task>/from-<other>/  run from the vanilla expert of another task of the family
+experts/ratatouille/<task>/average.*      of those runs, with its recipe
+experts/fusing/<task>/average.*           of the vanilla experts of the family's other tasks, with its recipe
+experts/fusing/<task>/from-average/       run from that average
+experts/reward/<size>/                    run from the vanilla grounding expert, rewarded for boxes of one size
+experts/pretraining/<name>/               run of the study `pretraining`, from the backbone or from another one
+costs.csv                                 what those runs took (experiments.unival.pocket.costs)
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from experiments.errors import StudyError
+from experiments.study.study import FAMILIES, Expert
+from experiments.unival.pocket.backbone import inflate
+from experiments.unival.pocket.cache import fetch, keep, key_of
+from experiments.unival.pocket.costs import measured
+from experiments.unival.pocket.pipeline import (
+    Pocket,
+    file_digest,
+    in_processes,
+    make_start,
+    open_model,
+    shared_out,
+    timed,
+)
+from experiments.unival.pocket.pretrainings import BACKBONE, COMPARISONS, TRAININGS, Training
+from experiments.unival.world.tables import read_world
+from merge import Input, Options, Recipe, read_recipe, run
+from unival_core.training.recipes import JOINT, REWARD, REWARDS, STAGES, recipe_for
+from unival_core.training.setup import choose
+from unival_core.training.train import TrainOptions, train
+
+
+@dataclass(frozen=True)
+class Step:
+    """One file of weights, `file` below `experts/`.
+
+    With `tasks` a finetuning on them, by `options`, from its only parent or else from the pretrained weights; without
+    tasks the uniform average of its parents. With `training` it is one of the study `pretraining`, and starts from its
+    only parent or else from the backbone.
+    """
+
+    file: str
+    parents: tuple[Step, ...] = ()
+    tasks: tuple[str, ...] = ()
+    options: TrainOptions | None = None
+    training: Training | None = None
+
+
+def make_models(pocket: Pocket, processes: int = 2, *, progress: bool = True) -> None:
+    """World, pretrained model and the preset's experts, whatever of them is missing."""
+    make_experts(pocket, [Expert(task, task, "vanilla") for task in pocket.plan.experts], processes, progress=progress)
+
+
+def make_experts(
+    pocket: Pocket, experts: Iterable[Expert], processes: int = 2, *, progress: bool = True, cache: Path | None = None
+) -> dict[str, Path]:
+    """Makes whatever is missing of the experts and of all they depend on; returns their files by their ids.
+
+    Steps run `processes` at a time, each on one thread, which is faster than one at a time on several and gives the
+    same bits anywhere. Killed, it goes on where it stopped. Finished runs are taken from the folder `cache` and put
+    there, if given. Raises StudyError where a run was made of other weights, files or settings than it would be now.
+    """
+    experts = list(experts)
+    steps = with_parents([step_of(pocket, expert) for expert in experts])  # says what is wrong before anything is made
+    make_start(pocket, pretrained=not steps or any(step.training is None for step in steps), progress=progress)
+    refuse_stale(pocket, steps)
+    jobs = [(pocket, step, cache) for step in steps if not is_done(pocket, step)]
+    in_processes(make, jobs, processes, "experts", progress=progress, first=parent_jobs)
+    return {expert.id: expert_file(pocket, expert) for expert in experts}
+
+
+def expert_file(pocket: Pocket, expert: Expert) -> Path:
+    """Where an expert's weights are, or will be."""
+    return file_of(pocket, step_of(pocket, expert))
+
+
+# -- what depends on what
+
+
+def step_of(pocket: Pocket, expert: Expert) -> Step | None:
+    """The last step towards an expert; None for the pretrained weights. StudyError or UnivalError if there is none."""
+    if expert.kind == "pretrained":
+        return None
+    if expert.kind == "joint":
+        return joint(pocket, tuple(expert.task.split("+")))
+    if expert.kind == "vanilla":
+        return vanilla(pocket, expert.task)
+    if expert.kind == "reward":
+        if expert.task != "grounding":
+            raise StudyError(f"{expert.id}: rewards are for boxes, so for the task grounding, not for {expert.task}")
+        options = replace(shared_out(REWARD, pocket), reward=choose(REWARDS["pocket"], expert.name, "reward"))
+        start = vanilla(pocket, expert.task)
+        return Step(f"reward/{expert.name}/last.safetensors", (start,), start.tasks, options)
+    if expert.kind.split("+")[0] in COMPARISONS:
+        return pretraining(pocket, expert.name)
+    others = [task for family in FAMILIES if expert.task in family for task in family if task != expert.task]
+    auxiliary = [vanilla(pocket, task) for task in others]
+    if not auxiliary:
+        raise StudyError(f"{expert.id}: {expert.task} has no auxiliary tasks; families are {FAMILIES}")
+    folder = f"{expert.kind}/{expert.task}"
+    if expert.kind == "ratatouille":
+        names = [f"{folder}/from-{task}" for task in others]
+        runs = [finetuned(pocket, name, expert.task, start) for name, start in zip(names, auxiliary, strict=True)]
+        return mean(folder, runs)
+    return finetuned(pocket, f"{folder}/from-average", expert.task, mean(folder, auxiliary))
+
+
+def vanilla(pocket: Pocket, task: str) -> Step:
+    """Finetuning of the pretrained weights on a task."""
+    return finetuned(pocket, f"vanilla/{task}", task)
+
+
+def finetuned(pocket: Pocket, folder: str, task: str, *start: Step) -> Step:
+    """Finetuning on a task by its recipe."""
+    return Step(f"{folder}/last.safetensors", start, (task,), shared_out(recipe_for(task, "pocket").options, pocket))
+
+
+def joint(pocket: Pocket, tasks: tuple[str, ...]) -> Step:
+    """One finetuning on several tasks, with as many examples as their own finetunings see together."""
+    own = [shared_out(recipe_for(task, "pocket").options, pocket) for task in tasks]
+    updates = sum(options.updates * options.batch for options in own) // JOINT.batch
+    return Step(
+        f"joint/{'+'.join(tasks)}/last.safetensors", (), tasks, replace(JOINT, updates=updates, seed=pocket.seed)
+    )
+
+
+def pretraining(pocket: Pocket, name: str) -> Step:
+    """A training of the study `pretraining`, behind those that it goes on from."""
+    if pocket.preset == "quick":
+        raise StudyError(f"{pocket.folder} has no backbone, as its preset is quick: pretrainings need the preset full")
+    training = choose(TRAININGS, name, "pretraining")
+    tasks = tuple(portion.task for portion in training.portions)
+    options = recipe_for(tasks[0], "pocket").options if training.finetunes else STAGES["pocket"][0].options
+    options = replace(options, updates=training.updates, group=training.group or options.group)
+    start = () if training.start == BACKBONE else (pretraining(pocket, training.start),)
+    return Step(f"pretraining/{name}/last.safetensors", start, tasks, shared_out(options, pocket), training)
+
+
+def sees_films(step: Step) -> bool:
+    """Whether a step, or one before it, trains on films."""
+    return any(task.startswith("video") for task in step.tasks) or any(map(sees_films, step.parents))
+
+
+def mean(folder: str, members: list[Step]) -> Step:
+    """The uniform average of several; of one, that one."""
+    return members[0] if len(members) == 1 else Step(f"{folder}/average.safetensors", tuple(members))
+
+
+def with_parents(steps: Iterable[Step | None]) -> list[Step]:
+    """The steps and all that they depend on, each once and behind its parents."""
+    wanted = [step for step in steps if step is not None]
+    return list(dict.fromkeys(one for step in wanted for one in (*with_parents(step.parents), step)))
+
+
+def parent_jobs(pocket: Pocket, step: Step, cache: Path | None) -> list[tuple[Pocket, Step, Path | None]]:
+    """The jobs that come before the job of a step."""
+    return [(pocket, parent, cache) for parent in step.parents]
+
+
+# -- what is there
+
+
+def file_of(pocket: Pocket, step: Step | None) -> Path:
+    """The file of a step; None: of the pretrained weights."""
+    return pocket.pretrained if step is None else pocket.folder / "experts" / step.file
+
+
+def start_of(pocket: Pocket, step: Step) -> Path:
+    """What a finetuning starts from."""
+    if step.training is not None and not step.parents:
+        return pocket.backbone
+    return file_of(pocket, step.parents[0] if step.parents else None)
+
+
+def recipe_beside(file: Path) -> Path:
+    """The recipe that merging writes beside an average, last of all."""
+    return file.with_name(f"{file.name}.recipe.json")
+
+
+def is_done(pocket: Pocket, step: Step) -> bool:
+    """Whether a step and all before it are done; an average, of the weights that are there now."""
+    file = file_of(pocket, step)
+    if not file.exists() or not all(is_done(pocket, parent) for parent in step.parents):
+        return False
+    if step.tasks:
+        return run_record(file).exists()
+    recipe = recipe_beside(file)
+    members = [file_digest(file_of(pocket, parent)) for parent in step.parents]
+    return recipe.exists() and [item.digest for item in read_recipe(recipe).inputs] == members
+
+
+def run_record(file: Path) -> Path:
+    """What `unival_core.training.train` notes beside a run's weights."""
+    return file.with_name("run.json")
+
+
+def made_of(pocket: Pocket, step: Step) -> dict[str, Any]:
+    """All that a run's weights depend on, for its record."""
+    files = read_world(pocket.world).files
+    split = "train" if step.training is None else step.training.split
+    names = [f"{task}/{split}" for task in step.tasks]
+    record: dict[str, Any] = {
+        "init": file_digest(start_of(pocket, step)),
+        "files": {name: files[name].sha256 for name in names},
+        "options": None if step.options is None else asdict(step.options),
+    }
+    if step.training is not None:
+        record["portions"] = {portion.task: [portion.share, portion.part] for portion in step.training.portions}
+    return record
+
+
+def refuse_stale(pocket: Pocket, steps: Iterable[Step]) -> None:
+    """StudyError where a run, finished or not, is not the one that would be made now, or starts from such a one."""
+    stale: dict[Step, str] = {}
+    for step in steps:
+        known = run_record(file_of(pocket, step))
+        if not step.tasks or not known.exists():
+            continue
+        if any(ancestor in stale for ancestor in with_parents(step.parents)):
+            stale[step] = ""
+        elif start_of(pocket, step).exists():
+            difference = differing(json.loads(known.read_text()), made_of(pocket, step))
+            stale |= {step: difference} if difference else {}
+    if stale:
+        folders = [str(file_of(pocket, step).parent) for step in stale]
+        raise StudyError(
+            f"{folders[0]} is another run: {next(iter(stale.values()))}; put that back, or remove {', '.join(folders)}"
+        )
+
+
+def differing(there: dict[str, Any], here: dict[str, Any]) -> str:
+    """The first thing that the record of a run has otherwise, with both values; "" if there is none."""
+    there, here = (
+        {"init": record.get("init"), **record.get("files", {}), **record.get("portions", {}), **record["options"]}
+        for record in (there, json.loads(json.dumps(here)))
+    )
+    names = [name for name in here if there.get(name) != here[name]]
+    return f"{names[0]} was {there.get(names[0])}, is {here[names[0]]}" if names else ""
+
+
+# -- making
+
+
+def make(pocket: Pocket, step: Step, cache: Path | None = None) -> None:
+    """Does one step whose parents are there."""
+    refuse_stale(pocket, [step])  # that its parents were made anew
+    file = file_of(pocket, step)
+    with timed(pocket, f"expert {Path(step.file).parent.as_posix()}"):
+        if step.options is None:
+            average(pocket, step)
+            return
+        if step.training is not None:
+            train_anew(pocket, step, step.training, step.options)
+            return
+        model, files = open_model(pocket, start_of(pocket, step))
+        data = files.training([(task, "train") for task in step.tasks], pocket.seed)
+        record = made_of(pocket, step)
+        key = key_of(record)
+        fetch(cache, key, file.parent)
+        train(model, files.tokenizer, data, step.options, file.parent, record=record, progress=False)
+        keep(cache, key, file.parent)
+
+
+def train_anew(pocket: Pocket, step: Step, training: Training, options: TrainOptions) -> None:
+    """Does a training of the study `pretraining`. None is taken from a cache, as its cost is measured."""
+    model, files = open_model(pocket, start_of(pocket, step))
+    if sees_films(step) and not any(map(sees_films, step.parents)):
+        inflate(model)
+    data = {
+        portion.task: files.data(portion.task, training.split, training=True, seed=pocket.seed, part=portion.part)
+        for portion in training.portions
+    }
+    shares = {portion.task: portion.share for portion in training.portions}
+    folder, record = file_of(pocket, step).parent, made_of(pocket, step)
+    with measured(pocket, folder, training.start, options):
+        train(model, files.tokenizer, data, options, folder, weights=shares, record=record, progress=False)
+
+
+def average(pocket: Pocket, step: Step) -> None:
+    """Writes the uniform average of the parents, with its recipe."""
+    file = file_of(pocket, step)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    parents = [file_of(pocket, parent) for parent in step.parents]
+    inputs = tuple(Input(path.parent.name, path, digest=file_digest(path)) for path in parents)
+    run(Recipe("average", inputs), file, Options(overwrite=True, threads=1))

@@ -1,0 +1,236 @@
+"""From nothing to a pretrained model, as steps that are done once; experts go on from there.
+
+world/                 the embedded world
+backbone.safetensors   a model whose image network knows digits and colours
+pretraining/<stage>/   runs of `unival_core.training.train`; quick starts from the shipped weights instead
+experts/<kind>/        likewise, and averages of them (experiments.unival.pocket.experts)
+rows.jsonl, table.md   scores (experiments.grid.rows), and the table
+times.csv              CPU seconds of every step
+seed-<n>/              experts of another seed, from the same world and pretrained model
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from experiments.errors import StudyError
+from experiments.unival.pocket.backbone import fresh_model, inflate, train_backbone
+from experiments.unival.pocket.data import Files, world_tokenizer
+from experiments.unival.world.build import make_world
+from merge import digest, open_checkpoint
+from unival_core.checkpoint import load_model, save_model
+from unival_core.config import CONFIGS
+from unival_core.model import UnivalModel
+from unival_core.training.recipes import BACKBONE, STAGES
+from unival_core.training.train import TrainOptions, train
+from unival_core.vocabulary import TOKENIZER_KEY, load_tokenizer
+
+SHIPPED = Path(__file__).with_name("pretrained.safetensors")
+IMAGE_TASKS = ("vqa", "caption", "grounding", "entailment")
+Job = tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Preset:
+    """How much is made: size of the world, experts, share of the recipes' updates, rows evaluated per cell."""
+
+    world: str
+    experts: tuple[str, ...]
+    updates: float
+    rows: int
+
+
+PRESETS = {
+    "full": Preset("full", (*IMAGE_TASKS, "video-caption", "video-qa", "audio-caption"), 1.0, 1000),
+    "quick": Preset("quick", IMAGE_TASKS, 0.5, 400),
+    "micro": Preset("micro", ("vqa", "caption", "video-qa"), 0.001, 8),  # shows that everything runs
+}
+
+
+@dataclass(frozen=True)
+class Pocket:
+    """A folder, what is made in it, and the seed of all training. The world's own seed is 0.
+
+    With `start`, another pocket of the preset, world and pretrained model are those of that one.
+    """
+
+    folder: Path
+    preset: str = "full"
+    seed: int = 0
+    start: Pocket | None = None
+
+    def __post_init__(self) -> None:
+        if self.preset not in PRESETS:
+            raise StudyError(f"no preset {self.preset!r}: choose one of {', '.join(PRESETS)}")
+
+    @property
+    def plan(self) -> Preset:
+        """The preset."""
+        return PRESETS[self.preset]
+
+    @property
+    def world(self) -> Path:
+        """Its world."""
+        return (self.start or self).folder / "world"
+
+    @property
+    def backbone(self) -> Path:
+        """The weights that pretraining starts from."""
+        return (self.start or self).folder / "backbone.safetensors"
+
+    @property
+    def pretrained(self) -> Path:
+        """The weights that every expert starts from."""
+        if self.preset == "quick":
+            return SHIPPED
+        return (self.start or self).folder / "pretraining" / STAGES["pocket"][-1].name / "last.safetensors"
+
+    def with_seed(self, seed: int) -> Pocket:
+        """Experts of another seed, in a folder of their own, from this pocket's world and pretrained model."""
+        return Pocket(self.folder / f"seed-{seed}", self.preset, seed, self)
+
+
+def make_start(pocket: Pocket, *, pretrained: bool = True, progress: bool = True) -> None:
+    """World, backbone and, if wanted, the pretrained model, whatever of them is missing."""
+    if pocket.start is not None:
+        make_start(pocket.start, pretrained=pretrained, progress=progress)
+    pocket.folder.mkdir(parents=True, exist_ok=True)
+    record = pocket.folder / "pocket.json"
+    wanted = json.dumps({"preset": pocket.preset, "seed": pocket.seed})
+    if record.exists() and record.read_text() != wanted:
+        raise StudyError(f"{pocket.folder} holds {record.read_text()}, not {wanted}: choose another folder")
+    record.write_text(wanted)
+    if pocket.start is None:
+        done = pocket.preset == "quick" or (pretrained and pocket.pretrained.exists())
+        for step in [write_world] if done else [write_world, make_backbone, pretrain][: 2 + pretrained]:
+            in_processes(step, [(pocket, progress)], 1, "", progress=False)
+
+
+def write_world(pocket: Pocket, progress: bool = True) -> None:
+    """The embedded world of the preset's size."""
+    if not (pocket.world / "world.json").exists():
+        with timed(pocket, "world"):
+            make_world(pocket.world, 0, pocket.plan.world, progress=progress)
+
+
+def make_backbone(pocket: Pocket, progress: bool = True) -> None:
+    """A fresh model with a trained image network."""
+    file = pocket.backbone
+    if file.exists():
+        return
+    with timed(pocket, "backbone"):
+        model = fresh_model(CONFIGS["pocket"], pocket.seed)
+        tokenizer = world_tokenizer(pocket.world, model.config)
+        train_backbone(model, tokenizer, pocket.world, shared_out(BACKBONE, pocket), progress=progress)
+        save_model(model, file, metadata={TOKENIZER_KEY: tokenizer.to_json()})
+
+
+def pretrain(pocket: Pocket, progress: bool = True) -> None:
+    """The stages of pretraining, each from the weights of the one before."""
+    source = pocket.backbone
+    for stage in STAGES["pocket"]:
+        folder = pocket.folder / "pretraining" / stage.name
+        if not (folder / "last.safetensors").exists():
+            with timed(pocket, f"pretraining {stage.name}"):
+                model, files = open_model(pocket, source)
+                if any(task.startswith("video") for task in stage.tasks):
+                    inflate(model)
+                splits = [(task, stage.split(task)) for task in stage.tasks]
+                data = files.training(splits, pocket.seed)
+                options = shared_out(stage.options, pocket)
+                record = {"stage": stage.name, "init": file_digest(source)}
+                shares = stage.tasks
+                train(model, files.tokenizer, data, options, folder, weights=shares, record=record, progress=progress)
+        source = folder / "last.safetensors"
+
+
+def shared_out(options: TrainOptions, pocket: Pocket) -> TrainOptions:
+    """The options with the preset's share of updates, and the seed."""
+    return replace(options, updates=max(1, round(options.updates * pocket.plan.updates)), seed=pocket.seed)
+
+
+def open_model(pocket: Pocket, file: Path) -> tuple[UnivalModel, Files]:
+    """A model, and the world's files as it reads them."""
+    model = load_model(file)
+    return model, Files(pocket.world, load_tokenizer(file, model.config), model.config)
+
+
+def file_digest(file: Path) -> str:
+    """The digest of a checkpoint's tensors."""
+    return digest(open_checkpoint(file))
+
+
+@contextmanager
+def timed(pocket: Pocket, step: str) -> Iterator[None]:
+    """Notes the CPU seconds of a step in `times.csv`."""
+    began = time.process_time()
+    yield
+    with (pocket.folder / "times.csv").open("a") as file:
+        file.write(f"{step},{time.process_time() - began:.1f}\n")
+
+
+def nothing_first(*_: Any) -> tuple[()]:
+    """The jobs that come before a job where any order will do."""
+    return ()
+
+
+def in_processes(
+    work: Callable[..., object],
+    jobs: Iterable[Job],
+    processes: int,
+    name: str,
+    *,
+    progress: bool,
+    first: Callable[..., Iterable[Job]] = nothing_first,
+) -> None:
+    """Calls `work` with each job's arguments, in so many processes of one thread each; 1: in this one.
+
+    `first`, called likewise, gives the jobs that have to be done before a job; they stand before it in `jobs`. After
+    an error no more jobs are begun, and it is raised when those that run are done.
+    """
+    waiting = list(jobs)
+    with tqdm(desc=name, total=len(waiting), disable=not progress) as bar:
+        if processes == 1:
+            threads = torch.get_num_threads()
+            torch.set_num_threads(1)
+            try:
+                for job in waiting:
+                    work(*job)
+                    bar.update()
+            finally:
+                torch.set_num_threads(threads)
+        elif waiting:
+            start = multiprocessing.get_context("spawn")
+            with ProcessPoolExecutor(processes, start, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+                try:
+                    for _ in finished(pool, work, waiting, first):
+                        bar.update()
+                except BaseException:
+                    pool.shutdown(cancel_futures=True)
+                    raise
+
+
+def finished(
+    pool: Executor, work: Callable[..., object], jobs: list[Job], first: Callable[..., Iterable[Job]]
+) -> Iterator[Job]:
+    """Hands jobs to the pool as soon as those before them are done, and yields each when it is done."""
+    running: dict[Future[object], Job] = {}
+    while jobs or running:
+        undone = [*jobs, *running.values()]
+        for job in [job for job in jobs if not any(before in undone for before in first(*job))]:
+            running[pool.submit(work, *job)] = job
+            jobs.remove(job)
+        for future in wait(running, return_when=FIRST_COMPLETED).done:
+            future.result()
+            yield running.pop(future)

@@ -1,0 +1,217 @@
+"""Base scale: the published 0.25B checkpoints and the published tab-separated files, named as their pages name them.
+
+    checkpoints/  unival_s2_hs/checkpoint1.pt, unival_vqa/checkpoint_best.pt, ...; own experts as ratatouille/vqa.pt
+                  BPE/ with the three files of the vocabulary
+    data/         vqa_data/vqa_val.tsv, caption_data/caption_test.tsv, ...
+
+Splits have the pocket scale's names: `knowledge` is OKVQA, `lowquality` VizWiz, `novel` nocaps. The answers of VQAv2's
+test set are secret: its `test` here is the published validation file, and it has no `val`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+
+from experiments.errors import StudyError
+from experiments.study.study import Expert
+from merge import MergeError, open_checkpoint
+from unival_core.config import UnivalConfig
+from unival_core.data.answers import load_answers
+from unival_core.data.dataset import TaskDataset
+from unival_core.data.media_cache import MediaCache
+from unival_core.data.table import TsvTable
+from unival_core.decoding import GenerationOptions
+from unival_core.metrics import COCO_AREAS
+from unival_core.tasks import TASKS
+from unival_core.vocabulary import PUBLISHED_FILES, Tokenizer, load_tokenizer
+
+_UNIVAL = "https://github.com/mshukor/UnIVAL/blob/main"
+CHECKPOINTS_PAGE = f"{_UNIVAL}/checkpoints.md"
+DATA_PAGE = f"{_UNIVAL}/datasets.md"
+BPE_PAGE = "https://github.com/mshukor/UnIVAL/tree/main/utils/BPE"
+IMAGE_DATA_PAGE = "https://github.com/OFA-Sys/OFA/blob/main/datasets.md"
+
+CHECKPOINTS: dict[str, str] = {
+    "pretrained": "unival_s2_hs/checkpoint1.pt",
+    "vqa": "unival_vqa/checkpoint_best.pt",
+    "caption": "unival_caption_stage_1/checkpoint_best.pt",
+    "grounding": "unival_refcocoplus/checkpoint_best.pt",
+    "entailment": "unival_snli_ve/checkpoint_best.pt",
+    "video-qa": "unival_video_vqa/checkpoint_best.pt",
+    "video-caption": "unival_video_caption_stage_1/checkpoint_best.pt",
+}
+AVERAGED = ("vqa", "video-qa")  # published evaluations use the running average of these experts' weights
+
+_VQA, _CAPTION, _BOXES, _SNLI = "vqa_data/", "caption_data/", "refcocoplus_data/refcocoplus_", "snli_ve_data/snli_ve_"
+_FILMS = "video_data/"
+FILES: dict[str, dict[str, tuple[str, ...]]] = {
+    "vqa": {
+        "train": (f"{_VQA}vqa_train.tsv",),
+        "test": (f"{_VQA}vqa_val.tsv",),
+        "knowledge": (f"{_VQA}okvqa_acc_val.tsv",),
+        "lowquality": (f"{_VQA}vizwiz_acc_val.tsv",),
+    },
+    "caption": {
+        "train": (f"{_CAPTION}caption_stage1_train.tsv",),
+        "val": (f"{_CAPTION}caption_val.tsv",),
+        "test": (f"{_CAPTION}caption_test.tsv",),
+        "novel": (f"{_CAPTION}nocaps_val.tsv",),
+    },
+    "grounding": {
+        "train": (f"{_BOXES}train.tsv",),
+        "val": (f"{_BOXES}val.tsv",),
+        "test": (f"{_BOXES}testA.tsv", f"{_BOXES}testB.tsv"),
+    },
+    "entailment": {
+        "train": (f"{_SNLI}train.tsv",),
+        "val": (f"{_SNLI}dev.tsv",),
+        "test": (f"{_SNLI}test.tsv",),
+    },
+    "video-qa": {
+        "train": (f"{_FILMS}vqa_data/msrvtt_qa_4k_train.tsv",),
+        "val": (f"{_FILMS}vqa_data/msrvtt_qa_val.tsv",),
+        "test": (f"{_FILMS}vqa_data/msrvtt_qa_4k_test.tsv",),
+    },
+    "video-caption": {
+        "train": (f"{_FILMS}caption_data/msrvtt_caption_train7k.tsv",),
+        "test": (f"{_FILMS}caption_data/msrvtt_caption_test3k.tsv",),
+    },
+}
+ANSWERS: dict[tuple[str, str], str] = {
+    ("vqa", ""): f"{_VQA}trainval_ans2label.pkl",
+    ("vqa", "knowledge"): f"{_VQA}okvqa_trainval_ans2label.pkl",
+    ("vqa", "lowquality"): f"{_VQA}vizwiz_trainval_ans2label.pkl",
+    ("video-qa", ""): f"{_FILMS}vqa_data/msrvtt_trainval_4k_ans2label.pkl",
+}
+
+
+@dataclass(frozen=True)
+class BaseScale:
+    """Published files in two folders; digests of large data files are kept in `folder`, the study's."""
+
+    folder: Path
+    checkpoints: Path
+    data: Path
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """That of the scale."""
+        return "base"
+
+    def expert_file(self, expert: Expert) -> Path:
+        """The published file, or `<kind>/<name>.pt` (.safetensors) of one's own."""
+        if expert.kind == "pretrained" or expert.kind == "vanilla":
+            return self.checkpoints / CHECKPOINTS[expert.name]
+        own = self.checkpoints / expert.kind / f"{expert.name}.pt"
+        other = own.with_suffix(".safetensors")
+        return other if other.exists() else own
+
+    def section(self, expert: Expert) -> str:
+        """The running average where published evaluations use it and the file has one."""
+        if expert.task in AVERAGED:
+            try:
+                open_checkpoint(self.expert_file(expert), "extra_state.ema")
+            except MergeError:
+                return "auto"
+            return "extra_state.ema"
+        return "auto"
+
+    def tokenizer(self, file: Path, config: UnivalConfig) -> Tokenizer:
+        """That of the published vocabulary, from BPE/ beside the checkpoints' folders; of a file that has one, its."""
+        bpe = self.checkpoints / "BPE"
+        return load_tokenizer(file, config, bpe=bpe if bpe.is_dir() else None)
+
+    def dataset(
+        self, task: str, split: str, tokenizer: Tokenizer, config: UnivalConfig, cache: MediaCache
+    ) -> TaskDataset:
+        """Published rows. OKVQA and VizWiz are asked without repeating the question, as published."""
+        known = TASKS[task]
+        if task == "vqa" and split in ("knowledge", "lowquality"):
+            known = replace(known, repeats_prompt=False)
+        answers = self.answers_file(task, split)
+        return TaskDataset(
+            known,
+            TsvTable(self.files(task, split), known.columns, known.selected_cols),
+            tokenizer,
+            config,
+            answers=load_answers(answers, known) if answers else (),
+            media_dir=self.data.parent if self.data.name == "ofa" else self.data,
+            cache=cache,
+        )
+
+    def data_digest(self, task: str, split: str) -> str:
+        """Of the files and of the answers; media that the files name by path are not looked at."""
+        answers = self.answers_file(task, split)
+        files = [*self.files(task, split), *([answers] if answers else [])]
+        return f"sha256:{sha256(' '.join(self.file_digest(file) for file in files).encode()).hexdigest()}"
+
+    def generation(self, task: str) -> GenerationOptions:
+        """The published beams."""
+        return TASKS[task].generation
+
+    def metrics(self, task: str) -> tuple[str, ...]:
+        """The task's first."""
+        return TASKS[task].metrics[:1]
+
+    def areas(self) -> tuple[float, float]:
+        """COCO's."""
+        return COCO_AREAS
+
+    def files(self, task: str, split: str) -> list[Path]:
+        """The files of a split; StudyError where none was published."""
+        known = FILES.get(task, {})
+        if split not in known:
+            raise StudyError(
+                f"there is no {split} split of {task} at base scale: choose {', '.join(known) or 'pocket'}"
+            )
+        return [self.data / name for name in known[split]]
+
+    def answers_file(self, task: str, split: str) -> Path | None:
+        """The list of answers of a split, if it has one."""
+        name = ANSWERS.get((task, split), ANSWERS.get((task, "")))
+        return None if name is None else self.data / name
+
+    def file_digest(self, file: Path) -> str:
+        """The SHA-256 of a file, computed again only when its size or time has changed."""
+        if not file.exists():
+            raise StudyError(f"{file} is missing: see {page_of(file)}")
+        record = self.folder / "digests.json"
+        known: dict[str, list[str]] = json.loads(record.read_text()) if record.exists() else {}
+        status = file.stat()
+        mark = f"{status.st_size} {status.st_mtime_ns}"
+        if known.get(str(file), [""])[0] != mark:
+            whole = sha256()
+            with file.open("rb") as stream:
+                while block := stream.read(1 << 22):
+                    whole.update(block)
+            known[str(file)] = [mark, whole.hexdigest()]
+            partial = record.with_suffix(".partial")
+            partial.write_text(json.dumps(known, indent=1))
+            partial.replace(record)
+        return known[str(file)][1]
+
+    def expected(self, experts: Sequence[Expert], places: Sequence[tuple[str, str]]) -> dict[Path, str]:
+        """Every file that is needed, with the page that tells where it comes from."""
+        wanted = [self.expert_file(expert) for expert in experts]
+        for task, split in places:
+            answers = self.answers_file(task, split)
+            wanted += [*self.files(task, split), *([answers] if answers else [])]
+        if any(file.suffix == ".pt" for file in wanted):  # others carry their vocabulary
+            wanted += [self.checkpoints / "BPE" / name for name in PUBLISHED_FILES]
+        return {file: page_of(file) for file in wanted}
+
+
+def page_of(file: Path) -> str:
+    """The page of the original's documentation that leads to a file."""
+    if file.suffix == ".pt":
+        published = "/".join(file.parts[-2:]) in CHECKPOINTS.values()
+        return CHECKPOINTS_PAGE if published else "an expert of your own: unival-merge train"
+    if file.parent.name == "BPE":
+        return BPE_PAGE
+    own = any(part in str(file) for part in ("okvqa", "vizwiz", "nocaps", "video_data"))
+    return DATA_PAGE if own else IMAGE_DATA_PAGE

@@ -1,0 +1,183 @@
+"""What merged models answer to a few rows, kept for the report: DIR/samples.jsonl, pictures once each in DIR/samples/.
+
+A line belongs to one evaluated row of the study by that row's `key`, and holds the first examples of its split. Rows
+that were evaluated again have other keys, so that samples of other weights are never shown.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from experiments.errors import StudyError
+from experiments.grid.rows import Records, append_line
+from experiments.grid.worker import Job, Setting, Worker
+from experiments.pages.views import (
+    experts_of,
+    main_metrics,
+    on_split,
+    one_policy,
+    open_study,
+    pairs_of,
+    read_samples,
+    reported_split,
+    weights_only,
+)
+from experiments.study.study import Cell, Expert, Point, Study, study_named
+from experiments.unival.setups import Scale
+from merge import digest, open_checkpoint
+from unival_core.data.batch import Example, collate
+from unival_core.data.dataset import TaskDataset
+from unival_core.decoding import GenerationOptions
+from unival_core.ensemble import Ensemble
+from unival_core.evaluation import Prediction, predict
+from unival_core.model import UnivalModel
+
+COUNT = 8  # examples a row
+FIELDS = ("key", "shares", "experts", "method", "batchnorm", "seed", "task", "split")  # of the row
+
+
+def make_samples(folder: str | Path, study: str, scales: Mapping[int, Scale], count: int = COUNT) -> int:
+    """Answers of every point between two experts, and of these, to the first rows of their tasks; returns how many
+    rows got samples. `scales` say by seed where weights and data are.
+
+    What is there already is not made again, so a killed run goes on. Raises StudyError where a checkpoint is not the
+    one that the rows were evaluated with.
+    """
+    rows, _ = open_study(folder, study)
+    there = read_samples(folder)
+    wanted = [row for row in sampled_rows(rows) if row["key"] not in there]
+    strangers = sorted({str(row["seed"]) for row in wanted} - {str(seed) for seed in scales})
+    if strangers:
+        raise StudyError(f"rows have the seed {strangers[0]}, models are given for {', '.join(map(str, scales))}")
+    worker, checked = Worker(Setting(scales)), set[tuple[int, str]]()
+    for row in tqdm(wanted, desc="samples", disable=None):
+        job = Job(study, Cell(point_of(row, study), row["task"], row["split"]), row["seed"], {}, {}, row["data"])
+        refuse_other_weights(row, job.cell.point, scales[row["seed"]], checked)
+        model = worker.model_for(job)
+        data = worker.dataset(row["seed"], row["task"], row["split"], model.config)
+        options = scales[row["seed"]].generation(row["task"])
+        write_samples(folder, row, model, data, options=options, count=count)
+    return len(wanted)
+
+
+def write_samples(
+    folder: str | Path,
+    row: Mapping[str, Any],
+    model: UnivalModel | Ensemble,
+    data: TaskDataset,
+    *,
+    options: GenerationOptions | None = None,
+    count: int = COUNT,
+) -> list[dict[str, Any]]:
+    """Asks a model the first `count` sound rows of a data set, and adds its answers to the samples of a result row.
+
+    Each sample has a name, the prompt, the answer and the reference as text, `box` and `reference_box` as shares of
+    the picture's width and height (x0, y0, x1, y1) or None, and the picture's file in `samples/` or None; frames of a
+    film (`is_film`) lie side by side in it.
+    """
+    numbers = range(min(count, len(data)))
+    found = [(number, example) for number in numbers if (example := data.get(number)) is not None]
+    device = next(model.parameters()).device
+    batch = collate([example for _, example in found]).to(device)
+    was_training = model.training
+    model.eval()
+    with torch.inference_mode():
+        said = predict(model, batch, data.task, data.tokenizer, answers=data.answers, options=options)
+    model.train(was_training)
+    samples = [
+        sample_of(Path(folder), data, number, example, answer)
+        for (number, example), answer in zip(found, said, strict=True)
+    ]
+    line = {name: row[name] for name in FIELDS} | {"samples": samples}
+    append_line(Path(folder) / "samples.jsonl", json.dumps(line, ensure_ascii=False, allow_nan=False))
+    return samples
+
+
+def sampled_rows(rows: Records) -> Records:
+    """A row for each task of every merged point between two experts and of these, on the reported split."""
+    own = weights_only(one_policy(on_split(main_metrics(rows), reported_split(rows))))
+    pairs = [set(pair) for pair in pairs_of(own)]
+    kinds = {row["experts"] for row in own if len(experts_of(row)) == 2}
+    return [
+        row for row in own if row["experts"] in kinds and any({*experts_of(row), row["task"]} <= pair for pair in pairs)
+    ]
+
+
+def point_of(row: Mapping[str, Any], study: str) -> Point:
+    """The point that a row was evaluated at."""
+    known = study_named(study)
+    if not isinstance(known, Study):
+        raise StudyError(f"study {study} mixes no experts: it has no samples")
+    experts = {name: Expert(name, known.experts[name], row["experts"]) for name in row["shares"]}
+    return Point(experts, row["shares"], row["method"], row["batchnorm"])
+
+
+def refuse_other_weights(row: Mapping[str, Any], point: Point, scale: Scale, checked: set[tuple[int, str]]) -> None:
+    """StudyError where an expert's checkpoint is not the one of the row; each is looked at once."""
+    for name, expert in point.experts.items():
+        place = (row["seed"], expert.id)
+        if place not in checked:
+            file = scale.expert_file(expert)
+            here, there = digest(open_checkpoint(file, scale.section(expert))), row["inputs"][name]
+            if here != there:
+                raise StudyError(f"{file} has the digest {here}, row {row['key']} {there}: run the study again")
+            checked.add(place)
+
+
+def sample_of(folder: Path, data: TaskDataset, number: int, example: Example, answer: Prediction) -> dict[str, Any]:
+    """One answer in words and boxes, its picture written."""
+    cells = data.table[number]
+    asked = cells[data.task.asks] if data.task.asks else data.task.prompt(cells)
+    is_box = data.task.writes == "box"
+    return {
+        "name": answer.name,
+        "prompt": str(asked).strip(),
+        "answer": "" if is_box else str(answer.answer),
+        "reference": "" if is_box else in_words(answer.reference),
+        "box": shares_of_picture(answer.answer, example.size) if is_box else None,
+        "reference_box": shares_of_picture(answer.reference, example.size) if is_box else None,
+        "is_film": example.medium == "video",
+        "image": write_picture(folder, example.media) if example.medium in ("image", "video") else None,
+    }
+
+
+def in_words(reference: Any) -> str:
+    """What would have been right: weighted answers with the best first, all captions, or a word."""
+    if isinstance(reference, Mapping):
+        return ", ".join(sorted(map(str, reference), key=lambda answer: -reference[answer]))
+    return " / ".join(map(str, reference)) if isinstance(reference, (list, tuple)) else str(reference)
+
+
+def shares_of_picture(box: Sequence[float], size: tuple[int, int] | None) -> list[float] | None:
+    """A box in pixels as shares of width and height; None where it is none."""
+    if size is None or not all(map(math.isfinite, box)):
+        return None
+    return [round(value / size[side % 2], 4) for side, value in enumerate(box)]
+
+
+def write_picture(folder: Path, media: torch.Tensor | None) -> str | None:
+    """Writes a picture, or the frames of a film side by side, as PNG under a name of its content, once."""
+    if media is None:
+        return None
+    frames = media.unsqueeze(1) if media.ndim == 3 else media  # 3 x frames x height x width
+    strip = np.hstack([frame.permute(1, 2, 0).numpy() for frame in frames.unbind(1)])
+    data = io.BytesIO()
+    Image.fromarray(strip).save(data, "PNG")
+    file = folder / "samples" / f"{hashlib.sha256(data.getvalue()).hexdigest()[:16]}.png"
+    if not file.is_file():
+        file.parent.mkdir(exist_ok=True)
+        partial = file.with_suffix(".partial")
+        partial.write_bytes(data.getvalue())
+        partial.replace(file)
+    return file.name

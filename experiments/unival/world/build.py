@@ -1,0 +1,111 @@
+"""`make_world`: pools of scenes, the files cut from them, and `world.json`, all or nothing."""
+
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from experiments.errors import StudyError
+from experiments.unival.world.concepts import ANSWERS, COLOURS, DIGITS, GENERATOR, VOCABULARY, is_held_out
+from experiments.unival.world.rows import ROWS, Job
+from experiments.unival.world.sizes import DOMAIN_SETS, SIZES
+from experiments.unival.world.stock import Stocks, stream
+from experiments.unival.world.tables import SHEET, TASKS, FileRecord, Row, World, read_rows, write_rows
+
+__all__ = ["make_world"]
+
+_SCANS = (
+    "Handwritten digits: scans of scikit-learn's load_digits, the test set of 'Optical Recognition of Handwritten "
+    "Digits' (E. Alpaydin, C. Kaynak, 1998; UCI Machine Learning Repository, doi 10.24432/C50P49, CC BY 4.0), here "
+    "brightened, resized, turned and coloured."
+)
+
+
+def make_world(
+    folder: Path | str,
+    seed: int = 0,
+    size: str = "quick",
+    domains: str = "shared",
+    *,
+    overwrite: bool = False,
+    progress: bool = False,
+) -> Path:
+    """Write the embedded world into `folder` and return it.
+
+    `full` has every file, `quick` the same ones but for what only pretraining reads (backbone, pretrain splits),
+    `micro` a dozen rows of each. `domains="split"` gives tasks pictures of different domains (DOMAIN_SETS). The same
+    arguments give the same bytes. Raises StudyError for unknown arguments and where something is in the way; another
+    world is replaced with `overwrite`. Nothing appears under the name `folder` before all is written.
+    """
+    folder = Path(folder)
+    for name, value, known in (("size", size, SIZES), ("domain set", domains, DOMAIN_SETS)):
+        if value not in known:
+            raise StudyError(f"no {name} '{value}': choose one of {', '.join(known)}")
+    if seed < 0:
+        raise StudyError(f"the seed of a world is at least 0, not {seed}")
+    _check_free(folder, overwrite)
+    partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        world = _write_files(partial, (seed, size, domains), progress)
+        (partial / "world.json").write_text(world.to_json())
+        if folder.exists() and overwrite:
+            shutil.rmtree(folder)
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def _check_free(folder: Path, overwrite: bool) -> None:
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not overwrite:
+        raise StudyError(f"{folder} exists: choose another folder or pass --overwrite")
+    if not (folder / "world.json").is_file():
+        raise StudyError(f"{folder} is no world (it has no world.json), so it is not overwritten: remove it yourself")
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        if not path.name.endswith((".tsv", ".index.npy")) and path.name not in ("world.json", SHEET):
+            raise StudyError(f"{path} is no part of the world in {folder}, which is not overwritten: move it away")
+
+
+def _write_files(folder: Path, settings: tuple[int, str, str], progress: bool) -> World:
+    seed, size_name, domains = settings
+    size, files = SIZES[size_name], {}
+    stocks = Stocks(seed, size, domains)
+    total = sum(sum(splits.values()) for splits in size.rows.values())
+    with tqdm(total=total, desc=f"world {size_name}", unit="row", disable=not progress) as bar:
+        for task, splits in size.rows.items():
+            for split, count in splits.items():
+                stock = stocks.get(task, split)
+                job = Job(task, split, count, stock, stream(seed, "rows", task, split))
+                rows = _counted(ROWS[task](job), bar)
+                written = write_rows(folder / task / f"{split}.tsv", TASKS[task][0], rows)
+                files[f"{task}/{split}"] = FileRecord(stock.name, stock.domain, *written)
+    boxes = [[int(v) for v in row["box"].split(",")] for row in read_rows(folder, "grounding", "train")]
+    small, large = np.quantile([(x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in boxes], (1 / 3, 2 / 3)).tolist()
+    pairs = [(digit, colour) for digit in range(len(DIGITS)) for colour in range(len(COLOURS))]
+    return World(
+        generator=GENERATOR,
+        seed=seed,
+        size=size_name,
+        domains=domains,
+        files=files,
+        vocabulary=list(VOCABULARY),
+        answers={task: list(answers) for task, answers in ANSWERS.items()},
+        small_below=small,
+        large_above=large,
+        held_out_pairs=[f"{COLOURS[colour]} {DIGITS[digit]}" for digit, colour in pairs if is_held_out(digit, colour)],
+        scans=_SCANS,
+        made_with={name: version(name) for name in ("numpy", "pillow", "scikit-learn")},
+    )
+
+
+def _counted(rows: Iterable[Row], bar: "tqdm") -> Iterator[Row]:
+    for row in rows:
+        yield row
+        bar.update()

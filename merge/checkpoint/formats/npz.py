@@ -1,0 +1,302 @@
+"""Weights in `.npz` files: plain arrays, and nested dictionaries of arrays pickled as object arrays (Unified-IO 2).
+
+Pickles are read as data (`pickle_reader`): nothing that a file names is imported or called.
+"""
+
+# What a file holds has no type until it is looked at.
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false, reportUnknownMemberType=false
+
+from __future__ import annotations
+
+import io
+import math
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from merge.checkpoint.formats.entry import Decoded, TensorEntry, check_shape
+from merge.checkpoint.formats.nested import flatten, replaced
+from merge.checkpoint.formats.pickle_data import Blob, Global, Opaque, PickleBroken, PickleRefused
+from merge.checkpoint.formats.pickle_reader import loads
+from merge.checkpoint.formats.pickle_writer import dumps_around_blobs
+from merge.checkpoint.formats.torch_zip import lay_out
+from merge.checkpoint.formats.zarr_array import CODES, DTYPES
+from merge.errors import MergeError
+
+SUFFIX = ".npz"
+_END = ".npy"
+_BYTE_ORDER = "<"
+
+
+@dataclass(frozen=True)
+class _Array:
+    """A plain array in a file of its own inside the zip file."""
+
+    entry: TensorEntry
+
+
+@dataclass(frozen=True)
+class NpzFile:
+    """What a file holds, by member: arrays, and dictionaries with arrays as the pickle described them."""
+
+    path: Path
+    tree: dict[str, Any]
+
+    def entries(self) -> dict[str, TensorEntry]:
+        """Every array by its dotted name. Raises MergeError for arrays that are no plain numbers."""
+        leaves = flatten(self.path, self.tree, _is_leaf)
+        if not leaves:
+            raise MergeError(f"{self.path}: no arrays found; its entries are {', '.join(list(self.tree)[:20])}")
+        return {
+            name: leaf.entry if isinstance(leaf, _Array) else _pickled(self.path, name, leaf)
+            for name, leaf in leaves.items()
+        }
+
+
+def _is_leaf(value: Any) -> bool:
+    if isinstance(value, _Array):
+        return True
+    return isinstance(value, Opaque) and isinstance(value.factory, Global) and value.factory.module.startswith("numpy")
+
+
+def read_npz(path: Path) -> NpzFile:
+    """Read what a file holds; plain arrays are read on access, pickled ones are held in memory.
+
+    Raises MergeError naming the file for anything broken, and for pickles that name what is not inert.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            odd = [name for name in names if not name.endswith(_END)] + [n for n in names if names.count(n) > 1]
+            if odd or not names:
+                raise MergeError(f"{path}: not an npz file: " + (f"holds {odd[0]!r}" if odd else "is empty"))
+            return NpzFile(path, {name.removesuffix(_END): _member(path, archive, name) for name in names})
+    except MergeError:
+        raise
+    except Exception as error:  # zipfile raises a dozen kinds for broken bytes
+        raise MergeError(f"{path}: not a whole npz file: {error}") from error
+
+
+def _header(file: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(file)
+    return shape, dtype
+
+
+def _member(path: Path, archive: zipfile.ZipFile, name: str) -> Any:
+    with archive.open(name) as file:
+        shape, code = _header(file)
+        if not code.hasobject:
+            dtype = _dtype(path, name, code.str)
+            if check_shape(shape, dtype):
+                raise MergeError(f"{path}: {name} has {check_shape(shape, dtype)}")
+            nbytes = math.prod(shape) * dtype.itemsize
+            return _Array(TensorEntry(dtype, shape, Decoded(path, nbytes, lambda: _read(path, name, nbytes)), 0))
+        try:
+            value: Any = loads(file.read(), _leave)
+        except PickleRefused as error:
+            raise MergeError(f"{path}: {name} names {error}, which is not inert, so nothing was loaded") from error
+        except PickleBroken as error:
+            raise MergeError(f"{path}: {name} is a broken pickle: {error}") from error
+    content = value.state[4] if isinstance(value, Opaque) and isinstance(value.state, tuple) else None
+    if shape != () or not isinstance(content, list) or len(content) != 1 or not isinstance(content[0], dict):
+        raise MergeError(f"{path}: {name} is an array of objects, read are only single dictionaries of arrays")
+    return content[0]
+
+
+def _leave(factory: Global, args: Any) -> Any:
+    return NotImplemented
+
+
+def _read(path: Path, name: str, nbytes: int) -> npt.NDArray[np.uint8]:
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open(name) as file:
+            array = np.ascontiguousarray(np.lib.format.read_array(file, allow_pickle=False))
+    except Exception as error:  # zipfile raises a dozen kinds for broken bytes
+        raise MergeError(f"{path}: {name} cannot be read: {error}") from error
+    if array.nbytes != nbytes:
+        raise MergeError(f"{path}: {name} has {array.nbytes} bytes, not {nbytes} as it had before")
+    return array.reshape(-1).view(np.uint8)
+
+
+def _dtype(path: Path, name: str, code: str) -> torch.dtype:
+    if code not in DTYPES:
+        raise MergeError(
+            f"{path}: {name} has dtype {code}, which is not one of {', '.join(c for c in DTYPES if c[0] in '<|')}"
+        )
+    return DTYPES[code]
+
+
+def _pickled(path: Path, name: str, leaf: Opaque) -> TensorEntry:
+    """An array as numpy pickles it: `_reconstruct` with a state, or (protocol 5) `_frombuffer`."""
+    try:
+        if leaf.factory.name == "_frombuffer":
+            data, dtype_like, shape, order = leaf.args
+            fortran = order == "F"
+        elif leaf.factory.name == "_reconstruct":
+            _, shape, dtype_like, fortran, data = leaf.state
+        else:  # a scalar
+            dtype_like, data = leaf.args
+            shape, fortran = (), False
+        kind = dtype_like.args[0].lstrip("<|")
+        order = "|" if kind in ("b1", "i1", "u1") else _BYTE_ORDER
+        swapped = isinstance(dtype_like.state, tuple) and dtype_like.state[1] == ">"
+        dtype = _dtype(path, name, (">" if swapped else order) + kind)
+        if not isinstance(data, (bytes, bytearray)) or not all(type(size) is int for size in shape):
+            raise ValueError("its bytes are not there")
+        wrong = check_shape(tuple(shape), dtype)
+        if wrong or len(data) != math.prod(shape) * dtype.itemsize:
+            raise ValueError(wrong or f"shape {list(shape)}, {dtype}, {len(data)} bytes")
+    except (AttributeError, TypeError, ValueError, IndexError) as error:
+        raise MergeError(f"{path}: {name} is no plain array: {error}") from error
+
+    def decode() -> npt.NDArray[np.uint8]:
+        array = np.frombuffer(data, f"V{dtype.itemsize}").reshape(shape, order="F" if fortran else "C")
+        return np.array(array, order="C").reshape(-1).view(np.uint8)
+
+    return TensorEntry(dtype, tuple(shape), Decoded(path, len(data), decode), 0)
+
+
+# -- writing ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class NpzPlan:
+    """An npz file before its tensors are written: fixed bytes, where each tensor goes, and the last bytes.
+
+    `closing` takes every tensor's CRC-32.
+    """
+
+    size: int
+    chunks: list[tuple[int, bytes]]
+    starts: dict[str, int]
+    closing: Callable[[Mapping[str, int]], list[tuple[int, bytes]]]
+
+
+def plan_npz(path: Path, tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], like: NpzFile | None) -> NpzPlan:
+    """Lay out an npz file, uncompressed: as `like`, with its other entries; without it every tensor is a plain array.
+
+    Raises MergeError for dtypes that numpy lacks and for content that cannot be written.
+    """
+    for name, (dtype, _) in tensors.items():
+        if CODES.get(dtype, "-")[0] not in "<|":
+            raise MergeError(f"{path}: {name} is {dtype}, which npz files cannot hold; choose another with --dtype")
+    kinds: dict[torch.dtype, Opaque] = {}
+
+    def make(name: str, old: Any) -> Any:
+        dtype, shape = tensors[name]
+        blob = Blob(name, math.prod(shape) * dtype.itemsize)
+        return (
+            _NewArray(dtype, shape, blob)
+            if old is None or isinstance(old, _Array)
+            else _as_pickled(blob, dtype, shape, kinds)
+        )
+
+    if like is None:
+        tree: dict[str, Any] = {name: make(name, None) for name in tensors}
+    else:
+        tree = replaced(path, like.tree, _is_leaf, tensors, make)
+    members = {name + _END: _content(path, value) for name, value in tree.items()}
+    zipped = lay_out([(name, sum(map(_length, parts)), name) for name, parts in members.items()])
+    chunks, starts = list(zipped.chunks), dict[str, int]()
+    for name, parts in members.items():
+        at = zipped.starts[name]
+        for part in parts:
+            if isinstance(part, Blob):
+                starts[part.name] = at
+            else:
+                chunks.append((at, part))
+            at += _length(part)
+
+    def closing(crcs: Mapping[str, int]) -> list[tuple[int, bytes]]:
+        return zipped.closing({name: _crc(parts, crcs) for name, parts in members.items()})
+
+    return NpzPlan(zipped.size, chunks, starts, closing)
+
+
+@dataclass(frozen=True)
+class _NewArray:
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    blob: Blob
+
+
+def _as_pickled(blob: Blob, dtype: torch.dtype, shape: tuple[int, ...], kinds: dict[torch.dtype, Opaque]) -> Opaque:
+    """An array as numpy pickles it; the module's old name is the one that every numpy knows."""
+    code = CODES[dtype]
+    if dtype not in kinds:
+        state = (3, code[0], None, None, None, -1, -1, 0)
+        kinds[dtype] = Opaque(Global("numpy", "dtype"), (code[1:], False, True), state=state, has_state=True)
+    empty = (Global("numpy", "ndarray"), (0,), b"b")
+    state = (1, shape, kinds[dtype], False, blob)
+    return Opaque(Global("numpy.core.multiarray", "_reconstruct"), empty, state=state, has_state=True)
+
+
+def _content(path: Path, value: Any) -> list[bytes | Blob]:
+    """A member's bytes in order: header, pickle, tensors."""
+    head = io.BytesIO()
+    if isinstance(value, _NewArray):
+        fields = {"descr": CODES[value.dtype], "fortran_order": False, "shape": value.shape}
+        np.lib.format.write_array_header_1_0(head, fields)
+        return [head.getvalue(), value.blob]
+    if not isinstance(value, dict):
+        raise MergeError(f"{path}: a {type(value).__name__} has no place in an npz file of weights")
+    np.lib.format.write_array_header_1_0(head, {"descr": "|O", "fortran_order": False, "shape": ()})
+    kind = Opaque(
+        Global("numpy", "dtype"), ("O8", False, True), state=(3, "|", None, None, None, -1, -1, 63), has_state=True
+    )
+    empty = (Global("numpy", "ndarray"), (0,), b"b")
+    state = (1, (), kind, False, [value])
+    array = Opaque(Global("numpy.core.multiarray", "_reconstruct"), empty, state=state, has_state=True)
+    try:
+        return [head.getvalue(), *dumps_around_blobs(array)]
+    except (TypeError, RecursionError) as error:
+        raise MergeError(f"{path}: the output cannot be written as an npz file: {error}") from error
+
+
+def _length(part: bytes | Blob) -> int:
+    return part.size if isinstance(part, Blob) else len(part)
+
+
+def _crc(parts: list[bytes | Blob], crcs: Mapping[str, int]) -> int:
+    total = 0
+    for part in parts:
+        crc = crcs.get(part.name, 0) if isinstance(part, Blob) else zlib.crc32(part)
+        total = joined_crc(total, crc, _length(part))
+    return total
+
+
+_POLYNOMIAL = 0xEDB88320
+
+
+def joined_crc(first: int, second: int, length: int) -> int:
+    """The CRC-32 of two pieces one after the other; `length` is the second's (zlib's crc32_combine).
+
+    >>> joined_crc(zlib.crc32(b"in "), zlib.crc32(b"two"), 3) == zlib.crc32(b"in two")
+    True
+    """
+    shift, power = 1 << 31, 1 << 23  # the polynomials 1 and x^8, bits reversed
+    while length:
+        if length & 1:
+            shift = _product(power, shift)
+        power = _product(power, power)
+        length >>= 1
+    return _product(shift, first) ^ second
+
+
+def _product(a: int, b: int) -> int:
+    """The product of two polynomials over GF(2), modulo the CRC's."""
+    result = 0
+    for bit in range(31, -1, -1):
+        if a >> bit & 1:
+            result ^= b
+        b = b >> 1 ^ _POLYNOMIAL if b & 1 else b >> 1
+    return result

@@ -1,0 +1,182 @@
+"""Values of `pickle_data` and plain containers as a pickle that other programs read."""
+
+# What a pickle holds has no type until it is looked at.
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false, reportUnknownMemberType=false
+
+from __future__ import annotations
+
+import struct
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+from merge.checkpoint.formats.pickle_data import Blob, Global, Opaque, Persistent
+
+
+class _Writer:
+    """Protocol 2, the one torch writes. Shared and cyclic objects are written once and referred to after."""
+
+    def __init__(self, reduce: Callable[[Any], Any]):
+        self.out = bytearray(b"\x80\x02")
+        self.memo: dict[int, tuple[int, Any]] = {}
+        self.texts: dict[str, int] = {}
+        self.count = 0
+        self.reduce = reduce
+        self.parts: list[bytes | Blob] = []  # what came before `out`, where something is written later
+
+    def put(self) -> int:
+        self.out += b"q" + bytes([self.count]) if self.count < 256 else b"r" + struct.pack("<I", self.count)
+        self.count += 1
+        return self.count - 1
+
+    def get(self, index: int) -> None:
+        self.out += b"h" + bytes([index]) if index < 256 else b"j" + struct.pack("<I", index)
+
+    def remember(self, value: Any) -> None:
+        self.memo[id(value)] = (self.put(), value)  # the value is kept alive: its id must stay its own
+
+    def save(self, value: Any) -> None:
+        known = self.memo.get(id(value))
+        if known is not None:
+            self.get(known[0])
+            return
+        value = self.reduce(value)
+        kind = type(value)
+        if kind in _SCALARS:
+            _SCALARS[kind](self, value)
+        elif kind in _CONTAINERS:
+            _CONTAINERS[kind](self, value)
+        else:
+            raise TypeError(f"a {kind.__name__} cannot be written into a torch file")
+
+    def text(self, value: str) -> None:
+        if value in self.texts:
+            return self.get(self.texts[value])
+        data = value.encode("utf-8", "surrogatepass")
+        self.out += b"X" + struct.pack("<I", len(data)) + data
+        self.texts[value] = self.put()
+        return None
+
+    def integer(self, value: int) -> None:
+        if 0 <= value < 256:
+            self.out += b"K" + bytes([value])
+        elif -(2**31) <= value < 2**31:
+            self.out += b"J" + struct.pack("<i", value)
+        else:
+            data = value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True)
+            if len(data) < 256:
+                self.out += b"\x8a" + bytes([len(data)]) + data
+            else:
+                self.out += b"\x8b" + struct.pack("<i", len(data)) + data
+
+    def call(self, factory: Global, args: tuple[Any, ...]) -> None:
+        self.save(factory)
+        self.tuple_(args)
+        self.out += b"R"
+
+    def tuple_(self, value: tuple[Any, ...]) -> None:
+        if len(value) > 3:
+            self.out += b"("
+        for item in value:
+            self.save(item)
+        self.out += {0: b")", 1: b"\x85", 2: b"\x86", 3: b"\x87"}.get(len(value), b"t")
+        if value:
+            self.remember(value)
+
+    def pairs(self, value: dict[Any, Any]) -> None:
+        if value:
+            self.out += b"("
+            for key, item in value.items():
+                self.save(key)
+                self.save(item)
+            self.out += b"u"
+
+    def elements(self, value: list[Any]) -> None:
+        if value:
+            self.out += b"("
+            for item in value:
+                self.save(item)
+            self.out += b"e"
+
+    def list_(self, value: list[Any]) -> None:
+        self.out += b"]"
+        self.remember(value)
+        self.elements(value)
+
+    def dict_(self, value: dict[Any, Any]) -> None:
+        self.out += b"}"
+        self.remember(value)
+        self.pairs(value)
+
+    def ordered(self, value: OrderedDict[Any, Any]) -> None:
+        self.call(Global("collections", "OrderedDict"), ())
+        self.remember(value)
+        self.pairs(value)
+        if vars(value):
+            self.save(dict(vars(value)))
+            self.out += b"b"
+
+    def opaque(self, value: Opaque) -> None:
+        self.save(value.factory)
+        self.tuple_(value.args)
+        self.out += b"\x81" if value.new else b"R"
+        self.remember(value)
+        self.elements(value.appended)
+        self.pairs(value.items)
+        if value.has_state:
+            self.save(value.state)
+            self.out += b"b"
+
+    def persistent(self, value: Persistent) -> None:
+        self.save(value.id)
+        self.out += b"Q"
+
+
+def _write_blob(w: _Writer, value: Blob) -> None:
+    w.out += b"B" + struct.pack("<I", value.size) if value.size < 2**32 else b"\x8e" + struct.pack("<Q", value.size)
+    w.parts += [bytes(w.out), value]
+    w.out = bytearray()
+
+
+def _write_global(w: _Writer, value: Global) -> None:
+    w.out += f"c{value.module}\n{value.name}\n".encode()
+
+
+_SCALARS: dict[type, Callable[[_Writer, Any], None]] = {
+    type(None): lambda w, value: w.out.extend(b"N"),
+    bool: lambda w, value: w.out.extend(b"\x88" if value else b"\x89"),
+    int: _Writer.integer,
+    float: lambda w, value: w.out.extend(b"G" + struct.pack(">d", value)),
+    str: _Writer.text,
+    bytes: lambda w, value: w.call(Global("_codecs", "encode"), (value.decode("latin1"), "latin1")),
+    bytearray: lambda w, value: w.call(Global("builtins", "bytearray"), (bytes(value),)),
+    Global: _write_global,
+    Blob: _write_blob,
+}
+_CONTAINERS: dict[type, Callable[[_Writer, Any], None]] = {
+    tuple: _Writer.tuple_,
+    list: _Writer.list_,
+    dict: _Writer.dict_,
+    OrderedDict: _Writer.ordered,
+    set: lambda w, value: w.call(Global("builtins", "set"), (sorted(value, key=repr),)),
+    frozenset: lambda w, value: w.call(Global("builtins", "frozenset"), (sorted(value, key=repr),)),
+    Opaque: _Writer.opaque,
+    Persistent: _Writer.persistent,
+}
+
+
+def dumps(value: Any, reduce: Callable[[Any], Any]) -> bytes:
+    """The value as a pickle of protocol 2. `reduce(value)` may replace a value by one that can be written.
+
+    Raises TypeError for a type that has no place in such a file.
+    """
+    writer = _Writer(reduce)
+    writer.save(value)
+    return bytes(writer.out + b".")
+
+
+def dumps_around_blobs(value: Any) -> list[bytes | Blob]:
+    """The value as a pickle in pieces, with every `Blob` where its bytes go. Raises TypeError as `dumps` does."""
+    writer = _Writer(lambda item: item)
+    writer.save(value)
+    return [*writer.parts, bytes(writer.out + b".")]

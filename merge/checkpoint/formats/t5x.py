@@ -1,0 +1,256 @@
+"""T5X checkpoints (t5x/checkpoints.py, version 3): a folder with an index, `checkpoint`, and a Zarr array a tensor.
+
+The index is msgpack as flax writes it (flax/serialization.py): `{"version": 3, "optimizer": {"target": ..., "state":
+...}}`. A leaf is a TensorStore spec, `{"driver": "zarr", "kvstore": {"driver": "file", "path": relative}, "metadata":
+...}`, or, for what is not partitioned, the array itself as extension 1: a packed (shape, dtype's name, bytes).
+"""
+
+# What a file holds has no type until it is looked at; msgpack has no types.
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false, reportUnknownMemberType=false
+# pyright: reportMissingTypeStubs=false, reportMissingImports=false
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from merge.checkpoint.formats.entry import Decoded, TensorEntry, check_shape
+from merge.checkpoint.formats.nested import flatten, replaced
+from merge.checkpoint.formats.zarr_array import CODES, HEADER, one_chunk, read_zarray
+from merge.errors import MergeError
+
+SUFFIX = ".t5x"
+INDEX = "checkpoint"
+WEIGHTS = ("optimizer.target", "target", "params")  # where weights are, the first that is there
+OTHERS = ("optimizer.state", "state")
+VERSION = 3
+_NDARRAY = 1  # flax's code among msgpack's extensions
+_BY_NAME = {str(dtype).removeprefix("torch."): dtype for dtype in CODES}
+
+
+@dataclass(frozen=True)
+class T5XIndex:
+    """What a T5X folder's index says, kept to be written again."""
+
+    folder: Path
+    tree: dict[str, Any]
+
+    def sections(self) -> list[str]:
+        """The parts of the tree that hold arrays, the weights first; "." where none has a name known to hold them."""
+        return [name for name in (*WEIGHTS, *OTHERS) if self.leaves(name)] or ["."]
+
+    def leaves(self, section: str) -> dict[str, Any]:
+        """Every array of a section by its dotted name, as the index describes it."""
+        return flatten(self.folder / INDEX, self.part(section), is_array)
+
+    def part(self, section: str) -> dict[str, Any]:
+        """The tree below a section's name; empty where there is none."""
+        part: Any = self.tree
+        for key in section.split(".") if section != "." else ():
+            part = part.get(key, {}) if isinstance(part, dict) else {}
+        return part if isinstance(part, dict) and not is_array(part) else {}
+
+    def entries(self, section: str) -> dict[str, TensorEntry]:
+        """Where every tensor of a section lies. Raises MergeError for arrays that are broken or not there."""
+        leaves = self.leaves(section)
+        if not leaves:
+            raise MergeError(
+                f"{self.folder / INDEX}: no arrays found; its entries are {', '.join(list(self.tree)[:20])}"
+            )
+        folders = {name: self.folder_of(leaf) for name, leaf in leaves.items() if isinstance(leaf, dict)}
+        absent = [name for name, folder in folders.items() if not (folder / HEADER).is_file()]
+        if absent:
+            raise MergeError(
+                f"{self.folder}: {len(absent)} of {len(leaves)} arrays of {section} are in the index and not on disk: "
+                f"{', '.join(absent[:5])}"
+            )
+        return {name: self._entry(name, leaf, folders.get(name)) for name, leaf in leaves.items()}
+
+    def _entry(self, name: str, leaf: Any, folder: Path | None) -> TensorEntry:
+        if folder is None:
+            return _inline(self.folder / INDEX, name, leaf.data)
+        array = read_zarray(folder)
+        claimed = leaf["metadata"].get("shape") if isinstance(leaf["metadata"], dict) else None
+        if claimed is not None and claimed != list(array.shape):
+            raise MergeError(f"{folder}: has shape {list(array.shape)}, the index gives {str(claimed)[:80]}")
+        if array.dtype == torch.uint16 and self.tree.get("version") == 2:
+            raise MergeError(f"{folder}: version 2 of T5X wrote bfloat16 as uint16; load it with T5X and save it again")
+        return array.entry()
+
+    def others(self, section: str) -> dict[str, Path]:
+        """Every file of the folder that is neither the index nor of the section's arrays, by relative name."""
+        mine = {self.folder_of(leaf) for leaf in self.leaves(section).values() if isinstance(leaf, dict)}
+        return {
+            str(file.relative_to(self.folder)): file
+            for file in sorted(self.folder.rglob("*"))
+            if file.is_file() and file != self.folder / INDEX and not mine & set(file.parents)
+        }
+
+    def folder_of(self, spec: dict[str, Any]) -> Path:
+        """The folder of an array. Raises MergeError for other drivers and for paths out of the checkpoint's folder."""
+        store = spec["kvstore"]
+        path = store.get("path", spec.get("path")) if isinstance(store, dict) else store
+        kind = store.get("driver") if isinstance(store, dict) else None
+        if spec["driver"] not in ("zarr", "zarr2") or kind not in ("file", "gfile", "gcs") or not isinstance(path, str):
+            told = str({"driver": spec["driver"], "kvstore": store})[:120]
+            raise MergeError(f"{self.folder / INDEX}: {told}: only zarr arrays in files of the same folder are read")
+        folder = self.folder / path
+        if ".." in Path(path).parts or self.folder.resolve() not in folder.resolve().parents:
+            raise MergeError(f"{self.folder / INDEX}: names the array {path[:80]!r}, outside its folder")
+        return folder
+
+
+def is_array(value: Any) -> bool:
+    """Whether a value of the index is an array: a TensorStore spec or an array packed inside."""
+    if isinstance(value, dict):
+        return {"driver", "kvstore", "metadata"} <= set(value)
+    return getattr(value, "code", None) == _NDARRAY
+
+
+def _msgpack(path: Path) -> Any:
+    try:
+        import msgpack
+    except ImportError as error:
+        raise MergeError(f"{path}: T5X checkpoints need msgpack: pip install 'unival-merge[t5x]'") from error
+    return msgpack
+
+
+def read_index(folder: Path) -> T5XIndex:
+    """Read a folder's index; arrays packed in it stay packed. Raises MergeError for anything that is no such index."""
+    path = folder / INDEX
+    msgpack = _msgpack(path)
+    data = path.read_bytes()
+    if data.startswith(b"model_checkpoint_path"):
+        raise MergeError(f"{path}: belongs to a TensorFlow checkpoint, not to T5X; convert it with T5X first")
+    try:
+        tree = msgpack.unpackb(data, raw=False, strict_map_key=True)
+    except (ValueError, TypeError, RecursionError, MemoryError, msgpack.UnpackException) as error:
+        raise MergeError(f"{path}: not a T5X index of {len(data)} bytes: {type(error).__name__}: {error}") from error
+    if not isinstance(tree, dict):
+        raise MergeError(f"{path}: not a T5X index: holds a {type(tree).__name__}")
+    return T5XIndex(folder, tree)
+
+
+def _inline(path: Path, name: str, packed: bytes) -> TensorEntry:
+    """An array inside the index, as flax packs it."""
+    msgpack = _msgpack(path)
+    try:
+        shape, dtype_name, data = msgpack.unpackb(packed, raw=True)
+        shape, dtype = tuple(shape), _BY_NAME[dtype_name.decode()]
+        good = all(type(size) is int for size in shape) and not check_shape(shape, dtype)
+        if not good or not isinstance(data, bytes) or len(data) != math.prod(shape) * dtype.itemsize:
+            raise ValueError(f"shape {str(shape)[:80]}, {dtype}, {len(data)} bytes")
+    except (ValueError, TypeError, KeyError, AttributeError, msgpack.UnpackException) as error:
+        raise MergeError(f"{path}: {name} is a broken array: {type(error).__name__}: {error}") from error
+    content: npt.NDArray[np.uint8] = np.frombuffer(data, np.uint8)
+    return TensorEntry(dtype, shape, Decoded(path, len(data), content.copy), 0)
+
+
+# -- writing ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class NewFile:
+    """A file of a T5X folder to be written: fixed bytes at their places, and where tensors' bytes begin."""
+
+    size: int
+    chunks: list[tuple[int, bytes]]
+    starts: dict[str, int]
+
+
+def lay_out(
+    path: Path, tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], like: T5XIndex | None, section: str
+) -> dict[str, NewFile]:
+    """Every file of a T5X folder for these tensors, by relative name.
+
+    With `like`, its index is kept and the section's tensors replaced: arrays in files stay in files under their names,
+    packed ones stay packed. Raises MergeError for names and dtypes that the layout cannot hold.
+    """
+    files: dict[str, NewFile] = {}
+    root = "." if like is None else section
+
+    def make(name: str, old: Any) -> Any:
+        dtype, shape = tensors[name]
+        if old is not None and not isinstance(old, dict) and str(dtype).removeprefix("torch.") in _BY_NAME:
+            return _Packed(name, dtype, shape)
+        spec = _spec(path, name, old, dtype, shape)
+        folder = spec["kvstore"]["path"].strip("/")
+        header, chunk = one_chunk(dtype, shape)
+        text = json.dumps(header).encode()
+        if f"{folder}/{HEADER}" in files:
+            raise MergeError(f"{path}: two tensors would lie in the array {folder!r}")
+        files[f"{folder}/{HEADER}"] = NewFile(len(text), [(0, text)], {})
+        nbytes = math.prod(shape) * dtype.itemsize
+        if nbytes:
+            files[f"{folder}/{chunk}"] = NewFile(nbytes, [], {name: 0})
+        return spec
+
+    old = {} if like is None else like.part(root)
+    part = replaced(path, old, is_array, tensors, make)
+    tree = {"version": VERSION, "optimizer": {"target": part}} if like is None else _with_part(like.tree, root, part)
+    files[INDEX] = _packed(path, tree)
+    return files
+
+
+def _spec(path: Path, name: str, old: Any, dtype: torch.dtype, shape: tuple[int, ...]) -> dict[str, Any]:
+    """The TensorStore spec of a new array; in the place of an old one it keeps that one's path and store."""
+    header, _ = one_chunk(dtype, shape)
+    metadata = {key: header[key] for key in ("chunks", "compressor", "shape")}
+    if isinstance(old, dict):
+        where = old["kvstore"] if "path" in old["kvstore"] else {**old["kvstore"], "path": old["path"]}
+        kept = {key: value for key, value in old.items() if key not in ("path", "transform")}
+        return {**kept, "dtype": str(dtype).removeprefix("torch."), "kvstore": where, "metadata": metadata}
+    folder = f"target.{name}"
+    if "/" in folder or "\0" in folder or len(folder.encode()) > 255:
+        raise MergeError(f"{path}: {name!r} cannot be the name of a folder, which T5X wants")
+    kvstore = {"driver": "file", "path": folder}
+    return {"driver": "zarr", "dtype": str(dtype).removeprefix("torch."), "kvstore": kvstore, "metadata": metadata}
+
+
+def _with_part(tree: dict[str, Any], section: str, part: dict[str, Any]) -> dict[str, Any]:
+    """The tree with another part below a section's name."""
+    if section == ".":
+        return part
+    key, _, rest = section.partition(".")
+    return {**tree, key: _with_part(tree[key], rest, part) if rest else part}
+
+
+@dataclass(frozen=True)
+class _Packed:
+    """An array to be packed into the index."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+
+def _packed(path: Path, tree: dict[str, Any]) -> NewFile:
+    """The index as msgpack, with blanks where packed arrays' bytes will be."""
+    msgpack = _msgpack(path)
+    out, starts = bytearray(), dict[str, int]()
+    packer: Any = msgpack.Packer()
+
+    def put(value: Any) -> None:
+        if isinstance(value, _Packed):
+            nbytes = math.prod(value.shape) * value.dtype.itemsize
+            inner = (list(value.shape), str(value.dtype).removeprefix("torch."), bytes(nbytes))
+            out.extend(packer.pack(msgpack.ExtType(_NDARRAY, msgpack.packb(inner))))
+            starts[value.name] = len(out) - nbytes  # the bytes come last
+        elif isinstance(value, dict):
+            out.extend(packer.pack_map_header(len(value)))
+            for key, item in value.items():
+                out.extend(packer.pack(key))
+                put(item)
+        else:
+            out.extend(packer.pack(value))
+
+    put(tree)
+    return NewFile(len(out), [(0, bytes(out))], starts)

@@ -1,0 +1,197 @@
+"""Arrays in the Zarr v2 layout (as TensorStore writes them for T5X): a folder with `.zarray` and one file a chunk.
+
+Specification: https://zarr-specs.readthedocs.io/en/latest/v2/v2.0.html. Read are the compressors of the standard
+library (gzip, zlib) and none; written is one uncompressed chunk, which is the tensor's row-major bytes.
+"""
+
+# What a file holds has no type until it is looked at.
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false, reportUnknownMemberType=false
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from merge.checkpoint.digest import raw_bytes
+from merge.checkpoint.formats.entry import Decoded, TensorEntry, check_shape
+from merge.errors import MergeError
+
+HEADER = ".zarray"
+DTYPES: dict[str, torch.dtype] = {
+    "bfloat16": torch.bfloat16,
+    "float8_e4m3fn": torch.float8_e4m3fn,
+    "float8_e5m2": torch.float8_e5m2,
+    "<f2": torch.float16,
+    "<f4": torch.float32,
+    "<f8": torch.float64,
+    "|b1": torch.bool,
+    "|i1": torch.int8,
+    "<i2": torch.int16,
+    "<i4": torch.int32,
+    "<i8": torch.int64,
+    "|u1": torch.uint8,
+    "<u2": torch.uint16,
+    "<u4": torch.uint32,
+    "<u8": torch.uint64,
+    "<c8": torch.complex64,
+    "<c16": torch.complex128,
+}
+CODES = {dtype: code for code, dtype in DTYPES.items()}
+_WINDOW = {"gzip": 31, "zlib": 15}  # what zlib calls these two wrappings
+_MOST_CHUNKS = 1_000_000
+
+
+@dataclass(frozen=True)
+class ZarrArray:
+    """A checked `.zarray`. `fill` are the bytes of one element of a chunk that is not there."""
+
+    folder: Path
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    chunks: tuple[int, ...]
+    compressor: str | None
+    order: Any
+    separator: str
+    fill: bytes
+
+    def entry(self) -> TensorEntry:
+        """The array as a tensor: chunks are read on access."""
+        nbytes = math.prod(self.shape) * self.dtype.itemsize
+        return TensorEntry(self.dtype, self.shape, Decoded(self.folder, nbytes, lambda: decode(self)), 0)
+
+
+def read_zarray(folder: Path) -> ZarrArray:
+    """Read and check an array's header; no chunk is touched. Raises MergeError naming the file."""
+    path = folder / HEADER
+    try:
+        header = json.loads(path.read_text(encoding="utf-8"))
+        shape, chunks, order = header["shape"], header["chunks"], header["order"]
+        code, compressor, fill = header["dtype"], header["compressor"], header["fill_value"]
+        version, filters, separator = header["zarr_format"], header["filters"], header.get("dimension_separator", ".")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise MergeError(f"{path}: not the header of a Zarr array: {type(error).__name__}: {error}") from error
+    if version != 2 or filters or order not in ("C", "F") or separator not in (".", "/"):
+        told = f"version {version!r}, filters {filters!r}, order {order!r}, separator {separator!r}"
+        raise MergeError(f"{path}: {told}; only Zarr v2 without filters is read")
+    if not isinstance(code, str) or code not in DTYPES:
+        raise MergeError(f"{path}: dtype {str(code)[:40]!r} is not one of {', '.join(DTYPES)}")
+    if not _are_sizes(shape, 0) or not _are_sizes(chunks, 1) or len(shape) != len(chunks):
+        raise MergeError(f"{path}: shape {str(shape)[:80]} and chunks {str(chunks)[:80]} do not fit together")
+    wrong = check_shape(tuple(shape), DTYPES[code]) or check_shape(tuple(chunks), DTYPES[code])
+    if wrong or math.prod(_grid(shape, chunks)) > _MOST_CHUNKS:
+        raise MergeError(f"{path}: has {wrong or f'more than {_MOST_CHUNKS:,} chunks'}")
+    dtype = DTYPES[code]
+    return ZarrArray(
+        folder,
+        dtype,
+        tuple(shape),
+        tuple(chunks),
+        _compressor(path, compressor),
+        order,
+        separator,
+        _fill(path, fill, dtype),
+    )
+
+
+def _are_sizes(value: Any, least: int) -> bool:
+    return isinstance(value, list) and len(value) <= 32 and all(type(n) is int and n >= least for n in value)
+
+
+def _compressor(path: Path, compressor: Any) -> str | None:
+    if compressor is None:
+        return None
+    name = compressor.get("id") if isinstance(compressor, dict) else None
+    if name not in _WINDOW:
+        raise MergeError(
+            f"{path}: chunks are compressed by {str(name or compressor)[:40]!r}, read are gzip, zlib and none; "
+            "copy the array with tensorstore or numcodecs into one of these"
+        )
+    return name
+
+
+def _fill(path: Path, value: Any, dtype: torch.dtype) -> bytes:
+    try:
+        number = 0.0 if value is None else float(value)  # "NaN" and "Infinity" are texts here
+        if isinstance(value, int) and not dtype.is_floating_point:
+            return bytes(raw_bytes(torch.tensor(value, dtype=dtype)))
+        return bytes(raw_bytes(torch.tensor(number, dtype=torch.float64).to(dtype)))
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise MergeError(f"{path}: fill value {str(value)[:40]!r} is no {dtype}") from error
+
+
+def _grid(shape: Any, chunks: Any) -> list[int]:
+    return [-(-size // chunk) for size, chunk in zip(shape, chunks, strict=True)]
+
+
+def decode(array: ZarrArray) -> npt.NDArray[np.uint8]:
+    """The whole array's row-major bytes. Chunks that are not there are the fill value.
+
+    Raises MergeError naming the chunk for one that is broken, cut short or of another size.
+    """
+    element = np.dtype(f"V{array.dtype.itemsize}")
+    try:
+        result = np.zeros(array.shape, element)
+    except (MemoryError, ValueError) as error:
+        raise MergeError(f"{array.folder}: no memory for an array of shape {list(array.shape)}") from error
+    if any(array.fill):
+        result[...] = np.frombuffer(array.fill, element)[0]
+    for place in itertools.product(*map(range, _grid(array.shape, array.chunks))):
+        chunk = _read_chunk(array, array.folder / (array.separator.join(map(str, place)) or "0"))
+        if chunk is not None:
+            starts = [index * step for index, step in zip(place, array.chunks, strict=True)]
+            ends = [
+                min(start + step, size) for start, step, size in zip(starts, array.chunks, array.shape, strict=True)
+            ]
+            whole = np.frombuffer(chunk, element).reshape(array.chunks, order=array.order)
+            inside = tuple(slice(end - start) for start, end in zip(starts, ends, strict=True))
+            result[tuple(map(slice, starts, ends))] = whole[inside]
+    return result.reshape(-1).view(np.uint8)
+
+
+def _read_chunk(array: ZarrArray, path: Path) -> bytes | None:
+    wanted = math.prod(array.chunks) * array.dtype.itemsize
+    try:
+        data = path.read_bytes()
+        if array.compressor:
+            unpacker = zlib.decompressobj(_WINDOW[array.compressor])
+            data = unpacker.decompress(data, wanted + 1)
+            if not unpacker.eof and len(data) <= wanted:
+                raise MergeError(f"{path}: broken chunk: its {array.compressor} stream is cut short")
+    except FileNotFoundError:
+        return None
+    except (OSError, zlib.error, MemoryError) as error:
+        raise MergeError(f"{path}: broken chunk: {error}") from error
+    if len(data) != wanted:
+        told = "more" if len(data) > wanted else f"{len(data)}"
+        raise MergeError(f"{path}: broken chunk: {wanted} bytes were expected, it holds {told}")
+    return data
+
+
+def one_chunk(dtype: torch.dtype, shape: tuple[int, ...]) -> tuple[dict[str, Any], str]:
+    """The header of an array in one uncompressed chunk, and that chunk's file name.
+
+    Raises MergeError for a dtype without a code.
+    """
+    if dtype not in CODES:
+        raise MergeError(f"Zarr has no dtype {dtype}; choose another with --dtype")
+    header = {
+        "zarr_format": 2,
+        "shape": list(shape),
+        "chunks": [max(size, 1) for size in shape],
+        "dtype": CODES[dtype],
+        "compressor": None,
+        "fill_value": None,
+        "filters": None,
+        "order": "C",
+        "dimension_separator": ".",
+    }
+    return header, ".".join("0" for _ in shape) or "0"

@@ -1,0 +1,1 @@
+"""The engine: one arithmetic, run over files, state dicts in memory and live models."""

@@ -1,0 +1,215 @@
+"""Live interpolation: move a model along a path between checkpoints, in place, on its own device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from merge.checkpoint.open import open_checkpoint
+from merge.engine.kernel import computing_dtype, refuse_nonfinite, result_of
+from merge.errors import MergeError
+from merge.plan.policy import Policy, is_rules, resolve
+from merge.plan.units import Unit, plan
+from merge.recipe.recipe import Input, Recipe, method_named, parameters_for
+
+Source = str | Path | Mapping[str, Tensor]
+
+
+class LivePath:
+    """A model whose weights are any method's result at coefficients that can be set again and again.
+
+    The endpoints stay pristine, so that a point has the same bits however the model came there: those of the merged
+    file for the same recipe. `set` writes into the model's own parameters and buffers; tied weights are written once.
+
+    Args:
+        model: any module; its state dict must have the names and shapes of the merged checkpoint.
+        method: a key of `METHODS`.
+        inputs: checkpoints by name: paths, open checkpoints or state dicts.
+        base: the common ancestor, for methods that take one.
+        policy: see `Policy`; with `dtype=None` values are rounded to the checkpoints' dtype, as in a file.
+        resident: keep the endpoints on the model's device; else they are read from the file's map at every `set`.
+
+    Leaving its `with` block restores the weights that the model had on entering. Infinite and NaN values are refused
+    as in files, but for one short cut: sums of finite float32 endpoints within [0, 1] are not looked at again. Raises
+    MergeError, also where the model's tensors were replaced or moved after the path was made.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        method: str,
+        inputs: Mapping[str, Source],
+        base: Source | None = None,
+        *,
+        policy: Policy | None = None,
+        resident: bool = True,
+    ):
+        self.names = list(inputs)
+        self._recipe = Recipe(
+            method,
+            tuple(Input(name, Path(name)) for name in inputs),
+            base=None if base is None else Input("base", Path("base")),
+            policy=policy or Policy(),
+        )
+        self._method = method_named(method)
+        self._model = model
+        self._targets = self._tensors()
+        sources = [_opened(source) for source in ([] if base is None else [base]) + list(inputs.values())]
+        labels = [item.name for item in self._recipe.sources]
+        self._units = plan(sources, labels, self._recipe.policy, has_base=base is not None)
+        self._check_targets(sources)
+        own = {tensor.untyped_storage().data_ptr() for tensor in self._targets.values()}
+        self._endpoints = [self._gather(unit, sources, own, resident) for unit in self._units]
+        self._saved: list[dict[str, Tensor]] = []
+        self._set: Mapping[str, Any] | None = None
+
+    def __enter__(self):
+        self._saved.append({name: tensor.clone() for name, tensor in self._targets.items()})
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with torch.no_grad():
+            for name, tensor in self._saved.pop().items():
+                self._targets[name].copy_(tensor)
+
+    def set_parameters(self, **parameters: Any) -> None:
+        """Write the merged weights for these parameters of the method into the model."""
+        now = self._tensors()
+        moved = next((k for k, v in self._targets.items() if k not in now or now[k].data_ptr() != v.data_ptr()), None)
+        if moved is not None:
+            raise MergeError(f"{moved} of the model was replaced or moved since this path was made; make a new one")
+        recipe = self._recipe.with_parameters(**parameters)
+        resolved = parameters_for(recipe, self._units)
+        with torch.no_grad():
+            for unit, tensors in zip(self._units, self._endpoints, strict=True):
+                self._write(unit, tensors, resolved.get(unit.name, {}))
+        self._set = parameters
+
+    def resolution(self) -> str:
+        """A table of every merged tensor, the rule that decided it and its coefficient at the point last set."""
+        if self._set is None:
+            raise MergeError("no point has been set yet")
+        kinds = {name: unit.kind for unit in self._units for name in unit.names}
+        names = [name for name, kind in kinds.items() if kind != "copy"]
+        lines: list[str] = []
+        for key, value in self._set.items():
+            rules: Mapping[str, Any] = value if is_rules(value) else {"*": value}
+            decided = resolve(rules, names).items()
+            lines += [f"{name}  {glob}  {key}={item}" for name, (glob, item) in decided if kinds[name] == "merge"]
+        untouched = [f"{name}  -  {kind}" for name, kind in kinds.items() if kind != "merge"]
+        return "\n".join(lines + untouched)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """The model's own tensors by name, sharing its memory."""
+        return {name: value for name, value in self._model.state_dict().items() if isinstance(value, Tensor)}
+
+    def _write(self, unit: Unit, tensors: Sequence[Tensor], parameters: Mapping[str, Any]) -> None:
+        target, *others = {self._targets[name].data_ptr(): self._targets[name] for name in unit.names}.values()
+        tensors = [tensor.to(target.device) for tensor in tensors]
+        if self._in_place(unit, target, tensors) and self._method.single(len(tensors), parameters) is None:
+            self._method.function(tensors, name=unit.name, out=target, **parameters)
+        else:
+            value = result_of(tensors, self._method, parameters, unit, self._recipe.policy)
+            refuse_nonfinite(unit, value, self._recipe.policy)
+            target.copy_(value)
+        for other in others:  # tied in the checkpoints, not in the model
+            other.copy_(target)
+
+    def _in_place(self, unit: Unit, target: Tensor, tensors: Sequence[Tensor]) -> bool:
+        """Whether the arithmetic can be done straight into the model's memory: no conversion on the way in or out."""
+        dtype = computing_dtype([tensor.dtype for tensor in tensors], self._recipe.policy)
+        same = all(tensor.dtype == dtype for tensor in (target, *tensors))
+        certain = self._method.elementwise and not self._recipe.policy.extrapolate
+        whole = unit.kind == "merge" and unit.assembly is None
+        return whole and same and certain and unit.dtype == dtype
+
+    def _gather(
+        self, unit: Unit, sources: Sequence[Mapping[str, Tensor]], own: set[int], resident: bool
+    ) -> tuple[Tensor, ...]:
+        """One unit's endpoints: on the model's device if resident, and never the model's own memory."""
+        target = self._targets[unit.name]
+        tensors = [sources[index][unit.name].detach() for index in unit.sources]
+        if resident:
+            tensors = [tensor.to(target.device) for tensor in tensors]
+        tensors = [tensor.clone() if tensor.untyped_storage().data_ptr() in own else tensor for tensor in tensors]
+        for tensor in tensors:
+            refuse_nonfinite(unit, tensor, self._recipe.policy)
+        return tuple(tensors)
+
+    def _check_targets(self, sources: Sequence[Mapping[str, Tensor]]) -> None:
+        """Raise where the checkpoints do not fit the model. A name tied in the model is set by any of its names."""
+        merged = {name: unit for unit in self._units for name in unit.names}
+        reached = {self._targets[name].data_ptr() for name in merged if name in self._targets}
+        lacking = sorted(set(merged) - set(self._targets))
+        unset = sorted(k for k, v in self._targets.items() if k not in merged and v.data_ptr() not in reached)
+        if lacking or unset:
+            raise MergeError(
+                f"the model and the checkpoints differ: not in the model {lacking[:20]}, not in the checkpoints "
+                f"{unset[:20]}; --drop the first, and load a model that has no more than the checkpoints"
+            )
+        first: dict[int, str] = {}
+        for name, unit in merged.items():
+            target = self._targets[name]
+            if tuple(target.shape) != unit.shape:
+                shape = list(target.shape)
+                raise MergeError(f"{name} has shape {list(unit.shape)} in the checkpoints and {shape} in the model")
+            other = first.setdefault(target.data_ptr(), name) if target.numel() else name
+            if merged[other] is not unit and any(not torch.equal(side[other], side[name]) for side in sources):
+                raise MergeError(f"{other} and {name} are one tensor in the model and differ in the checkpoints")
+
+
+class LinearPath(LivePath):
+    """The straight line between two checkpoints: `path.set(0.3)` makes the model 0.7 first + 0.3 second.
+
+    >>> model = nn.Linear(1, 1, bias=False)
+    >>> path = LinearPath(model, {"weight": torch.tensor([[0.0]])}, {"weight": torch.tensor([[2.0]])})
+    >>> path.set(0.25)
+    >>> model.weight.item()
+    0.5
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        first: Source,
+        second: Source,
+        *,
+        names: tuple[str, str] = ("first", "second"),
+        policy: Policy | None = None,
+        resident: bool = True,
+    ):
+        inputs = {names[0]: first, names[1]: second}
+        super().__init__(model, "interpolate", inputs, policy=policy, resident=resident)
+
+    def set(self, ratio: float | Mapping[str, float]) -> None:
+        """Set the share of the second checkpoint: a number, or globs to numbers ("*" required, first match wins)."""
+        self.set_parameters(ratio=ratio)
+
+
+class Simplex(LivePath):
+    """All weighted averages of several checkpoints."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        checkpoints: Mapping[str, Source],
+        *,
+        policy: Policy | None = None,
+        resident: bool = True,
+    ):
+        super().__init__(model, "average", checkpoints, policy=policy, resident=resident)
+
+    def set(self, weights: Mapping[str, Any] | Sequence[float]) -> None:
+        """Set the share of every checkpoint: by name, in order, or globs to either."""
+        self.set_parameters(weights=weights)
+
+
+def _opened(source: Source) -> Mapping[str, Tensor]:
+    return open_checkpoint(source) if isinstance(source, (str, Path)) else source

@@ -1,0 +1,1 @@
+"""The plan: where each output tensor comes from."""

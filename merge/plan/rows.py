@@ -1,0 +1,177 @@
+"""Tensors whose parts have different origins: rows of vocabularies that differ, slices that one input provides."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from merge.errors import MergeError
+from merge.plan.policy import Slice
+
+# Modules whose rows are tokens: embeddings and the projections onto a vocabulary.
+VOCABULARY = re.compile(
+    r"(.*\.)?(embed_tokens|word_embeddings?|tok_embeddings|token_embedding|wte|lm_head|embed_out|output_projection)"
+    r"\.(weight|bias)"
+)
+_SHOWN = 5
+
+
+@dataclass(frozen=True, eq=False)
+class Patch:
+    """Indices `take` along an axis of one source (its place in the unit's sources), put at `put` in the result."""
+
+    source: int
+    axis: int
+    take: Tensor
+    put: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Assembly:
+    """How a tensor is put together.
+
+    Attributes:
+        rows: for every source the rows that are merged, -1 for those taken from the first source instead; empty where
+            whole tensors are merged.
+        put: the rows of the result that `rows` make.
+        patches: what is put in unmerged, in this order.
+    """
+
+    rows: tuple[Tensor, ...] = ()
+    put: Tensor | None = None
+    patches: tuple[Patch, ...] = ()
+
+
+def aligned(tensors: Sequence[Tensor], assembly: Assembly | None) -> list[Tensor]:
+    """The parts of the sources that are merged with each other, in one shape."""
+    if assembly is None or not assembly.rows:
+        return list(tensors)
+    rows = [item.to(tensor.device) for item, tensor in zip(assembly.rows, tensors, strict=True)]
+    parts: list[Tensor] = []
+    for tensor, mine in zip(tensors, rows, strict=True):
+        part = tensor.index_select(0, mine.clamp(min=0))
+        absent = mine < 0
+        if absent.any():  # the base's, in a dtype that holds both exactly
+            part = part.to(torch.promote_types(part.dtype, tensors[0].dtype))
+            part[absent] = tensors[0].index_select(0, rows[0][absent]).to(part.dtype)
+        parts.append(part)
+    return parts
+
+
+def assembled(tensors: Sequence[Tensor], assembly: Assembly | None, merged: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The whole result: what was merged of the aligned parts at its place, and the patches."""
+    if assembly is None:
+        return merged
+    if assembly.put is None:
+        result = merged.clone()
+    else:
+        result = merged.new_empty(shape).index_copy(0, assembly.put.to(merged.device), merged)
+    for patch in assembly.patches:
+        part = tensors[patch.source].index_select(patch.axis, patch.take.to(merged.device))
+        result = result.index_copy(patch.axis, patch.put.to(merged.device), part.to(result.dtype))
+    return result
+
+
+def patches_for(
+    name: str, slices: Sequence[Slice], sources: tuple[int, ...], shape: tuple[int, ...]
+) -> tuple[tuple[Patch, ...], str]:
+    """The patches that slices of one tensor mean, or why they cannot be."""
+    patches: list[Patch] = []
+    for item in slices:
+        if item.axis >= len(shape) or item.index >= shape[item.axis]:
+            return (), f"--slice {item.rule!r}: {name} has shape {list(shape)}"
+        if item.source not in sources:
+            return (), f"--slice {item.rule!r}: that input lacks {name}"
+        at = torch.tensor([item.index])
+        patches.append(Patch(sources.index(item.source), item.axis, at, at))
+    return tuple(patches), ""
+
+
+# -- vocabularies ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Vocabulary:
+    """Which row of every input belongs to each row of the result.
+
+    Attributes:
+        sizes: rows of every input.
+        rows: inputs x rows of the result; -1 where an input lacks the row.
+        tokens: the result's dictionary; None where rows are told apart by their position alone.
+    """
+
+    sizes: tuple[int, ...]
+    rows: Tensor
+    tokens: Mapping[str, int] | None = None
+
+    def among(self, sources: Sequence[int]) -> Vocabulary:
+        """The same of some inputs."""
+        return Vocabulary(tuple(self.sizes[index] for index in sources), self.rows[list(sources)], self.tokens)
+
+    def fits(self, shapes: Sequence[tuple[int, ...]]) -> bool:
+        """Whether tensors of these shapes, one of each input, have these rows."""
+        return all(shape[:1] == (size,) for shape, size in zip(shapes, self.sizes, strict=True))
+
+    def told(self, labels: Sequence[str]) -> str:
+        """What every input lacks, with counts."""
+        parts: list[str] = []
+        names = list(self.tokens or ())
+        for label, row in zip(labels, self.rows, strict=True):
+            absent = [int(index) for index in torch.nonzero(row < 0)]
+            if absent:
+                more = ", ..." if len(absent) > _SHOWN else ""
+                shown = f" ({', '.join(repr(names[i]) for i in absent[:_SHOWN])}{more})" if names else ""
+                parts.append(f"{label} lacks {len(absent)} of {len(row)} rows{shown}")
+        return "; ".join(parts)
+
+    def assembly(self, policy: str) -> Assembly:
+        """How a tensor with these rows is put together; `policy` is "keep-first" or "zero-delta"."""
+        present = self.rows >= 0
+        merged = present.all(0) if policy == "keep-first" else present[0]
+        put = torch.nonzero(merged).flatten()
+        patches: list[Patch] = []
+        first = present.to(torch.uint8).argmax(0)  # the first input that has the row
+        for source in range(len(self.rows)):
+            alone = torch.nonzero(~merged & (first == source)).flatten()
+            if len(alone):
+                patches.append(Patch(source, 0, self.rows[source, alone], alone))
+        return Assembly(tuple(row[put] for row in self.rows), put, tuple(patches))
+
+
+def by_token(dictionaries: Sequence[Mapping[str, int] | None], labels: Sequence[str]) -> Vocabulary | None:
+    """The vocabulary of inputs with dictionaries that differ: the first's rows, then what only later ones have.
+
+    None where there are no dictionaries or all are equal. Raises MergeError where one input of several has none, and
+    for a dictionary whose rows are not 0, 1, 2, ...
+    """
+    given = [item for item in dictionaries if item is not None]
+    if not given or all(item == given[0] for item in given):
+        return None
+    for label, item in zip(labels, dictionaries, strict=True):
+        if item is None:
+            raise MergeError(
+                f"the dictionaries differ and {label} has none (global_dict_indices): its rows are unknown"
+            )
+        if sorted(item.values()) != list(range(len(item))):
+            raise MergeError(f"{label}: the rows of its dictionary are not 0 to {len(item) - 1}, each once")
+    tokens: dict[str, int] = {}
+    for item in given:
+        for token in sorted(item, key=item.__getitem__):
+            tokens.setdefault(token, len(tokens))
+    rows = torch.tensor([[item.get(token, -1) for token in tokens] for item in given])
+    return Vocabulary(tuple(map(len, given)), rows, tokens)
+
+
+def by_position(sizes: Sequence[int]) -> Vocabulary:
+    """The vocabulary of inputs that only differ in how many rows follow: row i is token i everywhere."""
+    positions = torch.arange(max(sizes))
+    return Vocabulary(tuple(sizes), torch.stack([torch.where(positions < size, positions, -1) for size in sizes]))
+
+
+def rows_differ(shapes: Sequence[tuple[int, ...]]) -> bool:
+    """Whether shapes differ, in the first axis alone."""
+    return len(set(shapes)) > 1 and all(shapes) and len({shape[1:] for shape in shapes}) == 1

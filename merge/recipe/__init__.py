@@ -1,0 +1,1 @@
+"""Recipes: method, inputs, coefficients and policies; all that remakes a file."""

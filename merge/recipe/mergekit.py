@@ -1,0 +1,319 @@
+"""mergekit's YAML recipes, read as ours.
+
+Supported are `models`, `base_model`, `merge_method`, `dtype`, `out_dtype` and the parameters of every method that is
+also ours, as numbers, as lists by tensor name (`filter`) and as gradients over the layers. Anything else is an error.
+Numbers are not always mergekit's to the last bit: arithmetic is in float32 and rounded once, so that `dtype` is the
+dtype of the result and not of the sums.
+"""
+
+# What a file holds has no type until it is looked at.
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false, reportUnknownMemberType=false
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from merge.checkpoint.open import open_checkpoint
+from merge.errors import MergeError
+from merge.plan.policy import Policy
+from merge.recipe.recipe import Input, Recipe, dtype_named, nearest
+
+
+@dataclass(frozen=True)
+class Form:
+    """How one of mergekit's methods is written as one of ours.
+
+    Attributes:
+        method: ours.
+        each, whole: our name and mergekit's default (None: required) of its parameters, by model and for all.
+        fixed: our parameters that mergekit has no name for.
+        base: "none", "needed", "first" (the base is the first input) or our method where there is a base.
+        relative: mergekit divides the weights by their sum where this parameter is true, and its default.
+    """
+
+    method: str
+    each: Mapping[str, tuple[str, Any]] = field(default_factory=dict[str, tuple[str, Any]])
+    whole: Mapping[str, tuple[str, Any]] = field(default_factory=dict[str, tuple[str, Any]])
+    fixed: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    base: str = "needed"
+    relative: tuple[str, bool] | None = None
+
+
+_WEIGHT = {"weight": ("weights", None)}
+_TRIM = {**_WEIGHT, "density": ("density", 1.0)}
+_DELLA = {**_TRIM, "epsilon": ("epsilon", 0.15)}
+_CRUMBS = {**_TRIM, "gamma": ("gamma", 0.01)}
+_SCALE = {"lambda": ("scale", 1.0)}
+_SPARSE = {**_SCALE, "rescale": ("rescale_l1", False)}
+_RANDOM = {**_SCALE, "rescale": ("rescale_l1", True)}
+_ELECT = ("normalize", False)
+_UNSCALED = {"rescale": False}
+
+FORMS = {
+    "linear": Form("linear", _WEIGHT, {"normalize": ("normalize", True)}, base="none"),
+    "passthrough": Form("linear", {"scale": ("weights", 1.0)}, fixed={"normalize": False}, base="none"),
+    "slerp": Form("slerp", whole={"t": ("ratio", None)}, base="first"),
+    "nuslerp": Form(
+        "nuslerp",
+        _WEIGHT,
+        {"nuslerp_flatten": ("flatten", True), "nuslerp_row_wise": ("row_wise", False)},
+        base="nuslerp-base",
+    ),
+    "multislerp": Form("multislerp", _WEIGHT, base="multislerp-base", relative=("normalize_weights", True)),
+    "karcher": Form("karcher", whole={"max_iter": ("iterations", 10), "tol": ("tolerance", 1e-5)}, base="none"),
+    "task_arithmetic": Form("task-arithmetic", _WEIGHT, _SCALE, relative=_ELECT),
+    "ties": Form("ties", _TRIM, {**_SPARSE, "normalize": ("normalize", True)}),
+    "dare_linear": Form("dare-linear", _TRIM, _RANDOM, _UNSCALED, relative=_ELECT),
+    "dare_ties": Form("dare-ties", _TRIM, {**_RANDOM, "normalize": _ELECT}, _UNSCALED),
+    "della": Form("della", _DELLA, {**_RANDOM, "normalize": ("normalize", True)}, _UNSCALED),
+    "della_linear": Form("della-linear", _DELLA, _RANDOM, _UNSCALED, relative=_ELECT),
+    "breadcrumbs": Form("breadcrumbs", _CRUMBS, _SPARSE, relative=_ELECT),
+    "breadcrumbs_ties": Form("breadcrumbs-ties", _CRUMBS, {**_SPARSE, "normalize": _ELECT}),
+    "model_stock": Form("model-stock", whole={"filter_wise": ("filter_wise", False)}),
+    "sce": Form("sce", whole={"select_topk": ("density", 1.0)}),
+    "ram": Form("ram", whole={"epsilon": ("threshold", 1e-5)}),
+    "ramplus_tl": Form("ram-plus", whole={"epsilon": ("threshold", 1e-5), "r": ("gain", 0.1), "alpha": ("limit", 0.2)}),
+    "nearswap": Form("nearswap", whole={"t": ("t", None)}),
+    "arcee_fusion": Form("arcee-fusion"),
+}
+
+_KEYS = ("merge_method", "models", "base_model", "parameters", "dtype", "out_dtype", "name")
+_UNSUPPORTED = {
+    "slices": "assembling layers of different models is not supported; whole models only",
+    "modules": "models of several modules are not supported; merge each module's checkpoint",
+    "tokenizer_source": "tokenizers are not merged; embeddings are merged row by row",
+    "tokenizer": "tokenizers are not merged; embeddings are merged row by row",
+    "chat_template": "templates are not merged; copy the one that the merged model shall have",
+}
+# Parameters that change how mergekit computes, not what.
+_WITHOUT_EFFECT = ("int8_mask", "eps")
+
+
+def read_mergekit(path: Path) -> Recipe:
+    """A YAML recipe of mergekit. Relative paths of models are relative to the recipe's folder.
+
+    Raises MergeError naming what is unknown (with the nearest known key) or unsupported, and without PyYAML.
+    """
+    try:
+        import yaml  # optional: the extra `yaml`
+    except ImportError:
+        raise MergeError(f"{path}: reading YAML needs PyYAML: pip install 'unival-merge[yaml]'") from None
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        raise MergeError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from error
+    try:
+        return from_mergekit(data, path.parent)
+    except MergeError as error:
+        raise MergeError(f"{path}: {error}") from error
+
+
+def from_mergekit(data: Any, folder: Path = Path()) -> Recipe:
+    """A recipe of mergekit, as plain data, as one of ours; the first model's header is read for filters and gradients.
+
+        >>> models = [{"model": name, "parameters": {"weight": 0.5}} for name in ("a.pt", "b.pt")]
+        >>> from_mergekit({"merge_method": "linear", "models": models}).parameters["weights"]
+        [0.5, 0.5]
+
+    Raises MergeError.
+    """
+    if not isinstance(data, Mapping) or "merge_method" not in data:
+        raise MergeError("not a recipe of mergekit: it has no 'merge_method'")
+    for key in data:
+        if key in _UNSUPPORTED:
+            raise MergeError(f"{key}: {_UNSUPPORTED[key]}")
+        if key not in _KEYS:
+            raise MergeError(f"a recipe has no key {key!r}{nearest(str(key), _KEYS)}")
+    method = str(data["merge_method"])
+    if method not in FORMS:
+        raise MergeError(f"unknown method {method!r}{nearest(method, FORMS)}")
+    form = FORMS[method]
+    models = [_Model.read(item) for item in _listed(data, "models")]
+    common = _parameters(data.get("parameters"), "parameters")
+    _check_keys(method, form, [common, *(model.parameters for model in models)])
+    base, inputs = _inputs(method, form, models, data.get("base_model"))
+    paths = [model.path for model in ([] if base is None else [base]) + inputs]
+    labels = _labels(paths)
+    sources = tuple(Input(label, folder / path) for label, path in zip(labels, paths, strict=True))
+    parameters = _resolved(form, common, [model.parameters for model in inputs], sources[0])
+    named = form.base if base is not None and form.base not in ("needed", "first", "none") else form.method
+    chosen = data.get("out_dtype") or data.get("dtype")
+    return Recipe(
+        named,
+        sources if base is None else sources[1:],
+        parameters,
+        None if base is None else sources[0],
+        Policy(dtype=None if chosen is None else dtype_named(str(chosen))),
+    )
+
+
+# -- models ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Model:
+    path: str
+    parameters: Mapping[str, Any]
+
+    @staticmethod
+    def read(data: Any) -> _Model:
+        if not isinstance(data, Mapping) or "model" not in data:
+            raise MergeError(f"an entry of models must have the key 'model', not be {data!r}")
+        for key in data:
+            if key not in ("model", "parameters"):
+                raise MergeError(f"an entry of models has no key {key!r}{nearest(str(key), ('model', 'parameters'))}")
+        return _Model(_path(data["model"]), _parameters(data.get("parameters"), str(data["model"])))
+
+
+def _path(model: Any) -> str:
+    if not isinstance(model, str):
+        raise MergeError(f"model {model!r}: only paths are supported, not adapters or revisions")
+    if "+" in model:
+        raise MergeError(f"model {model!r}: adapters are not supported; merge the adapter into its model first")
+    return model
+
+
+def _listed(data: Mapping[str, Any], key: str) -> Sequence[Any]:
+    value = data.get(key)
+    if not isinstance(value, Sequence) or isinstance(value, str) or not value:
+        raise MergeError(f"the recipe needs a list of {key}")
+    return value
+
+
+def _parameters(value: Any, where: str) -> Mapping[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise MergeError(f"{where}: parameters must be a mapping, not {value!r}")
+    return value
+
+
+def _check_keys(method: str, form: Form, given: Sequence[Mapping[str, Any]]) -> None:
+    relative = (form.relative[0],) if form.relative else ()
+    known = (*form.each, *form.whole, *relative, *_WITHOUT_EFFECT)
+    for parameters in given:
+        for key in parameters:
+            if key not in known:
+                raise MergeError(f"{method} has no parameter {key!r}{nearest(str(key), known)}")
+
+
+def _inputs(method: str, form: Form, models: list[_Model], base: Any) -> tuple[_Model | None, list[_Model]]:
+    """The base, if the method has one, and the models to merge, which the base is not one of."""
+    if method == "passthrough" and len(models) != 1:
+        raise MergeError(f"passthrough takes one model, {len(models)} were given")
+    if base is None:
+        if form.base in ("needed", "first"):
+            raise MergeError(f"{method} needs a base_model")
+        return None, models
+    path = _path(base)
+    if form.base == "none":
+        return None, models
+    others = [model for model in models if model.path != path]
+    same = next((model for model in models if model.path == path), _Model(path, {}))
+    return (None, [same, *others]) if form.base == "first" else (same, others)
+
+
+def _labels(paths: Sequence[str]) -> list[str]:
+    """A name for each input: the end of its path, numbered where it appears again."""
+    stems = [Path(path).stem if Path(path).suffix else Path(path).name for path in paths]
+    seen: Counter[str] = Counter()
+    labels: list[str] = []
+    for stem in stems:
+        seen[stem] += 1
+        labels.append(stem if seen[stem] == 1 else f"{stem}-{seen[stem]}")
+    return labels
+
+
+# -- parameters ------------------------------------------------------------------------------------------------------
+
+
+def _resolved(
+    form: Form, common: Mapping[str, Any], models: Sequence[Mapping[str, Any]], first: Input
+) -> dict[str, Any]:
+    """Our parameters; one that depends on the tensor has a rule for each name that is not as most are."""
+    if not any(isinstance(value, (list, dict)) for level in (common, *models) for value in level.values()):
+        return _values(form, common, models, "", 0.0)
+    entries = open_checkpoint(first.path, first.section).entries
+    names = [name for name, entry in entries.items() if entry.dtype.is_floating_point]
+    rows = {name: _values(form, common, models, name, place) for name, place in _places(names).items()}
+    parameters: dict[str, Any] = {}
+    for key in next(iter(rows.values()), {}):
+        usual = max(Counter(json.dumps(row[key]) for row in rows.values()).items(), key=lambda item: item[1])[0]
+        rules = {_literal(name): row[key] for name, row in rows.items() if json.dumps(row[key]) != usual}
+        parameters[key] = {**rules, "*": json.loads(usual)} if rules else json.loads(usual)
+    return parameters
+
+
+def _literal(name: str) -> str:
+    """A glob that fits this name alone."""
+    return re.sub(r"([*?[])", r"[\1]", name)
+
+
+def _places(names: Sequence[str]) -> dict[str, float]:
+    """Where a tensor's layer lies in its stack, from 0 to 1; 0 for tensors outside numbered layers."""
+    found = {name: re.match(r"(.*?(?:^|\.))(\d+)\.", name) for name in names}
+    last: dict[str, int] = {}
+    for match in filter(None, found.values()):
+        last[match[1]] = max(last.get(match[1], 0), int(match[2]))
+    return {name: int(match[2]) / max(last[match[1]], 1) if match else 0.0 for name, match in found.items()}
+
+
+def _values(
+    form: Form, common: Mapping[str, Any], models: Sequence[Mapping[str, Any]], name: str, place: float
+) -> dict[str, Any]:
+    """Our parameters of one tensor."""
+    values: dict[str, Any] = dict(form.fixed)
+    for key, (ours, default) in form.whole.items():
+        values[ours] = _value(key, default, [common], name, place)
+    for key, (ours, default) in form.each.items():
+        values[ours] = [_value(key, default, [model, common], name, place) for model in models]
+    if form.relative and _value(*form.relative, [common], name, place):
+        total = math.fsum(values["weights"])
+        if total == 0:
+            raise MergeError(f"the weights sum to 0 and cannot be normalized{f' for {name}' if name else ''}")
+        values["weights"] = [weight / total for weight in values["weights"]]
+    return values
+
+
+def _value(key: str, default: Any, levels: Sequence[Mapping[str, Any]], name: str, place: float) -> Any:
+    """The value of a parameter at the first level that has one for this tensor."""
+    for level in levels:
+        value = _filtered(key, level[key], name) if key in level else None
+        if value is not None:
+            return _number(key, value, place)
+    if default is None:
+        raise MergeError(f"the parameter {key!r} is missing{f' for {name}' if name else ''}")
+    return default
+
+
+def _filtered(key: str, value: Any, name: str) -> Any:
+    """The value of the first entry whose filter is part of the tensor's name; a plain value is for all."""
+    entries: Any = [value] if isinstance(value, Mapping) else value
+    if not isinstance(entries, list) or not any(isinstance(entry, Mapping) for entry in entries):
+        return value
+    for entry in entries:
+        if not isinstance(entry, Mapping) or not {"value"} <= set(entry) <= {"value", "filter"}:
+            raise MergeError(f"{key}: an entry must have a 'value' and may have a 'filter', not be {entry!r}")
+        wanted = entry.get("filter")
+        if wanted is None or wanted == "*" or str(wanted) in name:
+            return entry["value"]
+    return None
+
+
+def _number(key: str, value: Any, place: float) -> Any:
+    """A number, a switch, or a list of numbers along the layers, between which is interpolated."""
+    if isinstance(value, (bool, int, float)):
+        return value
+    if not isinstance(value, list) or not value or not all(isinstance(item, (int, float)) for item in value):
+        raise MergeError(f"{key} must be a number or a list of numbers along the layers, not {value!r}")
+    at = place * (len(value) - 1)
+    low = min(int(at), len(value) - 1)
+    high = min(low + 1, len(value) - 1)
+    return value[low] + (at - low) * (value[high] - value[low])

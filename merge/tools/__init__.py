@@ -1,0 +1,1 @@
+"""Tools around a merge: diagnosis, adapters, alignment, BatchNorm, statistics, conversion."""

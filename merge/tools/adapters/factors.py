@@ -1,0 +1,292 @@
+"""Sums of low-rank adapters: exactly, as averages of their factors, at a smaller rank, or over their base.
+
+An adapter changes the weight W of a module to W + s B A (LoRA, arXiv 2106.09685), s = alpha / rank, or alpha /
+sqrt(rank) (rsLoRA, arXiv 2312.03732). A weighted sum of such changes has at most the sum of the ranks, and is written
+exactly by putting the factors side by side; the average of the factors is something else.
+"""
+
+# torch.linalg has no types.
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false, reportUnknownMemberType=false
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from merge.engine.memory import average
+from merge.errors import MergeError
+from merge.plan.policy import Policy
+from merge.tools.adapters.folder import EMBEDDING, Adapter, Factors
+
+MODES = ("exact", "factors")
+
+
+@dataclass(frozen=True)
+class MergedAdapter:
+    """The result of `merge_adapters`: every module's factors, of one rank and scale 1.
+
+    Attributes:
+        modules: the factors by module, named as in the base.
+        saved: tensors that the adapters trained whole, averaged.
+        distance: relative Frobenius distance ||result - exact|| / ||exact|| over all modules, rounding left aside.
+        discarded: the share of the exact sum's squared Frobenius norm that a smaller rank left out.
+        notes: what a user should know, one line each.
+    """
+
+    modules: Mapping[str, Factors]
+    saved: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+    distance: float = 0.0
+    discarded: float = 0.0
+    notes: tuple[str, ...] = ()
+
+    @property
+    def rank(self) -> int:
+        return next(iter(self.modules.values())).rank
+
+
+@dataclass(frozen=True)
+class Part:
+    """One adapter's factors of a module, and its weight."""
+
+    share: float
+    factors: Factors
+
+
+def merge_adapters(
+    adapters: Sequence[Adapter], weights: Sequence[float] | None = None, mode: str = "exact", rank: int | None = None
+) -> MergedAdapter:
+    """`sum_i w_i s_i B_i A_i` as one adapter.
+
+    "exact" puts the factors side by side (rank: the sum of the ranks); the numbers w_i s_i go into B, so that A keeps
+    its bits. "factors" averages A and B separately, which is another change: `distance` says how far off. `rank`
+    recompresses the exact sum by its singular values, without forming a whole matrix. A module that an adapter lacks
+    counts as zero. Without `weights` all are 1 / n; they need to sum to 1 only where whole modules were trained.
+
+    Raises MergeError for ranks and shapes that do not fit together and for weights that are no finite numbers.
+    """
+    if mode not in MODES:
+        raise MergeError(f"mode {mode!r}: must be one of {', '.join(MODES)}")
+    if rank is not None and (mode != "exact" or rank < 1):
+        raise MergeError(f"rank {rank}: must be 1 or more, and is for mode 'exact' only ('factors' keeps the rank)")
+    found = parts_of(adapters, shares_of(adapters, weights))
+    exact = {module: concatenated(module, parts) for module, parts in found.items()}
+    modules, discarded = exact, 0.0
+    if mode == "factors":
+        modules = {module: _averaged(module, parts) for module, parts in found.items()}
+    elif rank is not None:
+        modules, discarded = _recompressed(exact, rank)
+    distance = math.sqrt(discarded) if mode == "exact" else _distance(modules, exact)
+    largest = max(factors.rank for factors in modules.values())
+    stored = {module: _stored(modules[module], parts, largest) for module, parts in found.items()}
+    return MergedAdapter(stored, saved_of(adapters, weights), distance, discarded, notes_on(adapters))
+
+
+# -- what is added up ------------------------------------------------------------------------------------------------
+
+
+def shares_of(adapters: Sequence[Adapter], weights: Sequence[float] | None) -> list[float]:
+    """The weight of every adapter, checked. Raises MergeError also for adapters that cannot belong together."""
+    names = [adapter.name for adapter in adapters]
+    if not names or len(set(names)) < len(names):
+        raise MergeError(f"adapters need names that differ, by --name: {', '.join(names) or 'none were given'}")
+    shares = [1 / len(names)] * len(names) if weights is None else list(weights)
+    if len(shares) != len(names):
+        raise MergeError(f"{len(shares)} weights were given for {len(names)} adapters ({', '.join(names)})")
+    if not all(map(math.isfinite, shares)) or not any(shares):
+        raise MergeError(f"weights {', '.join(f'{x:g}' for x in shares)}: must be finite and not all 0")
+    transposed = {adapter.name: bool(adapter.config.get("fan_in_fan_out")) for adapter in adapters}
+    if len(set(transposed.values())) > 1:
+        raise MergeError(f"fan_in_fan_out differs: {transposed}; these adapters belong to different bases")
+    return shares
+
+
+def notes_on(adapters: Sequence[Adapter]) -> tuple[str, ...]:
+    """A warning where the adapters name different bases."""
+    if len({adapter.base for adapter in adapters}) < 2:
+        return ()
+    told = ", ".join(f"{adapter.base or 'none'} ({adapter.name})" for adapter in adapters)
+    return (f"the adapters name different bases, {told}: their sum has a meaning only if these are the same weights",)
+
+
+def parts_of(adapters: Sequence[Adapter], shares: Sequence[float]) -> dict[str, list[Part]]:
+    """Every module with the factors of the adapters that have it and whose share is not 0.
+
+    Raises MergeError where their shapes differ beyond the rank.
+    """
+    found: dict[str, list[Part]] = {}
+    first: dict[str, str] = {}
+    for adapter, share in zip(adapters, shares, strict=True):
+        for module, factors in adapter.modules.items() if share else ():
+            parts = found.setdefault(module, [])
+            before = _outer(parts[0].factors) if parts else _outer(factors)
+            if before != _outer(factors):
+                told = f"{before} in {first[module]} and {_outer(factors)} in {adapter.name}"
+                raise MergeError(
+                    f"{module}: (outputs, inputs, kind) is {told}; these adapters belong to different bases"
+                )
+            first.setdefault(module, adapter.name)
+            parts.append(Part(share, factors))
+    return found
+
+
+def _outer(factors: Factors) -> tuple[list[int], list[int], str]:
+    return [factors.b.shape[0], *factors.b.shape[2:]], list(factors.a.shape[1:]), factors.ends[0]
+
+
+def saved_of(adapters: Sequence[Adapter], weights: Sequence[float] | None) -> dict[str, Tensor]:
+    """The weighted average of what the adapters trained whole (peft's `modules_to_save`).
+
+    Raises MergeError where some adapters lack what others have, and for weights that do not sum to 1.
+    """
+    if not any(adapter.saved for adapter in adapters):
+        return {}
+    shares = shares_of(adapters, weights)
+    if not math.isclose(math.fsum(shares), 1, abs_tol=1e-6):
+        name = next(name for adapter in adapters for name in adapter.saved)
+        raise MergeError(f"{name} was trained whole and is averaged: weights must sum to 1, not {math.fsum(shares):g}")
+    return average({adapter.name: adapter.saved for adapter in adapters}, shares, Policy(extrapolate=True))
+
+
+# -- factors ---------------------------------------------------------------------------------------------------------
+
+
+def concatenated(module: str, parts: Sequence[Part]) -> Factors:
+    """`sum_i w_i s_i B_i A_i` as one pair of factors in float32: the A below each other, w_i s_i B_i side by side."""
+    a = torch.cat([part.factors.a.float() for part in parts])
+    b = torch.cat([part.factors.b.float() * (part.share * part.factors.scale) for part in parts], dim=1)
+    return _finite(module, Factors(a, b, 1.0, parts[0].factors.ends))
+
+
+def _averaged(module: str, parts: Sequence[Part]) -> Factors:
+    """`(sum_i w_i s_i B_i)(sum_i w_i A_i)`. Raises MergeError for ranks that differ."""
+    ranks = sorted({part.factors.rank for part in parts})
+    if len(ranks) > 1:
+        told = " and ".join(map(str, ranks))
+        raise MergeError(f"{module} has ranks {told}: factors can be averaged at one rank only; choose mode 'exact'")
+    a = _summed(part.factors.a.float() * part.share for part in parts)
+    b = _summed(part.factors.b.float() * (part.share * part.factors.scale) for part in parts)
+    return _finite(module, Factors(a, b, 1.0, parts[0].factors.ends))
+
+
+def _summed(tensors: Iterable[Tensor]) -> Tensor:
+    return functools.reduce(torch.add, tensors)
+
+
+def _finite(module: str, factors: Factors) -> Factors:
+    if not (torch.isfinite(factors.a).all() and torch.isfinite(factors.b).all()):
+        raise MergeError(f"{module}: infinite or NaN values in its factors")
+    return factors
+
+
+def _recompressed(exact: Mapping[str, Factors], rank: int) -> tuple[dict[str, Factors], float]:
+    """Every module's best approximation of a rank (Eckart and Young 1936), and the share of energy left out.
+
+    With B = Q_b R_b and A^T = Q_a R_a, the singular values of B A are those of the small matrix R_b R_a^T.
+    """
+    result: dict[str, Factors] = {}
+    kept = lost = 0.0
+    for module, factors in exact.items():
+        qa, ra = torch.linalg.qr(factors.a.flatten(1).T.double())
+        qb, rb = torch.linalg.qr(factors.b.flatten(1).double())
+        u, values, vt = torch.linalg.svd(rb @ ra.T, full_matrices=False)
+        kept += values[:rank].square().sum().item()
+        lost += values[rank:].square().sum().item()
+        root = values[:rank].sqrt()
+        a = (root[:, None] * (vt[:rank] @ qa.T)).reshape(-1, *factors.a.shape[1:])
+        b = (qb @ u[:, :rank] * root).reshape(factors.b.shape[0], -1, *factors.b.shape[2:])
+        result[module] = Factors(a, b, 1.0, factors.ends)
+    return result, lost / (kept + lost) if kept + lost else 0.0
+
+
+def _distance(modules: Mapping[str, Factors], exact: Mapping[str, Factors]) -> float:
+    """||modules - exact|| / ||exact||, Frobenius, over all modules, without forming a whole matrix."""
+    whole = apart = 0.0
+    for module, factors in exact.items():
+        other = modules[module]
+        whole += _norm(factors.a, factors.b) ** 2
+        apart += _norm(torch.cat([other.a, factors.a]), torch.cat([other.b, -factors.b], dim=1)) ** 2
+    return math.sqrt(apart / whole) if whole else 0.0
+
+
+def _norm(a: Tensor, b: Tensor) -> float:
+    """||B A||: orthogonal factors change no norm, so the two small triangles are enough."""
+    _, ra = torch.linalg.qr(a.flatten(1).T.double(), mode="r")
+    _, rb = torch.linalg.qr(b.flatten(1).double(), mode="r")
+    return torch.linalg.norm(rb @ ra.T).item()
+
+
+def _stored(factors: Factors, parts: Sequence[Part], rank: int) -> Factors:
+    """The factors filled up with zeros to `rank`, in the dtype of the adapters."""
+    kinds = [tensor.dtype for part in parts for tensor in (part.factors.a, part.factors.b)]
+    dtype = functools.reduce(torch.promote_types, kinds)
+    blank = rank - factors.rank
+    a = torch.cat([factors.a, factors.a.new_zeros(blank, *factors.a.shape[1:])])
+    b = torch.cat([factors.b, factors.b.new_zeros(factors.b.shape[0], blank, *factors.b.shape[2:])], dim=1)
+    return Factors(a.to(dtype), b.to(dtype), 1.0, factors.ends)
+
+
+# -- over a base -----------------------------------------------------------------------------------------------------
+
+
+def apply_adapters(
+    base: Mapping[str, Tensor], adapters: Sequence[Adapter], weights: Sequence[float] | None = None
+) -> dict[str, Tensor]:
+    """`base + sum_i w_i s_i B_i A_i`, in float32, rounded once to the base's dtype; other tensors are the base's own.
+
+    Raises MergeError for modules that the base lacks or has in another shape.
+    """
+    changes = changes_of(base, adapters, weights)
+    return {name: changes[name](value) if name in changes else value for name, value in base.items()} | {
+        name: change(None) for name, change in changes.items() if name not in base
+    }
+
+
+class Change:
+    """What happens to one tensor of the base: a sum of low-rank changes is added, or it is replaced."""
+
+    def __init__(
+        self, module: str, parts: Sequence[Part] = (), transposed: bool = False, instead: Tensor | None = None
+    ):
+        self.module, self.parts, self.transposed, self.instead = module, parts, transposed, instead
+
+    def __call__(self, value: Tensor | None) -> Tensor:
+        if self.instead is not None or value is None:
+            assert self.instead is not None
+            return self.instead
+        factors = concatenated(self.module, self.parts)
+        change = factors.b.flatten(1) @ factors.a.flatten(1)
+        change = change.T if self.transposed else change
+        return (value.float() + change.reshape(value.shape)).to(value.dtype)
+
+
+def changes_of(
+    base: Mapping[str, Tensor], adapters: Sequence[Adapter], weights: Sequence[float] | None
+) -> dict[str, Change]:
+    """What to do with the tensors of a base, by name; nothing is computed yet but the averages of whole tensors."""
+    shares = shares_of(adapters, weights)
+    changes: dict[str, Change] = {}
+    for module, parts in parts_of(adapters, shares).items():
+        name = f"{module}.weight"
+        if name not in base:
+            raise MergeError(
+                f"the base lacks {name}, which {adapters[0].name} changes; it has {', '.join(list(base)[:3])}"
+            )
+        factors = parts[0].factors
+        transposed = factors.ends == EMBEDDING or bool(adapters[0].config.get("fan_in_fan_out"))
+        shape = [factors.b.shape[0], *factors.a.shape[1:]]
+        wanted = shape[::-1] if transposed else shape
+        if list(base[name].shape) != wanted or not base[name].is_floating_point():
+            told = f"{list(base[name].shape)} {base[name].dtype}"
+            raise MergeError(f"{name} is {told} in the base, the adapters' change has shape {wanted}")
+        changes[name] = Change(module, parts, transposed)
+    for name, value in saved_of(adapters, weights).items():
+        like = base.get(name)
+        if like is not None and like.shape != value.shape:
+            raise MergeError(f"{name} has shape {list(like.shape)} in the base and {list(value.shape)} in the adapters")
+        changes[name] = Change(name, instead=value if like is None else value.to(like.dtype))
+    return changes

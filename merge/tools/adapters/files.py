@@ -1,0 +1,125 @@
+"""Merged adapters from folders to a folder or, over a base, to a checkpoint, one tensor in memory at a time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from merge._version import VERSION
+from merge.checkpoint.atomic import check_target, replacing
+from merge.checkpoint.digest import digest, raw_bytes
+from merge.checkpoint.open import Checkpoint, open_checkpoint
+from merge.checkpoint.output import Slot, Writer
+from merge.checkpoint.save import plan_output
+from merge.errors import MergeError
+from merge.recipe.recipe import share_label
+from merge.tools.adapters.factors import MergedAdapter, changes_of, merge_adapters, notes_on, shares_of
+from merge.tools.adapters.folder import Adapter, open_adapter, save_adapter
+
+
+@dataclass(frozen=True)
+class AdapterOptions:
+    """How adapters are merged: see `merge_adapters`. With `base` the output is a checkpoint, laid out as the base."""
+
+    weights: Sequence[float] | None = None
+    mode: str = "exact"
+    rank: int | None = None
+    base: Path | None = None
+    section: str = "auto"
+    names: Sequence[str] | None = None
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class AdapterReport:
+    """What was written: a line of text and the same as data, with notes for the user."""
+
+    text: str
+    data: Mapping[str, object]
+    notes: tuple[str, ...]
+
+
+def adapters_to_file(folders: Sequence[Path], output: Path, options: AdapterOptions | None = None) -> AdapterReport:
+    """Merge the adapters of these folders (called as the folders, or `names`) into `output`, whole or not at all.
+
+    Raises MergeError.
+    """
+    options = options or AdapterOptions()
+    names = options.names or [folder.resolve().name for folder in folders]
+    if len(names) != len(folders):
+        raise MergeError(f"{len(names)} --name were given for {len(folders)} adapters")
+    adapters = [open_adapter(folder, name) for folder, name in zip(folders, names, strict=True)]
+    if any(output.resolve() in (folder.resolve(), *folder.resolve().parents) for folder in folders):
+        raise MergeError(f"{output}: is or holds an input; choose another output")
+    shares = dict(zip([a.name for a in adapters], shares_of(adapters, options.weights), strict=True))
+    data = {"output": str(output), "shares": shares, "mode": options.mode}
+    if options.base is not None:
+        if options.mode != "exact" or options.rank is not None:
+            raise MergeError("over a base the sum is exact and of any rank: leave --mode and --rank out")
+        _over_base(open_checkpoint(options.base, options.section), adapters, output, options)
+        told = f"{output}: {options.base.name} + {share_label(shares)}"
+        return AdapterReport(told, {**data, "base": str(options.base)}, notes_on(adapters))
+    check_target(output, 0, folder=True, overwrite=options.overwrite)
+    merged = merge_adapters(adapters, options.weights, options.mode, options.rank)
+    metadata = {"unival_merge": json.dumps({**_identity(adapters, shares), "mode": options.mode, "rank": options.rank})}
+    config = _config(adapters)
+    save_adapter(merged.modules, merged.saved, config, output, metadata=metadata, overwrite=options.overwrite)
+    data |= {"rank": merged.rank, "distance": merged.distance, "discarded": merged.discarded}
+    return AdapterReport(_told(output, merged, shares, options), data, merged.notes)
+
+
+def _told(output: Path, merged: MergedAdapter, shares: Mapping[str, float], options: AdapterOptions) -> str:
+    text = f"{output}: {share_label(shares)}, rank {merged.rank}, {len(merged.modules)} modules"
+    if options.mode == "factors":
+        text += f"; averaged factors are not the exact sum: relative Frobenius distance {merged.distance:.3g}"
+    elif options.rank is not None:
+        text += f"; left out {merged.discarded:.3%} of the energy (relative Frobenius distance {merged.distance:.3g})"
+    return text
+
+
+def _identity(adapters: Sequence[Adapter], shares: Mapping[str, float]) -> dict[str, object]:
+    inputs = [{"name": a.name, "share": shares[a.name], "digest": digest(a.checkpoint)} for a in adapters]
+    return {"method": "adapters", "inputs": inputs, "version": VERSION}
+
+
+def _config(adapters: Sequence[Adapter]) -> dict[str, object]:
+    """The first adapter's configuration with the modules that any of them saved."""
+    whole = sorted({str(name) for adapter in adapters for name in adapter.config.get("modules_to_save") or ()})
+    return {**adapters[0].config, "modules_to_save": whole or None}
+
+
+def _over_base(base: Checkpoint, adapters: Sequence[Adapter], output: Path, options: AdapterOptions) -> None:
+    changes = changes_of(base, adapters, options.weights)
+    ties: dict[Hashable, list[str]] = {}
+    for name, entry in base.entries.items():
+        ties.setdefault(entry.tie or name, []).append(name)
+    for names in ties.values():
+        changed = [name for name in names if name in changes]
+        if changed and len(names) > 1:
+            raise MergeError(f"{changed[0]} is one tensor with {' and '.join(names)} in the base: untie it there first")
+    slots = {
+        name: Slot(e.dtype, e.shape, names[0])
+        for names in ties.values()
+        for name in names
+        for e in [base.entries[name]]
+    }
+    slots = {name: slots[name] for name in base.entries}
+    new = {name: change.instead for name, change in changes.items() if name not in base and change.instead is not None}
+    slots |= {name: Slot(value.dtype, tuple(value.shape), name) for name, value in new.items()}
+    metadata = dict(base.metadata)
+    if set(metadata) <= {"format"}:  # some models rebuild themselves from their metadata: it is not added to
+        shares = dict(zip([a.name for a in adapters], shares_of(adapters, options.weights), strict=True))
+        metadata = {"format": "pt", **metadata, "unival_merge": json.dumps(_identity(adapters, shares))}
+    plan = plan_output(output, slots, like=base, metadata=metadata)
+    with replacing(output, plan.size, folder=plan.folder, overwrite=options.overwrite) as partial:
+        writer = Writer(plan, partial)
+        try:
+            for names in (*ties.values(), *([name] for name in new)):
+                change = changes.get(names[0])
+                value = base[names[0]] if change is None else change(base.get(names[0]))
+                writer.write(names, 0, raw_bytes(value))
+            writer.close()
+        finally:
+            writer.release()

@@ -1,0 +1,185 @@
+"""An adapter's folder as peft writes it: `adapter_config.json` and the factors in `adapter_model.safetensors`."""
+
+# What a file holds has no type until it is looked at.
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false, reportUnknownMemberType=false
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from merge.checkpoint.atomic import replacing
+from merge.checkpoint.open import Checkpoint, open_checkpoint
+from merge.checkpoint.save import save_checkpoint
+from merge.errors import MergeError
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PREFIX = "base_model.model."
+# The ends of a module's two tensors: of a matrix or convolution, and of an embedding (whose change is transposed).
+LINEAR = (".lora_A.weight", ".lora_B.weight")
+EMBEDDING = (".lora_embedding_A", ".lora_embedding_B")
+# What changes the meaning of B A, and the values that leave it as it is.
+_UNSUPPORTED = {
+    "use_dora": "DoRA rescales whole columns, which is not a sum of low-rank changes",
+    "bias": "biases of the base were trained too",
+    "lora_bias": "the factor B has a bias",
+    "use_qalora": "the input is pooled before A",
+    "layer_replication": "the base's layers are repeated",
+    "alora_invocation_tokens": "the adapter acts on some tokens only",
+    "megatron_config": "its layers are split over devices",
+}
+
+
+@dataclass(frozen=True)
+class Factors:
+    """One module's change: `scale * B @ A`, with A [rank, inputs] and B [outputs, rank] (convolutions: more axes)."""
+
+    a: Tensor
+    b: Tensor
+    scale: float
+    ends: tuple[str, str] = LINEAR
+
+    @property
+    def rank(self) -> int:
+        return self.a.shape[0]
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An open adapter.
+
+    Attributes:
+        name: the word used for its share.
+        config: `adapter_config.json` as it is.
+        modules: the factors by module, named as in the base.
+        saved: tensors trained whole (peft's `modules_to_save`), named as in the base.
+        checkpoint: the file of the tensors.
+    """
+
+    name: str
+    config: Mapping[str, Any]
+    modules: Mapping[str, Factors]
+    saved: Mapping[str, Tensor]
+    checkpoint: Checkpoint
+
+    @property
+    def base(self) -> str:
+        """What the base is called; empty where the adapter does not say."""
+        return str(self.config.get("base_model_name_or_path") or "")
+
+
+def open_adapter(folder: str | Path, name: str = "") -> Adapter:
+    """Open a folder of peft's layout; factors are read on access.
+
+    Raises MergeError for what is missing or broken, and for kinds of adapters that are no plain LoRA, with the reason.
+    """
+    folder = Path(folder)
+    config = _config(folder)
+    for key, reason in _UNSUPPORTED.items():
+        if config.get(key) not in (None, False, "none", [], {}):
+            raise MergeError(f"{folder}: {key} is {config[key]!r}: {reason}; only plain LoRA can be merged")
+    file = next((folder / file for file in (WEIGHTS, "adapter_model.bin") if (folder / file).is_file()), None)
+    if file is None:
+        raise MergeError(f"{folder}: has no {WEIGHTS}")
+    checkpoint = open_checkpoint(file)
+    modules: dict[str, Factors] = {}
+    saved: dict[str, Tensor] = {}
+    for key in checkpoint:
+        if not key.startswith(PREFIX):
+            raise MergeError(f"{file}: the tensor {key!r} does not begin with {PREFIX!r}, as peft's do")
+        short = key.removeprefix(PREFIX)
+        ends = next((ends for ends in (LINEAR, EMBEDDING) if short.endswith(ends)), None)
+        if ends is not None:
+            module = short.removesuffix(ends[0]).removesuffix(ends[1])
+            if module not in modules:
+                modules[module] = _factors(file, checkpoint, config, module, ends)
+        elif ".lora_" in short:
+            raise MergeError(f"{file}: {key!r} is neither factor of a plain LoRA nor a module of its own")
+        else:
+            saved[short] = checkpoint[key]
+    if not modules:
+        raise MergeError(f"{file}: holds no LoRA factors; its tensors look like {', '.join(list(checkpoint)[:3])}")
+    return Adapter(name or folder.resolve().name, config, modules, saved, checkpoint)
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        kind, rank, alpha = config["peft_type"], config["r"], config["lora_alpha"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise MergeError(f"{path}: not the configuration of a LoRA adapter: {type(error).__name__}: {error}") from error
+    kinds = {"rank_pattern": dict, "alpha_pattern": dict, "modules_to_save": list}
+    for key, wanted in kinds.items():
+        if not isinstance(config.get(key) or wanted(), wanted):
+            raise MergeError(f"{path}: {key} is {str(config[key])[:80]}, not a {wanted.__name__}")
+    if kind != "LORA":
+        raise MergeError(f"{path}: peft_type is {kind!r}; only LORA can be merged")
+    if type(rank) is not int or rank < 1 or not isinstance(alpha, (int, float)) or not math.isfinite(alpha):
+        raise MergeError(
+            f"{path}: r is {rank!r} and lora_alpha {alpha!r}; a whole number above 0 and a number are wanted"
+        )
+    return config
+
+
+def _factors(
+    file: Path, checkpoint: Checkpoint, config: Mapping[str, Any], module: str, ends: tuple[str, str]
+) -> Factors:
+    found = [checkpoint[PREFIX + module + end] for end in ends if PREFIX + module + end in checkpoint]
+    if len(found) < 2:
+        raise MergeError(f"{file}: {module} has one of its factors and lacks the other ({' and '.join(ends)})")
+    a, b = found
+    rank = _pattern(config.get("rank_pattern"), module, config["r"])
+    if a.ndim < 2 or b.ndim < 2 or a.shape[0] != rank or b.shape[1] != rank or not a.is_floating_point():
+        told = f"{list(a.shape)} and {list(b.shape)}"
+        raise MergeError(f"{file}: {module} has factors of shapes {told}, which do not fit its rank {rank}")
+    alpha = _pattern(config.get("alpha_pattern"), module, config["lora_alpha"])
+    if not isinstance(alpha, (int, float)) or not math.isfinite(alpha):
+        raise MergeError(f"{file}: {module} has the alpha {alpha!r} by alpha_pattern, which is no finite number")
+    return Factors(a, b, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank), ends)
+
+
+def _pattern(patterns: Any, module: str, default: Any) -> Any:
+    """A setting by module, as peft resolves it: the first expression that fits the module's name or its end."""
+    for pattern, value in (patterns or {}).items():
+        try:
+            if re.match(rf"(.*\.)?({pattern})$", module):
+                return value
+        except re.error as error:
+            raise MergeError(f"{CONFIG}: the pattern {pattern!r} for {module} is no regular expression") from error
+    return default
+
+
+def save_adapter(
+    modules: Mapping[str, Factors],
+    saved: Mapping[str, Tensor],
+    like: Mapping[str, Any],
+    output: Path,
+    *,
+    metadata: Mapping[str, str] | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write an adapter of one rank and scale 1, with the other settings of the configuration `like`.
+
+    Modules are named whole in the configuration, so that peft finds exactly these. Raises MergeError.
+    """
+    rank = next(iter(modules.values())).rank
+    config = {**like, "r": rank, "lora_alpha": rank, "use_rslora": False, "target_modules": sorted(modules)}
+    config |= {key: {} for key in ("rank_pattern", "alpha_pattern")}
+    config |= {key: None for key in ("layers_to_transform", "layers_pattern", "exclude_modules") if key in like}
+    tensors = {PREFIX + name: value for name, value in saved.items()}
+    for module, factors in modules.items():
+        for end, value in zip(factors.ends, (factors.a, factors.b), strict=True):
+            tensors[PREFIX + module + end] = value
+    size = sum(value.numel() * value.dtype.itemsize for value in tensors.values())
+    with replacing(output, size, folder=True, overwrite=overwrite) as partial:
+        save_checkpoint(tensors, partial / WEIGHTS, {"format": "pt", **(metadata or {})})
+        (partial / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    return output

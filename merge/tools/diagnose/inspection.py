@@ -1,0 +1,286 @@
+"""What a checkpoint holds, from its headers alone."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from merge.checkpoint.digest import digest
+from merge.checkpoint.formats.entry import TensorEntry
+from merge.checkpoint.formats.pickle_data import Opaque
+from merge.checkpoint.formats.t5x import T5XIndex
+from merge.checkpoint.formats.torch_zip import TensorLeaf
+from merge.checkpoint.open import SECTIONS, WHOLE, Checkpoint, find_sections, open_checkpoint
+from merge.checkpoint.save import recipe_path
+from merge.errors import MergeError
+from merge.plan.units import COUNTER, SHOWN
+from merge.recipe.recipe import describe, dtype_name, read_recipe
+from merge.tools.diagnose.tables import amount, counted, module_of, size, table
+
+TEXT = 60  # characters of a metadata value that are shown
+
+
+@dataclass(frozen=True)
+class Group:
+    """Tensors counted together: a section, a dtype, a module. Parameters are floating elements; ties count once."""
+
+    name: str
+    tensors: int
+    parameters: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One tensor or one other entry of a file, and what it is."""
+
+    name: str
+    kind: str
+
+
+@dataclass(frozen=True)
+class Made:
+    """The recipe beside a checkpoint.
+
+    Attributes:
+        path: the recipe's file.
+        description: method and shares in words; what is wrong with the file where it cannot be read.
+        inputs: the checkpoints that were merged, the base first.
+        digest: of the output's tensors, as noted; empty where none was.
+        fits: whether the file still has that digest; None where it was not asked or not noted.
+    """
+
+    path: str
+    description: str
+    inputs: tuple[str, ...] = ()
+    digest: str = ""
+    fits: bool | None = None
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a checkpoint holds.
+
+    Attributes:
+        section: the part that is described; None where there are several and none was chosen: then only `files`,
+            `sections`, `others` and `made` are filled.
+        ties: groups of names that are one tensor.
+        integers: tensors that are no numbers to average.
+        others: what a torch file holds besides tensors and sections, at its top level.
+        made: the recipe lying beside the file.
+    """
+
+    path: str
+    layout: str
+    files: tuple[Group, ...]
+    sections: tuple[Group, ...]
+    section: str | None
+    total: Group | None
+    dtypes: tuple[Group, ...]
+    modules: tuple[Group, ...]
+    ties: tuple[tuple[str, ...], ...]
+    integers: tuple[Stored, ...]
+    metadata: Mapping[str, str]
+    others: tuple[Stored, ...]
+    made: Made | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything as plain JSON data."""
+        return asdict(self)
+
+    def text(self) -> str:
+        """As printed on a terminal."""
+        return "\n".join(_lines(self))
+
+
+def inspect_checkpoint(path: str | Path, section: str = "auto", *, check_digest: bool = False) -> Inspection:
+    """Describe a checkpoint from its headers; of several sections none needs to be chosen.
+
+    `check_digest` reads the tensors and compares them with the digest in the recipe beside the file.
+    Raises MergeError for a file that cannot be opened and for a section that it does not have.
+    """
+    path = Path(path)
+    checkpoint, chosen = _open(path, section)
+    entries: Mapping[str, TensorEntry] = checkpoint.entries if chosen else {}
+    tree = None if checkpoint.tree is None else checkpoint.tree.tree
+    sections = {checkpoint.section: checkpoint.entries} if tree is None else find_sections(path, tree)
+    return Inspection(
+        path=str(path),
+        layout=_layout(checkpoint),
+        files=_files(checkpoint),
+        sections=tuple(_group(name, found) for name, found in sections.items()),
+        section=checkpoint.section if chosen else None,
+        total=_group(checkpoint.section, entries) if chosen else None,
+        dtypes=_groups(entries, lambda name: dtype_name(entries[name].dtype)),
+        modules=_groups(entries, module_of),
+        ties=_ties(entries),
+        integers=tuple(
+            Stored(name, _kind_of_tensor(entry))
+            for name, entry in entries.items()
+            if not (entry.dtype.is_floating_point or entry.dtype.is_complex)
+        ),
+        metadata={key: _short(value) for key, value in checkpoint.metadata.items()},
+        others=_others(tree, sections),
+        made=_made(path, checkpoint if chosen and check_digest else None),
+    )
+
+
+def _open(path: Path, section: str) -> tuple[Checkpoint, bool]:
+    """The checkpoint, and whether its section was chosen or is the only one."""
+    try:
+        return open_checkpoint(path, section), True
+    except MergeError:
+        if section != "auto":
+            raise
+        for name in SECTIONS:
+            with contextlib.suppress(MergeError):
+                return open_checkpoint(path, name), False
+        raise
+
+
+def _layout(checkpoint: Checkpoint) -> str:
+    if checkpoint.nested is not None:
+        return "T5X folder" if isinstance(checkpoint.nested, T5XIndex) else "npz file"
+    kind = "safetensors" if checkpoint.files[0].suffix == ".safetensors" else "torch zip"
+    if len(checkpoint.files) > 1:
+        return f"{len(checkpoint.files)} {kind} shards under an index"
+    return f"{kind} file" + (" in a folder" if checkpoint.path.is_dir() else "")
+
+
+def _files(checkpoint: Checkpoint) -> tuple[Group, ...]:
+    if isinstance(checkpoint.nested, T5XIndex):  # a file a tensor: shown as one
+        inside = _group(checkpoint.path.name, checkpoint.entries)
+        on_disk = sum(file.stat().st_size for file in checkpoint.path.rglob("*") if file.is_file())
+        return (Group(inside.name, inside.tensors, inside.parameters, on_disk),)
+    return tuple(_file(file, checkpoint) for file in checkpoint.files)
+
+
+def _file(file: Path, checkpoint: Checkpoint) -> Group:
+    inside = {name: entry for name, entry in checkpoint.entries.items() if entry.file.path == file}
+    group = _group(file.name, inside)
+    return Group(file.name, group.tensors, group.parameters, file.stat().st_size)
+
+
+def _group(name: str, entries: Mapping[str, TensorEntry]) -> Group:
+    once: dict[Hashable, TensorEntry] = {
+        key if entry.tie is None else entry.tie: entry for key, entry in entries.items()
+    }
+    parameters = sum(entry.numel for entry in once.values() if entry.dtype.is_floating_point or entry.dtype.is_complex)
+    return Group(name, len(entries), parameters, sum(entry.nbytes for entry in once.values()))
+
+
+def _groups(entries: Mapping[str, TensorEntry], key: Callable[[str], str]) -> tuple[Group, ...]:
+    parts: dict[str, dict[str, TensorEntry]] = {}
+    for name, entry in entries.items():
+        parts.setdefault(key(name), {})[name] = entry
+    return tuple(_group(name, part) for name, part in parts.items())
+
+
+def _ties(entries: Mapping[str, TensorEntry]) -> tuple[tuple[str, ...], ...]:
+    groups: dict[Hashable, list[str]] = {}
+    for name, entry in entries.items():
+        if entry.tie is not None:
+            groups.setdefault(entry.tie, []).append(name)
+    return tuple(tuple(names) for names in groups.values() if len(names) > 1)
+
+
+def _others(tree: Any, sections: Mapping[str, object]) -> tuple[Stored, ...]:
+    """Top-level entries of a torch file that are neither a section nor a tensor of one."""
+    if tree is None:
+        return ()
+    flat = WHOLE in sections
+    return tuple(
+        Stored(str(name), _kind(value))
+        for name, value in tree.items()
+        if name not in sections and not (flat and isinstance(value, TensorLeaf))
+    )
+
+
+def _kind(value: Any) -> str:
+    """What an entry of a torch file is, in a few words."""
+    if isinstance(value, TensorLeaf):
+        return _kind_of_tensor(value.entry)
+    if isinstance(value, Opaque):
+        return str(value.factory)
+    if hasattr(value, "__len__") and not isinstance(value, str):
+        return f"{type(value).__name__} of {len(value)}"
+    if isinstance(value, int) and value.bit_length() > 1000:  # Python refuses to print the longest
+        return f"an integer of {value.bit_length()} bits"
+    return _short(repr(value))
+
+
+def _kind_of_tensor(entry: TensorEntry) -> str:
+    return f"{dtype_name(entry.dtype)} {list(entry.shape)}"
+
+
+def _short(value: str) -> str:
+    return value if len(value) <= TEXT else f"{value[:TEXT]}... ({len(value):,} characters)"
+
+
+def _made(path: Path, checkpoint: Checkpoint | None) -> Made | None:
+    """The recipe beside a file; with the checkpoint, whether the noted digest still fits."""
+    file = recipe_path(path)
+    if not file.is_file():
+        return None
+    try:
+        recipe = read_recipe(file)
+        description = describe(recipe)
+        noted = json.loads(file.read_text(encoding="utf-8")).get("output", {}).get("digest", "")
+    except (MergeError, AttributeError, KeyError, TypeError, ValueError) as error:
+        return Made(str(file), f"unreadable: {error}")
+    fits = None
+    if checkpoint is not None and noted:
+        fits = digest(checkpoint, str(noted).partition(":")[0]) == noted
+    return Made(str(file), description, tuple(f"{item.name}: {item.path}" for item in recipe.sources), str(noted), fits)
+
+
+# -- text --------------------------------------------------------------------------------------------------------------
+
+
+def _lines(seen: Inspection) -> list[str]:
+    on_disk = sum(file.nbytes for file in seen.files)
+    lines = [f"{seen.path}: {seen.layout}, {size(on_disk)} on disk"]
+    if len(seen.files) > 1:
+        lines += _table("files", seen.files)
+    if len(seen.sections) > 1:
+        lines += _table("sections", seen.sections)
+    if seen.total is None:
+        lines += ["", "several sections: choose one with --section for its tensors"]
+    else:
+        lines += _table("modules", (*seen.modules, Group("total", *_numbers(seen.total))))
+        lines += _table("dtypes", seen.dtypes)
+    lines += _part("ties", [" = ".join(names) for names in seen.ties])
+    counters = [item for item in seen.integers if item.name.endswith(COUNTER)]
+    integers = [f"{item.name}  {item.kind}" for item in seen.integers if item not in counters]
+    lines += _part("integers", integers + ([counted(len(counters), "BatchNorm counter")] if counters else []))
+    lines += _part("metadata", [f"{key}: {value}" for key, value in seen.metadata.items()])
+    lines += _part("other entries", [f"{item.name}: {item.kind}" for item in seen.others])
+    return lines + _made_lines(seen.made)
+
+
+def _numbers(group: Group) -> tuple[int, int, int]:
+    return group.tensors, group.parameters, group.nbytes
+
+
+def _table(title: str, groups: tuple[Group, ...]) -> list[str]:
+    rows = [(group.name, f"{group.tensors:,}", amount(group.parameters), size(group.nbytes)) for group in groups]
+    return ["", *table((title, "tensors", "parameters", "size"), rows)]
+
+
+def _part(title: str, items: list[str]) -> list[str]:
+    more = [f"  and {len(items) - SHOWN} more"] if len(items) > SHOWN else []
+    return ["", title, *(f"  {item}" for item in items[:SHOWN]), *more] if items else []
+
+
+def _made_lines(made: Made | None) -> list[str]:
+    if made is None:
+        return []
+    verdict = {None: "not compared", True: "fits the file", False: "does not fit: the file was changed since"}[
+        made.fits
+    ]
+    noted = [f"digest {made.digest}: {verdict}"] if made.digest else []
+    return _part(f"made by {made.description}", [*made.inputs, *noted])

@@ -1,0 +1,135 @@
+"""Can these checkpoints be merged, and is it likely to work?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import Tensor
+
+from merge.errors import MergeError
+from merge.plan.policy import Policy, matches
+from merge.plan.units import COUNTER, plan, specs
+from merge.tools.diagnose.findings import Case, Finding, header_findings
+from merge.tools.diagnose.measure import Progress, measure_all
+from merge.tools.diagnose.relations import Pair, differences, relate_all, relation_findings
+from merge.tools.diagnose.sources import BASE, Source, labels_for, opened
+from merge.tools.diagnose.tables import number, table
+from merge.tools.diagnose.values import value_findings
+
+ORDER = {"error": 0, "warning": 1, "note": 2}
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `doctor` found: findings, the gravest first, and the measurements behind them."""
+
+    labels: tuple[str, ...]
+    findings: tuple[Finding, ...]
+    pairs: tuple[Pair, ...]
+
+    @property
+    def verdict(self) -> str:
+        """ "can be merged", "can be merged, but: ..." or "cannot be merged: ..."."""
+        errors, warnings = (
+            ", ".join(dict.fromkeys(finding.title for finding in self.findings if finding.severity == severity))
+            for severity in ("error", "warning")
+        )
+        if errors:
+            return f"cannot be merged: {errors}"
+        return f"can be merged, but: {warnings}" if warnings else "can be merged"
+
+    @property
+    def exit_code(self) -> int:
+        """1 where the checkpoints cannot be merged, else 0."""
+        return int(any(finding.severity == "error" for finding in self.findings))
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything as plain JSON data."""
+        return {**asdict(self), "verdict": self.verdict, "exit_code": self.exit_code}
+
+    def text(self) -> str:
+        """As printed on a terminal."""
+        lines = [line for finding in self.findings for line in _finding_lines(finding)]
+        return "\n".join([*lines, *_pair_lines(self.pairs), f"{', '.join(self.labels)}: {self.verdict}"])
+
+
+def doctor(
+    checkpoints: Sequence[Source],
+    base: Source | None = None,
+    *,
+    names: Sequence[str] | None = None,
+    section: str = "auto",
+    policy: Policy | None = None,
+    progress: Progress | None = None,
+) -> Report:
+    """Examine checkpoints (paths, open checkpoints or state dicts) before a merge.
+
+    Weights are read once, in bounded memory; the report is the same whatever the number of threads. `policy` is that
+    of the merge to come: what it keeps or drops is not examined. `progress` is called with the bytes read.
+
+        >>> import torch
+        >>> same = {"w": torch.zeros(2)}
+        >>> doctor([same, same], names=["vqa", "caption"]).verdict
+        'can be merged, but: equal inputs'
+
+    Raises MergeError for a file that cannot be opened, fewer than two checkpoints, and a policy that does not fit them.
+    """
+    sources = [opened(source, section) for source in ([] if base is None else [base]) + list(checkpoints)]
+    if len(sources) < 2:
+        raise MergeError(f"{len(sources)} checkpoint was given; two are needed, or one and its base")
+    labels = (*([] if base is None else [BASE]), *labels_for(checkpoints, names))
+    policy = policy or Policy()
+    described = tuple({k: v for k, v in specs(source).items() if not matches(k, policy.drop)} for source in sources)
+    case = Case(labels, described, policy, base is not None)
+    alike = [name for name in case.common if len({spec[name].shape for spec in case.specs}) == 1]
+    measured = measure_all(sources, alike, base=case.has_base, progress=progress)
+    differing = [
+        name
+        for name, item in measured.items()
+        if not (item.floating or name.endswith(COUNTER) or all(c.equal for c in item.contrasts.values()))
+        and len({spec[name].dtype for spec in case.specs}) == 1
+    ]
+    relations = relate_all(case, measured)
+    found = [
+        *header_findings(case, differing),
+        *value_findings(case, measured, sources, weights=not differences(relations)),
+        *relation_findings(case, relations),
+    ]
+    if not any(finding.severity == "error" for finding in found):
+        _agreed(sources, case)
+    found.sort(key=lambda finding: ORDER[finding.severity])
+    return Report(labels, tuple(found), tuple(relation.pair for relation in relations if relation.pair.tensors))
+
+
+def _agreed(sources: Sequence[Mapping[str, Tensor]], case: Case) -> None:
+    """The engine's own plan has the last word: what it refuses, no report may call mergeable."""
+    plan(sources, case.labels, case.policy, has_base=case.has_base)
+
+
+# -- text --------------------------------------------------------------------------------------------------------------
+
+
+def _finding_lines(finding: Finding) -> list[str]:
+    return [f"{finding.severity}: {finding.title}: {finding.seen}", f"    -> {finding.advice}"]
+
+
+def _pair_lines(pairs: Sequence[Pair]) -> list[str]:
+    if not pairs:
+        return []
+    header = ["pair", "equal tensors", "matrices", "cosine", "distance", "scale"]
+    based = any(pair.sign_conflict is not None for pair in pairs)
+    rows = [
+        [
+            f"{pair.first}, {pair.second}",
+            f"{pair.equal:,} of {pair.tensors:,}",
+            f"{pair.matrices:,}",
+            number(pair.cosine),
+            number(pair.distance),
+            number(pair.scale, 3),
+            *([number(pair.task_cosine, 3), number(pair.sign_conflict, 3)] if based else []),
+        ]
+        for pair in pairs
+    ]
+    return ["", *table([*header, *(["task cosine", "sign conflict"] if based else [])], rows), ""]

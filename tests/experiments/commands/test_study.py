@@ -1,0 +1,146 @@
+"""`unival-merge study`: from two made experts to rows, the best ratio and its weights."""
+
+from itertools import product
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import experiments
+import merge
+from experiments.commands.study import app
+from experiments.errors import StudyError
+from experiments.grid import engines
+from experiments.grid.rows import Row, append_row
+from experiments.grid.rows import read_rows as rows_of
+from experiments.statistics.selection import Best, save_best
+from experiments.study.study import STUDIES, Expert
+from experiments.unival.setups import PocketScale
+from tests.experiments.made_pocket import TINY, make_pocket
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return make_pocket(tmp_path_factory.mktemp("cli") / "home", ("vqa", "entailment"))
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch):
+    monkeypatch.setitem(STUDIES, "tiny", TINY)
+
+
+def call(*arguments):
+    done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return done
+
+
+def test_studies_are_listed():
+    lines = call("list").stdout.splitlines()
+    assert [line.split()[0] for line in lines] == list(STUDIES)
+    assert "arXiv 2307.16184" in lines[0]
+
+
+def test_from_a_dry_run_to_the_best_weights(home):
+    tiny = ("run", "tiny", home, "--processes", "1", "--limit", "4", "--split")
+    dry = call(*tiny, "val", "--dry-run").stdout
+    assert "study tiny: 8 cells for each seed of 0 (4 of vqa, 4 of entailment)" in dry
+    assert "8 cells to evaluate at 4 points" in dry
+    assert "seed 0: 0.50 vqa + 0.50 entailment (vanilla, interpolate): vqa val, entailment val" in dry
+    assert not (home / "rows.jsonl").exists()
+
+    assert "8 cells evaluated" in call(*tiny, "test").stdout
+    with pytest.raises(StudyError, match="no merged points on val"):
+        call("best", "tiny", home)
+    rows = rows_of(home / "rows.jsonl")
+    assert call(*tiny, "val").stdout.startswith(f"{home / 'rows.jsonl'}: 8 cells evaluated")
+    assert "0 cells to evaluate at 0 points" in call(*tiny, "val", "--dry-run").stdout
+    assert rows_of(home / "rows.jsonl")["key"].tolist()[: len(rows)] == rows["key"].tolist()
+
+
+def test_the_best_ratio_is_printed(tmp_path):
+    job = {"study": "tiny", "experts": "vanilla", "batchnorm": "average", "metric": "accuracy", "n": 9, "seconds": 1.0}
+    job |= {"seed": 0, "versions": {}, "inputs": {}, "data": ""}
+    for number, (share, task, split) in enumerate(product((0.0, 0.5, 1.0), TINY.experts, ("val", "test"))):
+        shares = {name: value for name, value in (("vqa", 1 - share), ("entailment", share)) if value}
+        value = 0.8 if share == 0.5 else 0.5
+        method = "interpolate" if share == 0.5 else "single"
+        scores = {"value": value, "lo": value - 0.1, "hi": value + 0.1, "key": str(number)}
+        append_row(tmp_path / "rows.jsonl", Row(shares=shares, method=method, task=task, split=split, **scores, **job))
+    assert call("best", "tiny", tmp_path).stdout == (
+        "vqa+entailment, vanilla: 0.50 vqa + 0.50 entailment; joint 1.6000 on val, 1.6000 on test; "
+        "vqa accuracy 80.00 [70.00, 90.00], entailment accuracy 80.00 [70.00, 90.00]\n"
+    )
+    with pytest.raises(StudyError, match="has nothing of"):
+        call("best", "tiny", tmp_path, "--only", "vqa+caption")
+
+
+def test_one_run_for_several_seeds_and_parts_of_a_study(home, tmp_path):
+    with pytest.raises(StudyError, match=r"--seed one: give numbers, as 0 or 0,1,2"):
+        call("run", "tiny", home, "--seed", "one")
+    with pytest.raises(StudyError, match=r"tiny lacks \S+seed-3/experts/vanilla/vqa/last.safetensors"):
+        call("run", "tiny", home, "--seed", "0,3", "--only", "entailment+vqa")
+    with pytest.raises(StudyError, match="has no pocket models"):
+        call("run", "tiny", tmp_path)
+    with pytest.raises(StudyError, match="no engine 'slurm': choose one of local"):
+        call("run", "tiny", home, "--engine", "slurm")
+
+
+def test_the_best_is_not_chosen_on_test(home):
+    with pytest.raises(StudyError, match="choose it with --split val"):
+        call("run", "tiny", home, "--save", "best")
+    with pytest.raises(StudyError, match="--save 'all': there is only best"):
+        call("run", "tiny", home, "--split", "val", "--save", "all")
+
+
+def test_the_best_weights_are_the_merged_ones(home):
+    best = Best(("vqa", "entailment"), "vanilla", "from:vqa", {"vqa": 0.25, "entailment": 0.75}, 1.0, 1.0, {})
+    scale = PocketScale(home)
+    file = save_best(best, TINY, scale, home)
+    assert file == home / "best" / "tiny-vqa+entailment-vanilla-from-vqa-seed-0.safetensors"
+    saved = merge.load_checkpoint(file)
+    ends = [merge.load_checkpoint(scale.expert_file(Expert(name, name, "vanilla"))) for name in best.names]
+    merged = merge.interpolate(*ends, 0.75)
+    weights = [name for name in merged if "running" not in name]
+    assert all(torch.equal(saved[name], merged[name]) for name in weights)
+    assert all(torch.equal(saved[name], ends[0][name]) for name in merged if "running" in name)
+
+
+def test_an_interrupt_ends_with_130_and_says_how_to_go_on(home, monkeypatch):
+    def interrupted(processes, address):
+        def engine(groups, setting):
+            raise KeyboardInterrupt
+            yield
+
+        return engine
+
+    monkeypatch.setitem(engines.ENGINES, "local", interrupted)
+    done = call("run", "tiny", home, "--limit", "1")
+    assert done.exit_code == 130
+    assert "the same command goes on" in done.stderr
+
+
+def test_base_scale_names_every_missing_file_and_its_page(tmp_path):
+    folders = ("--checkpoints", tmp_path / "ck", "--data", tmp_path / "data")
+    asked = ("run", "interpolation", tmp_path, "--scale", "base", "--only", "vqa+caption", "--kinds", "vanilla")
+    dry = call(*asked, *folders, "--dry-run").stdout
+    line = next(line for line in dry.splitlines() if "unival_vqa/checkpoint_best.pt" in line)
+    assert line.startswith("missing")
+    assert line.endswith("(https://github.com/mshukor/UnIVAL/blob/main/checkpoints.md)")
+    for name in ("okvqa_acc_val.tsv", "nocaps_val.tsv", "trainval_ans2label.pkl", "BPE/dict.txt"):
+        assert name in dry
+    assert "GB" in dry
+    assert "GPU hours" in dry
+    with pytest.raises(StudyError, match=r"lacks \S+checkpoint1.pt .* and \d+ more files: --dry-run lists"):
+        call(*asked, *folders)
+    with pytest.raises(StudyError, match="needs --checkpoints and --data"):
+        call(*asked)
+    with pytest.raises(StudyError, match="no recipe trains all experts at base scale"):
+        call(*asked, *folders, "--train")
+
+
+def test_rows_are_read_through_the_package(home, tmp_path):
+    assert experiments.read_rows is rows_of
+    with pytest.raises(AttributeError, match="no attribute 'rows'"):
+        experiments.rows  # noqa: B018

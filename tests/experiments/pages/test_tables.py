@@ -1,0 +1,92 @@
+"""Tables: the rows' numbers, and a mark only where the paired test supports it."""
+
+import csv
+import io
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from experiments.errors import StudyError
+from experiments.pages.tables import formats as tables
+
+N = 400
+
+
+def row(point, task, value, seed=0, **fields):
+    shares = {"vqa": 1 - point, "caption": point}
+    base = {"experts": "vanilla", "shares": shares, "task": task, "split": "test", "metric": "accuracy", "note": ""}
+    numbers = {"value": value, "lo": value - 0.01, "hi": value + 0.02, "n": N, "seed": seed}
+    return {**base, **numbers, "key": f"{point}{task}{seed}", **fields}
+
+
+def answers(right):
+    return np.repeat([1.0, 0.0], [right, N - right])
+
+
+ROWS = [row(0.0, "vqa", 0.9), row(0.5, "vqa", 0.8), row(0.0, "caption", 0.5), row(0.5, "caption", 0.505)]
+SCORES = {"0.0vqa0": answers(360), "0.5vqa0": answers(320), "0.0caption0": answers(200), "0.5caption0": answers(202)}
+
+
+def test_only_a_supported_best_is_marked():
+    table = tables.pivot(pd.DataFrame(ROWS), SCORES)
+    assert table.rows == [("vanilla", "1.00 vqa"), ("vanilla", "0.50 vqa + 0.50 caption")]
+    marked = {(label[1], column[0]) for (label, column), cell in table.cells.items() if cell.marked}
+    assert marked == {("1.00 vqa", "vqa")}  # 40 answers of 400 are evidence, 2 are not
+    assert not any(cell.marked for cell in tables.pivot(ROWS).cells.values())
+    assert not any(cell.marked for cell in tables.pivot(ROWS, {"0.0vqa0": answers(360)}).cells.values())
+
+
+def test_the_mark_is_corrected_for_the_number_of_rows():
+    best, others = answers(112), answers(100)  # 12 against 0: p = 0.0005
+    few = [row(0.0, "vqa", 0.28), *(row(i / 100, "vqa", 0.25) for i in range(1, 3))]
+    many = [row(0.0, "vqa", 0.28), *(row(i / 1000, "vqa", 0.25) for i in range(1, 150))]
+    for rows, expected in ((few, True), (many, False)):
+        scores = {line["key"]: others for line in rows} | {"0.0vqa0": best}
+        assert any(cell.marked for cell in tables.pivot(rows, scores).cells.values()) is expected
+
+
+def test_seeds_are_averaged_and_tested_together():
+    rows = [row(p, "vqa", v, seed) for p, v, seed in ((0.0, 0.52, 0), (0.0, 0.54, 1), (0.5, 0.50, 0), (0.5, 0.52, 1))]
+    scores = {"0.0vqa0": answers(208), "0.0vqa1": answers(216), "0.5vqa0": answers(200), "0.5vqa1": answers(208)}
+    table = tables.pivot(rows, scores)
+    cell = table.cells[table.rows[0], table.columns[0]]
+    assert (cell.value, cell.lo, cell.hi) == pytest.approx((0.53, 0.52, 0.55))
+    assert cell.marked  # 16 examples gained over both seeds, none lost
+    assert not tables.pivot(rows[:3], scores).cells[table.rows[0], table.columns[0]].marked  # a seed is missing
+
+
+def test_markdown():
+    missing = row(0.5, "caption", math.nan, lo=math.nan, hi=math.nan, note="not computed: no Java")
+    text = tables.to_markdown(tables.pivot([*ROWS[:3], missing], SCORES))
+    assert text.splitlines() == [
+        "| experts | point | vqa test, accuracy (n = 400) | caption test, accuracy (n = 400) |",
+        "| --- | --- | ---: | ---: |",
+        "| vanilla | 1.00 vqa | **90.0** [89.0, 92.0] | 50.0 [49.0, 52.0] |",
+        "| vanilla | 0.50 vqa + 0.50 caption | 80.0 [79.0, 82.0] | not computed |",
+        "",
+        "Scores times 100 with 95 % intervals. Bold: better than every other row of the column (paired tests, "
+        "Holm-corrected, p < 0.05). not computed: no Java",
+    ]
+
+
+def test_latex():
+    rows = [row(0.0, "vqa", 0.9, experts="a_b & c"), row(0.5, "vqa", 0.8, experts="a_b & c")]
+    text = tables.to_latex(tables.pivot(rows, SCORES))
+    assert r"a\_b \& c & 1.00 vqa & \textbf{90.0} {\scriptsize [89.0, 92.0]} \\" in text
+    assert text.count(r"\\") == 3
+    assert r"\begin{tabular}{llr}" in text
+
+
+def test_csv_keeps_the_unit_and_leaves_holes_empty():
+    out = list(csv.DictReader(io.StringIO(tables.to_csv(tables.pivot(ROWS[:3], index=("point",))))))
+    assert out[0]["vqa test accuracy value"] == "0.9"
+    assert out[0]["vqa test accuracy n"] == "400"
+    assert out[1]["point"] == "0.50 vqa + 0.50 caption"
+    assert out[1]["caption test accuracy value"] == ""
+
+
+def test_nothing_to_tabulate():
+    with pytest.raises(StudyError, match="no rows to tabulate"):
+        tables.pivot([])

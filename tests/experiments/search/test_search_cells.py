@@ -1,0 +1,77 @@
+"""A search on the grid of two made experts: its points are ordinary rows, and rows are its cache."""
+
+import pytest
+from typer.testing import CliRunner
+
+from experiments.commands import app
+from experiments.commands.search import report
+from experiments.errors import StudyError
+from experiments.grid.engines.local import evaluate
+from experiments.grid.grid import Plan, run_study
+from experiments.grid.rows import read_rows
+from experiments.grid.worker import Setting
+from experiments.search.cells import Mixture
+from experiments.search.driver import search
+from experiments.study.study import STUDIES, Choice
+from experiments.unival.setups import PocketScale
+from tests.experiments.made_pocket import TINY, make_pocket
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return make_pocket(tmp_path_factory.mktemp("search") / "home", tuple(TINY.experts))
+
+
+def setting(home):
+    return Setting({0: PocketScale(home)}, limit=2)
+
+
+def test_points_are_rows_of_the_study_and_known_rows_cost_nothing(home, tmp_path):
+    choice = Choice(split="val")
+    run_study(Plan(TINY, choice, setting(home)), tmp_path, evaluate, progress=False)
+    before = read_rows(tmp_path / "rows.jsonl")
+    mixture = Mixture(TINY, choice, setting(home), tmp_path)
+    assert len(mixture.known()) == 3  # both ends and the middle
+    asked = []
+
+    def scores(shares):
+        asked.append(shares["vqa"])
+        # Made experts know nothing: the ends get something to be measured by.
+        return {task: score + 0.5 for task, score in mixture.evaluate(shares).items()}
+
+    known = [(shares, {task: score + 0.5 for task, score in found.items()}) for shares, found in mixture.known()]
+    history = search(mixture.space, "grid", scores, 5, known=known)
+    assert (history.evaluations, history.cached, sorted(asked)) == (2, 3, [0.25, 0.75])
+    after = read_rows(tmp_path / "rows.jsonl")
+    added = after[~after["key"].isin(before["key"])]
+    assert sorted(added["point"]) == 2 * ["0.25 vqa + 0.75 entailment"] + 2 * ["0.75 vqa + 0.25 entailment"]
+    assert sorted(added["task"]) == 2 * ["entailment"] + 2 * ["vqa"]
+    assert set(added["study"]) == {"tiny"}
+    assert set(added["split"]) == {"val"}
+    whole = run_study(Plan(TINY, Choice(split="val", points=5), setting(home)), tmp_path, evaluate, progress=False)
+    assert whole.evaluated == 0  # what the search has evaluated, the grid takes over
+    assert len(Mixture(TINY, choice, setting(home), tmp_path).known()) == 5
+    told = report(history, mixture.space)
+    assert "2 of 5 evaluations, 3 points were known: nothing more to ask" in told
+    assert told.count("known") == 4
+
+
+def test_the_command_searches_validation_splits_only(home):
+    arguments = ["study", "search", "interpolation", str(home), "--only", "vqa+caption", "--split"]
+    outcome = CliRunner().invoke(app, [*arguments, "test"])
+    assert isinstance(outcome.exception, StudyError)
+    assert "searching on split 'test' flatters" in str(outcome.exception)
+    outcome = CliRunner().invoke(app, [*arguments, "val"])
+    assert "vanilla/caption of seed 0: add --train" in str(outcome.exception)
+
+
+def test_what_cannot_be_searched_is_told(home, tmp_path):
+    every = STUDIES["interpolation"]
+    with pytest.raises(StudyError, match="has 5 mixtures: choose one with --only"):
+        Mixture(every, Choice(split="val", kinds=("vanilla",)), setting(home), tmp_path)
+    with pytest.raises(StudyError, match="one kind of experts"):
+        Mixture(every, Choice(split="val", only="vqa+caption"), setting(home), tmp_path)
+    with pytest.raises(StudyError, match="'test' flatters"):
+        Mixture(TINY, Choice(), setting(home), tmp_path)
+    with pytest.raises(StudyError, match="each for a task of its own"):
+        Mixture(STUDIES["rewarded-soups"], Choice(split="val"), setting(home), tmp_path)

@@ -1,0 +1,156 @@
+"""Every study loads, at both scales: what it asks for exists, each point and cell once."""
+
+from itertools import pairwise
+
+import pytest
+
+from experiments.errors import StudyError
+from experiments.study.study import FAMILIES, STUDIES, Choice, Expert, Point, Study, lattice, single, study_named
+from experiments.unival.pocket.experts import step_of, with_parents
+from experiments.unival.pocket.pipeline import Pocket
+from experiments.unival.published import CHECKPOINTS, FILES
+from experiments.unival.setups import scorers
+from experiments.unival.world.sizes import SIZES
+from unival_core.metrics import METRICS
+from unival_core.tasks import TASKS
+
+
+def cells(name, **choice):
+    return STUDIES[name].cells(Choice(**choice))
+
+
+def points(name, **choice):
+    return {cell.point.id: cell.point for cell in cells(name, **choice)}
+
+
+@pytest.mark.parametrize("scale", ["pocket", "base"])
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_study_asks_for_what_there_is(name, scale, tmp_path):
+    if scale == "base" and name == "pretraining":
+        return  # which has no base scale, as test_pretrainings says
+    assert STUDIES[name].name == name
+    assert STUDIES[name].question.endswith("?")
+    assert STUDIES[name].source
+    found = cells(name, scale=scale, batchnorm=("all",))
+    assert found
+    for cell in found:
+        assert cell.task in TASKS
+        assert cell.split in (SIZES["full"].rows[cell.task] if scale == "pocket" else FILES[cell.task])
+        assert set(cell.metrics) <= set(METRICS)
+        assert sum(cell.point.shares.values()) == pytest.approx(1)
+    experts = {expert.id: expert for cell in found for expert in cell.point.experts.values()}.values()
+    if scale == "pocket":
+        assert with_parents(step_of(Pocket(tmp_path, "full"), expert) for expert in experts)
+    else:
+        assert {expert.name for expert in experts if expert.kind == "vanilla"} <= set(CHECKPOINTS)
+        assert "joint" not in {expert.kind for expert in experts}
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_cell_comes_once_and_points_come_together(name):
+    found = cells(name)
+    assert len({(cell.point.id, cell.task, cell.split) for cell in found}) == len(found)
+    order = [cell.point.id for cell in found]
+    assert sum(a != b for a, b in pairwise(order)) == len(set(order)) - 1
+
+
+def test_ends_are_one_point_whatever_pair_asks():
+    ends = [point for point in points("interpolation").values() if point.method == "single"]
+    kinds = [point.kind for point in ends]
+    assert kinds.count("vanilla") == kinds.count("ratatouille") == 6
+    assert kinds.count("pretrained") == 1
+    assert kinds.count("joint") == 2  # of images and of films
+    assert {point.batchnorm for point in ends} == {"average"}
+
+
+def test_ratios_are_made_as_whole_parts():
+    line = [p for p in points("interpolation", only="vqa+caption", kinds=("vanilla",)).values() if len(p.shares) == 2]
+    merged = [point for point in line if point.method == "interpolate"]
+    assert [point.shares["caption"] for point in merged] == [i / 10 for i in range(1, 10)]
+    assert [point.shares for point in line if point.method == "ensemble"] == [point.shares for point in merged]
+
+
+def test_ends_and_middle_see_other_tasks_and_shifted_data():
+    seen = {}
+    for cell in STUDIES["interpolation"].cells(Choice(only="vqa+caption", kinds=("vanilla",), points=5)):
+        seen.setdefault(cell.point.label, set()).add((cell.task, cell.split))
+    assert seen["0.75 vqa + 0.25 caption (vanilla, interpolate)"] == {
+        ("vqa", "test"),
+        ("caption", "test"),
+    }
+    wide = seen["0.50 vqa + 0.50 caption (vanilla, interpolate)"]
+    assert wide == seen["1.00 vqa (vanilla, single)"] == seen["1.00 pretrained (pretrained, single)"]
+    assert {task for task, _ in wide} == set(FAMILIES[0])
+    assert ("vqa", "knowledge") in wide
+
+
+def test_selection_has_no_shifted_data():
+    assert {cell.split for cell in cells("interpolation", split="val")} == {"val"}
+
+
+def test_averages_of_all_experts():
+    found = points("averaging")
+    merged = [point for point in found.values() if point.method == "average"]
+    assert [point.kind for point in merged] == ["vanilla", "ratatouille", "fusing"]
+    assert {tuple(point.shares.values()) for point in merged} == {(0.25,) * 4}
+    assert sum(point.method == "ensemble" for point in found.values()) == 3
+
+
+def test_rewarded_soups_are_a_whole_simplex():
+    found = points("rewarded-soups", points=5)
+    merged = [point for point in found.values() if point.method == "average"]
+    assert len(merged) == len(lattice("abc", 4)) - 3 == 12
+    assert {cell.metrics for cell in cells("rewarded-soups")} == {
+        ("Acc@0.5", "Acc@0.5 small", "Acc@0.5 medium", "Acc@0.5 large")
+    }
+
+
+def test_batchnorm_policies_are_of_merged_points():
+    found = points("interpolation", only="vqa+caption", kinds=("vanilla",), points=3, batchnorm=("all",))
+    merged = [point.batchnorm for point in found.values() if point.method == "interpolate"]
+    assert merged == ["average", "from:vqa", "from:caption", "recalibrate:mixture", "recalibrate:task"]
+    named = points("interpolation", kinds=("vanilla",), points=3, batchnorm=("from:vqa",))
+    assert sum(point.batchnorm == "from:vqa" for point in named.values()) == 2  # pairs that hold it
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        ({"scale": "large"}, "no scale 'large': choose one of pocket, base"),
+        ({"split": "novel"}, "no split 'novel'"),
+        ({"points": 1}, "give 2 or more"),
+        ({"kinds": ("fusing",)}, "has no experts 'fusing': choose of vanilla, ratatouille, joint"),
+        ({"only": "vqa+audio"}, r"choose one of vqa\+caption, caption\+grounding"),
+        ({"batchnorm": ("mean",)}, "no BatchNorm policy 'mean'"),
+    ],
+)
+def test_what_there_is_not_is_told(choice, message):
+    with pytest.raises(StudyError, match=message):
+        cells("interpolation", **choice)
+
+
+def test_points_and_experts_are_checked():
+    with pytest.raises(StudyError, match="no study 'ratios': choose one of interpolation"):
+        study_named("ratios")
+    with pytest.raises(StudyError, match="no kind 'plain'"):
+        Expert("vqa", "vqa", "plain")
+    with pytest.raises(StudyError, match="no method 'sum'"):
+        Point({"vqa": Expert("vqa", "vqa", "vanilla")}, {"vqa": 1.0}, "sum")
+    with pytest.raises(StudyError, match="with shares of"):
+        Point({"vqa": Expert("vqa", "vqa", "vanilla")}, {"caption": 1.0}, "single")
+    with pytest.raises(StudyError, match="no metric 'F1'"):
+        scorers(None, ("F1",))
+
+
+def test_a_kind_can_be_left_out():
+    kinds = {point.kind for point in points("averaging", kinds=("fusing",)).values()}
+    assert kinds == {"pretrained", "fusing"}
+    assert single(Expert("pretrained", "", "pretrained")).id in points("averaging", kinds=("fusing",))
+
+
+def test_a_study_is_data():
+    own = Study(
+        "own", "?", "", {"a": "vqa", "b": "caption"}, ("vanilla",), (("a", "b"),), "line", points=3, others=False
+    )
+    labels = {cell.point.label for cell in own.cells(Choice(split="val"))}
+    assert "0.50 a + 0.50 b (vanilla, interpolate)" in labels

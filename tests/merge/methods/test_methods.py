@@ -1,0 +1,358 @@
+"""The methods by hand-worked values, one family after the other."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from merge import MergeError
+from merge.engine.memory import merge_state_dicts
+from merge.methods import METHODS, trimming
+from merge.methods.linear import average
+
+
+def merged(
+    method: str, *values: Any, base: Any = None, dtype: torch.dtype = torch.float32, **parameters: Any
+) -> Tensor:
+    """One tensor `w` merged; inputs are lists, in order a, b, c, ..."""
+    inputs = {"abcdefg"[i]: {"w": torch.tensor(value, dtype=dtype)} for i, value in enumerate(values)}
+    start = None if base is None else {"w": torch.tensor(base, dtype=dtype)}
+    return merge_state_dicts(method, inputs, parameters, base=start)["w"]
+
+
+def near(got: Tensor, wanted: Any, tolerance: float = 1e-6) -> None:
+    torch.testing.assert_close(got, torch.tensor(wanted, dtype=got.dtype), rtol=0, atol=tolerance)
+
+
+# -- sums ------------------------------------------------------------------------------------------------------------
+
+
+def test_linear_divides_by_the_sum() -> None:
+    near(merged("linear", [1.0, 2.0], [3.0, 6.0], weights=[1, 3]), [2.5, 5.0])
+    near(merged("linear", [1.0, 2.0], [3.0, 6.0], weights=[1, 3], normalize=False), [10.0, 20.0])
+    near(merged("linear", [1.0, 2.0], weights=[0.5], normalize=False), [0.5, 1.0])
+
+
+def test_linear_of_weights_that_cancel_is_refused_or_meant() -> None:
+    with pytest.raises(MergeError, match="w: the weights 1, -1 sum to 0 and cannot be normalized"):
+        merged("linear", [1.0], [3.0], weights=[1, -1])
+    near(merged("linear", [1.0], [3.0], weights=[-1, 1], normalize=False), [2.0])
+
+
+def test_a_weight_of_zero_keeps_infinities_out() -> None:
+    near(merged("linear", [1.0], [math.inf], [3.0], weights=[1, 0, 1]), [2.0])
+
+
+def test_an_analogy_is_task_arithmetic_from_its_first_word() -> None:
+    a, b, c = torch.tensor([1.0, 2.0]), torch.tensor([1.5, 0.0]), torch.tensor([3.0, 2.0])
+    near(merged("task-arithmetic", b.tolist(), c.tolist(), base=a.tolist(), scale=1), (c + b - a).tolist())
+
+
+def test_negation_is_a_scale_of_minus_one() -> None:
+    near(merged("task-arithmetic", [1.5, 2.0], base=[1.0, 2.0], scale=-1), [0.5, 2.0])
+
+
+# -- spheres ---------------------------------------------------------------------------------------------------------
+
+HALF = math.sqrt(0.5)
+
+
+@pytest.mark.parametrize("method", ["nuslerp", "multislerp", "karcher"])
+def test_the_mean_of_two_axes_lies_between_them(method: str) -> None:
+    near(merged(method, [2.0, 0.0], [0.0, 2.0]), [2 * HALF, 2 * HALF])
+
+
+def test_nuslerp_reads_weights_as_a_ratio() -> None:
+    angle = math.pi / 2 * 0.25
+    near(merged("nuslerp", [1.0, 0.0], [0.0, 1.0], weights=[3, 1]), [math.cos(angle), math.sin(angle)])
+
+
+def test_nuslerp_by_rows_and_columns() -> None:
+    a, b = [[1.0, 0.0], [1.0, 1.0]], [[0.0, 1.0], [2.0, 2.0]]
+    near(merged("nuslerp", a, b, flatten=False), [[HALF, HALF], [1.5, 1.5]])
+    by_columns = merged("nuslerp", a, b, flatten=False, row_wise=True)
+    wanted = [METHODS["slerp"].function([torch.tensor(a)[:, i], torch.tensor(b)[:, i]], ratio=0.5) for i in (0, 1)]
+    near(by_columns, torch.stack(wanted, 1).tolist())
+    whole = METHODS["slerp"].function([torch.tensor(a).flatten(), torch.tensor(b).flatten()], ratio=0.5)
+    near(merged("nuslerp", a, b), whole.view(2, 2).tolist())
+
+
+def test_nuslerp_from_a_base_goes_along_task_vectors() -> None:
+    near(merged("nuslerp-base", [2.0, 1.0], [1.0, 2.0], base=[1.0, 1.0]), [1 + HALF, 1 + HALF])
+
+
+@pytest.mark.parametrize("method", ["slerp", "nuslerp"])
+def test_a_straight_line_for_zero_and_antipodal_vectors(method: str) -> None:
+    at = {"ratio": 0.25} if method == "slerp" else {"weights": [3, 1]}
+    near(merged(method, [0.0, 0.0], [4.0, 8.0], **at), [1.0, 2.0])
+    near(merged(method, [4.0, 8.0], [-4.0, -8.0], **at), [2.0, 4.0])
+    near(merged(method, [0.0, 0.0], [0.0, 0.0], **at), [0.0, 0.0])
+
+
+def test_multislerp_refuses_directions_that_balance_out() -> None:
+    with pytest.raises(MergeError, match="w: its directions balance out and have no mean; --keep it"):
+        merged("multislerp", [1.0, 2.0], [-2.0, -4.0])
+    near(merged("multislerp", [0.0, 0.0], [0.0, 0.0]), [0.0, 0.0])
+
+
+def test_karcher_of_antipodal_vectors_starts_at_the_first() -> None:
+    near(merged("karcher", [1.0, 0.0], [-3.0, 0.0]), [2.0, 0.0])
+
+
+def test_karcher_counts_the_length_of_a_zero_vector() -> None:
+    near(merged("karcher", [0.0, 0.0], [3.0, 4.0]), [1.5, 2.0])
+    near(merged("karcher", [0.0, 0.0], [0.0, 0.0], [0.0, 0.0]), [0.0, 0.0])
+
+
+def test_karcher_is_where_the_weighted_logarithms_cancel() -> None:
+    vectors = torch.randn(4, 6, generator=torch.Generator().manual_seed(3), dtype=torch.float64).abs()
+    weights = [0.1, 0.2, 0.3, 0.4]
+    mean = METHODS["karcher"].function(list(vectors), weights=weights, iterations=100, tolerance=1e-12)
+    point = mean / mean.norm()
+    pull = torch.zeros(6, dtype=torch.float64)
+    for vector, weight in zip(vectors, weights, strict=True):
+        unit = vector / vector.norm()
+        angle = torch.acos(unit @ point)
+        pull += weight * angle / torch.sin(angle) * (unit - (unit @ point) * point)
+    assert pull.norm() < 1e-9
+    assert mean.norm() == pytest.approx(sum(w * float(v.norm()) for v, w in zip(vectors, weights, strict=True)))
+
+
+def test_multislerp_is_one_step_of_karcher() -> None:
+    vectors = [[1.0, 0.0, 0.2], [0.0, 1.0, 0.0], [0.3, 0.0, 1.0]]
+    shares = {"weights": [0.5, 0.3, 0.2]}
+    one = merged("karcher", *vectors, iterations=1, tolerance=0, **shares)
+    near(merged("multislerp", *vectors, **shares), one.tolist())
+
+
+# -- sparse task vectors ---------------------------------------------------------------------------------------------
+
+
+def test_ties_trims_elects_and_averages() -> None:
+    # the task vectors; the largest 3 of 4 are kept: 1.0 of the first and 0.5 of the second fall
+    a, b = [4.0, -3.0, 1.0, 2.0], [2.0, 5.0, 0.5, -2.0]
+    # 1st: both agree; 2nd: 5 outvotes -3; 3rd: nobody is left; 4th: a tie elects +
+    near(merged("ties", a, b, base=[0.0] * 4, density=0.75), [3.0, 5.0, 0.0, 2.0])
+    near(merged("ties", a, b, base=[0.0] * 4, density=0.75, normalize=False), [6.0, 5.0, 0.0, 2.0])
+    near(merged("ties", a, b, base=[0.0] * 4, density=0.75, scale=0.5), [1.5, 2.5, 0.0, 1.0])
+
+
+def test_ties_from_another_base() -> None:
+    near(merged("ties", [5.0, -2.0], [3.0, 6.0], base=[1.0, 1.0], density=1.0), [4.0, 6.0])
+
+
+def test_ties_weighs_the_vote_and_the_mean() -> None:
+    near(merged("ties", [1.0, 1.0], [-2.0, 3.0], base=[0.0, 0.0], density=1, weights=[3, 1]), [1.0, 1.5])
+
+
+def test_ties_keeps_one_entry_at_least_and_none_at_density_zero() -> None:
+    near(merged("ties", [1.0, 3.0], [0.0, 0.0], base=[0.0, 0.0], density=0.01), [0.0, 3.0])
+    near(merged("ties", [1.0, 3.0], [2.0, 0.0], base=[0.0, 0.0], density=[0, 1]), [2.0, 0.0])
+
+
+def test_density_is_by_input_and_by_module() -> None:
+    base = {"x.w": torch.zeros(2), "y.w": torch.zeros(2)}
+    experts = {"a": {name: torch.tensor([1.0, 3.0]) for name in base}, "b": {name: torch.zeros(2) for name in base}}
+    rules = {"x.*": {"a": 0.5, "b": 1.0}, "*": 1.0}
+    result = merge_state_dicts("ties", experts, {"density": rules}, base=base)
+    assert result["x.w"].tolist() == [0.0, 3.0]
+    assert result["y.w"].tolist() == [1.0, 3.0]
+
+
+def test_restored_l1_norms() -> None:
+    near(merged("ties", [1.0, 3.0], base=[0.0, 0.0], density=0.5, rescale_l1=True), [0.0, 4.0])
+
+
+def test_dare_divides_what_it_keeps_by_the_density() -> None:
+    count = 20_000
+    ones = merged("dare-linear", [1.0] * count, base=[0.0] * count, density=0.25)
+    assert set(ones.tolist()) == {0.0, 4.0}
+    assert ones.mean().item() == pytest.approx(1.0, abs=0.05)
+    unscaled = merged("dare-linear", [1.0] * count, base=[0.0] * count, density=0.25, rescale=False)
+    assert torch.equal(unscaled * 4, ones)
+    restored = merged("dare-linear", [1.0] * count, base=[0.0] * count, density=0.25, rescale_l1=True)
+    assert restored.sum().item() == pytest.approx(count)
+
+
+@pytest.mark.parametrize("method", ["dare-linear", "dare-ties", "della", "della-linear"])
+def test_random_masks_depend_on_seed_and_name_alone(method: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    names = ["first", "second", "third"]
+    base = {name: torch.zeros(40, 5) for name in names}
+    experts = [{name: torch.randn(40, 5, generator=generator) for name in names} for _ in range(2)]
+    merge_all = lambda order, seed: merge_state_dicts(  # noqa: E731
+        method,
+        {str(i): {name: expert[name] for name in order} for i, expert in enumerate(experts)},
+        {"density": 0.5, "seed": seed},
+        base={name: base[name] for name in order},
+    )
+    one, turned, other = merge_all(names, 1), merge_all(names[::-1], 1), merge_all(names, 2)
+    assert all(torch.equal(one[name], turned[name]) for name in names)
+    assert not any(torch.equal(one[name], other[name]) for name in names)
+    assert not torch.equal(one["first"] == 0, one["second"] == 0)
+
+
+def test_a_mask_does_not_depend_on_the_weights() -> None:
+    values = torch.randn(2, 500, generator=torch.Generator().manual_seed(0)).tolist()
+    zero = [0.0] * 500
+    alone = merged("dare-linear", *values, base=zero, density=0.5, weights=[0, 1])
+    second = merged("dare-linear", zero, values[1], base=zero, density=0.5)
+    assert torch.equal(alone, second)
+
+
+def test_della_keeps_large_entries_more_often() -> None:
+    rows = torch.arange(1.0, 11.0).repeat(4000, 1)
+    kept = merged("della-linear", rows.tolist(), base=torch.zeros_like(rows).tolist(), density=0.5, epsilon=0.3)
+    share = (kept != 0).float().mean(0)
+    wanted = 0.2 + 0.6 * torch.arange(10) / 9
+    torch.testing.assert_close(share, wanted, atol=0.03, rtol=0)
+    torch.testing.assert_close(kept.mean(0), rows[0], atol=0.3, rtol=0.1)  # divided by its own probability
+
+
+def test_della_of_a_scalar_has_the_density() -> None:
+    trims = [
+        trimming.by_rank(
+            torch.zeros(1, 1), torch.ones(1, 1), (0.4, 0.6), torch.Generator().manual_seed(seed), rescale=True
+        )
+        for seed in range(400)
+    ]
+    values = torch.cat([trim(torch.ones(1), slice(0, 1)) for trim in trims])
+    assert set(values.tolist()) == {0.0, 2.0}
+    assert values.mean().item() == pytest.approx(1.0, abs=0.2)
+
+
+def test_breadcrumbs_leaves_out_both_ends() -> None:
+    vector = [float(v) for v in range(1, 11)]
+    kept = merged("breadcrumbs", vector, base=[0.0] * 10, density=0.7, gamma=0.2)
+    near(kept, [0.0, *vector[1:8], 0.0, 0.0])
+    crowded = merged("breadcrumbs", vector, base=[0.0] * 10, density=0.9, gamma=0.5)
+    near(crowded, [*vector[:9], 0.0])
+
+
+def test_breadcrumbs_with_election() -> None:
+    a, b = [1.0, 2.0, 3.0, 9.0], [1.0, -3.0, 2.0, 9.0]
+    near(merged("breadcrumbs-ties", a, b, base=[0.0] * 4, density=0.5, gamma=0.25), [0.0, -3.0, 2.5, 0.0])
+
+
+@pytest.mark.parametrize(
+    "method", [name for name in METHODS if "density" in METHODS[name].parameters and name != "sce"]
+)
+def test_whole_task_vectors_and_none(method: str) -> None:
+    options = {"epsilon": 0.0} if method.startswith("della") else {}
+    a, base = torch.randn(2, 30, generator=torch.Generator().manual_seed(0)).tolist()
+    near(merged(method, a, base=base, density=1, **options), a, 0)
+    near(merged(method, a, base=base, density=1, scale=0, **options), base, 0)
+    near(merged(method, a, base=base, density=0, **options), base, 0)
+
+
+# -- others ----------------------------------------------------------------------------------------------------------
+
+
+def test_model_stock_at_sixty_degrees() -> None:
+    a, b = [1.0, 0.0], [0.5, math.sqrt(0.75)]
+    ratio = 2 * 0.5 / 1.5
+    near(merged("model-stock", a, b, base=[0.0, 0.0]), [ratio * 0.75, ratio * math.sqrt(0.75) / 2])
+
+
+def test_model_stock_of_three_uses_the_mean_cosine() -> None:
+    near(merged("model-stock", [1.0, 0, 0], [1.0, 0, 0], [0, 1.0, 0], base=[0.0] * 3), [0.4, 0.2, 0.0])
+
+
+def test_model_stock_stays_at_the_base_where_experts_pull_apart() -> None:
+    near(merged("model-stock", [2.0, 0.0], [0.0, 1.0], base=[1.0, 1.0]), [1.0, 1.0])
+    near(merged("model-stock", [2.0, 1.0], [1.0, 1.0], base=[1.0, 1.0]), [1.0, 1.0])
+
+
+def test_model_stock_by_rows() -> None:
+    a, b = [[1.0, 0.0], [1.0, 0.0]], [[1.0, 0.0], [-1.0, 0.0]]
+    near(merged("model-stock", a, b, base=[[0.0, 0.0]] * 2, filter_wise=True), [[1.0, 0.0], [0.0, 0.0]])
+
+
+def test_sce_selects_calculates_and_erases() -> None:
+    a, b = [1.0, 4.0, 0.0, 2.0], [1.0, -2.0, 3.0, 2.0]
+    # the two of largest variance of the two that differ: positions 1 and 2; energies 16 and 4 + 9
+    near(merged("sce", a, b, base=[0.0] * 4, density=1.0), [1.0, 4.0, 3.0, 2.0])
+    near(merged("sce", a, b, base=[0.0] * 4, density=0.5), [0.0, 4.0, 0.0, 0.0])
+
+
+def test_ram_averages_what_is_shared_and_keeps_what_is_not() -> None:
+    a, b, c = [1.0, 2.0, 0.0, 0.0], [3.0, 0.0, 0.0, 5.0], [0.0, 0.0, 0.0, 4.0]
+    near(merged("ram", a, b, c, base=[0.0] * 4), [2.0, 2.0, 0.0, 4.5])
+    # a shares 1 of 2 changes, so its own one grows by 10 % of min(1 / 1, 0.2)
+    near(merged("ram-plus", a, b, c, base=[0.0] * 4), [2.0, 2.04, 0.0, 4.5])
+
+
+def test_nearswap_moves_by_at_most_t() -> None:
+    near(merged("nearswap", [1.05, 3.0, 1.0, -1.0], base=[1.0] * 4, t=0.1), [1.05, 1.1, 1.0, 0.9])
+    near(merged("nearswap", [1.05, math.nan], base=[1.0, 2.0], t=0), [1.0, 2.0], 0)
+
+
+def test_arcee_fusion_takes_what_stands_out() -> None:
+    base = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
+    expert = base + 0.1 * torch.randn(6, 8, generator=torch.Generator().manual_seed(1))
+    first, second = torch.log_softmax(base.double(), 1), torch.log_softmax(expert.double(), 1)
+    importance = (expert - base).abs() * (second.exp() * (second - first)).sum(1, keepdim=True)
+    q1, q2, q3 = (importance.flatten().quantile(q, interpolation="lower") for q in (0.25, 0.5, 0.75))
+    chosen = importance >= q2 + 1.5 * (q3 - q1)
+    assert 0 < chosen.sum() < 12
+    near(merged("arcee-fusion", expert.tolist(), base=base.tolist()), torch.where(chosen, expert, base).tolist())
+
+
+def test_arcee_fusion_takes_all_where_all_is_equally_important() -> None:
+    near(merged("arcee-fusion", [[1.0, -1.0]], base=[[0.0, 0.0]]), [[1.0, -1.0]])
+
+
+def test_fisher_weighs_entries() -> None:
+    a, b, fa, fb = [1.0, 1.0, 1.0], [3.0, 3.0, 3.0], [1.0, 0.0, 3.0], [1.0, 2.0, 1.0]
+    near(merged("fisher", a, b, fa, fb, floor=0), [2.0, 3.0, 1.5])
+    near(merged("fisher", a, b, [0.0] * 3, [0.0] * 3), [2.0] * 3)
+
+
+def test_statistics_must_pair_with_experts() -> None:
+    with pytest.raises(MergeError, match="experts and then one file of statistics each, not 5 files"):
+        merged("fisher", *[[1.0]] * 5)
+
+
+def test_regmean_fits_both_layers_where_each_has_data() -> None:
+    w = torch.randn(2, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(2, 50, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    got = METHODS["regmean"].function([*w, *(v.T @ v for v in x)], shrink=1.0, floor=1e-6)
+    inputs, outputs = torch.cat(list(x)), torch.cat([v @ m.T for v, m in zip(x, w, strict=True)])
+    torch.testing.assert_close(got, torch.linalg.lstsq(inputs, outputs).solution.T)
+
+
+def test_regmean_averages_features_that_nobody_saw() -> None:
+    a, b = torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 6.0]])
+    seen = torch.tensor([[1.0, 0.0], [0.0, 0.0]])
+    got = METHODS["regmean"].function([a, b, seen, 3 * seen], shrink=0.9, floor=1e-6)
+    near(got, [[2.5, 4.0]])
+
+
+def test_regmean_without_correlations_is_a_weighted_average_of_columns() -> None:
+    a, b = torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 6.0]])
+    products = torch.tensor([[1.0, 7.0], [7.0, 3.0]]), torch.tensor([[3.0, -5.0], [-5.0, 1.0]])
+    near(METHODS["regmean"].function([a, b, *products], shrink=0.0, floor=0.0), [[2.5, 3.0]])
+
+
+def test_regmean_refuses_statistics_of_another_layer() -> None:
+    with pytest.raises(MergeError, match=r"w has shape \[1, 2\]: its statistics cannot have shape \[3, 3\]"):
+        METHODS["regmean"].function([torch.ones(1, 2)] * 2 + [torch.eye(3)] * 2, shrink=0.9, floor=0.0, name="w")
+
+
+def test_average_and_linear_agree_but_for_rounding() -> None:
+    values = list(torch.randn(3, 1000, generator=torch.Generator().manual_seed(0)))
+    linear = METHODS["linear"].function(values, weights=[0.5, 0.3, 0.2], normalize=True)
+    torch.testing.assert_close(linear, average(values, weights=[0.5, 0.3, 0.2]), rtol=0, atol=1e-6)
+
+
+def test_an_unknown_parameter_names_the_nearest() -> None:
+    with pytest.raises(MergeError, match="ties has no parameter 'densities'; did you mean 'density'"):
+        merged("ties", [1.0], base=[0.0], densities=0.5)
+    with pytest.raises(MergeError, match="needs the parameter 'density'"):
+        merged("ties", [1.0], base=[0.0])
+    with pytest.raises(MergeError, match="unknown method 'dare'"):
+        merged("dare", [1.0], base=[0.0])

@@ -1,0 +1,382 @@
+"""LoRA adapters: the exact sum, averaged factors, recompression, sums over a base, what is refused."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import merge
+from merge.tools.adapters.factors import MergedAdapter
+from merge.tools.adapters.folder import Adapter, Factors
+from tests.merge.made import assert_same
+from tests.merge.shell import command, done
+
+SHAPES = {"encoder.layers.0.q": (6, 5), "decoder.layers.0.v": (4, 7)}
+
+
+def lora(
+    folder: Path,
+    seed: int,
+    rank: int = 2,
+    shapes: Mapping[str, tuple[int, int]] = SHAPES,
+    extra: Mapping[str, Tensor] | None = None,
+    **config: Any,
+) -> Path:
+    """An adapter's folder as peft writes it."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors: dict[str, Tensor] = {f"base_model.model.{name}": value for name, value in (extra or {}).items()}
+    for module, (outputs, inputs) in shapes.items():
+        tensors[f"base_model.model.{module}.lora_A.weight"] = torch.randn(rank, inputs, generator=generator)
+        tensors[f"base_model.model.{module}.lora_B.weight"] = torch.randn(outputs, rank, generator=generator)
+    folder.mkdir()
+    save_file(tensors, folder / "adapter_model.safetensors")
+    fields = {"peft_type": "LORA", "r": rank, "lora_alpha": 8, "target_modules": ["q", "v"], "bias": "none"}
+    fields |= {"base_model_name_or_path": "pretrained", "task_type": "CAUSAL_LM", "use_rslora": False, **config}
+    (folder / "adapter_config.json").write_text(json.dumps(fields))
+    return folder
+
+
+def change(factors: Factors) -> Tensor:
+    """s B A in float64."""
+    return factors.scale * factors.b.double() @ factors.a.double()
+
+
+def exact(adapters: list[Adapter], weights: list[float], module: str) -> Tensor:
+    """sum_i w_i s_i B_i A_i in float64, whole."""
+    return sum(w * change(a.modules[module]) for a, w in zip(adapters, weights, strict=True) if module in a.modules)
+
+
+@pytest.fixture
+def adapters(tmp_path: Path) -> list[Adapter]:
+    folders = [lora(tmp_path / "vqa", 0), lora(tmp_path / "caption", 1, 3, lora_alpha=5), lora(tmp_path / "ground", 2)]
+    return [merge.open_adapter(folder) for folder in folders]
+
+
+# -- exact sums ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("weights", [[0.2, 0.5, 0.3], [1.0, 1.0, 1.0], [1.5, -2.0, 0.25], [0.0, 1.0, 0.0]], ids=str)
+def test_the_exact_sum(adapters: list[Adapter], weights: list[float]) -> None:
+    merged = merge.merge_adapters(adapters, weights)
+    for module in SHAPES:
+        torch.testing.assert_close(
+            change(merged.modules[module]), exact(adapters, weights, module), rtol=1e-5, atol=1e-6
+        )
+    assert merged.rank == (7 if all(weights) else 3)
+    assert (merged.distance, merged.discarded, merged.notes) == (0.0, 0.0, ())
+
+
+def test_without_weights_all_count_the_same(adapters: list[Adapter]) -> None:
+    merged, given_ = merge.merge_adapters(adapters), merge.merge_adapters(adapters, [1 / 3] * 3)
+    assert all(torch.equal(merged.modules[m].b, given_.modules[m].b) for m in SHAPES)
+
+
+def test_the_factor_a_keeps_its_bits(adapters: list[Adapter]) -> None:
+    merged = merge.merge_adapters(adapters, [0.1, 0.2, -0.7])
+    for module in SHAPES:
+        assert torch.equal(merged.modules[module].a, torch.cat([adapter.modules[module].a for adapter in adapters]))
+
+
+def test_scales_of_rslora_and_patterns(tmp_path: Path) -> None:
+    plain = merge.open_adapter(lora(tmp_path / "a", 0, 4))
+    root = merge.open_adapter(lora(tmp_path / "b", 0, 4, use_rslora=True))
+    pattern = merge.open_adapter(lora(tmp_path / "c", 0, 4, alpha_pattern={"q": 1, "layers.0.q": 2}))
+    assert [a.modules["encoder.layers.0.q"].scale for a in (plain, root, pattern)] == [2.0, 4.0, 0.25]
+    assert pattern.modules["decoder.layers.0.v"].scale == 2.0
+
+
+def test_a_module_that_one_lacks_counts_as_zero(tmp_path: Path) -> None:
+    both = merge.open_adapter(lora(tmp_path / "a", 0))
+    one = merge.open_adapter(lora(tmp_path / "b", 1, 3, {"encoder.layers.0.q": (6, 5)}))
+    merged = merge.merge_adapters([both, one], [0.5, 0.5])
+    for module in SHAPES:
+        assert merged.modules[module].rank == 5  # filled up with zeros: one rank for all
+        torch.testing.assert_close(change(merged.modules[module]), exact([both, one], [0.5, 0.5], module))
+
+
+def test_embeddings_and_half_precision(tmp_path: Path) -> None:
+    a, b = torch.randn(2, 9).half(), torch.randn(4, 2).half()
+    extra = {"shared.lora_embedding_A": a, "shared.lora_embedding_B": b}
+    adapter = merge.open_adapter(lora(tmp_path / "a", 0, extra=extra))
+    merged = merge.merge_adapters([adapter], [0.5]).modules["shared"]
+    assert torch.equal(merged.a, a)
+    assert torch.equal(merged.b, (b.float() * 2).half())
+    base = {"shared.weight": torch.zeros(9, 4), **{f"{m}.weight": torch.zeros(shape) for m, shape in SHAPES.items()}}
+    torch.testing.assert_close(
+        merge.apply_adapters(base, [adapter], [1.0])["shared.weight"], 4 * (b.float() @ a.float()).T
+    )
+
+
+# -- averaged factors, smaller ranks ---------------------------------------------------------------------------------
+
+
+def test_averaged_factors_say_how_far_off_they_are(tmp_path: Path) -> None:
+    pair = [merge.open_adapter(lora(tmp_path / name, seed)) for seed, name in enumerate("ab")]
+    merged = merge.merge_adapters(pair, [0.5, 0.5], "factors")
+    wanted = [exact(pair, [0.5, 0.5], module) for module in SHAPES]
+    got = [change(merged.modules[module]) for module in SHAPES]
+    for module, value in zip(SHAPES, got, strict=True):
+        a, b = pair[0].modules[module], pair[1].modules[module]
+        torch.testing.assert_close(
+            value, (4 * (a.b + b.b).double() / 2) @ ((a.a + b.a).double() / 2), rtol=1e-5, atol=1e-6
+        )
+    apart = math.sqrt(sum(float((x - y).square().sum()) for x, y in zip(got, wanted, strict=True)))
+    assert merged.distance == pytest.approx(apart / math.sqrt(sum(float(y.square().sum()) for y in wanted)), rel=1e-5)
+    assert merged.rank == 2
+
+
+def test_an_adapter_averaged_with_itself_is_itself(tmp_path: Path) -> None:
+    pair = [merge.open_adapter(lora(tmp_path / name, 0)) for name in "ab"]
+    merged = merge.merge_adapters(pair, [0.5, 0.5], "factors")
+    assert merged.distance == pytest.approx(0, abs=1e-7)
+    for module in SHAPES:
+        torch.testing.assert_close(change(merged.modules[module]), change(pair[0].modules[module]))
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10**6), rank=st.integers(1, 8))
+def test_a_smaller_rank_leaves_out_the_smallest_singular_values(seed: int, rank: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    factors = [
+        Factors(torch.randn(3, 5, generator=generator), torch.randn(6, 3, generator=generator), 1.0) for _ in "ab"
+    ]
+    pair = [Adapter(str(i), {}, {"m": item}, {}, None) for i, item in enumerate(factors)]  # type: ignore[arg-type]
+    merged = merge.merge_adapters(pair, [0.7, 0.3], rank=rank)
+    wanted = exact(pair, [0.7, 0.3], "m")
+    values = torch.linalg.svdvals(wanted).square()
+    assert merged.discarded == pytest.approx(float(values[rank:].sum() / values.sum()), abs=1e-6)
+    apart = float((change(merged.modules["m"]) - wanted).norm() / wanted.norm())
+    assert apart == pytest.approx(math.sqrt(merged.discarded), abs=1e-6)
+    assert apart == pytest.approx(merged.distance, abs=1e-6)
+    assert merged.rank <= rank
+
+
+# -- over a base -----------------------------------------------------------------------------------------------------
+
+
+def base_of(dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(9)
+    state = {f"{module}.weight": torch.randn(shape, generator=generator).to(dtype) for module, shape in SHAPES.items()}
+    return {"embed.weight": torch.randn(8, 3, generator=generator).to(dtype), **state}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_over_a_base_the_sum_is_rounded_once(adapters: list[Adapter], dtype: torch.dtype) -> None:
+    base = base_of(dtype)
+    result = merge.apply_adapters(base, adapters, [0.2, 0.3, 0.5])
+    assert list(result) == list(base)
+    assert result["embed.weight"] is base["embed.weight"]
+    for module in SHAPES:
+        wanted = base[f"{module}.weight"].double() + exact(adapters, [0.2, 0.3, 0.5], module)
+        one = torch.finfo(dtype).eps
+        assert result[f"{module}.weight"].dtype == dtype
+        torch.testing.assert_close(result[f"{module}.weight"].double(), wanted, rtol=one, atol=1e-5)
+
+
+def test_the_merged_adapter_over_the_base_is_the_sum_over_the_base(adapters: list[Adapter], tmp_path: Path) -> None:
+    folders = [adapter.checkpoint.path.parent for adapter in adapters]
+    done("adapters", *folders, "-o", tmp_path / "merged")
+    again = merge.apply_adapters(base_of(), [merge.open_adapter(tmp_path / "merged")], [1.0])
+    for name, value in merge.apply_adapters(base_of(), adapters).items():
+        torch.testing.assert_close(again[name], value)
+
+
+def test_transposed_modules(tmp_path: Path) -> None:
+    adapter = merge.open_adapter(lora(tmp_path / "a", 0, fan_in_fan_out=True))
+    base = {f"{module}.weight": torch.zeros(shape[::-1]) for module, shape in SHAPES.items()}
+    result = merge.apply_adapters(base, [adapter], [1.0])
+    for module in SHAPES:
+        torch.testing.assert_close(
+            result[f"{module}.weight"].double(), change(adapter.modules[module]).T, rtol=1e-5, atol=1e-6
+        )
+
+
+def test_a_base_that_does_not_fit(adapters: list[Adapter]) -> None:
+    base = base_of()
+    with pytest.raises(
+        merge.MergeError, match=r"the base lacks decoder\.layers\.0\.v\.weight, which vqa changes; it has embed"
+    ):
+        merge.apply_adapters({"embed.weight": base["embed.weight"]}, adapters)
+    base["encoder.layers.0.q.weight"] = torch.zeros(5, 6)
+    with pytest.raises(merge.MergeError, match=r"is \[5, 6\] torch.float32 in the base, .* change has shape \[6, 5\]"):
+        merge.apply_adapters(base, adapters)
+
+
+# -- the command -----------------------------------------------------------------------------------------------------
+
+
+def test_the_command_writes_what_peft_reads(adapters: list[Adapter], tmp_path: Path) -> None:
+    folders = [adapter.checkpoint.path.parent for adapter in adapters]
+    shown = done("adapters", *folders, "-w", 0.5, "-w", 0.3, "-w", 0.2, "-o", tmp_path / "out")
+    assert shown.out == f"{tmp_path / 'out'}: 0.50 vqa + 0.30 caption + 0.20 ground, rank 7, 2 modules\n"
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert {key: config[key] for key in ("r", "lora_alpha", "use_rslora", "task_type", "rank_pattern")} == {
+        "r": 7,
+        "lora_alpha": 7,
+        "use_rslora": False,
+        "task_type": "CAUSAL_LM",
+        "rank_pattern": {},
+    }
+    assert config["target_modules"] == sorted(SHAPES)
+    tensors = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    assert tensors["base_model.model.decoder.layers.0.v.lora_A.weight"].shape == (7, 7)
+    merged = merge.open_adapter(tmp_path / "out")
+    for module in SHAPES:
+        torch.testing.assert_close(
+            change(merged.modules[module]), exact(adapters, [0.5, 0.3, 0.2], module), rtol=1e-5, atol=1e-6
+        )
+    with safe_open(tmp_path / "out" / "adapter_model.safetensors", "pt") as file:
+        noted = json.loads(file.metadata()["unival_merge"])
+    assert [item["share"] for item in noted["inputs"]] == [0.5, 0.3, 0.2]
+
+
+def test_the_command_over_a_base_gives_what_the_library_gives(adapters: list[Adapter], tmp_path: Path) -> None:
+    base = merge.save_checkpoint(base_of(torch.bfloat16), tmp_path / "base.safetensors")
+    folders = [adapter.checkpoint.path.parent for adapter in adapters]
+    shown = done("adapters", *folders, "-w", 1, "-w", 1, "-w", -0.5, "--base", base, "-o", tmp_path / "out.safetensors")
+    assert shown.out == f"{tmp_path / 'out.safetensors'}: base.safetensors + 1.00 vqa + 1.00 caption + -0.50 ground\n"
+    wanted = merge.apply_adapters(base_of(torch.bfloat16), adapters, [1, 1, -0.5])
+    assert_same(merge.load_checkpoint(tmp_path / "out.safetensors"), wanted)
+
+
+def test_the_command_states_the_error_of_averaged_factors_and_of_ranks(tmp_path: Path) -> None:
+    pair = [lora(tmp_path / name, seed) for seed, name in enumerate("ab")]
+    shown = json.loads(done("adapters", *pair, "--mode", "factors", "-o", tmp_path / "f", "--json").out)
+    text = done("adapters", *pair, "--mode", "factors", "-o", tmp_path / "f", "--overwrite").out
+    assert f"averaged factors are not the exact sum: relative Frobenius distance {shown['distance']:.3g}" in text
+    text = done("adapters", *pair, "--rank", 3, "-o", tmp_path / "r").out
+    assert "rank 3, 2 modules; left out " in text
+    assert command("adapters", *pair, "-o", tmp_path / "r").code == 2
+
+
+def test_folders_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    pair = [lora(tmp_path / name / "last", seed) for seed, name in enumerate("ab")]
+    assert "names that differ, by --name: last, last" in command("adapters", *pair, "-o", tmp_path / "out").err
+    shown = done("adapters", *pair, "--name", "vqa", "--name", "caption", "-o", tmp_path / "out").out
+    assert "0.50 vqa + 0.50 caption" in shown
+
+
+def test_different_bases_are_noted(tmp_path: Path) -> None:
+    pair = [lora(tmp_path / "a", 0), lora(tmp_path / "b", 1, base_model_name_or_path="other")]
+    shown = command("adapters", *pair, "-o", tmp_path / "out")
+    assert (shown.code, shown.err.count("\n")) == (0, 1)
+    assert "note: the adapters name different bases, pretrained (a), other (b)" in shown.err
+
+
+# -- whole modules ---------------------------------------------------------------------------------------------------
+
+
+def test_modules_trained_whole_are_averaged(tmp_path: Path) -> None:
+    heads = [{"head.weight": torch.full((2, 2), float(i)), "head.bias": torch.full((2,), 2.0 * i)} for i in range(2)]
+    pair = [
+        merge.open_adapter(lora(tmp_path / n, i, extra=h, modules_to_save=["head"]))
+        for i, (n, h) in enumerate(zip("ab", heads, strict=True))
+    ]
+    merged = merge.merge_adapters(pair, [0.25, 0.75])
+    assert merged.saved["head.weight"].unique().tolist() == [0.75]
+    done("adapters", tmp_path / "a", tmp_path / "b", "-o", tmp_path / "out")
+    assert merge.open_adapter(tmp_path / "out").saved["head.bias"].tolist() == [1.0, 1.0]
+    result = merge.apply_adapters({**base_of(), "head.weight": torch.zeros(2, 2)}, pair, [0.5, 0.5])
+    assert result["head.weight"].unique().tolist() == [0.5]
+    assert result["head.bias"].unique().tolist() == [1.0]
+    with pytest.raises(merge.MergeError, match=r"head.bias was trained whole and is averaged: .* sum to 1, not 2"):
+        merge.merge_adapters(pair, [1.0, 1.0])
+
+
+def test_a_module_trained_whole_in_one_only(tmp_path: Path) -> None:
+    pair = [lora(tmp_path / "a", 0, extra={"head.weight": torch.ones(2, 2)}), lora(tmp_path / "b", 1)]
+    with pytest.raises(merge.MergeError, match=r"b lacks 1 tensor: head\.weight"):
+        merge.merge_adapters([merge.open_adapter(folder) for folder in pair])
+
+
+# -- refusals --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        ({"use_dora": True}, "use_dora is True: DoRA rescales"),
+        ({"bias": "lora_only"}, "bias is 'lora_only': biases of the base were trained too; only plain LoRA"),
+        ({"lora_bias": True}, "the factor B has a bias"),
+        ({"peft_type": "IA3"}, "peft_type is 'IA3'; only LORA"),
+        ({"r": 3}, "do not fit its rank 3"),
+        ({"rank_pattern": {"q": 5}}, "do not fit its rank 5"),
+        ({"lora_alpha": None}, "lora_alpha None"),
+        ({"alpha_pattern": {"q": "much"}}, "q has the alpha 'much'"),
+        ({"alpha_pattern": {"(": 1}}, r"the pattern '\(' for \S+ is no regular expression"),
+        ({"rank_pattern": [1]}, r"rank_pattern is \[1\], not a dict"),
+    ],
+    ids=str,
+)
+def test_adapters_that_are_no_plain_lora(tmp_path: Path, config: dict[str, Any], told: str) -> None:
+    with pytest.raises(merge.MergeError, match=told):
+        merge.open_adapter(lora(tmp_path / "a", 0, **config))
+
+
+@pytest.mark.parametrize(
+    ("extra", "told"),
+    [
+        ({"m.lora_A.weight": torch.ones(2, 3)}, "m has one of its factors and lacks the other"),
+        ({"m.lora_magnitude_vector": torch.ones(2)}, "neither factor of a plain LoRA"),
+    ],
+)
+def test_tensors_without_a_meaning(tmp_path: Path, extra: dict[str, Tensor], told: str) -> None:
+    with pytest.raises(merge.MergeError, match=told):
+        merge.open_adapter(lora(tmp_path / "a", 0, extra=extra))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (([0.5, 0.5],), "2 weights were given for 3 adapters"),
+        (([0.0, 0.0, 0.0],), "must be finite and not all 0"),
+        (([math.nan, 0.0, 0.0],), "must be finite"),
+        ((None, "factors"), "has ranks 2 and 3: factors can be averaged at one rank only"),
+        ((None, "mean"), "mode 'mean': must be one of exact, factors"),
+        ((None, "exact", 0), "rank 0: must be 1 or more"),
+        ((None, "factors", 2), "for mode 'exact' only"),
+    ],
+    ids=str,
+)
+def test_arguments_that_are_refused(adapters: list[Adapter], arguments: tuple[Any, ...], told: str) -> None:
+    with pytest.raises(merge.MergeError, match=told):
+        merge.merge_adapters(adapters, *arguments)
+
+
+def test_adapters_of_other_shapes_infinities_and_names(tmp_path: Path) -> None:
+    one = merge.open_adapter(lora(tmp_path / "a", 0))
+    other = merge.open_adapter(lora(tmp_path / "b", 1, shapes={"encoder.layers.0.q": (6, 4)}))
+    with pytest.raises(merge.MergeError, match=r"encoder\.layers\.0\.q: .* in a and .* in b; these adapters belong"):
+        merge.merge_adapters([one, other])
+    with pytest.raises(merge.MergeError, match="names that differ, by --name: a, a"):
+        merge.merge_adapters([one, one])
+    flipped = merge.open_adapter(lora(tmp_path / "c", 1, fan_in_fan_out=True))
+    with pytest.raises(merge.MergeError, match="fan_in_fan_out differs"):
+        merge.merge_adapters([one, flipped])
+    one.modules["encoder.layers.0.q"].a[0, 0] = math.inf  # a private map: the file stays
+    with pytest.raises(merge.MergeError, match=r"encoder\.layers\.0\.q: infinite or NaN"):
+        merge.merge_adapters([one, merge.open_adapter(lora(tmp_path / "d", 1))])
+    assert isinstance(merge.merge_adapters([other]), MergedAdapter)
+
+
+def test_a_tie_in_the_base_is_not_broken_silently(tmp_path: Path) -> None:
+    state = base_of()
+    state["decoder.tied.weight"] = state["decoder.layers.0.v.weight"]
+    base = merge.save_checkpoint(state, tmp_path / "base.pt")
+    shown = command("adapters", lora(tmp_path / "a", 0), "--base", base, "-o", tmp_path / "out.pt")
+    assert shown.code == 2
+    assert "is one tensor with decoder.layers.0.v.weight and decoder.tied.weight in the base" in shown.err
+    assert not (tmp_path / "out.pt").exists()

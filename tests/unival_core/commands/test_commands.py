@@ -1,0 +1,173 @@
+"""`unival-merge generate`, on a pocket model with made-up weights."""
+
+import re
+import subprocess
+import sys
+import wave
+from pathlib import Path
+
+import numpy as np
+import pytest
+import typer
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from tests.unival_core.golden import SHARED
+from unival_core.checkpoint import save_model
+from unival_core.commands import app
+from unival_core.config import CONFIGS, replace
+from unival_core.errors import UnivalError
+from unival_core.model import UnivalModel
+from unival_core.tasks import TASKS
+from unival_core.vocabulary import TOKENIZER_KEY, Tokenizer, load_tokenizer
+
+program = typer.Typer()
+program.add_typer(app)
+POCKET = CONFIGS["pocket"]
+WORDS = ["what does the image describe?", 'does the " describe "?', "yes no maybe", "a red 7 and a blue 3", "video"]
+
+
+@pytest.fixture(scope="module")
+def folder(pocket: UnivalModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint with its tokenizer, and one of each medium."""
+    folder = tmp_path_factory.mktemp("pocket")
+    tokenizer = Tokenizer.train(WORDS, POCKET)
+    save_model(pocket, folder / "pocket.safetensors", metadata={TOKENIZER_KEY: tokenizer.to_json()})
+    save_model(pocket, folder / "wordless.safetensors")
+    pictures = [Image.effect_noise((60, 40), 10 * step).convert("RGB") for step in range(1, 10)]
+    pictures[0].save(folder / "picture.png")
+    pictures[0].save(folder / "film.gif", save_all=True, append_images=pictures[1:])
+    with wave.open(str(folder / "sound.wav"), "wb") as sound:
+        sound.setnchannels(1)
+        sound.setsampwidth(2)
+        sound.setframerate(16000)
+        sound.writeframes((np.sin(np.arange(20000) / 4) * 9000).astype("<i2").tobytes())
+    return folder
+
+
+def run(folder: Path, task: str, *arguments: str, checkpoint: str = "pocket.safetensors") -> Result:
+    files = [str(folder / word) if (folder / word).exists() and word else word for word in arguments]
+    return CliRunner().invoke(program, ["generate", "--checkpoint", str(folder / checkpoint), "--task", task, *files])
+
+
+MEDIA = {"image": "picture.png", "video": "film.gif", "audio": "sound.wav"}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_task_answers(folder: Path, task: str) -> None:
+    ask = TASKS[task]
+    words = ["--text", "0,0,30,20" if ask.asks == "box" else "A red 7"] if ask.asks else []
+    medium = [f"--{ask.medium}", MEDIA[ask.medium]] if ask.medium else []
+    resample = ["--resample"] if ask.medium == "audio" else []
+    result = run(folder, task, *medium, *words, *resample)
+    assert (result.exit_code, result.stderr) == (0, "")
+    answer = result.stdout.strip()
+    assert answer
+    assert "\n" not in answer
+    if ask.answers:
+        assert answer in ask.answers
+    if ask.writes == "codes":
+        assert len([int(code) for code in answer.split()]) == POCKET.code_side**2
+
+
+def test_help_lists_every_task() -> None:
+    text = re.sub(r"[^\w,.-]", "", CliRunner().invoke(program, ["generate", "--help"]).stdout)
+    assert f"Oneof{','.join(TASKS)}." in text
+
+
+def test_a_box_lies_in_the_picture_and_is_drawn(folder: Path, tmp_path: Path) -> None:
+    ask = ("grounding", "--image", "picture.png", "--text", "a blue 3", "--draw", str(tmp_path / "drawn.png"))
+    result = run(folder, *ask)
+    x0, y0, x1, y1 = map(float, result.stdout.split())
+    assert 0 <= min(x0, x1) <= max(x0, x1) <= 60
+    assert 0 <= min(y0, y1) <= max(y0, y1) <= 40
+    drawn, plain = (np.asarray(Image.open(path).convert("RGB")) for path in (ask[-1], folder / "picture.png"))
+    changed = (drawn != plain).any(axis=2)
+    assert (drawn[changed] == (255, 0, 0)).all()
+    assert changed.any()
+    assert f"{ask[-1]} exists: pass --overwrite" in run(folder, *ask).stderr
+    assert run(folder, *ask, "--overwrite").exit_code == 0
+
+
+def test_a_greedy_answer_may_differ_but_repeats(folder: Path) -> None:
+    ask = ("caption", "--image", "picture.png", "--beam", "1")
+    assert run(folder, *ask).stdout == run(folder, *ask).stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("captions", "--image", "picture.png"), "no task 'captions': choose one of caption, vqa, grounding"),
+        (("caption",), "caption needs --image, got none"),
+        (("video-qa", "--image", "picture.png"), "video-qa needs --video, got --image"),
+        (("caption", "--image", "picture.png", "--audio", "sound.wav"), "needs --image, got --image --audio"),
+        (("vqa", "--image", "picture.png"), "vqa needs --text"),
+        (("caption", "--image", "picture.png", "--text", "a"), "caption takes no --text"),
+        (("caption", "--image", "picture.png", "--draw", "out.png"), "--draw needs a box, caption has none"),
+        (("caption", "--image", "absent.png"), "absent.png: No such file"),
+        (("caption", "--image", "sound.wav"), "not a picture"),
+        (("audio-caption", "--audio", "sound.wav"), "16000 samples a second, the model expects 8000"),
+        (("caption", "--image", "picture.png", "--side", "480"), "positions up to 12 x 12"),
+        (("caption", "--image", "picture.png", "--device", "abacus"), "--device abacus"),
+        (("caption", "--image", "picture.png", "--bpe", "nowhere"), "encoder.json is not in nowhere"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(folder: Path, arguments: tuple[str, ...], message: str) -> None:
+    result = run(folder, *arguments)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    assert message in result.stderr
+
+
+def test_a_missing_checkpoint_or_tokenizer_is_told(folder: Path) -> None:
+    picture = ("caption", "--image", "picture.png")
+    result = run(folder, *picture, checkpoint="absent.safetensors")
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert "no tokenizer is stored in it" in run(folder, *picture, checkpoint="wordless.safetensors").stderr
+
+
+def test_a_model_without_the_encoder_says_which_it_has(folder: Path, tmp_path: Path) -> None:
+    model = UnivalModel(replace(POCKET, audio=None)).eval()
+    tokenizer = Tokenizer.train(WORDS, POCKET)
+    save_model(model, tmp_path / "deaf.safetensors", metadata={TOKENIZER_KEY: tokenizer.to_json()})
+    result = run(tmp_path, "audio-caption", "--audio", str(folder / "sound.wav"), checkpoint="deaf.safetensors")
+    assert "the model reads image, video, not audio" in result.stderr
+
+
+def test_the_tokenizer_of_a_checkpoint_is_found_by_one_rule(folder: Path, tmp_path: Path) -> None:
+    stored = load_tokenizer(folder / "pocket.safetensors", POCKET)
+    assert stored.decode(stored.encode("a red 7")) == "a red 7"
+    with pytest.raises(UnivalError, match=r"\(384, 16, 24\) in the tokenizer and \(400, 0, 24\) in the model"):
+        load_tokenizer(folder / "pocket.safetensors", replace(POCKET, text_ids=400, codes=0))
+    if not (SHARED / "BPE").is_dir():
+        pytest.skip(f"needs the published files in {SHARED / 'BPE'}")
+    base = CONFIGS["base"]
+    (tmp_path / "BPE").symlink_to(SHARED / "BPE")
+    model = tmp_path / "wordless.safetensors"
+    model.write_bytes((folder / "wordless.safetensors").read_bytes())
+    assert load_tokenizer(model, base).size == load_tokenizer(model, base, bpe=SHARED / "BPE").size == 59457
+
+
+def test_help_needs_no_torch() -> None:
+    code = """
+import sys
+from unival_core.commands import main
+sys.argv[1:] = ["generate", "--help"]
+try:
+    main()
+except SystemExit:
+    print("torch" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("False\n")
+    assert "--draw" in done.stdout
+
+
+def test_the_module_runs() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "unival_core", "generate"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "--checkpoint" in done.stderr

@@ -1,0 +1,194 @@
+"""A model on the rows of a task: answers first, then their scores."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from unival_core.data.answers import Answers
+from unival_core.data.batch import Batch
+from unival_core.data.dataset import Broken, TaskDataset
+from unival_core.data.loading import evaluation_batches
+from unival_core.data.task import Task
+from unival_core.decoding import GenerationOptions, IdRange
+from unival_core.ensemble import Ensemble
+from unival_core.errors import UnivalError
+from unival_core.generation import generate, score_candidates
+from unival_core.metrics import METRICS, Scores
+from unival_core.model import UnivalModel
+from unival_core.vocabulary import Tokenizer
+
+AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
+NO_BOX = (float("nan"),) * 4
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model answered to a row: a text, a box x0, y0, x1, y1 in pixels, or image codes; its log-probability
+    (ranked as the search ranks); and the reference it is compared with."""
+
+    name: str
+    place: str
+    answer: Any
+    score: float
+    reference: Any
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores by metric, what they are of (in the order of the file), the rows left out, and the time it took."""
+
+    task: str
+    scores: dict[str, Scores]
+    predictions: list[Prediction]
+    broken: list[Broken]
+    seconds: float
+
+
+def evaluate(
+    model: UnivalModel | Ensemble,
+    dataset: TaskDataset,
+    *,
+    options: GenerationOptions | None = None,
+    metrics: Sequence[str] = (),
+    batch_size: int = 64,
+    device: torch.device | str | None = None,
+    limit: int | None = None,
+    workers: int = 0,
+    amp: str | None = None,
+    output: Path | None = None,
+    progress: bool = True,
+) -> Evaluation:
+    """Answers every row of a dataset (or the first `limit`) and scores the answers.
+
+    `options` and `metrics` default to the task's; `amp` is "bf16" or "fp16" for mixed precision. The model runs, and
+    stays, on `device` (default: where it is), in evaluation mode, and is put back into the mode it was in. With
+    `output`, the predictions are written there as JSON lines before they are scored, all or nothing. Raises UnivalError
+    where no row is sound.
+    """
+    started = time.perf_counter()
+    task = dataset.task
+    metrics = known_metrics(metrics or task.metrics)
+    if device is not None:
+        model.to(device)
+    where = next(model.parameters()).device
+    precision = mixed_precision(amp, where)
+    found: dict[int, Prediction] = {}
+    total = len(dataset) if limit is None else min(limit, len(dataset))
+    modes = [(module, module.training) for module in model.modules()]  # frozen parts may differ from the model's own
+    model.eval()
+    try:
+        with precision, tqdm(desc=task.name, total=total, unit="example", disable=None if progress else True) as bar:
+            for rows, batch in evaluation_batches(dataset, batch_size, limit=limit, workers=workers):
+                answers = predict(
+                    model, batch.to(where), task, dataset.tokenizer, answers=dataset.answers, options=options
+                )
+                found.update(zip(rows, answers, strict=True))
+                bar.update(len(rows))
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    predictions = [found[row] for row in sorted(found)]
+    if not predictions:
+        raise UnivalError(f"{dataset.table.paths[0]}: no row of {total} could be evaluated")
+    if output is not None:
+        write_predictions(output, predictions)
+    scores = score(predictions, metrics)
+    return Evaluation(task.name, scores, predictions, dataset.broken, time.perf_counter() - started)
+
+
+def predict(
+    model: UnivalModel | Ensemble,
+    batch: Batch,
+    task: Task,
+    tokenizer: Tokenizer,
+    *,
+    answers: Answers | None = None,
+    options: GenerationOptions | None = None,
+) -> list[Prediction]:
+    """The answers to a batch of one task (`sized_for` the model), which lies on the model's device."""
+    prefix = batch.prefix if task.repeats_prompt else None
+    if answers is not None and task.rank_answers:
+        ranks, places = score_candidates(model, batch.inputs, answers.ids, prefix=prefix).max(dim=1)
+        said = [(answers.ids[place], rank) for place, rank in zip(places.tolist(), ranks.tolist(), strict=True)]
+    else:
+        constraint = answers.trie if answers is not None else written_ids(task, tokenizer)
+        found = generate(
+            model,
+            batch.inputs,
+            options or task.generation,
+            constraint=constraint,
+            prefix=prefix,
+            code_rows=batch.code_rows,
+        )
+        said = [(sentences[0].answer, sentences[0].score) for sentences in found]
+    return [
+        Prediction(e.name, e.place, told(ids, task, tokenizer, answers, e.size), rank, e.reference)
+        for (ids, rank), e in zip(said, batch.examples, strict=True)
+    ]
+
+
+def written_ids(task: Task, tokenizer: Tokenizer) -> IdRange | None:
+    """The ids that a task without a list of answers may write; None for all."""
+    if task.writes == "box":
+        return IdRange(tokenizer.bin_offset, tokenizer.size)
+    return IdRange(tokenizer.code_offset, tokenizer.bin_offset) if task.writes == "codes" else None
+
+
+def told(
+    ids: Sequence[int], task: Task, tokenizer: Tokenizer, answers: Answers | None, size: tuple[int, int] | None
+) -> Any:
+    """What ids say: text, a box in pixels of a picture of `size` (NaN where they are not four bins), or image codes."""
+    if answers is not None:
+        return answers.text(ids)
+    if task.writes == "codes":
+        return tokenizer.ids_to_codes(ids)
+    if task.writes == "box" and size is not None:
+        return tokenizer.ids_to_box(ids, size) if len(ids) == 4 else NO_BOX
+    return task.answer(tokenizer.decode(ids))
+
+
+def known_metrics(names: Sequence[str]) -> Sequence[str]:
+    """The names, if all of them are metrics."""
+    if unknown := [name for name in names if name not in METRICS]:
+        raise UnivalError(f"no metric {unknown[0]!r}: choose from {', '.join(METRICS)}")
+    return names
+
+
+def score(predictions: Sequence[Prediction], metrics: Sequence[str]) -> dict[str, Scores]:
+    """Scores by the names of metrics."""
+    answers, references = [p.answer for p in predictions], [p.reference for p in predictions]
+    return {name: METRICS[name](answers, references) for name in metrics}
+
+
+def write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
+    """Writes one JSON object a line, all or nothing."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            for prediction in predictions:
+                file.write(json.dumps(asdict(prediction), ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise UnivalError(f"{path}: {error.strerror}") from None
+
+
+def mixed_precision(amp: str | None, device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Autocast to "bf16" or "fp16"; nothing for None."""
+    if amp is None:
+        return contextlib.nullcontext()
+    if amp not in AMP:
+        raise UnivalError(f"no precision {amp!r}: choose {' or '.join(AMP)}")
+    return torch.autocast(device.type, AMP[amp])

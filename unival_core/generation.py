@@ -1,0 +1,287 @@
+"""From encoded media to token ids: greedy, beam search, sampling, and scoring of given answers.
+
+One loop (`generate`): the model scores the next token, filters take ids away, a search chooses what goes on. Sentences
+end and are ranked as in UnIVAL's published evaluation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from unival_core.config import BOS, EOS, PAD, UnivalConfig
+from unival_core.decoding import (
+    NEVER,
+    Basics,
+    Beam,
+    Filter,
+    GenerationOptions,
+    Greedy,
+    IdRange,
+    Limits,
+    NoRepeat,
+    OnlyAnswers,
+    OnlyRange,
+    Rows,
+    Sampling,
+    Search,
+)
+from unival_core.errors import UnivalError
+from unival_core.inputs import Inputs
+from unival_core.text import Trie
+
+__all__ = ["GenerationOptions", "Hypothesis", "IdRange", "generate", "score_candidates"]
+
+GREEDY = GenerationOptions()
+
+
+class NextToken(Protocol):
+    """What generation asks of a model: `UnivalModel`, or several that answer as one (`unival_core.ensemble`)."""
+
+    config: UnivalConfig
+    training: bool
+
+    def encode(self, inputs: Inputs) -> Any: ...
+    def start(self, encoded: Any, code_rows: Tensor | None = None) -> Any: ...
+    def decode(self, tokens: Tensor, cache: Any) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """One finished sentence: `tokens` from the forced prefix to eos, without bos; the log-probability of each."""
+
+    tokens: list[int]
+    score: float
+    token_scores: list[float] = field(repr=False)
+    prefix_length: int = 0
+
+    @property
+    def answer(self) -> list[int]:
+        """The tokens between the forced prefix and eos."""
+        return self.tokens[self.prefix_length : -1]
+
+
+@torch.no_grad()
+def generate(
+    model: NextToken,
+    inputs: Inputs,
+    options: GenerationOptions = GREEDY,
+    *,
+    constraint: Trie | IdRange | None = None,
+    prefix: Sequence[Sequence[int]] | None = None,
+    code_rows: Tensor | None = None,
+) -> list[list[Hypothesis]]:
+    """The best sentences of each of B samples, best first (arXiv 2307.16184, as evaluated there).
+
+    `constraint` is a trie of the allowed answers, or a range of ids: `IdRange(config.bin_offset, config.vocabulary)`
+    with `min_len=4, max_len_b=4` gives four bins exactly, that is a box. `prefix` forces the first tokens (after bos)
+    of each sample; their log-probabilities count. `code_rows` (B, bool) marks samples that write an image.
+    A sample of a batch gets what it would get alone, except for the draws of `sample`.
+
+    >>> generate(model, inputs, GenerationOptions(beam=5))[0][0].answer  # doctest: +SKIP
+    [10, 313, 5793, 10, 4605]
+
+    Raises UnivalError for a model in training mode, impossible lengths, and when no allowed answer fits the length.
+    """
+    limits = _limits(model, inputs, options, prefix, codes=code_rows is not None)
+    search = _search(options, model.config.vocabulary, inputs.tokens.device)
+    filters = _filters(options, constraint, limits, model.config.vocabulary)
+    cache = model.start(model.encode(inputs), code_rows)
+    rows, logits = _begin(model, cache, limits, options.temperature)
+    found: list[list[Hypothesis]] = [[] for _ in limits.longest]
+    running = list(range(len(found)))
+    while True:
+        scores = _next_scores(logits, rows, limits, filters, options.temperature)
+        candidates = search(scores.unflatten(0, (len(running), -1)), rows.total.view(len(running), -1))
+        parents = candidates.parent + _first_rows(rows, len(running))
+        ends = (candidates.token == EOS) & (candidates.total > NEVER)
+        for place, rank in ends[:, : search.width].nonzero().tolist():
+            if len(sentences := found[running[place]]) < search.width:
+                total = candidates.total[place, rank]
+                sentences.append(_finish(rows, int(parents[place, rank]), total, options, limits))
+        alive = (~ends & (candidates.total > NEVER)).any(dim=1).tolist()  # a trie may have no further answer
+        going = [
+            place
+            for place, sample in enumerate(running)
+            if len(found[sample]) < search.width and rows.step < limits.longest[sample] and alive[place]
+        ]
+        if not going:
+            break
+        # The best candidates that do not end go on; the rows of finished samples are dropped.
+        order = ends.long().argsort(dim=1, stable=True)[going, : search.width]
+        kept, tokens, totals = (
+            values[going].gather(1, order).flatten() for values in (parents, candidates.token, candidates.total)
+        )
+        running = [running[place] for place in going]
+        rows = rows.grow(kept, tokens, totals)
+        cache.select(kept)
+        logits = model.decode(tokens.unsqueeze(1), cache)[:, -1]
+    for sample, sentences in enumerate(found):
+        if not sentences:
+            raise UnivalError(f"sample {sample}: no allowed answer ends within {limits.longest[sample] + 1} tokens")
+    return [sorted(sentences, key=lambda sentence: -sentence.score) for sentences in found]
+
+
+@torch.no_grad()
+def score_candidates(
+    model: NextToken,
+    inputs: Inputs,
+    candidates: Sequence[Sequence[int]],
+    *,
+    prefix: Sequence[Sequence[int]] | None = None,
+    rows: int = 64,
+) -> Tensor:
+    """Log-probability of each of A candidate answers (ids without eos) for each of B samples, B x A in float32.
+
+    At every position the probabilities of the ids that continue some candidate sum to 1; the forced `prefix` of a
+    sample (after bos) does not count. Media and texts are encoded once; about `rows` answers are decoded at a time.
+    """
+    trie = Trie(candidates).to(inputs.tokens.device)
+    limits = _limits(model, inputs, GREEDY, prefix)
+    encoded = model.encode(inputs)
+    scores = torch.empty(len(inputs.tokens), len(candidates), device=inputs.tokens.device)
+    for length in limits.prefix_length.unique().tolist():
+        members = (limits.prefix_length == length).nonzero().flatten()
+        part = encoded.pick(members)
+        begin = F.pad(limits.prefix[members, :length], (1, 0), value=BOS)
+        size = max(1, rows // len(members))
+        for first in range(0, len(candidates), size):
+            answers = _pad(candidates[first : first + size], begin.device)
+            scores[members, first : first + size] = _score_answers(model, part, begin, answers, trie)
+    return scores
+
+
+def _score_answers(model: NextToken, encoded: Any, begin: Tensor, answers: Tensor, trie: Trie) -> Tensor:
+    """Scores of right-padded answers (A x L) behind the decoder inputs `begin` (B x P) of B encoded samples, B x A."""
+    samples, count = len(begin), len(answers)
+    cache = model.start(encoded)
+    head = model.decode(begin, cache)[:, -1:].repeat_interleave(count, dim=0)
+    cache.select(torch.arange(samples, device=begin.device).repeat_interleave(count))
+    logits = torch.cat((head, model.decode(answers.repeat(samples, 1), cache)), dim=1)
+    ends = (answers != PAD).sum(1, keepdim=True)
+    targets = F.pad(answers, (0, 1), value=PAD).scatter(1, ends, EOS)
+    nodes = [torch.full_like(targets[:, 0], Trie.ROOT)]
+    for column in targets[:, :-1].T:
+        nodes.append(trie.walk(nodes[-1], column))
+    wanted = (targets != PAD).repeat(samples, 1)
+    allowed = trie.keep_allowed(logits[wanted].float(), torch.stack(nodes, dim=1).repeat(samples, 1)[wanted])
+    chosen = allowed.log_softmax(-1).gather(1, targets.repeat(samples, 1)[wanted].unsqueeze(1)).squeeze(1)
+    return chosen.new_zeros(wanted.shape).masked_scatter(wanted, chosen).sum(1).view(samples, count)
+
+
+def _limits(
+    model: NextToken,
+    inputs: Inputs,
+    options: GenerationOptions,
+    prefix: Sequence[Sequence[int]] | None,
+    *,
+    codes: bool = False,
+) -> Limits:
+    batch, device = len(inputs.tokens), inputs.tokens.device
+    if model.training:
+        raise UnivalError("the model is in training mode, where it drops parts at random: call model.eval()")
+    prefix = [()] * batch if prefix is None else prefix
+    if len(prefix) != batch:
+        raise UnivalError(f"{len(prefix)} prefixes for {batch} samples")
+    positions = model.config.code_side**2 if codes else model.config.max_positions - 1
+    source = (inputs.tokens != PAD).sum(1).tolist()
+    longest = [min(int(options.max_len_a * length + options.max_len_b), positions) for length in source]
+    for sample, (ids, limit) in enumerate(zip(prefix, longest, strict=True)):
+        if max(len(ids), options.min_len) > limit:
+            raise UnivalError(
+                f"sample {sample}: {len(ids)} forced tokens and min_len {options.min_len} do not fit into {limit}: "
+                f"raise max_len_b (the model writes {positions} at most)"
+            )
+    return Limits(
+        longest,
+        torch.tensor(longest, device=device),
+        _pad(prefix, device),
+        torch.tensor([*map(len, prefix)], device=device),
+    )
+
+
+def _search(options: GenerationOptions, vocabulary: int, device: torch.device) -> Search:
+    if 2 * options.beam > vocabulary:
+        raise UnivalError(f"beam {options.beam} needs {2 * options.beam} ids, the vocabulary has {vocabulary}")
+    if options.sample:
+        return Sampling(options, device)
+    return Greedy() if options.beam == 1 else Beam(options.beam)
+
+
+def _filters(
+    options: GenerationOptions, constraint: Trie | IdRange | None, limits: Limits, vocabulary: int
+) -> tuple[list[Filter], list[Filter]]:
+    """What comes before and after the softmax."""
+    only: list[Filter] = []
+    if isinstance(constraint, IdRange):
+        only = [OnlyRange(constraint, vocabulary, limits.length.device)]
+    elif constraint is not None:
+        only = [OnlyAnswers(constraint, limits)]
+    after: list[Filter] = [Basics(options, limits)]
+    if options.no_repeat_ngram:
+        after.append(NoRepeat(options.no_repeat_ngram))
+    return (only, after) if options.renormalize else ([], only + after)
+
+
+def _begin(model: NextToken, cache: Any, limits: Limits, temperature: float) -> tuple[Rows, Tensor]:
+    """One row per sample, holding the tokens that all samples are forced to begin with, and the logits behind them."""
+    batch, device = limits.prefix.shape[0], limits.prefix.device
+    common = int(limits.prefix_length.min())
+    tokens = torch.cat((limits.prefix.new_full((batch, 1), BOS), limits.prefix[:, :common]), dim=1)
+    logits = model.decode(tokens, cache)
+    forced = (logits[:, :-1].float() / temperature).log_softmax(-1)
+    scores = forced.gather(-1, tokens[:, 1:, None]).squeeze(-1)
+    return Rows(torch.arange(batch, device=device), tokens, scores, scores.sum(1)), logits[:, -1]
+
+
+def _next_scores(
+    logits: Tensor, rows: Rows, limits: Limits, filters: tuple[list[Filter], list[Filter]], temperature: float
+) -> Tensor:
+    """Log-probabilities of every next token, R x vocabulary, in float32; -inf for what must not follow."""
+    before, after = filters
+    free = logits.float() / temperature
+    scores = free.clone() if rows.step < limits.prefix.shape[1] else free
+    for keep in before:
+        scores = keep(scores, rows)
+    scores = scores.log_softmax(-1)
+    for keep in after:
+        scores = keep(scores, rows)
+    if before:  # a row without any allowed id has no probabilities
+        scores = scores.masked_fill_(scores.isnan(), NEVER)
+    return _force(scores, free, rows, limits) if rows.step < limits.prefix.shape[1] else scores
+
+
+def _force(scores: Tensor, free: Tensor, rows: Rows, limits: Limits) -> Tensor:
+    """Rows still within their prefix have one way to go on, with the probability it has among all ids (`free`)."""
+    token = limits.prefix[rows.sample, rows.step].unsqueeze(1)
+    only = torch.full_like(scores, NEVER).scatter(1, token, free.log_softmax(-1).gather(1, token))
+    return torch.where(token == PAD, scores, only)
+
+
+def _finish(rows: Rows, row: int, total: Tensor, options: GenerationOptions, limits: Limits) -> Hypothesis:
+    """The sentence of a row, ended with eos."""
+    length = rows.step + 1
+    score = float(total) if options.unnormalized else float(total) / length**options.len_penalty
+    return Hypothesis(
+        [*rows.tokens[row, 1:].tolist(), EOS],
+        score,
+        [*rows.scores[row].tolist(), float(total - rows.total[row])],
+        int(limits.prefix_length[rows.sample[row]]),
+    )
+
+
+def _first_rows(rows: Rows, samples: int) -> Tensor:
+    """Number of the first row of each running sample, n x 1."""
+    count = len(rows.total)
+    return torch.arange(0, count, count // samples, device=rows.total.device).unsqueeze(1)
+
+
+def _pad(ids: Sequence[Sequence[int]], device: torch.device) -> Tensor:
+    """B x longest, right-padded."""
+    width = max(map(len, ids), default=0)
+    return torch.tensor([[*row, *[PAD] * (width - len(row))] for row in ids], dtype=torch.int64, device=device)
