@@ -12,6 +12,7 @@ import torch
 import xxhash
 from torch import Tensor
 
+from merge.checkpoint.formats.tensors import raw_bytes
 from merge.errors import MergeError
 
 ALGORITHMS = {"xxh3_128": xxhash.xxh3_128, "sha256": hashlib.sha256}
@@ -55,8 +56,3 @@ def digest(tensors: Mapping[str, Tensor], algorithm: str = DEFAULT) -> str:
         content.update(raw_bytes(value.detach().cpu()))
         whole.add(name, value.dtype, tuple(value.shape), content.hexdigest())
     return whole.text()
-
-
-def raw_bytes(value: Tensor) -> memoryview:
-    """A tensor's row-major bytes; no copy where it is contiguous."""
-    return value.resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8).numpy().data

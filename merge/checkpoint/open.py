@@ -16,8 +16,8 @@ from typing import Any
 from torch import Tensor
 
 from merge.checkpoint.formats import npz, t5x
-from merge.checkpoint.formats.entry import TensorEntry
 from merge.checkpoint.formats.safetensors_file import Header, read_header
+from merge.checkpoint.formats.tensors import Spec, TensorEntry
 from merge.checkpoint.formats.torch_zip import TensorLeaf, TorchFile, read_tree
 from merge.errors import MergeError
 
@@ -147,6 +147,19 @@ def load_checkpoint(path: str | Path, section: str = "auto") -> dict[str, Tensor
         if (entry.tie or name) not in shared:
             shared[entry.tie or name] = entry.tensor().clone()
     return {name: shared[entry.tie or name] for name, entry in checkpoint.entries.items()}
+
+
+def specs(tensors: Mapping[str, Tensor]) -> Mapping[str, Spec | TensorEntry]:
+    """Dtypes, shapes and ties of a state dict by name, without touching a value of a lazy one."""
+    if isinstance(tensors, Checkpoint):
+        return tensors.entries
+    return {name: Spec(value.dtype, tuple(value.shape), _memory_tie(value)) for name, value in tensors.items()}
+
+
+def _memory_tie(value: Tensor) -> Hashable:
+    if value.numel() == 0 or value.device.type == "meta":
+        return None
+    return (str(value.device), value.data_ptr(), value.dtype, tuple(value.shape), value.stride())
 
 
 def find_sections(path: Path, tree: Any) -> dict[str, dict[str, TensorEntry]]:

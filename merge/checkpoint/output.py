@@ -14,8 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from merge.checkpoint.digest import raw_bytes
-from merge.checkpoint.formats.entry import TensorEntry
+from merge.checkpoint.formats.tensors import TensorEntry, raw_bytes
 
 _KEPT_OPEN = 256  # files; of a folder with more each is opened for every block
 _WRITING = os.O_WRONLY | os.O_CREAT

@@ -15,16 +15,14 @@ import torch
 from torch import Tensor
 
 from merge.checkpoint.atomic import replacing
-from merge.checkpoint.digest import raw_bytes
 from merge.checkpoint.formats import npz, t5x
-from merge.checkpoint.formats.entry import TensorEntry
 from merge.checkpoint.formats.pickle_data import Opaque, Persistent
 from merge.checkpoint.formats.safetensors_file import encode_header
+from merge.checkpoint.formats.tensors import TensorEntry, raw_bytes
 from merge.checkpoint.formats.torch_zip import NewLeaf, TensorLeaf, plan_zip
-from merge.checkpoint.open import AVERAGED, SECTIONS, SUFFIXES, TORCH_SUFFIXES, Checkpoint, lookup
+from merge.checkpoint.open import AVERAGED, SECTIONS, SUFFIXES, TORCH_SUFFIXES, Checkpoint, lookup, specs
 from merge.checkpoint.output import FilePlan, OutputPlan, Slot, Writer
 from merge.errors import MergeError
-from merge.plan.units import specs
 
 _NOT_COPIED = (".index.json", ".recipe.json")
 SHARD_SIZE = 5_000_000_000

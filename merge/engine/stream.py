@@ -18,8 +18,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from merge.checkpoint.digest import Digest, raw_bytes
-from merge.checkpoint.formats.entry import TensorEntry
+from merge.checkpoint.digest import Digest
+from merge.checkpoint.formats.tensors import TensorEntry, raw_bytes
 from merge.checkpoint.output import Writer
 from merge.engine.kernel import BLOCK, combine, nonfinite, work
 from merge.plan.rows import aligned, assembled

@@ -17,8 +17,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from merge.checkpoint.formats.entry import TensorEntry
-from merge.checkpoint.open import SHOWN, Checkpoint
+from merge.checkpoint.formats.tensors import Spec, TensorEntry
+from merge.checkpoint.open import SHOWN, Checkpoint, specs
 from merge.errors import MergeError
 from merge.plan.policy import NOBODY, Origin, Policy, Slice, check_policy, origins, read_slices, slices_of
 from merge.plan.rows import VOCABULARY, Assembly, Vocabulary, by_position, by_token, patches_for, rows_differ
@@ -30,15 +30,6 @@ BATCHNORM = ("running_mean", "running_var", COUNTER)
 _VERSION = re.compile(r"(.*\.)?version")
 
 Kind = Literal["merge", "copy", "maximum"]
-
-
-@dataclass(frozen=True)
-class Spec:
-    """What a plan needs to know of a tensor: no values. `tie` is equal for names that are one tensor."""
-
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    tie: Hashable = None
 
 
 @dataclass(frozen=True)
@@ -66,19 +57,6 @@ class Unit:
     @property
     def nbytes(self) -> int:
         return math.prod(self.shape) * self.dtype.itemsize
-
-
-def specs(tensors: Mapping[str, Tensor]) -> Mapping[str, Spec | TensorEntry]:
-    """Dtypes, shapes and ties of a state dict, without touching a value of a lazy one."""
-    if isinstance(tensors, Checkpoint):
-        return tensors.entries
-    return {name: Spec(value.dtype, tuple(value.shape), _memory_tie(value)) for name, value in tensors.items()}
-
-
-def _memory_tie(value: Tensor) -> Hashable:
-    if value.numel() == 0 or value.device.type == "meta":
-        return None
-    return (str(value.device), value.data_ptr(), value.dtype, tuple(value.shape), value.stride())
 
 
 def plan(

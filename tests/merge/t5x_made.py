@@ -13,7 +13,7 @@ import msgpack
 import torch
 from torch import Tensor
 
-from merge.checkpoint.digest import raw_bytes
+from merge.checkpoint.formats.tensors import raw_bytes
 from merge.checkpoint.formats.zarr_array import CODES
 
 WRAPPED = {"gzip": gzip.compress, "zlib": zlib.compress, None: bytes}

@@ -21,11 +21,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from merge.checkpoint.formats.entry import Decoded, TensorEntry, check_shape
 from merge.checkpoint.formats.nested import flatten, replaced
 from merge.checkpoint.formats.pickle_data import Blob, Global, Opaque, PickleBroken, PickleRefused
 from merge.checkpoint.formats.pickle_reader import loads
 from merge.checkpoint.formats.pickle_writer import dumps_around_blobs
+from merge.checkpoint.formats.tensors import Decoded, TensorEntry, check_shape
 from merge.checkpoint.formats.torch_zip import lay_out
 from merge.checkpoint.formats.zarr_array import CODES, DTYPES
 from merge.errors import MergeError

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from merge.checkpoint.formats.entry import MappedFile, TensorEntry, check_shape
+from merge.checkpoint.formats.tensors import MappedFile, TensorEntry, check_shape
 from merge.errors import MergeError
 
 DTYPES: dict[str, torch.dtype] = {

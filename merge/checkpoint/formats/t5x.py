@@ -22,8 +22,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from merge.checkpoint.formats.entry import Decoded, TensorEntry, check_shape
 from merge.checkpoint.formats.nested import flatten, replaced
+from merge.checkpoint.formats.tensors import Decoded, TensorEntry, check_shape
 from merge.checkpoint.formats.zarr_array import CODES, HEADER, one_chunk, read_zarray
 from merge.errors import MergeError
 

@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 
-from merge.checkpoint.formats.entry import MappedFile, TensorEntry, check_shape, contiguous_stride, is_contiguous
 from merge.checkpoint.formats.pickle_data import Global, Opaque, Persistent, PickleBroken, PickleRefused
 from merge.checkpoint.formats.pickle_reader import loads
 from merge.checkpoint.formats.pickle_writer import dumps
+from merge.checkpoint.formats.tensors import MappedFile, TensorEntry, check_shape, contiguous_stride, is_contiguous
 from merge.errors import MergeError
 
 STORAGES = {

@@ -21,8 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from merge.checkpoint.digest import raw_bytes
-from merge.checkpoint.formats.entry import Decoded, TensorEntry, check_shape
+from merge.checkpoint.formats.tensors import Decoded, TensorEntry, check_shape, raw_bytes
 from merge.errors import MergeError
 
 HEADER = ".zarray"

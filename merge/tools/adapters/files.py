@@ -9,7 +9,8 @@ from pathlib import Path
 
 from merge._version import VERSION
 from merge.checkpoint.atomic import check_target, replacing
-from merge.checkpoint.digest import digest, raw_bytes
+from merge.checkpoint.digest import digest
+from merge.checkpoint.formats.tensors import raw_bytes
 from merge.checkpoint.open import Checkpoint, open_checkpoint
 from merge.checkpoint.output import Slot, Writer
 from merge.checkpoint.save import plan_output

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from merge.checkpoint.open import specs
 from merge.errors import MergeError
-from merge.plan.units import specs
 
 FREE = "_"
 Axes = tuple[tuple[str, ...], ...]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
 import torch
 from torch import Tensor
 
-from merge.plan.units import specs
+from merge.checkpoint.open import specs
 from merge.tools.align.assignment import assign, assign_blocks
 from merge.tools.align.spec import Permutation, PermutationSpec, apply_permutation, identity
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from merge.plan.units import SHOWN, specs
+from merge.checkpoint.open import specs
+from merge.plan.units import SHOWN
 from merge.recipe.recipe import dtype_name
 from merge.tools.diagnose.measure import Measured, Progress, measure_all, pooled
 from merge.tools.diagnose.sources import Source, labels_for, opened

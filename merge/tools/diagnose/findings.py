@@ -11,9 +11,8 @@ from typing import Literal
 
 import torch
 
-from merge.checkpoint.formats.entry import TensorEntry
+from merge.checkpoint.formats.tensors import Spec, TensorEntry
 from merge.plan.policy import Policy, matches
-from merge.plan.units import Spec
 from merge.recipe.recipe import dtype_name
 from merge.tools.diagnose.tables import counted, listed
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from merge.checkpoint.digest import digest
-from merge.checkpoint.formats.entry import TensorEntry
 from merge.checkpoint.formats.pickle_data import Opaque
 from merge.checkpoint.formats.t5x import T5XIndex
+from merge.checkpoint.formats.tensors import TensorEntry
 from merge.checkpoint.formats.torch_zip import TensorLeaf
 from merge.checkpoint.open import SECTIONS, WHOLE, Checkpoint, find_sections, open_checkpoint
 from merge.checkpoint.save import recipe_path

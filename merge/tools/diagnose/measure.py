@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from merge.checkpoint.open import specs
 from merge.engine.kernel import BLOCK
-from merge.plan.units import specs
 
 Progress = Callable[[int], object]
 MIN_ROWS = 8  # fewer row norms say nothing about a permutation

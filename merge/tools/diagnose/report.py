@@ -8,9 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
+from merge.checkpoint.open import specs
 from merge.errors import MergeError
 from merge.plan.policy import Policy, matches
-from merge.plan.units import COUNTER, plan, specs
+from merge.plan.units import COUNTER, plan
 from merge.tools.diagnose.findings import Case, Finding, header_findings
 from merge.tools.diagnose.measure import Progress, measure_all
 from merge.tools.diagnose.relations import Pair, differences, relate_all, relation_findings

@@ -269,7 +269,7 @@ def test_inspect_reads_no_tensor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     def refuse(self: object) -> Tensor:
         raise AssertionError("a tensor was read")
 
-    monkeypatch.setattr("merge.checkpoint.formats.entry.TensorEntry.tensor", refuse)
+    monkeypatch.setattr("merge.checkpoint.formats.tensors.TensorEntry.tensor", refuse)
     assert inspect_checkpoint(path, "model").section == "model"
 
 

@@ -1,4 +1,4 @@
-"""Where a tensor lies in a file, and how to read it without loading the file."""
+"""What a tensor is, where it lies in a file, and how to read it without loading the file."""
 
 from __future__ import annotations
 
@@ -99,6 +99,15 @@ class Decoded:
 
 
 @dataclass(frozen=True)
+class Spec:
+    """A tensor without its values. `tie` is equal for names that are one tensor, None where a name is tied to none."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    tie: Hashable = None
+
+
+@dataclass(frozen=True)
 class TensorEntry:
     """A tensor's place in a file. `stride` is None where the elements lie in row-major order without gaps."""
 
@@ -136,6 +145,11 @@ class TensorEntry:
 
 def _last_index(shape: tuple[int, ...], stride: tuple[int, ...]) -> int:
     return sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
+
+
+def raw_bytes(value: Tensor) -> memoryview:
+    """Give a tensor's row-major bytes; no copy where it is contiguous."""
+    return value.resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def check_shape(shape: tuple[int, ...], dtype: torch.dtype) -> str:
