@@ -21,7 +21,7 @@ def tables() -> dict[str, str]:
 
     from merge.methods import METHODS
     from merge.methods.describe import method_table, parameter_table
-    from merge.recipe.mergekit import FORMS
+    from merge.recipe.mergekit import named
 
     measured = json.loads(BENCHMARK.read_text())["methods"]
     costs = {
@@ -30,8 +30,7 @@ def tables() -> dict[str, str]:
     }
     near: dict[str, list[str]] = {name: [] for name in METHODS}
     for recipe, entry in goldens.recipes().items():
-        form = FORMS[entry["merge_method"]]
-        near[form.base if recipe.endswith("_base") else form.method].append(recipe)
+        near[named(entry["merge_method"], with_base=recipe.endswith("_base"))].append(recipe)
     parity = {name: goldens.summary(recipes) for name, recipes in near.items()}
     return {
         "methods": method_table({"mergekit": parity, "ns per byte (of average)": costs}),

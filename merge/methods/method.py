@@ -1,4 +1,4 @@
-"""What a merging method is: a pure function over the tensors of one name, and how its parameters are read."""
+"""What a merging method is: a pure function over the tensors of one name, and all that other places say of it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
+
+Tensors = Sequence[Tensor]
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,7 @@ class Parameter:
         simplex: the values per input sum to 1 (unless `extrapolate`); equal shares where none are given.
         relative: of the values per input only the proportions count, unless a parameter `normalize` is false.
         kind: float, int or bool.
+        example: a usual value of a parameter without default, for examples, benchmarks and tests.
     """
 
     help: str
@@ -31,6 +34,50 @@ class Parameter:
     simplex: bool = False
     relative: bool = False
     kind: type = float
+    example: float | None = None
+
+    @property
+    def required(self) -> bool:
+        """Whether a recipe must give it."""
+        return self.default is None and not self.simplex
+
+    @property
+    def usual(self) -> str:
+        """The default in words: "0.15", "true", "equal" shares, or "required"."""
+        if self.default is None:
+            return "equal" if self.simplex else "required"
+        return str(self.default).lower() if self.kind is bool else f"{self.default:g}"
+
+    @property
+    def range(self) -> str:
+        """The values that it takes, in words, such as "0 to 1, sum 1"."""
+        if self.kind is bool:
+            return "true, false"
+        bounds = f"{self.low:g} or more" if self.high == float("inf") else f"{self.low:g} to {self.high:g}"
+        bounds = "any" if self.low == float("-inf") else bounds
+        return ("whole, " if self.kind is int else "") + bounds + (", sum 1" if self.simplex else "")
+
+
+@dataclass(frozen=True)
+class Mergekit:
+    """How mergekit writes a method, where its words are not ours.
+
+    Attributes:
+        each, whole: by mergekit's parameter, our name and mergekit's default (None: required): parameters of each
+            model, and parameters of the whole merge.
+        fixed: our parameters that mergekit has no word for.
+        relative: the switch by which mergekit divides the weights by their sum before they mean what ours mean, and
+            mergekit's default of it.
+        base_first: mergekit's base is the first of our inputs.
+        alone: mergekit takes one model only.
+    """
+
+    each: Mapping[str, tuple[str, Any]] = field(default_factory=dict[str, tuple[str, Any]])
+    whole: Mapping[str, tuple[str, Any]] = field(default_factory=dict[str, tuple[str, Any]])
+    fixed: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    relative: tuple[str, bool] | None = None
+    base_first: bool = False
+    alone: bool = False
 
 
 def _no_single(count: int, parameters: Mapping[str, Any]) -> int | None:
@@ -39,13 +86,15 @@ def _no_single(count: int, parameters: Mapping[str, Any]) -> int | None:
 
 @dataclass(frozen=True)
 class Method:
-    """A merging method.
+    """A merging method: an entry of `METHODS`, which is all that any other place knows of it.
 
     Attributes:
         function: `function(tensors, *, name, **parameters) -> Tensor`. The tensors of one name, the base first where
             the method takes one, all in the computing dtype; pure. With `elementwise` it may be called on blocks of
             them, and takes `out`, a tensor to write the result into.
-        formula, source: for help texts and docs.
+        summary: one sentence: what it does.
+        formula: with X_i, or A and B, for the inputs.
+        source: the paper or program, and where in it.
         parameters: by name.
         takes_base: the first tensor is the common ancestor's.
         elementwise: each element of the result depends on the same element of the inputs alone.
@@ -54,9 +103,12 @@ class Method:
             exact, and nothing leaks from the others. None where there is none.
         statistics: the second half of the inputs are statistics of the first (see `merge.tools.statistics`).
         edges: what happens at the edges (ties, zero vectors, vectors without a direction), for docs.
+        group: the heading under which methods are listed.
+        mergekit: how mergekit writes it, by mergekit's name.
     """
 
     function: Callable[..., Tensor]
+    summary: str
     formula: str
     source: str
     parameters: Mapping[str, Parameter] = field(default_factory=dict[str, Parameter])
@@ -66,6 +118,12 @@ class Method:
     single: Callable[[int, Mapping[str, Any]], int | None] = _no_single
     statistics: bool = False
     edges: str = ""
+    group: str = "other"
+    mergekit: Mapping[str, Mergekit] = field(default_factory=dict[str, Mergekit])
 
-
-Tensors = Sequence[Tensor]
+    @property
+    def needs(self) -> str:
+        """The inputs in words, such as "base and 1 or more"."""
+        low, high = self.inputs
+        count = f"{low}" if low == high else f"{low} or more"
+        return f"base and {count}" if self.takes_base else count

@@ -16,73 +16,15 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from merge.checkpoint.open import open_checkpoint
 from merge.errors import MergeError
+from merge.methods import METHODS, Mergekit
 from merge.plan.policy import Policy
 from merge.recipe.recipe import Input, Recipe, dtype_named, nearest
-
-
-@dataclass(frozen=True)
-class Form:
-    """How one of mergekit's methods is written as one of ours.
-
-    Attributes:
-        method: ours.
-        each, whole: our name and mergekit's default (None: required) of its parameters, by model and for all.
-        fixed: our parameters that mergekit has no name for.
-        base: "none", "needed", "first" (the base is the first input) or our method where there is a base.
-        relative: mergekit divides the weights by their sum where this parameter is true, and its default.
-    """
-
-    method: str
-    each: Mapping[str, tuple[str, Any]] = field(default_factory=dict[str, tuple[str, Any]])
-    whole: Mapping[str, tuple[str, Any]] = field(default_factory=dict[str, tuple[str, Any]])
-    fixed: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    base: str = "needed"
-    relative: tuple[str, bool] | None = None
-
-
-_WEIGHT = {"weight": ("weights", None)}
-_TRIM = {**_WEIGHT, "density": ("density", 1.0)}
-_DELLA = {**_TRIM, "epsilon": ("epsilon", 0.15)}
-_CRUMBS = {**_TRIM, "gamma": ("gamma", 0.01)}
-_SCALE = {"lambda": ("scale", 1.0)}
-_SPARSE = {**_SCALE, "rescale": ("rescale_l1", False)}
-_RANDOM = {**_SCALE, "rescale": ("rescale_l1", True)}
-_ELECT = ("normalize", False)
-_UNSCALED = {"rescale": False}
-
-FORMS = {
-    "linear": Form("linear", _WEIGHT, {"normalize": ("normalize", True)}, base="none"),
-    "passthrough": Form("linear", {"scale": ("weights", 1.0)}, fixed={"normalize": False}, base="none"),
-    "slerp": Form("slerp", whole={"t": ("ratio", None)}, base="first"),
-    "nuslerp": Form(
-        "nuslerp",
-        _WEIGHT,
-        {"nuslerp_flatten": ("flatten", True), "nuslerp_row_wise": ("row_wise", False)},
-        base="nuslerp-base",
-    ),
-    "multislerp": Form("multislerp", _WEIGHT, base="multislerp-base", relative=("normalize_weights", True)),
-    "karcher": Form("karcher", whole={"max_iter": ("iterations", 10), "tol": ("tolerance", 1e-5)}, base="none"),
-    "task_arithmetic": Form("task-arithmetic", _WEIGHT, _SCALE, relative=_ELECT),
-    "ties": Form("ties", _TRIM, {**_SPARSE, "normalize": ("normalize", True)}),
-    "dare_linear": Form("dare-linear", _TRIM, _RANDOM, _UNSCALED, relative=_ELECT),
-    "dare_ties": Form("dare-ties", _TRIM, {**_RANDOM, "normalize": _ELECT}, _UNSCALED),
-    "della": Form("della", _DELLA, {**_RANDOM, "normalize": ("normalize", True)}, _UNSCALED),
-    "della_linear": Form("della-linear", _DELLA, _RANDOM, _UNSCALED, relative=_ELECT),
-    "breadcrumbs": Form("breadcrumbs", _CRUMBS, _SPARSE, relative=_ELECT),
-    "breadcrumbs_ties": Form("breadcrumbs-ties", _CRUMBS, {**_SPARSE, "normalize": _ELECT}),
-    "model_stock": Form("model-stock", whole={"filter_wise": ("filter_wise", False)}),
-    "sce": Form("sce", whole={"select_topk": ("density", 1.0)}),
-    "ram": Form("ram", whole={"epsilon": ("threshold", 1e-5)}),
-    "ramplus_tl": Form("ram-plus", whole={"epsilon": ("threshold", 1e-5), "r": ("gain", 0.1), "alpha": ("limit", 0.2)}),
-    "nearswap": Form("nearswap", whole={"t": ("t", None)}),
-    "arcee_fusion": Form("arcee-fusion"),
-}
 
 _KEYS = ("merge_method", "models", "base_model", "parameters", "dtype", "out_dtype", "name")
 _UNSUPPORTED = {
@@ -132,26 +74,33 @@ def from_mergekit(data: Any, folder: Path = Path()) -> Recipe:
         if key not in _KEYS:
             raise MergeError(f"a recipe has no key {key!r}{nearest(str(key), _KEYS)}")
     method = str(data["merge_method"])
-    if method not in FORMS:
-        raise MergeError(f"unknown method {method!r}{nearest(method, FORMS)}")
-    form = FORMS[method]
+    ours = named(method, with_base=data.get("base_model") is not None)
+    form = METHODS[ours].mergekit[method]
     models = [_Model.read(item) for item in _listed(data, "models")]
     common = _parameters(data.get("parameters"), "parameters")
     _check_keys(method, form, [common, *(model.parameters for model in models)])
-    base, inputs = _inputs(method, form, models, data.get("base_model"))
+    base, inputs = _inputs(method, ours, models, data.get("base_model"))
     paths = [model.path for model in ([] if base is None else [base]) + inputs]
     labels = _labels(paths)
     sources = tuple(Input(label, folder / path) for label, path in zip(labels, paths, strict=True))
     parameters = _resolved(form, common, [model.parameters for model in inputs], sources[0])
-    named = form.base if base is not None and form.base not in ("needed", "first", "none") else form.method
     chosen = data.get("out_dtype") or data.get("dtype")
     return Recipe(
-        named,
+        ours,
         sources if base is None else sources[1:],
         parameters,
         None if base is None else sources[0],
         Policy(dtype=None if chosen is None else dtype_named(str(chosen))),
     )
+
+
+def named(method: str, *, with_base: bool) -> str:
+    """Our name of mergekit's method, which may be two of ours, without and with a base. Raises MergeError."""
+    names = [name for name, entry in METHODS.items() if method in entry.mergekit]
+    if not names:
+        known = {word for entry in METHODS.values() for word in entry.mergekit}
+        raise MergeError(f"unknown method {method!r}{nearest(method, known)}")
+    return next((name for name in names if METHODS[name].takes_base == with_base), names[0])
 
 
 # -- models ----------------------------------------------------------------------------------------------------------
@@ -195,7 +144,7 @@ def _parameters(value: Any, where: str) -> Mapping[str, Any]:
     return value
 
 
-def _check_keys(method: str, form: Form, given: Sequence[Mapping[str, Any]]) -> None:
+def _check_keys(method: str, form: Mergekit, given: Sequence[Mapping[str, Any]]) -> None:
     relative = (form.relative[0],) if form.relative else ()
     known = (*form.each, *form.whole, *relative, *_WITHOUT_EFFECT)
     for parameters in given:
@@ -204,20 +153,19 @@ def _check_keys(method: str, form: Form, given: Sequence[Mapping[str, Any]]) -> 
                 raise MergeError(f"{method} has no parameter {key!r}{nearest(str(key), known)}")
 
 
-def _inputs(method: str, form: Form, models: list[_Model], base: Any) -> tuple[_Model | None, list[_Model]]:
+def _inputs(method: str, ours: str, models: list[_Model], base: Any) -> tuple[_Model | None, list[_Model]]:
     """The base, if the method has one, and the models to merge, which the base is not one of."""
-    if method == "passthrough" and len(models) != 1:
-        raise MergeError(f"passthrough takes one model, {len(models)} were given")
-    if base is None:
-        if form.base in ("needed", "first"):
-            raise MergeError(f"{method} needs a base_model")
-        return None, models
-    path = _path(base)
-    if form.base == "none":
+    takes_base, form = METHODS[ours].takes_base, METHODS[ours].mergekit[method]
+    if form.alone and len(models) != 1:
+        raise MergeError(f"{method} takes one model, {len(models)} were given")
+    if base is None and (takes_base or form.base_first):
+        raise MergeError(f"{method} needs a base_model")
+    path = None if base is None else _path(base)
+    if path is None or not (takes_base or form.base_first):
         return None, models
     others = [model for model in models if model.path != path]
     same = next((model for model in models if model.path == path), _Model(path, {}))
-    return (None, [same, *others]) if form.base == "first" else (same, others)
+    return (None, [same, *others]) if form.base_first else (same, others)
 
 
 def _labels(paths: Sequence[str]) -> list[str]:
@@ -235,7 +183,7 @@ def _labels(paths: Sequence[str]) -> list[str]:
 
 
 def _resolved(
-    form: Form, common: Mapping[str, Any], models: Sequence[Mapping[str, Any]], first: Input
+    form: Mergekit, common: Mapping[str, Any], models: Sequence[Mapping[str, Any]], first: Input
 ) -> dict[str, Any]:
     """Our parameters; one that depends on the tensor has a rule for each name that is not as most are."""
     if not any(isinstance(value, (list, dict)) for level in (common, *models) for value in level.values()):
@@ -266,7 +214,7 @@ def _places(names: Sequence[str]) -> dict[str, float]:
 
 
 def _values(
-    form: Form, common: Mapping[str, Any], models: Sequence[Mapping[str, Any]], name: str, place: float
+    form: Mergekit, common: Mapping[str, Any], models: Sequence[Mapping[str, Any]], name: str, place: float
 ) -> dict[str, Any]:
     """Our parameters of one tensor."""
     values: dict[str, Any] = dict(form.fixed)

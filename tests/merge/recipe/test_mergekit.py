@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 import merge
 from merge import MergeError
 from merge.methods import METHODS
-from merge.recipe.mergekit import FORMS, from_mergekit, read_mergekit
+from merge.recipe.mergekit import from_mergekit, read_mergekit
 
 
 def two(**parameters: Any) -> list[dict[str, Any]]:
@@ -36,12 +36,11 @@ def write_layers(folder: Path, layers: int = 5) -> None:
 # -- what is understood ----------------------------------------------------------------------------------------------
 
 
-def test_every_method_of_ours_that_is_named_exists() -> None:
-    named = {form.method for form in FORMS.values()} | {form.base for form in FORMS.values() if "-" in form.base}
-    assert named <= set(METHODS)
-    for form in FORMS.values():
-        ours = {name for name, _ in [*form.each.values(), *form.whole.values()]} | set(form.fixed)
-        assert ours <= set(METHODS[form.method].parameters)
+def test_words_of_mergekit_lead_to_parameters_of_the_method() -> None:
+    for name, method in METHODS.items():
+        for form in method.mergekit.values():
+            ours = {key for key, _ in [*form.each.values(), *form.whole.values()]} | set(form.fixed)
+            assert ours <= set(method.parameters), name
 
 
 def test_a_whole_recipe() -> None:
