@@ -106,14 +106,17 @@ def run(
     typer.echo(f"{folder / ROWS}: {summary}")
     if save is not None:
         from experiments.statistics.selection import best_points, save_best
+        from experiments.unival.setups import expert_inputs
 
         own = _with_mixtures(study)
         for found in best_points(known_rows(folder / ROWS), own, choice, report=False):
             if found.batchnorm.startswith("recalibrate:"):
                 typer.echo(f"not saved, since its statistics are measured: {found}")
                 continue
-            for scale_of_seed in setting.scales.values():
-                typer.echo(f"{save_best(found, own, scale_of_seed, folder)}: {found}")
+            for seed_number, scale_of_seed in setting.scales.items():
+                inputs = expert_inputs(scale_of_seed, own, found.names, found.kind)
+                file = save_best(found, inputs, folder, study=own.name, seed=seed_number)
+                typer.echo(f"{file}: {found}")
 
 
 @app.command()

@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 import numpy as np
 import pandas as pd
@@ -59,19 +59,6 @@ Rows = pd.DataFrame | Iterable[Mapping[str, Any]]
 """What figures and tables accept: a frame of `read_rows`, filtered as you like, or such rows as mappings."""
 
 Records = list[dict[str, Any]]
-
-
-class Line(NamedTuple):
-    """A series between two experts: share of the second, mean score and interval over the seeds, (m,) each.
-
-    `seeds` holds each point's own scores, one a row.
-    """
-
-    share: np.ndarray
-    value: np.ndarray
-    lo: np.ndarray
-    hi: np.ndarray
-    seeds: list[list[float]]
 
 
 _NAMES = [field.name for field in fields(Row)]
@@ -182,34 +169,6 @@ def scored(rows: Records, task: str, split: str | None = None) -> Records:
 def is_made_of(row: Mapping[str, Any], experts: Iterable[str]) -> bool:
     """Whether a row's point has no share of any other expert."""
     return {name for name, share in row["shares"].items() if share} <= set(experts)
-
-
-def lines_between(rows: Records, pair: tuple[str, str], *, by: str = "experts") -> dict[str, Line]:
-    """Every series on the line from one expert to another, by the values of a column, in order of appearance.
-
-    `rows` are of one task and metric (`scored`). An end that was evaluated once serves every series of its experts.
-    """
-    between = [row for row in rows if is_made_of(row, pair)]
-    if not between:
-        raise StudyError(f"no rows between {pair[0]} and {pair[1]}: run the study first")
-    return {
-        name: _line(between, [row for row in between if str(row[by]) == name], pair[1])
-        for name in names_in(between, by)
-    }
-
-
-def _line(rows: Records, series: Records, second: str) -> Line:
-    points: dict[float, Records] = {}
-    for row in series:
-        points.setdefault(float(row["shares"].get(second, 0)), []).append(row)
-    experts = {row["experts"] for row in series}
-    for end in {0.0, 1.0} - set(points):
-        shared = [row for row in rows if row["shares"].get(second, 0) == end and row["experts"] in experts]
-        if shared:
-            points[end] = shared
-    ordered = [points[share] for share in sorted(points)]
-    value, lo, hi = (np.array([mean_of(rows, name) for rows in ordered]) for name in ("value", "lo", "hi"))
-    return Line(np.array(sorted(points)), value, lo, hi, [[row["value"] for row in rows] for rows in ordered])
 
 
 def mean_of(rows: Records, column: str) -> float:

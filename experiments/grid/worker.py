@@ -31,7 +31,7 @@ from unival_core.data.media_cache import MediaCache
 from unival_core.ensemble import Ensemble
 from unival_core.evaluation import evaluate
 from unival_core.inputs import MEDIA
-from unival_core.metrics.intervals import score_interval
+from unival_core.metrics import score_interval
 from unival_core.model import UnivalModel
 from unival_core.tasks import TASKS
 

@@ -11,7 +11,7 @@ import numpy as np
 from experiments.errors import StudyError
 from experiments.search.methods import METHODS
 from experiments.search.space import OBJECTIVES, Key, Scores, Shares, Space, Trial
-from experiments.statistics.curves import relative_hypervolume
+from experiments.statistics.fronts import relative_hypervolume
 
 
 @dataclass(frozen=True)

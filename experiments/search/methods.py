@@ -14,7 +14,7 @@ import numpy as np
 
 from experiments.errors import StudyError
 from experiments.search.space import Space, Trial
-from experiments.statistics.curves import hypervolume
+from experiments.statistics.fronts import hypervolume
 
 Asks = Generator[list[dict[str, float]], list[Trial], None]
 Method = Callable[[Space, Sequence[Trial], int, np.random.Generator], Asks]

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from experiments.errors import StudyError
-from experiments.statistics.curves import joint_score, scaled
+from experiments.statistics.curves import joint_score
+from experiments.statistics.fronts import scaled
 
 Shares = Mapping[str, float]
 Scores = Mapping[str, float]

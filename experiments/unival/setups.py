@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from experiments.errors import StudyError
-from experiments.study.study import Expert
+from experiments.study.study import Expert, Study
 from experiments.unival.pocket.data import Files
 from experiments.unival.pocket.experts import expert_file
 from experiments.unival.pocket.pipeline import Pocket
 from experiments.unival.pocket.table import GREEDY, METRIC
 from experiments.unival.published import BaseScale
 from experiments.unival.world.tables import read_world
+from merge import Input
 from unival_core.config import UnivalConfig
 from unival_core.data.dataset import TaskDataset
 from unival_core.data.media_cache import MediaCache
@@ -172,3 +173,9 @@ def scale_named(
             raise StudyError("base scale needs --checkpoints and --data, the folders of published files")
         return BaseScale(folder, checkpoints, data, seed)
     raise StudyError(f"no scale {name!r}: choose pocket or base")
+
+
+def expert_inputs(scale: Scale, study: Study, names: Sequence[str], kind: str) -> dict[str, Input]:
+    """Name the files of a study's experts of one kind, for a recipe."""
+    experts = {name: Expert(name, study.experts[name], kind) for name in names}
+    return {name: Input(name, scale.expert_file(one), scale.section(one)) for name, one in experts.items()}

@@ -300,7 +300,7 @@ def _draw(box: Sequence[float], source: Path, draw: Path) -> None:
 
 def _print_scores(result: Evaluation, data: str) -> None:
     """Scores times 100, as papers print them; on stderr the rows that were left out."""
-    from unival_core.metrics.intervals import score_interval
+    from unival_core.metrics import score_interval
 
     for place, reason in result.broken[:SHOWN]:
         typer.echo(f"left out: {place}: {reason}", err=True)

@@ -21,6 +21,13 @@ from unival_core.metrics.captions import (
     rouge_l,
     save_frequencies,
 )
+from unival_core.metrics.intervals import (
+    Interval,
+    bootstrap_interval,
+    is_binary,
+    score_interval,
+    wilson_interval,
+)
 from unival_core.metrics.meteor import meteor
 from unival_core.metrics.scores import Scores
 from unival_core.metrics.tokens import TOKENIZERS
@@ -48,17 +55,22 @@ __all__ = [
     "SIZES",
     "TOKENIZERS",
     "DocumentFrequencies",
+    "Interval",
     "Scores",
     "bleu",
+    "bootstrap_interval",
     "box_accuracy",
     "box_iou",
     "cider_d",
     "code_accuracy",
     "document_frequencies",
     "exact_match",
+    "is_binary",
     "load_frequencies",
     "meteor",
     "rouge_l",
     "save_frequencies",
+    "score_interval",
     "vqa_accuracy",
+    "wilson_interval",
 ]

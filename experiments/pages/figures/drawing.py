@@ -22,17 +22,16 @@ from matplotlib.tri import Triangulation
 
 from experiments.errors import StudyError
 from experiments.grid.rows import (
-    Line,
     Records,
     Rows,
     is_made_of,
-    lines_between,
     mean_of,
     names_in,
     records,
     scored,
     share_label,
 )
+from experiments.statistics.curves import Line, lines_between
 
 GREY, GREEN = "#666666", "#009E73"
 SMALL = 7.5  # points

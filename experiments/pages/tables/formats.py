@@ -15,7 +15,7 @@ import numpy as np
 
 from experiments.errors import StudyError
 from experiments.grid.rows import Records, Rows, mean_of, names_in, records
-from experiments.statistics.curves import holm, paired_test
+from experiments.statistics.tests import holm, paired_test
 
 COLUMNS = ("task", "split", "metric")
 

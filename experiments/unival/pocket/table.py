@@ -18,8 +18,7 @@ from experiments.unival.world.audit import audit
 from experiments.unival.world.tables import read_world
 from unival_core.data.dataset import TaskDataset
 from unival_core.evaluation import evaluate
-from unival_core.metrics import METRICS
-from unival_core.metrics.intervals import Interval, score_interval, wilson_interval
+from unival_core.metrics import METRICS, Interval, score_interval, wilson_interval
 from unival_core.metrics.scores import Scores
 from unival_core.tasks import TASKS
 

@@ -15,7 +15,7 @@ from experiments.grid.rows import Row, append_row
 from experiments.grid.rows import read_rows as rows_of
 from experiments.statistics.selection import Best, save_best
 from experiments.study.study import STUDIES, Expert
-from experiments.unival.setups import PocketScale
+from experiments.unival.setups import PocketScale, expert_inputs
 from tests.experiments.made_pocket import TINY, make_pocket
 
 
@@ -97,7 +97,7 @@ def test_the_best_is_not_chosen_on_test(home):
 def test_the_best_weights_are_the_merged_ones(home):
     best = Best(("vqa", "entailment"), "vanilla", "from:vqa", {"vqa": 0.25, "entailment": 0.75}, 1.0, 1.0, {})
     scale = PocketScale(home)
-    file = save_best(best, TINY, scale, home)
+    file = save_best(best, expert_inputs(scale, TINY, best.names, "vanilla"), home, study="tiny", seed=0)
     assert file == home / "best" / "tiny-vqa+entailment-vanilla-from-vqa-seed-0.safetensors"
     saved = merge.load_checkpoint(file)
     ends = [merge.load_checkpoint(scale.expert_file(Expert(name, name, "vanilla"))) for name in best.names]

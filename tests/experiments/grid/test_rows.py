@@ -149,23 +149,6 @@ def point(share, value, **fields):
     )
 
 
-def test_lines_are_sorted_averaged_over_seeds_and_share_their_ends():
-    other = {"shares": {"joint": 1.0}, "value": 9}
-    ends = [point(1, 4), point(0, 2)]
-    rows = [*ends, point(0.5, 6), point(0.5, 8), point(0.5, 5, method="ensemble"), point(0.5, 0) | other]
-    rows.append(point(0, 7, experts="ratatouille", method="slerp"))
-    lines = results.lines_between(results.records(rows), ("vqa", "caption"), by="method")
-    assert list(lines) == ["linear", "ensemble", "slerp"]
-    assert lines["linear"].share.tolist() == [0, 0.5, 1]
-    assert lines["linear"].value.tolist() == [2, 7, 4]
-    assert lines["linear"].lo.tolist() == [1, 6, 3]
-    assert lines["linear"].seeds == [[2], [6, 8], [4]]
-    assert lines["ensemble"].value.tolist() == [2, 5, 4]
-    assert lines["slerp"].value.tolist() == [7]  # the ends are of other experts
-    mirrored = results.lines_between(results.records(rows), ("caption", "vqa"), by="method")
-    assert mirrored["linear"].value.tolist() == [4, 7, 2]
-
-
 def test_scored_rows_are_of_one_split_and_metric():
     rows = results.records([point(0, 2), point(1, math.nan), point(0, 3, split="val")])
     assert [row["value"] for row in results.scored(rows, "vqa", "val")] == [3]

@@ -110,7 +110,7 @@ def test_text_cannot_leave_the_script_element(page):
 def test_findings_tables_and_the_command_are_there(page):
     text = page.read_text(encoding="utf-8")
     assert "<p>The experts are in tension: 2 of 2 beat the pretrained model" in text
-    assert "<li>caption and grounding, vanilla: 0.50 caption + 0.50 grounding, the best on test" in text
+    assert "<li>caption and grounding, vanilla: 0.50 caption + 0.50 grounding (chosen on test" in text
     assert f"unival-merge study report interpolation {page.parent / 'study'} -o {page}" in text
     assert re.search(r'<td class="number"><a href="#row-\w{16}">77\.5 \[73\.5, 81\.5\]</a></td>', text)
 
