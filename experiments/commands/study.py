@@ -109,7 +109,10 @@ def run(
         from experiments.unival.setups import expert_inputs
 
         own = _with_mixtures(study)
-        for found in best_points(known_rows(folder / ROWS), own, choice, report=False):
+        rows = known_rows(folder / ROWS)
+        rows = rows[rows["study"] == own.name]
+        wanted = own.chosen_mixtures(choice), own.chosen_kinds(choice)
+        for found in best_points(rows, own.experts, *wanted, report=False):
             if found.batchnorm.startswith("recalibrate:"):
                 typer.echo(f"not saved, since its statistics are measured: {found}")
                 continue
@@ -132,7 +135,9 @@ def best(name: Name, folder: Folder, only: Only = None, kinds: Kinds = None) -> 
     from experiments.study.study import study_named
 
     study, choice = _with_mixtures(study_named(name)), _choice("pocket", "val", None, kinds, only, None)
-    for found in best_points(read_rows(folder / ROWS), study, choice):
+    rows = read_rows(folder / ROWS)
+    rows = rows[rows["study"] == study.name]
+    for found in best_points(rows, study.experts, study.chosen_mixtures(choice), study.chosen_kinds(choice)):
         typer.echo(str(found))
 
 

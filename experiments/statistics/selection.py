@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,6 @@ import merge
 from experiments.errors import StudyError
 from experiments.grid.rows import Records, Rows, is_made_of, mean_of, names_in, records, share_label
 from experiments.statistics.curves import joint_score
-from experiments.study.study import Choice, Study
 
 ON, REPORT = "val", "test"
 MERGES = ("single", "interpolate", "average")
@@ -49,22 +48,31 @@ class Best:
         return f"{text}, {self.reported:.4f} on {REPORT}; {own}"
 
 
-def best_points(rows: Rows, study: Study, choice: Choice, *, report: bool = True) -> list[Best]:
+def best_points(
+    rows: Rows,
+    experts: Mapping[str, str],
+    mixtures: Iterable[tuple[str, ...]],
+    kinds: Sequence[str],
+    *,
+    report: bool = True,
+) -> list[Best]:
     """Pick the best point of every mixture, kind of experts and policy that has rows on the validation split.
 
-    StudyError where there is none, and with `report` where the points there have no rows on the test split.
+    `rows` are of one study, `experts` the task of every expert by name. StudyError where there is no such point, and
+    with `report` where the points there have no rows on the test split.
     """
-    found = [row for row in records(rows) if row["study"] == study.name and row["method"] in MERGES]
+    found = [row for row in records(rows) if row["method"] in MERGES]
     best: list[Best] = []
-    for names in study.chosen_mixtures(choice):
-        for kind in study.chosen_kinds(choice):
+    for names in mixtures:
+        for kind in kinds:
             own = [row for row in found if row["experts"] == kind and is_made_of(row, names)]
             for policy in names_in([row for row in own if row["method"] != "single"], "batchnorm"):
                 line = [row for row in own if row["method"] == "single" or row["batchnorm"] == policy]
                 if any(row["split"] == ON and row["method"] != "single" for row in line):
-                    best.append(_best(line, study, (names, kind, policy), report=report))
+                    columns = {name: _column(line, experts[name], name) for name in names}
+                    best.append(_best(line, columns, kind, policy, report=report))
     if not best:
-        raise StudyError(f"study {study.name} has no merged points on {ON}: run it with --split {ON} first")
+        raise StudyError(f"there are no merged points on {ON}: run the study with --split {ON} first")
     return best
 
 
@@ -88,9 +96,8 @@ def save_best(best: Best, inputs: Mapping[str, merge.Input], folder: Path, *, st
     return target
 
 
-def _best(rows: Records, study: Study, which: tuple[tuple[str, ...], str, str], *, report: bool) -> Best:
-    names, kind, policy = which
-    columns = {name: _column(rows, study.experts[name], name) for name in names}
+def _best(rows: Records, columns: Mapping[str, Column], kind: str, policy: str, *, report: bool) -> Best:
+    names = tuple(columns)
     cells: dict[tuple[tuple[float, ...], Column, str], Records] = {}  # one row a seed in each
     for row in rows:
         shares = tuple(float(row["shares"].get(name, 0)) for name in names)

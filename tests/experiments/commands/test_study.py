@@ -1,5 +1,6 @@
 """`unival-merge study`: from two made experts to rows, the best ratio and its weights."""
 
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -67,7 +68,13 @@ def test_the_best_ratio_is_printed(tmp_path):
         value = 0.8 if share == 0.5 else 0.5
         method = "interpolate" if share == 0.5 else "single"
         scores = {"value": value, "lo": value - 0.1, "hi": value + 0.1, "key": str(number)}
-        append_row(tmp_path / "rows.jsonl", Row(shares=shares, method=method, task=task, split=split, **scores, **job))
+        row = Row(shares=shares, method=method, task=task, split=split, **scores, **job)
+        append_row(tmp_path / "rows.jsonl", row)
+        if method == "interpolate":  # a better point of another study
+            other = replace(
+                row, study="other", shares={"vqa": 0.1, "entailment": 0.9}, value=1.0, key=f"other {number}"
+            )
+            append_row(tmp_path / "rows.jsonl", other)
     assert call("best", "tiny", tmp_path).stdout == (
         "vqa+entailment, vanilla: 0.50 vqa + 0.50 entailment; joint 1.6000 on val, 1.6000 on test; "
         "vqa accuracy 80.00 [70.00, 90.00], entailment accuracy 80.00 [70.00, 90.00]\n"

@@ -1,15 +1,12 @@
 """The best ratio: picked on val, reported on test, from rows alone."""
 
-from dataclasses import replace
-
 import pytest
 
 from experiments.errors import StudyError
 from experiments.statistics.selection import best_points
-from experiments.study.study import STUDIES, Choice, Study
 
-STUDY = Study("own", "?", "", {"a": "vqa", "b": "caption"}, ("vanilla", "fusing"), (("a", "b"),), "line", points=3)
-ALL = Choice(split="val")
+EXPERTS = {"a": "vqa", "b": "caption"}
+ALL = ([("a", "b")], ("vanilla", "fusing"))
 
 
 def row(shares, task, split, value, **more):
@@ -37,7 +34,7 @@ ROWS = sweep("val", VAL) + sweep("test", TEST)
 
 
 def test_the_best_point_of_val_is_reported_on_test():
-    (best,) = best_points(ROWS, STUDY, ALL)
+    (best,) = best_points(ROWS, EXPERTS, *ALL)
     assert best.shares == {"a": 0.5, "b": 0.5}
     assert best.selected == pytest.approx(0.875)
     assert best.reported == pytest.approx(0.65)  # not the best of test
@@ -52,7 +49,7 @@ def test_kinds_and_policies_have_their_own_best():
     other = sweep("val", {0.25: (0.8, 0.5)}, batchnorm="recalibrate:task")
     other += sweep("test", {0.25: (0.8, 0.2)}, batchnorm="recalibrate:task")
     fusing = sweep("val", VAL, experts="fusing") + sweep("test", TEST, experts="fusing")
-    best = best_points(ROWS + other + fusing, STUDY, ALL)
+    best = best_points(ROWS + other + fusing, EXPERTS, *ALL)
     assert [(one.kind, one.batchnorm, one.shares["b"]) for one in best] == [
         ("vanilla", "average", 0.5),
         ("vanilla", "recalibrate:task", 0.25),
@@ -62,42 +59,34 @@ def test_kinds_and_policies_have_their_own_best():
 
 def test_seeds_are_averaged_before_the_choice():
     second = sweep("val", {0.0: (0.8, 0.1), 0.25: (0.8, 0.5), 0.5: (0.2, 0.1), 1.0: (0.2, 0.5)})
-    (best,) = best_points(ROWS + second, STUDY, ALL)
+    (best,) = best_points(ROWS + second, EXPERTS, *ALL)
     assert best.shares["b"] == 0.25
 
 
-def test_ensembles_and_other_studies_do_not_count():
+def test_ensembles_do_not_count():
     strong = [row({"a": 0.25, "b": 0.75}, t, s, 1.0) for t in ("vqa", "caption") for s in ("val", "test")]
     ensembles = [one | {"method": "ensemble"} for one in strong]
-    others = [one | {"study": "other"} for one in strong]
-    (best,) = best_points(ROWS + ensembles + others, STUDY, ALL)
+    (best,) = best_points(ROWS + ensembles, EXPERTS, *ALL)
     assert best.shares["b"] == 0.5
 
 
 def test_nothing_is_selected_on_test():
-    with pytest.raises(StudyError, match="no merged points on val: run it with --split val first"):
-        best_points(sweep("test", TEST), STUDY, ALL)
+    with pytest.raises(StudyError, match="no merged points on val: run the study with --split val first"):
+        best_points(sweep("test", TEST), EXPERTS, *ALL)
     with pytest.raises(StudyError, match="has no row on test: run the study with --split test"):
-        best_points(sweep("val", VAL), STUDY, ALL)
-    (best,) = best_points(sweep("val", VAL), STUDY, ALL, report=False)
+        best_points(sweep("val", VAL), EXPERTS, *ALL)
+    (best,) = best_points(sweep("val", VAL), EXPERTS, *ALL, report=False)
     assert (best.shares["b"], best.tasks) == (0.5, {})
     assert str(best).endswith("joint 0.8750 on val")
 
 
 def test_experts_of_one_task_are_told_by_their_metrics():
-    study = replace(STUDY, experts={"a": "grounding", "b": "grounding"})
     rows = []
     for split in ("val", "test"):
         for share, scores in {0.0: (0.8, 0.1), 0.5: (0.8, 0.4), 1.0: (0.2, 0.5)}.items():
             shares = {name: value for name, value in (("a", 1 - share), ("b", share)) if value}
             for metric, value in zip(("Acc a", "Acc b"), scores, strict=True):
                 rows.append(row(shares, "grounding", split, value) | {"metric": metric})
-    (best,) = best_points(rows, study, ALL)
+    (best,) = best_points(rows, {"a": "grounding", "b": "grounding"}, *ALL)
     assert best.selected == pytest.approx(0.9)
     assert list(best.tasks) == [("grounding", "Acc a"), ("grounding", "Acc b")]
-
-
-def test_one_mixture_can_be_named():
-    with pytest.raises(StudyError, match="has nothing of 'a\\+c'"):
-        best_points(ROWS, STUDY, replace(ALL, only="a+c"))
-    assert isinstance(STUDIES["interpolation"], Study)
