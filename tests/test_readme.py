@@ -63,7 +63,7 @@ def test_the_script_of_a_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
 def test_every_command_named_is_there() -> None:
     named = set(re.findall(r"`unival-merge ([a-z-]+)", README)) - {"COMMAND"}
     shown = CliRunner().invoke(app, ["--help"]).output
-    there = set(re.findall(r"^  ([a-z-]+)  ", shown, re.MULTILINE))
+    there = set(re.findall(r"^  ([a-z-]+) ", shown, re.MULTILINE))
     assert named - there == set()
     assert {"diff", "doctor"} <= there
 

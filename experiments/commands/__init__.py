@@ -2,64 +2,38 @@
 
 from __future__ import annotations
 
-import platform
-from importlib import metadata
-from typing import Annotated
-
-import typer
-
-from experiments.commands.pages import app as pages_app
-from experiments.commands.pocket import app as pocket_app
-from experiments.commands.search import app as search_app
-from experiments.commands.study import app as study_app
-from experiments.commands.world import app as world_app
+import merge.commands
+import unival_core.commands
 from experiments.errors import StudyError
-from merge import MergeError, __version__
-from merge.commands import app as merge_app
-from merge.commands import main as run
-from unival_core.commands import app as core_app
-from unival_core.commands.training import app as training_app
+from merge import MergeError
+from merge.commands import Command, application, run
 from unival_core.errors import UnivalError
 
-VERSIONS = ("torch", "numpy", "safetensors", "xxhash", "tokenizers", "typer")
+COMMANDS = {
+    "study list": Command("experiments.commands.study:list_studies", "Study", "List the studies."),
+    "study run": Command("experiments.commands.study:run", "Study", "Evaluate merged models at every point."),
+    "study best": Command("experiments.commands.study:best", "Study", "Print the best ratio, chosen on split val."),
+    "study search": Command("experiments.commands.search:search", "Study", "Search the best ratio with a budget."),
+    "study plot": Command("experiments.commands.pages:plot", "Study", "Draw every figure of a study."),
+    "study table": Command("experiments.commands.pages:table", "Study", "Print the scores of a study."),
+    "study report": Command("experiments.commands.pages:report", "Study", "Write one HTML page of a study."),
+    "study samples": Command("experiments.commands.pages:samples", "Study", "Let merged models answer a few examples."),
+    "world make": Command("experiments.commands.world:make", "World", "Write the embedded data."),
+    "world show": Command("experiments.commands.world:show", "World", "Draw rows of the embedded data."),
+    "pocket": Command("experiments.commands.pocket:pocket", "World", "Make the study's models from nothing."),
+    "demo": Command("experiments.commands.pocket:demo", "World", "Make data and experts, merge them, report."),
+}
 
-app = typer.Typer(
-    help="Merge models finetuned from one ancestor, and study what happens between them.",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
+app = application(
+    {**merge.commands.COMMANDS, **unival_core.commands.COMMANDS, **COMMANDS},
+    "Merge models finetuned from one ancestor, and study what happens between them.",
+    (MergeError, UnivalError, StudyError),
 )
-app.add_typer(merge_app)
-app.add_typer(core_app)
-app.add_typer(training_app)
-app.add_typer(world_app, name="world")
-app.add_typer(pocket_app)
-study_app.add_typer(pages_app)
-study_app.add_typer(search_app)
-app.add_typer(study_app, name="study")
-
-
-def _versions(wanted: bool) -> None:
-    if not wanted:
-        return
-    typer.echo(
-        f"unival-merge {__version__}, python {platform.python_version()}, {platform.system()} {platform.machine()}"
-    )
-    for name in VERSIONS:
-        typer.echo(f"{name} {metadata.version(name)}")
-    raise typer.Exit
-
-
-@app.callback()
-def root(
-    version: Annotated[
-        bool, typer.Option("--version", help="Print the versions that matter.", callback=_versions, is_eager=True)
-    ] = False,
-) -> None:
-    """Merge models finetuned from one ancestor, and study what happens between them."""
 
 
 def main() -> None:
-    """Run the command line: users' errors are one line on stderr and exit code 2, Ctrl-C is 130."""
-    run(app, (MergeError, UnivalError, StudyError))
+    """Run the command line of all three packages."""
+    run(app)
+
+
+__all__ = ["COMMANDS", "app", "main"]

@@ -8,13 +8,10 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The study, as in `unival-merge study list`.")]
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder that holds its rows.jsonl.")]
 
 
-@app.command()
 def plot(
     name: Name,
     folder: Folder,
@@ -37,7 +34,6 @@ def plot(
         typer.echo(f"not drawn: {line}", err=True)
 
 
-@app.command()
 def table(
     name: Name,
     folder: Folder,
@@ -57,7 +53,6 @@ def table(
     typer.echo(f"\n## costs\n\n{costs}" * bool(costs), nl=False)
 
 
-@app.command()
 def report(
     name: Name,
     folder: Folder,
@@ -74,7 +69,6 @@ def report(
     typer.echo(write_report(folder, name, output, command=shlex.join(words)))
 
 
-@app.command()
 def samples(
     name: Name,
     folder: Folder,

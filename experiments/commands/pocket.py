@@ -7,15 +7,7 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(
-    help="The study's models from nothing, on a laptop.",
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-)
 
-
-@app.command()
 def pocket(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where everything is made, and goes on if stopped.")],
     preset: Annotated[
@@ -39,7 +31,6 @@ def pocket(
     typer.echo(write_table(made, split, processes).read_text())
 
 
-@app.command()
 def demo(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where everything is made, and goes on if stopped.")],
     preset: Annotated[

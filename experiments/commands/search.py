@@ -13,10 +13,7 @@ if TYPE_CHECKING:
     from experiments.search.driver import History
     from experiments.search.space import Space
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
-
-@app.command()
 def search(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A study, as `study list` names it.")],
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where rows are kept, known ones are not made again.")],

@@ -14,14 +14,6 @@ if TYPE_CHECKING:
     from experiments.grid.worker import Setting
     from experiments.study.study import AnyStudy, Choice, Study
 
-app = typer.Typer(
-    help="Studies: evaluate merged models over a grid of points, tasks and splits.",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-)
-
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A study, as `study list` names it.")]
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Where rows are kept; at pocket scale the models too.")]
 ScaleName = Annotated[str, typer.Option(help="pocket, or base: published checkpoints and data.")]
@@ -38,7 +30,6 @@ Checkpoints = Annotated[Path | None, typer.Option(help="Folder of the published 
 Data = Annotated[Path | None, typer.Option(help="Folder of the published data (base).")]
 
 
-@app.command("list")
 def list_studies() -> None:
     """Print the studies, with the number of cells of each at pocket scale."""
     from experiments.study.study import STUDIES, Choice
@@ -47,7 +38,6 @@ def list_studies() -> None:
         typer.echo(f"{name:16}{len(study.cells(Choice())):5} cells  {study.question}  ({study.source})")
 
 
-@app.command()
 def run(
     name: Name,
     folder: Folder,
@@ -122,7 +112,6 @@ def run(
                 typer.echo(f"{file}: {found}")
 
 
-@app.command()
 def best(name: Name, folder: Folder, only: Only = None, kinds: Kinds = None) -> None:
     """Print the best ratio of every mixture: picked on split val, reported on split test with 95 % intervals.
 

@@ -7,19 +7,10 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(
-    help="The embedded world: pictures, films and sounds with questions, made from a seed.",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-)
-
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the world.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 
 
-@app.command()
 def make(
     folder: Folder,
     seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
@@ -36,7 +27,6 @@ def make(
     typer.echo(f"{folder}: {len(world.files)} files, {rows:,} rows, {size_bytes / 1e6:.0f} MB, seed {world.seed}")
 
 
-@app.command()
 def show(
     folder: Folder,
     output: Annotated[

@@ -9,13 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import typer
 from typer.testing import CliRunner, Result
 
 from tests.unival_core.golden import ROOT
 from tests.unival_core.made_rows import POCKET, TOKENIZER, cell, cells, dataset, png, table, write_file
 from unival_core.checkpoint import save_model
-from unival_core.commands import app
+from unival_core.commands import app as program
 from unival_core.config import replace as replace_config
 from unival_core.data.batch import collate
 from unival_core.data.dataset import TaskDataset
@@ -27,9 +26,6 @@ from unival_core.generation import GenerationOptions
 from unival_core.model import UnivalModel
 from unival_core.tasks import TASKS
 from unival_core.vocabulary import TOKENIZER_KEY
-
-program = typer.Typer()
-program.add_typer(app)
 
 
 @pytest.mark.parametrize("task", TASKS)

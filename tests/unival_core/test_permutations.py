@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import typer
 from torch import Tensor
 from torch.testing import assert_close
 from typer.testing import CliRunner, Result
@@ -15,13 +14,11 @@ import merge
 from merge.tools.align import apply_permutation, random_permutation, weight_matching
 from tests.unival_core.golden import filled
 from unival_core.checkpoint import load_model, save_model
-from unival_core.commands import app
+from unival_core.commands import app as program
 from unival_core.config import CONFIGS, UnivalConfig, replace
 from unival_core.model import Inputs, UnivalModel
 from unival_core.permutations import permutations
 
-program = typer.Typer()
-program.add_typer(app)
 POCKET = CONFIGS["pocket"]
 assert POCKET.video is not None
 # Two grouped convolutions, an ImageNet head, and a first stage that keeps its width.

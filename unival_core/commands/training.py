@@ -7,16 +7,6 @@ from typing import Annotated
 
 import typer
 
-from unival_core.commands import told
-
-app = typer.Typer(
-    help="Train a UnIVAL model.",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-)
-
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder of the run; a stopped run goes on in it.")]
 Data = Annotated[Path, typer.Option(help="Folder with <task>/<split>.tsv, as `world make` writes it.")]
 Scale = Annotated[str, typer.Option(help="Whose recipe: base (published) or pocket; default: by the vocabulary.")]
@@ -38,8 +28,7 @@ Answers = Annotated[Path | None, typer.Option(help="Allowed answers: .txt, .json
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace another run in the folder.")]
 
 
-@app.command("train")
-def train_command(
+def train(
     task: Annotated[str, typer.Option(help="Task to learn.")],
     init: Annotated[Path, typer.Option(help="Checkpoint to start from.")],
     data: Data,
@@ -81,41 +70,39 @@ def train_command(
         "precision": precision, "group": group, "batchnorm": batchnorm, "recompute": recompute,
         "validate_every": validate_every, "save_every": save_every, "seed": seed,
     }  # fmt: skip
-    with told():
-        from unival_core.training import setup
-        from unival_core.training.parallel import team
-        from unival_core.training.recipes import REWARDS, recipe_for
-        from unival_core.training.train import train
+    from unival_core.training import setup
+    from unival_core.training.parallel import team
+    from unival_core.training.recipes import REWARDS, recipe_for
+    from unival_core.training.train import train as learn
 
-        setup.use_threads(threads)
-        model, tokenizer = setup.open_model(init, bpe, section)
-        scale = scale or setup.scale_of(model.config)
-        recipe = recipe_for(task, scale)
-        chosen = setup.choose(REWARDS[scale], reward, "reward") if reward else None
-        options = setup.change(recipe.options, given | {"reward": chosen})
-        make = setup.Data(data, model, tokenizer, answers=answers, seed=seed)
-        rows = make(task, split, training=True, side=recipe.side, frames=recipe.frames)
-        held = make(task, val_split, side=recipe.side, frames=recipe.frames) if val_split else None
-        with team(device) as members:
-            weights = train(
-                model,
-                tokenizer,
-                {task: rows},
-                options,
-                output,
-                validate=None if held is None else setup.validation(held, val_rows, workers),
-                record={"init": setup.tensors_digest(init, section)},
-                team=members,
-                workers=workers,
-                tensorboard=tensorboard,
-                overwrite=overwrite,
-            )
-            if members.leads:
-                typer.echo(str(weights))
+    setup.use_threads(threads)
+    model, tokenizer = setup.open_model(init, bpe, section)
+    scale = scale or setup.scale_of(model.config)
+    recipe = recipe_for(task, scale)
+    chosen = setup.choose(REWARDS[scale], reward, "reward") if reward else None
+    options = setup.change(recipe.options, given | {"reward": chosen})
+    make = setup.Data(data, model, tokenizer, answers=answers, seed=seed)
+    rows = make(task, split, training=True, side=recipe.side, frames=recipe.frames)
+    held = make(task, val_split, side=recipe.side, frames=recipe.frames) if val_split else None
+    with team(device) as members:
+        weights = learn(
+            model,
+            tokenizer,
+            {task: rows},
+            options,
+            output,
+            validate=None if held is None else setup.validation(held, val_rows, workers),
+            record={"init": setup.tensors_digest(init, section)},
+            team=members,
+            workers=workers,
+            tensorboard=tensorboard,
+            overwrite=overwrite,
+        )
+        if members.leads:
+            typer.echo(str(weights))
 
 
-@app.command("pretrain")
-def pretrain_command(
+def pretrain(
     init: Annotated[Path, typer.Option(help="Checkpoint to start from: a backbone's, or an earlier stage's.")],
     data: Data,
     output: Output,
@@ -147,36 +134,35 @@ def pretrain_command(
         "lr": lr, "updates": updates, "batch": batch, "accumulate": accumulate, "precision": precision,
         "recompute": recompute, "save_every": save_every, "seed": seed,
     }  # fmt: skip
-    with told():
-        from unival_core.training import setup
-        from unival_core.training.parallel import team
-        from unival_core.training.recipes import STAGES
-        from unival_core.training.train import train
+    from unival_core.training import setup
+    from unival_core.training.parallel import team
+    from unival_core.training.recipes import STAGES
+    from unival_core.training.train import train as learn
 
-        setup.use_threads(threads)
-        source, (model, tokenizer) = init, setup.open_model(init, bpe, section)
-        stages = {part.name: part for part in setup.choose(STAGES, scale or setup.scale_of(model.config), "scale")}
-        with team(device) as members:
-            for part in [setup.choose(stages, stage, "stage")] if stage else stages.values():
-                make = setup.Data(data, model, tokenizer, answers=answers, seed=seed)
-                rows = {
-                    task: make(task, part.split(task), training=True, side=part.side, frames=part.frames)
-                    for task in part.tasks
-                }
-                record = {"init": setup.tensors_digest(source, section)}
-                source = train(
-                    model,
-                    tokenizer,
-                    rows,
-                    setup.change(part.options, given),
-                    output / part.name,
-                    weights=part.tasks,
-                    record=record,
-                    team=members,
-                    workers=workers,
-                    tensorboard=tensorboard,
-                    overwrite=overwrite,
-                )
-                section, (model, _) = "auto", setup.open_model(source, bpe)
-            if members.leads:
-                typer.echo(str(source))
+    setup.use_threads(threads)
+    source, (model, tokenizer) = init, setup.open_model(init, bpe, section)
+    stages = {part.name: part for part in setup.choose(STAGES, scale or setup.scale_of(model.config), "scale")}
+    with team(device) as members:
+        for part in [setup.choose(stages, stage, "stage")] if stage else stages.values():
+            make = setup.Data(data, model, tokenizer, answers=answers, seed=seed)
+            rows = {
+                task: make(task, part.split(task), training=True, side=part.side, frames=part.frames)
+                for task in part.tasks
+            }
+            record = {"init": setup.tensors_digest(source, section)}
+            source = learn(
+                model,
+                tokenizer,
+                rows,
+                setup.change(part.options, given),
+                output / part.name,
+                weights=part.tasks,
+                record=record,
+                team=members,
+                workers=workers,
+                tensorboard=tensorboard,
+                overwrite=overwrite,
+            )
+            section, (model, _) = "auto", setup.open_model(source, bpe)
+        if members.leads:
+            typer.echo(str(source))

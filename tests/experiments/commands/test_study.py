@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 import experiments
 import merge
-from experiments.commands.study import app
+from experiments.commands import app
 from experiments.errors import StudyError
 from experiments.grid import engines
 from experiments.grid.rows import Row, append_row
@@ -31,7 +31,9 @@ def tiny(monkeypatch):
 
 
 def call(*arguments):
-    done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    done = CliRunner().invoke(app, ["study", *[str(argument) for argument in arguments]])
+    if done.exit_code == 2:
+        raise StudyError(done.stderr)
     if done.exception is not None and not isinstance(done.exception, SystemExit):
         raise done.exception
     return done

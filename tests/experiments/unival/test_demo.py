@@ -3,7 +3,7 @@
 import pytest
 from typer.testing import CliRunner
 
-from experiments.commands.pocket import app
+from experiments.commands import app
 from experiments.errors import StudyError
 from experiments.grid.rows import read_rows
 from experiments.study.study import Choice

@@ -20,7 +20,8 @@ import typer
 from torch import Tensor
 
 import merge
-from merge.commands import Common, app
+from merge.commands import COMMANDS, app
+from merge.commands.options import Common
 from merge.methods import METHODS
 from tests import ROOT
 from tests.merge.made import assert_same, ordered_as, weights
@@ -52,7 +53,6 @@ def assert_holds(out: str, wanted: dict[str, Tensor]) -> None:
 
 # -- help ------------------------------------------------------------------------------------------------------------
 
-COMMANDS = {item.name or item.callback.__name__: item for item in app.registered_commands if item.callback}
 FORMULAS = {
     "interpolate": "(1 - ratio) * FIRST + ratio * SECOND",
     "average": "sum_i w_i * X_i",
@@ -76,7 +76,7 @@ def test_every_help_shows_an_example_that_parses(name: str, folder: Path) -> Non
     outcome = command(name, "--help")
     assert outcome.code == 0
     examples = [line.strip() for line in outcome.out.splitlines() if line.strip().startswith("unival-merge ")]
-    assert [example.split()[1] for example in examples] == [name]
+    assert {example.split()[1] for example in examples} == {name}
     arguments = shlex.split(examples[0])[1:]
     ran = command(*arguments)  # its files are not here: one error of ours, no complaint about usage
     assert ran.code == 2
@@ -95,8 +95,9 @@ def test_help_shows_the_formula_and_the_shared_options(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(set(METHODS) & set(COMMANDS)))
 def test_every_option_has_a_help_text(name: str) -> None:
-    group = typer.main.get_command(app)
-    for option in group.commands[name].params:  # type: ignore[attr-defined]
+    group: Any = typer.main.get_command(app)
+    context = typer.Context(group)
+    for option in group.get_command(context, name).params:
         if option.param_type_name == "option":
             assert option.help, option.name
 

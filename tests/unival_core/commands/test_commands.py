@@ -8,21 +8,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import typer
 from PIL import Image
 from typer.testing import CliRunner, Result
 
 from tests.unival_core.golden import SHARED
 from unival_core.checkpoint import save_model
-from unival_core.commands import app
+from unival_core.commands import app as program
 from unival_core.config import CONFIGS, replace
 from unival_core.errors import UnivalError
 from unival_core.model import UnivalModel
 from unival_core.tasks import TASKS
 from unival_core.vocabulary import TOKENIZER_KEY, Tokenizer, load_tokenizer
 
-program = typer.Typer()
-program.add_typer(app)
 POCKET = CONFIGS["pocket"]
 WORDS = ["what does the image describe?", 'does the " describe "?', "yes no maybe", "a red 7 and a blue 3", "video"]
 

@@ -25,7 +25,7 @@ from typer.testing import CliRunner
 
 from merge import open_checkpoint
 from unival_core.checkpoint import load_model, save_model
-from unival_core.commands.training import app
+from unival_core.commands import app
 from unival_core.config import Regularization, ResNetConfig, UnivalConfig
 from unival_core.data.batch import collate
 from unival_core.data.dataset import TaskDataset

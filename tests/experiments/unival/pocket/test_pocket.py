@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
-from experiments.commands.pocket import app
+from experiments.commands import app
 from experiments.errors import StudyError
 from experiments.grid.rows import read_rows, read_scores
 from experiments.study.study import Expert

@@ -1,0 +1,250 @@
+"""The way from a table of commands to a command line: lazy, listed in groups, every mistake told in one line."""
+
+# What typer hands over (contexts, formatters) has public names in some of its versions only.
+# pyright: reportUnknownParameterType=false, reportMissingParameterType=false, reportIncompatibleMethodOverride=false
+
+from __future__ import annotations
+
+import gc
+import importlib
+import inspect
+import os
+import platform
+import re
+import signal
+import sys
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from importlib import metadata
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, ClassVar, Union, get_args, get_origin, get_type_hints
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+VERSIONS = ("unival-merge", "torch", "numpy", "safetensors", "xxhash", "tokenizers", "typer")
+METAVARS = {Path: "FILE", int: "N", float: "NUMBER", str: "TEXT"}
+SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+# What typer raises for an option that is not there, a value of the wrong kind, ... (click's class, which typer keeps in
+# a private place of its own in newer versions).
+USAGE: Any = typer.BadParameter.__mro__[2]
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command of the command line; its key in the table is its name ("study run" belongs to the commands of `study`).
+
+    Attributes:
+        function: "module:name" of the function, imported when the command is asked for. Its parameters are the
+            arguments and options, its docstring the help page, with an example that runs. A parameter whose type is a
+            dataclass stands for all of its fields.
+        group: the heading that it is listed under.
+        summary: what it does, for the list of commands.
+    """
+
+    function: str
+    group: str
+    summary: str
+
+
+class Page(TyperCommand):
+    """A command whose help shows the options that most need first, and the others by panel."""
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """The arguments, what options must be given, and then the rest."""
+        pieces: list[str] = []
+        for param in self.params:
+            if param.param_type_name == "argument":
+                pieces.append(_argument(param) if param.required else f"[{_argument(param)}]")
+            elif param.required:
+                pieces.append(f"{param.opts[-1]} {param.metavar}")
+        return [*pieces, "[OPTIONS]"]
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write one section for the arguments and one for every panel."""
+        panels: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            if param.param_type_name == "argument":
+                panels.setdefault("Arguments", []).append((_argument(param), getattr(param, "help", None) or ""))
+            elif record := param.get_help_record(ctx):
+                panels.setdefault(getattr(param, "rich_help_panel", None) or "Options", []).append(record)
+        for title, rows in panels.items():
+            with formatter.section(title):
+                formatter.write_dl(rows)
+
+
+def _argument(param: Any) -> str:
+    name: str = param.metavar or param.name.rstrip("_").upper()
+    return f"{name}..." if param.nargs == -1 else name
+
+
+class Group(TyperGroup):
+    """The commands of a table, each imported when it is asked for. The outermost group tells users' mistakes."""
+
+    entries: ClassVar[Mapping[str, Command]] = {}
+    errors: ClassVar[tuple[type[Exception], ...]] = ()
+    at_hand: Any = None  # the command that is being run: errors name its options
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """The first words of the commands."""
+        return list(dict.fromkeys(name.split()[0] for name in self.entries))
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command of this name or the group that it begins, None if there is neither."""
+        first = f"{cmd_name} "
+        inner = {name[len(first) :]: entry for name, entry in self.entries.items() if name.startswith(first)}
+        if cmd_name in self.entries:
+            found = _page(cmd_name, self.entries[cmd_name])
+        elif inner:
+            found = typer.main.get_command(application(inner, f"The commands of `{cmd_name}`.", name=cmd_name))
+        else:
+            self.commands = dict.fromkeys(self.list_commands(ctx))  # type: ignore[assignment]  # names to suggest
+            return None
+        ctx.find_root().command.at_hand = found
+        return found
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write a section for every group, with summaries as long as they are."""
+        groups: dict[str, list[tuple[str, str]]] = {}
+        width = max(map(len, self.entries))
+        for name, entry in self.entries.items():
+            groups.setdefault(entry.group, []).append((name.ljust(width), entry.summary))
+        for title, rows in groups.items():
+            with formatter.section(title):
+                formatter.write_dl(rows)
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """Run what the arguments say, and exit: users' mistakes are one line on stderr and exit code 2."""
+        try:
+            code = super().main(*args, **{**extra, "standalone_mode": False})
+            sys.stdout.flush()  # a pipe that nobody reads any more is noticed here, not by the interpreter's end
+        except self.errors as error:
+            typer.echo(f"error: {_in_options(str(error), self.at_hand)}", err=True)
+            code = 2
+        except USAGE as error:
+            told = " ".join(error.format_message().split()).rstrip(".")
+            command = error.ctx.command_path if error.ctx else "this program"
+            typer.echo(f"error: {told}; see {command} --help", err=True)
+            code = 2
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the end would try, and tell
+            code = 1
+        sys.exit(code or 0)
+
+
+def _in_options(text: str, command: Any) -> str:
+    """An error of the library in one line and, where it speaks of arguments that are options here, in options' words.
+
+    "pass overwrite=True" is "pass --overwrite", "missing='union'" is "--missing union".
+    """
+    options = {param.name.rstrip("_"): param.opts[0] for param in getattr(command, "params", ())}
+
+    def option(match: re.Match[str]) -> str:
+        name, value = match[1], match[2].strip("'\"")
+        return match[0] if name not in options else options[name] + ("" if value == "True" else f" {value}")
+
+    return re.sub(r"\b([a-z_]+)=(True|'[^']*'|\"[^\"]*\")", option, " ".join(text.split()))
+
+
+def _page(name: str, entry: Command) -> Any:
+    """The command of an entry, with its function's parameters."""
+    module, _, attribute = entry.function.partition(":")
+    function = getattr(importlib.import_module(module), attribute)
+    bundles: dict[str, Any] = {}
+    parameters: list[inspect.Parameter] = []
+    for item in inspect.signature(function, eval_str=True).parameters.values():
+        if is_dataclass(item.annotation):
+            bundles[item.name] = item.annotation
+            parameters += _fields(item.annotation)
+        else:
+            parameters.append(item.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+
+    def callback(**values: Any) -> None:
+        for key, bundle in bundles.items():
+            values[key] = bundle(**{item.name: values.pop(item.name) for item in fields(bundle)})
+        function(**values)
+
+    callback.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    callback.__annotations__ = {item.name: item.annotation for item in parameters}
+    callback.__doc__ = function.__doc__
+    lone = typer.Typer(add_completion=False, rich_markup_mode=None, context_settings=SETTINGS)
+    lone.command(name, cls=Page)(callback)
+    page = typer.main.get_command(lone)
+    kinds = {item.name: _kind(item.annotation) for item in parameters}
+    for param in page.params:
+        if param.param_type_name == "option" and param.metavar is None and param.name in kinds:
+            param.metavar = METAVARS.get(kinds[param.name])
+    return page
+
+
+def _fields(bundle: Any) -> list[inspect.Parameter]:
+    """The fields of a dataclass as parameters."""
+    hints = get_type_hints(bundle, include_extras=True)
+    return [
+        inspect.Parameter(
+            item.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if item.default is MISSING else item.default,
+            annotation=hints[item.name],
+        )
+        for item in fields(bundle)
+    ]
+
+
+def _kind(annotation: Any) -> Any:
+    """`Path` of `Annotated[list[Path] | None, ...]`."""
+    while get_origin(annotation) in (Annotated, Union, UnionType, list):
+        annotation = get_args(annotation)[0]
+    return annotation
+
+
+def application(
+    commands: Mapping[str, Command], text: str, errors: tuple[type[Exception], ...] = (), *, name: str = ""
+) -> typer.Typer:
+    """A table of commands as a typer application. `errors` are the exceptions that are users' mistakes.
+
+    Without a name it is the whole program, with `--version` and shell completion.
+    """
+    program = typer.Typer(
+        name=name or None,
+        help=text,
+        cls=type("Commands", (Group,), {"entries": dict(commands), "errors": errors}),
+        add_completion=not name,
+        context_settings=SETTINGS,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+    )
+    program.callback(invoke_without_command=True)(_inner if name else _outer)
+    return program
+
+
+def _outer(
+    ctx: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the versions that matter.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"python {platform.python_version()}, {platform.system()} {platform.machine()}")
+        for package in VERSIONS:
+            typer.echo(f"{package} {metadata.version(package)}")
+        raise typer.Exit
+    _inner(ctx)
+
+
+def _inner(ctx: typer.Context) -> None:
+    if ctx.invoked_subcommand is None:
+        typer.echo(ctx.get_help())
+
+
+def run(program: typer.Typer) -> None:
+    """Run a program's command line and exit: 0, 2 for users' mistakes, 130 for Ctrl-C."""
+    signal.signal(signal.SIGINT, _interrupted)
+    # Imports and plans make objects that stay: looking through them for garbage costs a quarter of a second.
+    gc.set_threshold(100_000, 50, 50)
+    typer.main.get_command(program)()
+
+
+def _interrupted(number: int, frame: object) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # tidying up takes a moment and is not to be cut short
+    typer.echo("interrupted: nothing was left half-written", err=True)
+    raise SystemExit(130)
