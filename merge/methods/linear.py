@@ -51,11 +51,13 @@ def average(tensors: Tensors, *, weights: Sequence[float], name: str = "", out: 
     return result if out is None else out.copy_(result)
 
 
-def average_single(count: int, parameters: Mapping[str, Any]) -> int | None:
-    """All weight on one input."""
+def one_input(count: int, parameters: Mapping[str, Any], *, relative: bool = False) -> int | None:
+    """All weight on one input (of any size if weights are relative); the inputs are the last of `count` tensors."""
     weights = list(parameters["weights"])
     holders = [index for index, weight in enumerate(weights) if weight != 0]
-    return holders[0] if len(holders) == 1 and weights[holders[0]] == 1 else None
+    if len(holders) == 1 and (relative or parameters.get("normalize") or weights[holders[0]] == 1):
+        return count - len(weights) + holders[0]
+    return None
 
 
 def task_arithmetic(

@@ -7,7 +7,7 @@ vectors with coefficients worked out in float64 from that table.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -69,18 +69,6 @@ def nuslerp_base(
 ) -> Tensor:
     """`base + nuslerp(first - base, second - base)`."""
     return _from_base(nuslerp, tensors, weights=weights, flatten=flatten, row_wise=row_wise, name=name)
-
-
-def nuslerp_single(count: int, parameters: Mapping[str, Any]) -> int | None:
-    """All weight on one input, whatever the sum."""
-    holders = [index for index, weight in enumerate(parameters["weights"]) if weight != 0]
-    return count - 2 + holders[0] if len(holders) == 1 else None
-
-
-def base_single(count: int, parameters: Mapping[str, Any]) -> int | None:
-    """All weight on one task vector."""
-    holders = [index for index, weight in enumerate(parameters["weights"]) if weight != 0]
-    return holders[0] + 1 if len(holders) == 1 and parameters["weights"][holders[0]] == 1 else None
 
 
 def multislerp(tensors: Tensors, *, weights: Sequence[float], name: str = "") -> Tensor:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -35,12 +34,6 @@ def linear(
         if equal.any():
             result = torch.where(equal, terms[0][0], result)
     return result if out is None else out.copy_(result)
-
-
-def linear_single(count: int, parameters: Mapping[str, Any]) -> int | None:
-    """All weight on one input, of any size if normalized."""
-    holders = [(index, weight) for index, weight in enumerate(parameters["weights"]) if weight != 0]
-    return holders[0][0] if len(holders) == 1 and (parameters["normalize"] or holders[0][1] == 1) else None
 
 
 def _equal(tensors: Sequence[Tensor]) -> Tensor:

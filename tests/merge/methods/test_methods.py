@@ -214,12 +214,8 @@ def test_della_keeps_large_entries_more_often() -> None:
 
 
 def test_della_of_a_scalar_has_the_density() -> None:
-    trims = [
-        trimming.by_rank(
-            torch.zeros(1, 1), torch.ones(1, 1), (0.4, 0.6), torch.Generator().manual_seed(seed), rescale=True
-        )
-        for seed in range(400)
-    ]
+    draws = [trimming.Draw(torch.Generator().manual_seed(seed), rescale=True) for seed in range(400)]
+    trims = [trimming.by_rank(torch.zeros(()), torch.ones(()), draw, density=0.5, epsilon=0.1) for draw in draws]
     values = torch.cat([trim(torch.ones(1), slice(0, 1)) for trim in trims])
     assert set(values.tolist()) == {0.0, 2.0}
     assert values.mean().item() == pytest.approx(1.0, abs=0.2)
