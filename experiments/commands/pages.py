@@ -80,10 +80,9 @@ def samples(
     \b
     unival-merge study samples interpolation results/interpolation --pocket pocket-full
     """
-    from experiments.pages.views import open_study
     from experiments.unival.samples import make_samples
-    from experiments.unival.setups import PocketScale
+    from experiments.unival.setups import PocketSetup
+    from experiments.unival.subject import UnivalSubject
 
-    seeds = dict.fromkeys(int(row["seed"]) for row in open_study(folder, name)[0])
-    made = make_samples(folder, name, {seed: PocketScale(pocket, seed) for seed in seeds}, count)
+    made = make_samples(folder, name, UnivalSubject(PocketSetup(pocket)), count)
     typer.echo(f"{folder / 'samples.jsonl'}: {made} rows more")

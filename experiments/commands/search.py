@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from experiments.errors import StudyError
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -30,7 +32,7 @@ def search(
     batchnorm: Annotated[str, typer.Option(help="average, recalibrate:mixture, ...: one policy.")] = "average",
     seed: Annotated[int, typer.Option(help="Of the finetunings, and of methods that draw.")] = 0,
     limit: Annotated[int | None, typer.Option(min=1, help="Rows of every split to stop after.")] = None,
-    scale: Annotated[str, typer.Option(help="pocket, or base: published checkpoints and data.")] = "pocket",
+    setup: Annotated[str, typer.Option(help="pocket, or base: published checkpoints and data.")] = "pocket",
     device: Annotated[str, typer.Option(help="Where to run: cpu, cuda, ...")] = "cpu",
     checkpoints: Annotated[Path | None, typer.Option(help="Folder of the published checkpoints (base).")] = None,
     data: Annotated[Path | None, typer.Option(help="Folder of the published data (base).")] = None,
@@ -40,17 +42,23 @@ def search(
     \b
     unival-merge study search interpolation pocket-full --only vqa+caption --method adaptive --budget 7
     """
-    from experiments.grid.worker import Setting
+    from experiments.grid.grid import Grid
     from experiments.search.cells import Mixture
     from experiments.search.driver import search as look
     from experiments.search.space import Space
-    from experiments.study.study import Choice, study_named
-    from experiments.unival.setups import scale_named
+    from experiments.unival.setups import setup_named
+    from experiments.unival.studies import Choice, study_named
+    from experiments.unival.subject import UnivalSubject
 
     Space.check_split(split)
-    choice = Choice(scale, split, kinds=(kind,), only=only, batchnorm=(batchnorm,))
-    setting = Setting({seed: scale_named(scale, folder, seed, checkpoints=checkpoints, data=data)}, limit, device)
-    mixture = Mixture(study_named(name), choice, setting, folder)
+    study, choice = study_named(name), Choice(setup, split, kinds=(kind,), only=only, batchnorm=(batchnorm,))
+    mixtures = study.mixtures_of(choice)
+    if len(mixtures) != 1:
+        known = ", ".join("+".join(experts) for experts in mixtures)
+        raise StudyError(f"study {name} has {len(mixtures)} mixtures of {kind}: choose one with --only of {known}")
+    place = setup_named(setup, folder, checkpoints=checkpoints, data=data)
+    grid = Grid(name, UnivalSubject(place, limit), (seed,), device)
+    mixture = Mixture(grid, mixtures[0], folder, split=split, batchnorm=batchnorm, metrics=study.metrics)
 
     def evaluate(shares: Mapping[str, float]) -> Mapping[str, float]:
         scores = mixture.evaluate(shares)
@@ -65,14 +73,14 @@ def search(
 
 def told(shares: Mapping[str, float], scores: Mapping[str, float]) -> str:
     """A point and its scores in words."""
-    from experiments.grid.rows import share_label
+    from experiments.study.study import share_label
 
     return f"{share_label(shares)}: {', '.join(f'{task} {score:.4f}' for task, score in scores.items())}"
 
 
 def report(history: History, space: Space) -> str:
     """The whole history as a table, the best point, and what it cost."""
-    from experiments.grid.rows import share_label
+    from experiments.study.study import share_label
 
     tasks = "".join(f"{task:>12}" for task in space.tasks)
     lines = [f"{'point':36}{tasks}{history.objective:>12}{'best':>8}{'hypervolume':>13}"]

@@ -10,13 +10,15 @@ import typer
 from experiments.errors import StudyError
 
 if TYPE_CHECKING:
-    from experiments.grid.grid import Engine
-    from experiments.grid.worker import Setting
-    from experiments.study.study import AnyStudy, Choice, Study
+    from experiments.statistics.selection import Best
+    from experiments.study.study import Expert
+    from experiments.unival.studies import Choice
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A study, as `study list` names it.")]
-Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Where rows are kept; at pocket scale the models too.")]
-ScaleName = Annotated[str, typer.Option(help="pocket, or base: published checkpoints and data.")]
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Where rows are kept; at setup pocket the models too.")]
+SetupName = Annotated[
+    str, typer.Option("--setup", help="pocket, or base: published checkpoints and data.", show_default=True)
+]
 Seeds = Annotated[list[str] | None, typer.Option(help="Of the finetunings: 0, or 0,1,2; may be repeated.")]
 Kinds = Annotated[str | None, typer.Option(help="Kinds of experts, as vanilla,ratatouille; default: the study's.")]
 Only = Annotated[str | None, typer.Option(help="One mixture, as vqa+caption.")]
@@ -31,8 +33,12 @@ Data = Annotated[Path | None, typer.Option(help="Folder of the published data (b
 
 
 def list_studies() -> None:
-    """Print the studies, with the number of cells of each at pocket scale."""
-    from experiments.study.study import STUDIES, Choice
+    """Print the studies, with the number of cells of each at setup pocket.
+
+    \b
+    unival-merge study list
+    """
+    from experiments.unival.studies import STUDIES, Choice
 
     for name, study in STUDIES.items():
         typer.echo(f"{name:16}{len(study.cells(Choice())):5} cells  {study.question}  ({study.source})")
@@ -41,7 +47,7 @@ def list_studies() -> None:
 def run(
     name: Name,
     folder: Folder,
-    scale: ScaleName = "pocket",
+    setup: SetupName = "pocket",
     only: Only = None,
     points: Points = None,
     limit: Limit = None,
@@ -54,7 +60,7 @@ def run(
         str, typer.Option(help="local: processes of this machine; ray: a cluster (extra ray).")
     ] = "local",
     ray_address: Annotated[str | None, typer.Option(help="Of a running cluster; default: Ray on this machine.")] = None,
-    processes: Annotated[int | None, typer.Option(min=1, help="Default: 2 at pocket scale on a CPU, else 1.")] = None,
+    processes: Annotated[int | None, typer.Option(min=1, help="Default: 2 at setup pocket on a CPU, else 1.")] = None,
     checkpoints: Checkpoints = None,
     data: Data = None,
     save: Annotated[
@@ -69,47 +75,45 @@ def run(
     unival-merge study run interpolation pocket-full --only vqa+caption
     """
     from experiments.grid.engines import engine_named
-    from experiments.grid.grid import ROWS, Plan, known_rows, run_study, train_missing
-    from experiments.study.study import study_named
+    from experiments.grid.forecast import forecast
+    from experiments.grid.grid import ROWS, Grid, experts_of, run_cells
+    from experiments.statistics.selection import save_best
+    from experiments.unival.setups import setup_named
+    from experiments.unival.studies import study_named
+    from experiments.unival.subject import UnivalSubject
 
-    study = study_named(name)
-    if save is not None:
-        _check_saving(save, split)
-    choice = _choice(scale, split, points, kinds, only, batchnorm)
-    setting = _setting(scale, folder, seed, limit, device, checkpoints, data)
-    plan = Plan(study, choice, setting)
+    study, choice = study_named(name), _choice(setup, split, points, kinds, only, batchnorm)
+    if save not in (None, "best"):
+        raise StudyError(f"--save {save!r}: there is only best")
+    if save and split != "val":
+        raise StudyError(f"the best point of split {split} would flatter itself there: choose it with --split val")
+    mixtures = study.mixtures_of(choice) if save else []
+    place = setup_named(setup, folder, checkpoints=checkpoints, data=data)
+    grid = Grid(name, UnivalSubject(place, limit), _numbers(seed), device)
+    cells = study.cells(choice)
     if dry_run:
-        from experiments.grid.forecast import forecast
-
-        typer.echo(forecast(plan, folder))
+        typer.echo(forecast(grid, cells, folder, place.pace(cells, limit), place.size))
         return
-    workers = processes or (2 if scale == "pocket" and device == "cpu" else 1)
+    workers = processes or (2 if setup == "pocket" and device == "cpu" else 1)
     if train:
-        train_missing(plan, workers)
-    chosen: Engine = engine_named(engine, processes if engine == "ray" else workers, ray_address)
+        for number in grid.seeds:
+            place.train(experts_of(cells), number, workers)
+    chosen = engine_named(engine, processes if engine == "ray" else workers, ray_address)
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        summary = run_study(plan, folder, chosen)
+        summary = run_cells(grid, cells, folder, chosen)
     except (KeyboardInterrupt, SystemExit):  # Ctrl-C is either, as the program or a script calls
         typer.echo("stopped: finished cells are kept, the same command goes on", err=True)
         raise typer.Exit(130) from None
     typer.echo(f"{folder / ROWS}: {summary}")
-    if save is not None:
-        from experiments.statistics.selection import best_points, save_best
-        from experiments.unival.setups import expert_inputs
-
-        own = _with_mixtures(study)
-        rows = known_rows(folder / ROWS)
-        rows = rows[rows["study"] == own.name]
-        wanted = own.chosen_mixtures(choice), own.chosen_kinds(choice)
-        for found in best_points(rows, own.experts, *wanted, report=False):
-            if found.batchnorm.startswith("recalibrate:"):
-                typer.echo(f"not saved, since its statistics are measured: {found}")
-                continue
-            for seed_number, scale_of_seed in setting.scales.items():
-                inputs = expert_inputs(scale_of_seed, own, found.names, found.kind)
-                file = save_best(found, inputs, folder, study=own.name, seed=seed_number)
-                typer.echo(f"{file}: {found}")
+    for found in _best(folder, name, mixtures, report=False) if mixtures else []:
+        if found.batchnorm.startswith("recalibrate:"):
+            typer.echo(f"not saved, since its statistics are measured: {found}")
+            continue
+        experts = next(own for own in mixtures if tuple(own) == found.names and own[found.names[0]].kind == found.kind)
+        for number in grid.seeds:
+            inputs = {one: grid.subject.source(expert, number) for one, expert in experts.items()}
+            typer.echo(f"{save_best(found, inputs, folder, study=name, seed=number)}: {found}")
 
 
 def best(name: Name, folder: Folder, only: Only = None, kinds: Kinds = None) -> None:
@@ -118,61 +122,36 @@ def best(name: Name, folder: Folder, only: Only = None, kinds: Kinds = None) -> 
     \b
     unival-merge study best interpolation pocket-full --only vqa+caption
     """
-    from experiments.grid.grid import ROWS
-    from experiments.grid.rows import read_rows
-    from experiments.statistics.selection import best_points
-    from experiments.study.study import study_named
+    from experiments.unival.studies import study_named
 
-    study, choice = _with_mixtures(study_named(name)), _choice("pocket", "val", None, kinds, only, None)
-    rows = read_rows(folder / ROWS)
-    rows = rows[rows["study"] == study.name]
-    for found in best_points(rows, study.experts, study.chosen_mixtures(choice), study.chosen_kinds(choice)):
+    for found in _best(folder, name, study_named(name).mixtures_of(_choice("pocket", "val", None, kinds, only, None))):
         typer.echo(str(found))
 
 
-def _check_saving(save: str, split: str) -> None:
-    if save != "best":
-        raise StudyError(f"--save {save!r}: there is only best")
-    if split != "val":
-        raise StudyError(f"the best point of split {split} would flatter itself there: choose it with --split val")
+def _best(folder: Path, name: str, mixtures: list[dict[str, Expert]], *, report: bool = True) -> list[Best]:
+    """The best points of a study's mixtures in the rows of a folder."""
+    from experiments.grid.grid import ROWS
+    from experiments.grid.rows import read_rows
+    from experiments.statistics.selection import best_points
 
-
-def _with_mixtures(study: AnyStudy) -> Study:
-    from experiments.study.study import Study
-
-    if not isinstance(study, Study):
-        raise StudyError(f"study {study.name} mixes nothing: there is no ratio to choose")
-    return study
+    rows = read_rows(folder / ROWS)
+    experts = [expert for own in mixtures for expert in own.values()]
+    tasks, kinds = {one.name: one.task for one in experts}, list(dict.fromkeys(one.kind for one in experts))
+    return best_points(rows[rows["study"] == name], tasks, dict.fromkeys(map(tuple, mixtures)), kinds, report=report)
 
 
 def _choice(
-    scale: str, split: str, points: int | None, kinds: str | None, only: str | None, batchnorm: list[str] | None
+    setup: str, split: str, points: int | None, kinds: str | None, only: str | None, batchnorm: list[str] | None
 ) -> Choice:
-    from experiments.study.study import Choice
+    from experiments.unival.studies import Choice
 
     named = None if kinds is None else tuple(kinds.split(","))
     policies = tuple(one for text in batchnorm or ["average"] for one in text.split(","))
-    return Choice(scale, split, points, named, only, policies)
+    return Choice(setup, split, points, named, only, policies)
 
 
-def _setting(
-    scale: str,
-    folder: Path,
-    seeds: list[str] | None,
-    limit: int | None,
-    device: str,
-    checkpoints: Path | None,
-    data: Path | None,
-) -> Setting:
-    from experiments.grid.worker import Setting
-    from experiments.unival.setups import scale_named
-
-    places = {"checkpoints": checkpoints, "data": data}
-    return Setting({seed: scale_named(scale, folder, seed, **places) for seed in _numbers(seeds)}, limit, device)
-
-
-def _numbers(seeds: list[str] | None) -> list[int]:
+def _numbers(seeds: list[str] | None) -> tuple[int, ...]:
     try:
-        return [int(number) for text in seeds or ["0"] for number in text.split(",")]
+        return tuple(dict.fromkeys(int(number) for text in seeds or ["0"] for number in text.split(",")))
     except ValueError:
         raise StudyError(f"--seed {' '.join(seeds or [])}: give numbers, as 0 or 0,1,2") from None

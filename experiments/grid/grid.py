@@ -1,20 +1,20 @@
-"""The grid: evaluates the cells of a study that have no row yet, and appends a row as soon as each is finished.
+"""The grid: evaluates the cells that have no row yet, and appends a row as soon as each is finished.
 
-Rows are keyed by all that they depend on: digests of tensors and data, shares, method, BatchNorm policy, generation
-options, limit, and `EVALUATION`. So a killed run loses the cell in flight, a second run finds nothing to do, and a
+Rows are keyed by all that they depend on: digests of tensors and data, shares, method, BatchNorm policy, what the
+subject says, and `EVALUATION`. So a killed run loses the cell in flight, a second run finds nothing to do, and a
 changed input redoes its own rows only. A cell that another study has evaluated already is copied.
 
-An engine is what evaluates: `engine(groups, setting) -> iterator of Done`. A group is the jobs of one point in the
-order in which they should run (`experiments.grid.worker.Worker.evaluate` runs one); `setting` says where weights and
-data are; both can be pickled. Engines yield every job when it is finished, in any order, and leave nothing behind when
-they are closed early. Rows are written here, by one process. `experiments.grid.engines` lists engines.
+An engine is what evaluates: `engine(groups, subject, device) -> iterator of Done`. A group is the jobs of one point in
+the order in which they should run (`Worker.evaluate` runs one). Engines yield every job when it is finished, in any
+order, and leave nothing behind when they are closed early. Rows are written here, by one process.
+`experiments.grid.engines` lists engines.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +22,17 @@ import pandas as pd
 from tqdm import tqdm
 
 from experiments.errors import StudyError
-from experiments.grid.rows import Row, append_row, content_key, read_rows, read_scores
-from experiments.grid.worker import RECALIBRATION, Done, Job, Setting, media_of
-from experiments.study.study import STUDIES, AnyStudy, Cell, Choice, Expert, held
-from experiments.unival.pocket.cache import user_cache
-from experiments.unival.pocket.experts import make_experts
-from experiments.unival.setups import BOXES, PocketScale, Scale
+from experiments.grid.rows import Row, append_row, content_key, names_in, read_rows, read_scores
+from experiments.grid.subject import Subject
+from experiments.grid.worker import Done, Job
+from experiments.study.study import Cell, Expert
 from merge import digest, open_checkpoint
 
 EVALUATION = 1  # to be raised when a change of the code changes scores
 ROWS = "rows.jsonl"
 
 Group = list[Job]
-Engine = Callable[[Sequence[Group], Setting], Iterator[Done]]
+Engine = Callable[[Sequence[Group], Subject, str], Iterator[Done]]
 
 
 @dataclass
@@ -58,97 +56,92 @@ class Summary:
 
 
 @dataclass
-class Plan:
-    """Jobs of a study, and the keys of their rows. Every file is digested once a run."""
+class Grid:
+    """The cells of a study, by its name, as jobs with the keys of their rows. Every file is digested once."""
 
-    study: AnyStudy
-    choice: Choice
-    setting: Setting
-    digests: dict[tuple[int, str], str] = field(default_factory=dict[tuple[int, str], str])
-    data: dict[tuple[int, str, str], str] = field(default_factory=dict[tuple[int, str, str], str])
+    study: str
+    subject: Subject
+    seeds: tuple[int, ...] = (0,)
+    device: str = "cpu"
+    _weights: dict[tuple[int, str], str] = field(default_factory=dict[tuple[int, str], str], repr=False)
+    _data: dict[tuple[str, str], str] = field(default_factory=dict[tuple[str, str], str], repr=False)
 
-    def jobs(self) -> list[Job]:
-        """All of them, those of one point together; StudyError if files are missing."""
-        if missing := [f"{file} ({how})" for file, how in self.expected().items() if not file.exists()]:
+    def jobs(self, cells: Sequence[Cell]) -> list[Job]:
+        """A job for every cell and seed, each content once, as seeds may share a model; those of one point together.
+
+        StudyError if files are missing.
+        """
+        if missing := [f"{file} ({how})" for file, how in self.expected(cells).items() if not file.exists()]:
             more = f" and {len(missing) - 1} more files" if missing[1:] else ""
-            raise StudyError(f"study {self.study.name} lacks {missing[0]}{more}: --dry-run lists what it needs")
-        cells = self.study.cells(self.choice)
-        return [self.job(cell, seed) for seed in self.setting.scales for cell in cells]
+            raise StudyError(f"study {self.study} lacks {missing[0]}{more}: --dry-run lists what it needs")
+        jobs = [self.job(cell, seed) for seed in self.seeds for cell in cells]
+        return list({tuple(job.keys.values()): job for job in reversed(jobs)}.values())[::-1]
 
-    def expected(self) -> dict[Path, str]:
-        """The files that all cells need, each with where it comes from."""
-        cells = self.study.cells(self.choice)
+    def expected(self, cells: Sequence[Cell]) -> dict[Path, str]:
+        """The files that cells need, each with where it comes from."""
         places = list(dict.fromkeys((cell.task, cell.split) for cell in cells))
         found: dict[Path, str] = {}
-        for scale in self.setting.scales.values():
-            found |= scale.expected(experts_of(cells), places)
+        for seed in self.seeds:
+            found |= self.subject.expected(experts_of(cells), seed, places)
         return found
 
     def job(self, cell: Cell, seed: int) -> Job:
         """A cell as it is evaluated with the experts of a seed."""
-        inputs = {name: self.digest(cell.point.experts[name], seed) for name in held(cell.point.shares)}
-        keys = self.keys(self.study.name, cell, seed)
-        return Job(self.study.name, cell, seed, keys, inputs, self.data_digest(seed, cell.task, cell.split))
+        inputs = self.inputs(cell, seed)
+        return Job(self.study, cell, seed, self.keys(cell, seed), inputs, self.data_digest(cell.task, cell.split))
 
-    def keys(self, study: str, cell: Cell, seed: int) -> dict[str, str]:
-        """The keys of a cell's rows in a study, by metric."""
-        scale, point = self.setting.scales[seed], cell.point
+    def keys(self, cell: Cell, seed: int, study: str = "") -> dict[str, str]:
+        """The keys of a cell's rows by metric, in this study or another one."""
+        point, batchnorm = cell.point, [cell.point.batchnorm]
+        if point.batchnorm.startswith("recalibrate:"):
+            own = dict.fromkeys(expert.task for expert in point.experts.values())
+            tasks = [cell.task] if point.batchnorm == "recalibrate:task" else list(own)
+            batchnorm += self.subject.recalibration(tasks)
         parts: dict[str, Any] = {
             "evaluation": EVALUATION,
-            "study": study,
-            "weights": {name: self.digest(point.experts[name], seed) for name in held(point.shares)},
-            "shares": {name: point.shares[name] for name in held(point.shares)},
+            "study": study or self.study,
+            "weights": self.inputs(cell, seed),
+            "shares": point.held,
             "kind": point.kind,
             "method": point.method,
-            "batchnorm": self.batchnorm(cell, seed),
+            "batchnorm": batchnorm,
             "task": cell.task,
             "split": cell.split,
-            "data": self.data_digest(seed, cell.task, cell.split),
-            "generation": asdict(scale.generation(cell.task)),
-            "limit": self.setting.limit,
+            "data": self.data_digest(cell.task, cell.split),
+            **self.subject.conditions(cell.task),
         }
-        names = cell.metrics or scale.metrics(cell.task)
-        return {name: content_key(**parts, metric=[name, *areas_of(name, scale)]) for name in names}
+        metrics = self.subject.metrics(cell)
+        return {name: content_key(**parts, metric=[name, *numbers]) for name, numbers in metrics.items()}
 
-    def batchnorm(self, cell: Cell, seed: int) -> list[str]:
-        """A policy, and the data that it sees."""
-        policy = cell.point.batchnorm
-        if not policy.startswith("recalibrate:"):
-            return [policy]
-        own = dict.fromkeys(expert.task for expert in cell.point.experts.values())
-        tasks = [cell.task] if policy == "recalibrate:task" else own
-        return [policy, str(RECALIBRATION), *(self.data_digest(seed, task, "train") for task in tasks)]
+    def inputs(self, cell: Cell, seed: int) -> dict[str, str]:
+        """The digests of the tensors of a point's experts by name."""
+        for expert in cell.point.experts.values():
+            if (seed, expert.id) not in self._weights and expert.name in cell.point.held:
+                source = self.subject.source(expert, seed)
+                self._weights[seed, expert.id] = digest(open_checkpoint(source.path, source.section))
+        return {name: self._weights[seed, cell.point.experts[name].id] for name in cell.point.held}
 
-    def digest(self, expert: Expert, seed: int) -> str:
-        """Of an expert's tensors."""
-        place = (seed, expert.id)
-        if place not in self.digests:
-            scale = self.setting.scales[seed]
-            self.digests[place] = digest(open_checkpoint(scale.expert_file(expert), scale.section(expert)))
-        return self.digests[place]
-
-    def data_digest(self, seed: int, task: str, split: str) -> str:
-        """Of a split."""
-        place = (seed, task, split)
-        if place not in self.data:
-            self.data[place] = self.setting.scales[seed].data_digest(task, split)
-        return self.data[place]
+    def data_digest(self, task: str, split: str) -> str:
+        """The digest of a split."""
+        if (task, split) not in self._data:
+            self._data[task, split] = self.subject.data_digest(task, split)
+        return self._data[task, split]
 
 
-def run_study(plan: Plan, folder: Path, engine: Engine, *, progress: bool = True) -> Summary:
-    """Evaluates what is missing in `folder/rows.jsonl`. Stopped in any way, the next call goes on."""
+def run_cells(grid: Grid, cells: Sequence[Cell], folder: Path, engine: Engine, *, progress: bool = True) -> Summary:
+    """Evaluate what is missing in `folder/rows.jsonl`. Stopped in any way, the next call goes on."""
     began = time.perf_counter()
     file, summary = folder / ROWS, Summary()
-    jobs = unique(plan.jobs())
+    jobs = grid.jobs(cells)
     todo = missing_jobs(jobs, file)
-    todo, summary.copied = copy_known(plan, todo, file)
-    summary.known = len(jobs) - len(todo) - summary.copied
+    summary.known = len(jobs) - len(todo)
+    todo, summary.copied = copy_known(grid, todo, file)
     clock = Clock(file, todo)
     summary.bookkeeping = time.perf_counter() - began
     layout = "{desc} {n_fmt}/{total_fmt} cells |{bar}| {elapsed}{postfix}"
-    with tqdm(desc=plan.study.name, total=len(todo), bar_format=layout, disable=not (progress and todo)) as bar:
+    with tqdm(desc=grid.study, total=len(todo), bar_format=layout, disable=not (progress and todo)) as bar:
         bar.set_postfix_str(clock.left())
-        for done in engine(groups(todo), plan.setting):
+        for done in engine(groups(todo), grid.subject, grid.device):
             received = time.perf_counter()
             for row, scores in done.rows:
                 append_row(file, row, scores)
@@ -162,31 +155,17 @@ def run_study(plan: Plan, folder: Path, engine: Engine, *, progress: bool = True
     return summary
 
 
-def train_missing(plan: Plan, processes: int) -> None:
-    """Finetunes the experts that the study needs and has not, at pocket scale."""
-    experts = experts_of(plan.study.cells(plan.choice))
-    for scale in plan.setting.scales.values():
-        if not isinstance(scale, PocketScale):
-            raise StudyError(f"no recipe trains all experts at {scale.name} scale: finetune with unival-merge train")
-        make_experts(scale.pocket, experts, processes, cache=user_cache())
-
-
 def groups(jobs: Sequence[Job]) -> list[Group]:
-    """Jobs of one point, seed and kind of media together, in order of appearance."""
-    found: dict[Any, Group] = {}
+    """Jobs of one point and seed together, in order of appearance."""
+    found: dict[tuple[int, str], Group] = {}
     for job in jobs:
-        found.setdefault((job.seed, job.cell.point.id, media_of(job.cell.task)), []).append(job)
+        found.setdefault((job.seed, job.cell.point.id), []).append(job)
     return list(found.values())
 
 
 def known_rows(file: Path) -> pd.DataFrame:
     """The rows of a file, none if there is no file."""
     return read_rows(file) if file.exists() else pd.DataFrame(columns=[*Row.__dataclass_fields__, "point"])
-
-
-def unique(jobs: Sequence[Job]) -> list[Job]:
-    """Jobs without those of the same content: seeds may share a model."""
-    return list({tuple(job.keys.values()): job for job in reversed(jobs)}.values())[::-1]
 
 
 def missing_jobs(jobs: Sequence[Job], file: Path) -> list[Job]:
@@ -200,29 +179,24 @@ def experts_of(cells: Sequence[Cell]) -> list[Expert]:
     return list({expert.id: expert for cell in cells for expert in cell.point.experts.values()}.values())
 
 
-def copy_known(plan: Plan, jobs: Sequence[Job], file: Path) -> tuple[list[Job], int]:
-    """Appends rows of other studies with the same content; the jobs that remain, and the number of those copied."""
-    rows = known_rows(file)
-    by_key: dict[str, Any] = {row["key"]: row for row in rows.to_dict("records")}
+def copy_known(grid: Grid, jobs: Sequence[Job], file: Path) -> tuple[list[Job], int]:
+    """Append rows of other studies with the same content; the jobs that remain, and the number of those copied."""
+    by_key: dict[str, Any] = {row["key"]: row for row in known_rows(file).to_dict("records")}
+    others = names_in(list(by_key.values()), "study")
     twins: dict[str, str] = {}  # the new key of a row by the known one
-    copied: set[int] = set()
-    for place, job in enumerate(jobs):
-        for other in STUDIES:
-            keys = plan.keys(other, job.cell, job.seed) if by_key else {}
-            if keys and set(keys.values()) <= set(by_key):
-                twins |= {known: job.keys[metric] for metric, known in keys.items()}
-                copied.add(place)
-                break
+    left: list[Job] = []
+    for job in jobs:
+        known = (grid.keys(job.cell, job.seed, other) for other in others)
+        found = next((keys for keys in known if set(keys.values()) <= set(by_key)), None)
+        if found is None:
+            left.append(job)
+        else:
+            twins |= {found[metric]: key for metric, key in job.keys.items()}
     scores = read_scores(file, twins) if twins else {}
     for known, key in twins.items():
         row = Row(**{name: value for name, value in by_key[known].items() if name != "point"})
-        append_row(file, replace(row, study=plan.study.name, key=key), scores[known])
-    return [job for place, job in enumerate(jobs) if place not in copied], len(copied)
-
-
-def areas_of(metric: str, scale: Scale) -> tuple[float, ...]:
-    """The areas that a metric goes by, if it does."""
-    return scale.areas() if metric in BOXES else ()
+        append_row(file, replace(row, study=grid.study, key=key), scores[known])
+    return left, len(jobs) - len(left)
 
 
 class Clock:
@@ -258,4 +232,4 @@ class Clock:
 def _weight(job: Job) -> tuple[str, int]:
     """What the time of a job depends on: its task, and the number of models that answer."""
     point = job.cell.point
-    return job.cell.task, len(held(point.shares)) if point.method == "ensemble" else 1
+    return job.cell.task, len(point.held) if point.method == "ensemble" else 1

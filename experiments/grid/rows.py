@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from experiments.errors import StudyError
+from experiments.study.study import share_label
 
 try:
     import fcntl
@@ -63,22 +64,6 @@ Records = list[dict[str, Any]]
 
 _NAMES = [field.name for field in fields(Row)]
 _MAY_BE_MISSING = ("value", "lo", "hi")  # JSON has no NaN: null in the file
-
-
-def share_label(shares: Mapping[str, float]) -> str:
-    """A point in words, in the order given; experts with share 0 are left out.
-
-    Two decimals, or as many as tell the shares apart from rounded ones, at most four.
-
-    >>> share_label({"vqa": 0.2, "caption": 0.8})
-    '0.20 vqa + 0.80 caption'
-    >>> share_label({"vqa": 1.0, "caption": 0.0})
-    '1.00 vqa'
-    """
-    named = [(name, float(share)) for name, share in shares.items() if share != 0]
-    digits = next((d for d in (2, 3) if all(math.isclose(s, round(s, d), abs_tol=1e-9) for _, s in named)), 4)
-    text = " + ".join(f"{share:.{digits}f} {name}" for name, share in named)
-    return text.replace("+ -", "- ") if named else "nothing"
 
 
 def content_key(**parts: Any) -> str:

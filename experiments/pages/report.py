@@ -34,7 +34,7 @@ from experiments.pages.views import (
     reported_split,
     with_series,
 )
-from experiments.study.study import STUDIES
+from experiments.unival.studies import STUDIES
 
 TEMPLATE = Path(__file__).parent / "templates" / "report.html"
 

@@ -2,80 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from experiments.errors import StudyError
-from experiments.grid.grid import ROWS, Plan, known_rows, run_study
-from experiments.grid.worker import Done, Job, Setting, Worker
+from experiments.grid.grid import ROWS, Grid, known_rows, run_cells
+from experiments.grid.subject import Subject
+from experiments.grid.worker import Done, Job, Worker, one_thread
 from experiments.search.space import Scores, Shares, Space
-from experiments.study.study import AnyStudy, Cell, Choice, Expert, Point, Study, held, single
-
-
-@dataclass(frozen=True)
-class OnePoint:
-    """A point as a study of its own. It has the name of the whole, so that its rows join those."""
-
-    name: str
-    question: str
-    source: str
-    chosen: tuple[Cell, ...]
-
-    def cells(self, choice: Choice) -> list[Cell]:
-        """Those of the point."""
-        return list(self.chosen)
+from experiments.study.study import Cell, Expert, merged, single
 
 
 class Mixture:
-    """The experts of one mixture of a study, of one kind and seed. StudyError where the choice does not name one."""
+    """Points between experts of one seed (the grid's first), under one BatchNorm policy, on a validation split.
 
-    def __init__(self, study: AnyStudy, choice: Choice, setting: Setting, folder: Path) -> None:
-        if not isinstance(study, Study):
-            raise StudyError(f"study {study.name} has no mixtures to search: study list names others")
-        mixtures = study.chosen_mixtures(choice)
-        kinds = [kind for kind in study.chosen_kinds(choice) if kind != "joint"]
-        if len(mixtures) > 1:
-            known = ", ".join("+".join(names) for names in mixtures)
-            raise StudyError(f"study {study.name} has {len(mixtures)} mixtures: choose one with --only of {known}")
-        if len(kinds) != 1:
-            raise StudyError(f"one kind of experts can be searched at a time, not {', '.join(kinds) or 'joint'}")
-        self.study, self.choice, self.folder = study, choice, folder
-        self.experts = {name: Expert(name, study.experts[name], kinds[0]) for name in mixtures[0]}
-        self.space = Space({name: expert.task for name, expert in self.experts.items()}, split=choice.split)
-        self.plan = Plan(study, choice, setting)
+    StudyError where the split is not for validation, and where experts share a task.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        experts: Mapping[str, Expert],
+        folder: Path,
+        *,
+        split: str = "val",
+        batchnorm: str = "average",
+        metrics: Mapping[str, tuple[str, ...]] | None = None,
+    ) -> None:
+        self.grid, self.experts, self.folder = grid, experts, folder
+        self.batchnorm, self.metrics = batchnorm, metrics or {}
+        self.space = Space({name: expert.task for name, expert in experts.items()}, split=split)
         self.worker: Worker | None = None
 
-    def cells(self, shares: Shares) -> tuple[Cell, ...]:
+    def cells(self, shares: Shares) -> list[Cell]:
         """A point's cells, one for every task of the mixture."""
-        whole = held(shares)
-        if len(whole) == 1:
-            point = single(self.experts[whole[0]], whole[0])
-        else:
-            method = "interpolate" if len(self.experts) == 2 else "average"
-            every = {name: float(shares.get(name, 0)) for name in self.experts}
-            point = Point(self.experts, every, method, self.choice.batchnorm[0])
-        return tuple(
-            Cell(point, task, self.choice.split, self.study.metrics.get(task, ())) for task in self.space.tasks
-        )
+        whole = [name for name, share in shares.items() if share]
+        point = single(self.experts[whole[0]]) if len(whole) == 1 else merged(self.experts, shares, self.batchnorm)
+        return [Cell(point, task, self.space.split, self.metrics.get(task, ())) for task in self.space.tasks]
 
     def evaluate(self, shares: Shares) -> Scores:
-        """Evaluates what has no row yet, writes rows, and returns the point's scores by task."""
-        study = OnePoint(self.study.name, self.study.question, self.study.source, self.cells(shares))
-        plan = Plan(study, self.choice, self.plan.setting, self.plan.digests, self.plan.data)
-        run_study(plan, self.folder, self.engine, progress=False)
+        """Evaluate what has no row yet, write rows, and return the point's scores by task."""
+        run_cells(self.grid, self.cells(shares), self.folder, self.engine, progress=False)
         scores = self.scores(shares)
-        assert scores is not None  # run_study has written them
+        assert scores is not None  # run_cells has written them
         return scores
 
     def known(self) -> list[tuple[Shares, Scores]]:
         """The points whose rows are there, of just these weights and data."""
-        found = known_rows(self.folder / ROWS)
         wanted: dict[tuple[float, ...], Shares] = {}
-        for shares in found["shares"]:
+        for shares in known_rows(self.folder / ROWS)["shares"]:
             if set(shares) <= set(self.experts):
                 wanted[self.space.key(shares)] = shares
         scored = ((shares, self.scores(shares)) for shares in wanted.values())
@@ -83,23 +57,14 @@ class Mixture:
 
     def scores(self, shares: Shares) -> Scores | None:
         """A point's scores by task from rows, each by the first metric of the task; None where one is missing."""
-        (seed,) = self.plan.setting.scales
-        values: dict[str, Any] = dict(known_rows(self.folder / ROWS)[["key", "value"]].itertuples(index=False))
-        keys = {
-            cell.task: next(iter(self.plan.keys(self.study.name, cell, seed).values())) for cell in self.cells(shares)
-        }
-        if not set(keys.values()) <= set(values):
-            return None
-        return {task: float(values[key]) for task, key in keys.items()}
+        rows = known_rows(self.folder / ROWS)
+        values = dict(zip(rows["key"], rows["value"], strict=True))
+        keys = {cell.task: next(iter(self.grid.keys(cell, self.grid.seeds[0]).values())) for cell in self.cells(shares)}
+        return {task: float(values[key]) for task, key in keys.items()} if set(keys.values()) <= set(values) else None
 
-    def engine(self, groups: Sequence[Sequence[Job]], setting: Setting) -> Iterator[Done]:
-        """One worker of this process for all points: models and data stay. On a processor it has one thread."""
-        threads = torch.get_num_threads()
-        if setting.device == "cpu":
-            torch.set_num_threads(1)
-        try:
-            self.worker = self.worker or Worker(setting)
+    def engine(self, groups: Sequence[Sequence[Job]], subject: Subject, device: str) -> Iterator[Done]:
+        """One worker of this process for all points: models and data stay."""
+        with one_thread(device):
+            self.worker = self.worker or Worker(subject, device)
             for group in groups:
                 yield from self.worker.evaluate(group)
-        finally:
-            torch.set_num_threads(threads)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from experiments.errors import StudyError
-from experiments.search.methods import METHODS
+from experiments.search.searches import SEARCHES
 from experiments.search.space import OBJECTIVES, Key, Scores, Shares, Space, Trial
 from experiments.statistics.fronts import relative_hypervolume
 
@@ -56,7 +56,7 @@ def search(
     (what a point dominates alone, of the box up to the corner of the specialists). Ctrl-C ends the search and keeps
     what was evaluated. Raises StudyError for unknown names, a budget below 1 and scores that are missing.
     """
-    for name, table in ((method, METHODS), (objective, OBJECTIVES)):
+    for name, table in ((method, SEARCHES), (objective, OBJECTIVES)):
         if name not in table:
             raise StudyError(f"unknown {name!r}: known are {', '.join(table)}")
     if budget < 1:
@@ -65,7 +65,7 @@ def search(
     ended = "method"
     try:
         ends = session.begin()
-        asks = METHODS[method](space, ends, budget, np.random.default_rng(seed))
+        asks = SEARCHES[method].function(space, ends, budget, np.random.default_rng(seed))
         asked = next(asks, None)
         while asked is not None:
             told = [session.trial(shares) for shares in asked]

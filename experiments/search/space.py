@@ -10,8 +10,8 @@ import numpy as np
 from experiments.errors import StudyError
 from experiments.statistics.curves import joint_score
 from experiments.statistics.fronts import scaled
+from experiments.study.study import Shares
 
-Shares = Mapping[str, float]
 Scores = Mapping[str, float]
 Key = tuple[float, ...]
 

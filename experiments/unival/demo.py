@@ -13,17 +13,18 @@ from pathlib import Path
 
 from experiments.errors import StudyError
 from experiments.grid.engines import engine_named
-from experiments.grid.grid import Plan, Setting, run_study, train_missing
+from experiments.grid.grid import Grid, experts_of, run_cells
 from experiments.pages.figures.choice import figures
 from experiments.pages.figures.drawing import save
 from experiments.pages.findings import findings
 from experiments.pages.report import write_report
 from experiments.pages.tables.choice import written
 from experiments.pages.views import open_study
-from experiments.study.study import Choice, study_named
 from experiments.unival.pocket.pipeline import Pocket, make_start
 from experiments.unival.samples import make_samples
-from experiments.unival.setups import PocketScale, Scale
+from experiments.unival.setups import PocketSetup
+from experiments.unival.studies import Choice, study_named
+from experiments.unival.subject import UnivalSubject
 
 SEED = 0
 
@@ -51,7 +52,7 @@ DEMOS = {
 
 
 def run_demo(folder: Path, name: str = "quick", processes: int = 2, *, progress: bool = True) -> Iterator[str]:
-    """Makes whatever is missing in the folder, and tells line by line where things are and what was found.
+    """Make whatever is missing in the folder, and tell line by line where things are and what was found.
 
     Stopped, it goes on where it was. StudyError for an unknown name.
     """
@@ -59,18 +60,19 @@ def run_demo(folder: Path, name: str = "quick", processes: int = 2, *, progress:
         raise StudyError(f"no demo {name!r}: choose one of {', '.join(DEMOS)}")
     demo = DEMOS[name]
     make_start(Pocket(folder, demo.preset, SEED), progress=progress)
-    scales: dict[int, Scale] = {SEED: PocketScale(folder, SEED)}
+    subject = UnivalSubject(PocketSetup(folder), demo.limit)
     for study, choice in demo.studies.items():
-        plan = Plan(study_named(study), choice, Setting(scales, demo.limit))
-        train_missing(plan, processes)
-        run_study(plan, folder, engine_named("local", processes), progress=progress)
-    make_samples(folder, "interpolation", scales)
+        cells = study_named(study).cells(choice)
+        subject.setup.train(experts_of(cells), SEED, processes)
+        grid = Grid(study, subject, (SEED,))
+        run_cells(grid, cells, folder, engine_named("local", processes), progress=progress)
+    make_samples(folder, "interpolation", subject)
     for study in demo.studies:
         yield from write_pages(folder, study, f"unival-merge demo {shlex.quote(str(folder))} --preset {name}")
 
 
 def write_pages(folder: Path, study: str, command: str) -> Iterator[str]:
-    """Figures, tables and the report of a study from its rows, and lines that say where they are and what they say."""
+    """Write figures, tables and the report of a study from its rows; yield where they are and what was found."""
     rows, scores = open_study(folder, study)
     pages = folder / study
     pages.mkdir(exist_ok=True)

@@ -1,10 +1,10 @@
-"""Base scale: the published 0.25B checkpoints and the published tab-separated files, named as their pages name them.
+"""Setup base: the published 0.25B checkpoints and the published tab-separated files, named as their pages name them.
 
     checkpoints/  unival_s2_hs/checkpoint1.pt, unival_vqa/checkpoint_best.pt, ...; own experts as ratatouille/vqa.pt
                   BPE/ with the three files of the vocabulary
     data/         vqa_data/vqa_val.tsv, caption_data/caption_test.tsv, ...
 
-Splits have the pocket scale's names: `knowledge` is OKVQA, `lowquality` VizWiz, `novel` nocaps. The answers of VQAv2's
+Splits have the names of setup pocket: `knowledge` is OKVQA, `lowquality` VizWiz, `novel` nocaps. The answers of VQAv2's
 test set are secret: its `test` here is the published validation file, and it has no `val`.
 """
 
@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
+from typing import ClassVar
 
 from experiments.errors import StudyError
-from experiments.study.study import Expert
-from merge import MergeError, open_checkpoint
+from experiments.study.study import PRETRAINED, Cell, Expert
+from merge import Input, MergeError, open_checkpoint
 from unival_core.config import UnivalConfig
 from unival_core.data.answers import load_answers
 from unival_core.data.dataset import TaskDataset
@@ -44,10 +46,11 @@ CHECKPOINTS: dict[str, str] = {
     "video-qa": "unival_video_vqa/checkpoint_best.pt",
     "video-caption": "unival_video_caption_stage_1/checkpoint_best.pt",
 }
+PUBLISHED_SECONDS = 0.015  # a caption at batch 1 (arXiv 2307.16184, on one MI250X)
 AVERAGED = ("vqa", "video-qa")  # published evaluations use the running average of these experts' weights
 
 _VQA, _CAPTION, _BOXES, _SNLI = "vqa_data/", "caption_data/", "refcocoplus_data/refcocoplus_", "snli_ve_data/snli_ve_"
-_FILMS = "video_data/"
+_VIDEO = "video_data/"
 FILES: dict[str, dict[str, tuple[str, ...]]] = {
     "vqa": {
         "train": (f"{_VQA}vqa_train.tsv",),
@@ -72,58 +75,60 @@ FILES: dict[str, dict[str, tuple[str, ...]]] = {
         "test": (f"{_SNLI}test.tsv",),
     },
     "video-qa": {
-        "train": (f"{_FILMS}vqa_data/msrvtt_qa_4k_train.tsv",),
-        "val": (f"{_FILMS}vqa_data/msrvtt_qa_val.tsv",),
-        "test": (f"{_FILMS}vqa_data/msrvtt_qa_4k_test.tsv",),
+        "train": (f"{_VIDEO}vqa_data/msrvtt_qa_4k_train.tsv",),
+        "val": (f"{_VIDEO}vqa_data/msrvtt_qa_val.tsv",),
+        "test": (f"{_VIDEO}vqa_data/msrvtt_qa_4k_test.tsv",),
     },
     "video-caption": {
-        "train": (f"{_FILMS}caption_data/msrvtt_caption_train7k.tsv",),
-        "test": (f"{_FILMS}caption_data/msrvtt_caption_test3k.tsv",),
+        "train": (f"{_VIDEO}caption_data/msrvtt_caption_train7k.tsv",),
+        "test": (f"{_VIDEO}caption_data/msrvtt_caption_test3k.tsv",),
     },
 }
 ANSWERS: dict[tuple[str, str], str] = {
     ("vqa", ""): f"{_VQA}trainval_ans2label.pkl",
     ("vqa", "knowledge"): f"{_VQA}okvqa_trainval_ans2label.pkl",
     ("vqa", "lowquality"): f"{_VQA}vizwiz_trainval_ans2label.pkl",
-    ("video-qa", ""): f"{_FILMS}vqa_data/msrvtt_trainval_4k_ans2label.pkl",
+    ("video-qa", ""): f"{_VIDEO}vqa_data/msrvtt_trainval_4k_ans2label.pkl",
 }
 
 
 @dataclass(frozen=True)
-class BaseScale:
+class BaseSetup:
     """Published files in two folders; digests of large data files are kept in `folder`, the study's."""
 
     folder: Path
     checkpoints: Path
     data: Path
-    seed: int = 0
 
-    @property
-    def name(self) -> str:
-        """That of the scale."""
-        return "base"
+    name: ClassVar[str] = "base"
+    lacks: ClassVar[tuple[str, ...]] = ("joint",)
+    size: ClassVar[float] = 1.0  # in float32
 
-    def expert_file(self, expert: Expert) -> Path:
-        """The published file, or `<kind>/<name>.pt` (.safetensors) of one's own."""
-        if expert.kind == "pretrained" or expert.kind == "vanilla":
-            return self.checkpoints / CHECKPOINTS[expert.name]
-        own = self.checkpoints / expert.kind / f"{expert.name}.pt"
-        other = own.with_suffix(".safetensors")
-        return other if other.exists() else own
+    @staticmethod
+    def shifts(task: str) -> tuple[str, ...]:
+        """Those that were published."""
+        return tuple(split for split in FILES.get(task, {}) if split not in ("train", "val", "test"))
 
-    def section(self, expert: Expert) -> str:
-        """The running average where published evaluations use it and the file has one."""
+    def source(self, expert: Expert, seed: int = 0) -> Input:
+        """The published file, or `<kind>/<name>.pt` (.safetensors) of one's own, whatever the seed.
+
+        Of AVERAGED experts the running average, as in published evaluations, where the file has one.
+        """
+        if expert.kind in ("pretrained", "vanilla"):
+            file = self.checkpoints / CHECKPOINTS[expert.name]
+        else:
+            file = self.checkpoints / expert.kind / f"{expert.name}.pt"
+            other = file.with_suffix(".safetensors")
+            file = other if other.exists() else file
         if expert.task in AVERAGED:
-            try:
-                open_checkpoint(self.expert_file(expert), "extra_state.ema")
-            except MergeError:
-                return "auto"
-            return "extra_state.ema"
-        return "auto"
+            with suppress(MergeError):
+                open_checkpoint(file, "extra_state.ema")
+                return Input(expert.name, file, "extra_state.ema")
+        return Input(expert.name, file)
 
-    def tokenizer(self, file: Path, config: UnivalConfig) -> Tokenizer:
-        """That of the published vocabulary, from BPE/ beside the checkpoints' folders; of a file that has one, its."""
-        bpe = self.checkpoints / "BPE"
+    def tokenizer(self, config: UnivalConfig) -> Tokenizer:
+        """The one stored with the pretrained model, or else the published one, from BPE/ beside the checkpoints."""
+        bpe, file = self.checkpoints / "BPE", self.checkpoints / CHECKPOINTS[PRETRAINED]
         return load_tokenizer(file, config, bpe=bpe if bpe.is_dir() else None)
 
     def dataset(
@@ -167,7 +172,7 @@ class BaseScale:
         known = FILES.get(task, {})
         if split not in known:
             raise StudyError(
-                f"there is no {split} split of {task} at base scale: choose {', '.join(known) or 'pocket'}"
+                f"there is no {split} split of {task} at setup base: choose {', '.join(known) or 'pocket'}"
             )
         return [self.data / name for name in known[split]]
 
@@ -195,15 +200,26 @@ class BaseScale:
             partial.replace(record)
         return known[str(file)][1]
 
-    def expected(self, experts: Sequence[Expert], places: Sequence[tuple[str, str]]) -> dict[Path, str]:
+    def expected(self, experts: Sequence[Expert], seed: int, places: Sequence[tuple[str, str]]) -> dict[Path, str]:
         """Every file that is needed, with the page that tells where it comes from."""
-        wanted = [self.expert_file(expert) for expert in experts]
+        wanted = [self.source(expert, seed).path for expert in experts]
         for task, split in places:
             answers = self.answers_file(task, split)
             wanted += [*self.files(task, split), *([answers] if answers else [])]
         if any(file.suffix == ".pt" for file in wanted):  # others carry their vocabulary
             wanted += [self.checkpoints / "BPE" / name for name in PUBLISHED_FILES]
         return {file: page_of(file) for file in wanted}
+
+    def train(self, experts: Sequence[Expert], seed: int, processes: int) -> None:
+        """No recipe trains all experts."""
+        raise StudyError("no recipe trains all experts at setup base: finetune with unival-merge train")
+
+    def pace(self, cells: Sequence[Cell], limit: int | None) -> str:
+        """GPU hours at the published speed of captions."""
+        rows = limit or 1000
+        models = sum(len(cell.point.held) if cell.point.method == "ensemble" else 1 for cell in cells)
+        hours = models * rows * PUBLISHED_SECONDS / 3600
+        return f"about {hours:.1f} GPU hours with {rows} rows a cell, at the published {PUBLISHED_SECONDS} s a row"
 
 
 def page_of(file: Path) -> str:

@@ -1,4 +1,4 @@
-"""What merged models answer to a few rows, kept for the report: DIR/samples.jsonl, pictures once each in DIR/samples/.
+"""What merged models answer to a few rows, kept for the report: DIR/samples.jsonl, images once each in DIR/samples/.
 
 A line belongs to one evaluated row of the study by that row's `key`, and holds the first examples of its split. Rows
 that were evaluated again have other keys, so that samples of other weights are never shown.
@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from experiments.errors import StudyError
 from experiments.grid.rows import Records, append_line
-from experiments.grid.worker import Job, Setting, Worker
+from experiments.grid.worker import Job, Worker
 from experiments.pages.views import (
     experts_of,
     main_metrics,
@@ -33,8 +33,9 @@ from experiments.pages.views import (
     reported_split,
     weights_only,
 )
-from experiments.study.study import Cell, Expert, Point, Study, study_named
-from experiments.unival.setups import Scale
+from experiments.study.study import Cell, Expert, Point
+from experiments.unival.studies import MixtureStudy, study_named
+from experiments.unival.subject import UnivalSubject
 from merge import digest, open_checkpoint
 from unival_core.data.batch import Example, collate
 from unival_core.data.dataset import TaskDataset
@@ -47,9 +48,9 @@ COUNT = 8  # examples a row
 FIELDS = ("key", "shares", "experts", "method", "batchnorm", "seed", "task", "split")  # of the row
 
 
-def make_samples(folder: str | Path, study: str, scales: Mapping[int, Scale], count: int = COUNT) -> int:
-    """Answers of every point between two experts, and of these, to the first rows of their tasks; returns how many
-    rows got samples. `scales` say by seed where weights and data are.
+def make_samples(folder: str | Path, study: str, subject: UnivalSubject, count: int = COUNT) -> int:
+    """Keep the answers of every point between two experts, and of these, to the first rows of their tasks; return how
+    many rows got samples.
 
     What is there already is not made again, so a killed run goes on. Raises StudyError where a checkpoint is not the
     one that the rows were evaluated with.
@@ -57,17 +58,14 @@ def make_samples(folder: str | Path, study: str, scales: Mapping[int, Scale], co
     rows, _ = open_study(folder, study)
     there = read_samples(folder)
     wanted = [row for row in sampled_rows(rows) if row["key"] not in there]
-    strangers = sorted({str(row["seed"]) for row in wanted} - {str(seed) for seed in scales})
-    if strangers:
-        raise StudyError(f"rows have the seed {strangers[0]}, models are given for {', '.join(map(str, scales))}")
-    worker, checked = Worker(Setting(scales)), set[tuple[int, str]]()
+    worker, checked = Worker(subject), set[tuple[int, str]]()
     for row in tqdm(wanted, desc="samples", disable=None):
         job = Job(study, Cell(point_of(row, study), row["task"], row["split"]), row["seed"], {}, {}, row["data"])
-        refuse_other_weights(row, job.cell.point, scales[row["seed"]], checked)
+        refuse_other_weights(row, job.cell.point, subject, checked)
         model = worker.model_for(job)
-        data = worker.dataset(row["seed"], row["task"], row["split"], model.config)
-        options = scales[row["seed"]].generation(row["task"])
-        write_samples(folder, row, model, data, options=options, count=count)
+        assert isinstance(model, UnivalModel | Ensemble)
+        data = subject.dataset(row["task"], row["split"], model.config)
+        write_samples(folder, row, model, data, options=subject.setup.generation(row["task"]), count=count)
     return len(wanted)
 
 
@@ -80,11 +78,11 @@ def write_samples(
     options: GenerationOptions | None = None,
     count: int = COUNT,
 ) -> list[dict[str, Any]]:
-    """Asks a model the first `count` sound rows of a data set, and adds its answers to the samples of a result row.
+    """Ask a model the first `count` sound rows of a data set, and add its answers to the samples of a result row.
 
     Each sample has a name, the prompt, the answer and the reference as text, `box` and `reference_box` as shares of
-    the picture's width and height (x0, y0, x1, y1) or None, and the picture's file in `samples/` or None; frames of a
-    film (`is_film`) lie side by side in it.
+    the image's width and height (x0, y0, x1, y1) or None, and the image's file in `samples/` or None; frames of a
+    video (`is_film`) lie side by side in it.
     """
     numbers = range(min(count, len(data)))
     found = [(number, example) for number in numbers if (example := data.get(number)) is not None]
@@ -117,26 +115,27 @@ def sampled_rows(rows: Records) -> Records:
 def point_of(row: Mapping[str, Any], study: str) -> Point:
     """The point that a row was evaluated at."""
     known = study_named(study)
-    if not isinstance(known, Study):
-        raise StudyError(f"study {study} mixes no experts: it has no samples")
+    assert isinstance(known, MixtureStudy)  # others have no pairs
     experts = {name: Expert(name, known.experts[name], row["experts"]) for name in row["shares"]}
     return Point(experts, row["shares"], row["method"], row["batchnorm"])
 
 
-def refuse_other_weights(row: Mapping[str, Any], point: Point, scale: Scale, checked: set[tuple[int, str]]) -> None:
-    """StudyError where an expert's checkpoint is not the one of the row; each is looked at once."""
+def refuse_other_weights(
+    row: Mapping[str, Any], point: Point, subject: UnivalSubject, checked: set[tuple[int, str]]
+) -> None:
+    """Raise StudyError where an expert's checkpoint is not the one of the row; each is looked at once."""
     for name, expert in point.experts.items():
         place = (row["seed"], expert.id)
         if place not in checked:
-            file = scale.expert_file(expert)
-            here, there = digest(open_checkpoint(file, scale.section(expert))), row["inputs"][name]
+            source = subject.source(expert, row["seed"])
+            here, there = digest(open_checkpoint(source.path, source.section)), row["inputs"][name]
             if here != there:
-                raise StudyError(f"{file} has the digest {here}, row {row['key']} {there}: run the study again")
+                raise StudyError(f"{source.path} has the digest {here}, row {row['key']} {there}: run the study again")
             checked.add(place)
 
 
 def sample_of(folder: Path, data: TaskDataset, number: int, example: Example, answer: Prediction) -> dict[str, Any]:
-    """One answer in words and boxes, its picture written."""
+    """One answer in words and boxes, its image written."""
     cells = data.table[number]
     asked = cells[data.task.asks] if data.task.asks else data.task.prompt(cells)
     is_box = data.task.writes == "box"
@@ -145,10 +144,10 @@ def sample_of(folder: Path, data: TaskDataset, number: int, example: Example, an
         "prompt": str(asked).strip(),
         "answer": "" if is_box else str(answer.answer),
         "reference": "" if is_box else in_words(answer.reference),
-        "box": shares_of_picture(answer.answer, example.size) if is_box else None,
-        "reference_box": shares_of_picture(answer.reference, example.size) if is_box else None,
+        "box": shares_of_image(answer.answer, example.size) if is_box else None,
+        "reference_box": shares_of_image(answer.reference, example.size) if is_box else None,
         "is_film": example.medium == "video",
-        "image": write_picture(folder, example.media) if example.medium in ("image", "video") else None,
+        "image": write_image(folder, example.media) if example.medium in ("image", "video") else None,
     }
 
 
@@ -159,15 +158,15 @@ def in_words(reference: Any) -> str:
     return " / ".join(map(str, reference)) if isinstance(reference, (list, tuple)) else str(reference)
 
 
-def shares_of_picture(box: Sequence[float], size: tuple[int, int] | None) -> list[float] | None:
+def shares_of_image(box: Sequence[float], size: tuple[int, int] | None) -> list[float] | None:
     """A box in pixels as shares of width and height; None where it is none."""
     if size is None or not all(map(math.isfinite, box)):
         return None
     return [round(value / size[side % 2], 4) for side, value in enumerate(box)]
 
 
-def write_picture(folder: Path, media: torch.Tensor | None) -> str | None:
-    """Writes a picture, or the frames of a film side by side, as PNG under a name of its content, once."""
+def write_image(folder: Path, media: torch.Tensor | None) -> str | None:
+    """Write an image, or the frames of a video side by side, as PNG under a name of its content, once."""
     if media is None:
         return None
     frames = media.unsqueeze(1) if media.ndim == 3 else media  # 3 x frames x height x width

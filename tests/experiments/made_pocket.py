@@ -6,10 +6,11 @@ from pathlib import Path
 
 import torch
 
-from experiments.study.study import Expert, Study
+from experiments.study.study import Expert
 from experiments.unival.pocket.backbone import fresh_model
 from experiments.unival.pocket.data import world_tokenizer
-from experiments.unival.setups import PocketScale
+from experiments.unival.setups import PocketSetup
+from experiments.unival.studies import MixtureStudy
 from experiments.unival.world.build import make_world
 from unival_core.checkpoint import save_model
 from unival_core.config import CONFIGS
@@ -17,16 +18,13 @@ from unival_core.model import UnivalModel
 from unival_core.vocabulary import TOKENIZER_KEY
 
 PRETRAINED = Expert("pretrained", "", "pretrained")
-TINY = Study(  # three points between two experts
+TINY = MixtureStudy(  # three points between two experts
     name="tiny",
     question="?",
     source="here",
     experts={"vqa": "vqa", "entailment": "entailment"},
-    kinds=("vanilla",),
     mixtures=(("vqa", "entailment"),),
-    shape="line",
     points=3,
-    others=False,
     shifts=False,
 )
 
@@ -59,7 +57,7 @@ def moved(model: UnivalModel, seed: int) -> UnivalModel:
 
 def write(folder: Path, seed: int, expert: Expert, model: UnivalModel) -> Path:
     """Puts weights where an expert's are looked for."""
-    file = PocketScale(folder, seed).expert_file(expert)
+    file = PocketSetup(folder).source(expert, seed).path
     file.parent.mkdir(parents=True, exist_ok=True)
     tokenizer = world_tokenizer(folder / "world", model.config)
     return save_model(model, file, metadata={TOKENIZER_KEY: tokenizer.to_json()}, overwrite=True)

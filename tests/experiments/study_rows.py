@@ -6,7 +6,7 @@ import itertools
 import numpy as np
 
 from experiments.grid.rows import Row, append_row, records
-from experiments.study.study import STUDIES, Choice
+from experiments.unival.studies import STUDIES, Choice
 
 METRIC = {"vqa": "VQA accuracy", "caption": "CIDEr-D", "grounding": "Acc@0.5", "entailment": "accuracy"}
 N = 400

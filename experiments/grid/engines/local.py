@@ -12,46 +12,43 @@ from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-import torch
-
 from experiments.errors import StudyError
-from experiments.grid.worker import Done, Job, Setting, Worker
+from experiments.grid.subject import Subject
+from experiments.grid.worker import Done, Job, Worker, one_thread
 
 POLL = 1.0  # seconds between looks at whether the workers live
 
 
-def evaluate(groups: Sequence[Sequence[Job]], setting: Setting, *, processes: int = 1) -> Iterator[Done]:
+def evaluate(
+    groups: Sequence[Sequence[Job]], subject: Subject, device: str = "cpu", *, processes: int = 1
+) -> Iterator[Done]:
     """The jobs of all groups, each when it is finished.
 
     On a processor every process has one thread, which gives the same bits everywhere. With one process the work is
     done in this one. StudyError if a worker dies; what a worker raises is raised here.
     """
     if processes == 1 or len(groups) < 2:
-        yield from in_this_process(groups, setting)
+        yield from in_this_process(groups, subject, device)
     else:
-        yield from in_processes(groups, setting, min(processes, len(groups)))
+        yield from in_processes(groups, subject, device, min(processes, len(groups)))
 
 
-def in_this_process(groups: Sequence[Sequence[Job]], setting: Setting) -> Iterator[Done]:
+def in_this_process(groups: Sequence[Sequence[Job]], subject: Subject, device: str) -> Iterator[Done]:
     """One group after the other."""
-    threads = torch.get_num_threads()
-    if setting.device == "cpu":
-        torch.set_num_threads(1)
-    try:
-        worker = Worker(setting)
+    with one_thread(device):
+        worker = Worker(subject, device)
         for group in groups:
             yield from worker.evaluate(group)
-    finally:
-        torch.set_num_threads(threads)
 
 
-def in_processes(groups: Sequence[Sequence[Job]], setting: Setting, count: int) -> Iterator[Done]:
+def in_processes(groups: Sequence[Sequence[Job]], subject: Subject, device: str, count: int) -> Iterator[Done]:
     """Processes that take the next group when they are free."""
     start = multiprocessing.get_context("spawn")
     waiting, finished = start.Queue(), start.Queue()
     for group in [*groups, *[None] * count]:
         waiting.put(group)
-    workers = [start.Process(target=_work, args=(waiting, finished, setting, os.getpid())) for _ in range(count)]
+    given = (waiting, finished, subject, device, os.getpid())
+    workers = [start.Process(target=_work, args=given) for _ in range(count)]
     try:
         with _without_interrupts():
             for worker in workers:
@@ -99,16 +96,15 @@ def _next(finished: Any, workers: Sequence[BaseProcess]) -> Done:
         return item
 
 
-def _work(waiting: Any, finished: Any, setting: Setting, parent: int) -> None:
+def _work(waiting: Any, finished: Any, subject: Subject, device: str, parent: int) -> None:
     """Groups until there is none. Without its parent, which alone writes rows, it stops after the job in hand."""
-    if setting.device == "cpu":
-        torch.set_num_threads(1)
     try:
-        worker = Worker(setting)
-        while (group := waiting.get()) is not None:
-            for done in worker.evaluate(group):
-                finished.put(done)
-                if os.getppid() != parent:
-                    return
+        with one_thread(device):
+            worker = Worker(subject, device)
+            while (group := waiting.get()) is not None:
+                for done in worker.evaluate(group):
+                    finished.put(done)
+                    if os.getppid() != parent:
+                        return
     except Exception as error:
         finished.put(error)

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from experiments.errors import StudyError
-from experiments.grid.worker import Done, Job, Setting, Worker, media_of
+from experiments.grid.subject import Subject
+from experiments.grid.worker import Done, Job, Worker
 
 ATTEMPTS = 3  # a job that was lost with so many actors is not tried again
 
@@ -22,10 +23,10 @@ ATTEMPTS = 3  # a job that was lost with so many actors is not tried again
 class Slot:
     """An actor's side: a worker with the endpoints of its last group. On a processor it has one thread."""
 
-    def __init__(self, make: Callable[[Setting], Worker], setting: Setting) -> None:
-        if setting.device == "cpu":
+    def __init__(self, make: Callable[[Subject, str], Worker], subject: Subject, device: str) -> None:
+        if device == "cpu":
             torch.set_num_threads(1)
-        self.worker = make(setting)
+        self.worker = make(subject, device)
 
     def ready(self) -> None:
         """Returns as soon as the actor is there."""
@@ -47,11 +48,12 @@ class Place:
 
 def evaluate(
     groups: Sequence[Sequence[Job]],
-    setting: Setting,
+    subject: Subject,
+    device: str = "cpu",
     *,
     processes: int | None = None,
     address: str | None = None,
-    make: Callable[[Setting], Worker] = Worker,
+    make: Callable[[Subject, str], Worker] = Worker,
 ) -> Iterator[Done]:
     """The jobs of all groups, each when it is finished, by `processes` actors (None: one for every slot).
 
@@ -64,12 +66,13 @@ def evaluate(
     if started:
         ray.init(address=address, include_dashboard=False if address is None else None, log_to_driver=False)
     try:
-        kind = "GPU" if setting.device.startswith("cuda") else "CPU"
+        kind = "GPU" if device.startswith("cuda") else "CPU"
         slots = int(ray.cluster_resources().get(kind, 0))
         if not slots:
-            raise StudyError(f"ray sees no {kind} for --device {setting.device}: check ray status")
+            raise StudyError(f"ray sees no {kind} for --device {device}: check ray status")
         remote = ray.remote(num_cpus=int(kind == "CPU"), num_gpus=int(kind == "GPU"))(Slot)
-        yield from _schedule(groups, lambda: remote.remote(make, setting), min(processes or slots, slots, len(groups)))
+        count = min(processes or slots, slots, len(groups))
+        yield from _schedule(groups, lambda: remote.remote(make, subject, device), count)
     finally:
         if started:
             ray.shutdown()
@@ -132,10 +135,10 @@ def _next(waiting: Sequence[Sequence[Job]], place: Place, taken: Sequence[Any]) 
 
 
 def experts_of(group: Sequence[Job]) -> tuple[Any, ...]:
-    """What a worker keeps between groups depends on: seed, media, method, experts."""
+    """What a worker keeps between groups depends on: seed, method, experts."""
     job = group[0]
     point = job.cell.point
-    return job.seed, media_of(job.cell.task), point.method, *(expert.id for expert in point.experts.values())
+    return job.seed, point.method, *(expert.id for expert in point.experts.values())
 
 
 def _note_loss(place: Place, lost: dict[int, int], error: Exception) -> None:

@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from experiments.errors import StudyError
-from experiments.study.study import FAMILIES, Expert
+from experiments.study.study import Expert
 from experiments.unival.pocket.backbone import inflate
 from experiments.unival.pocket.cache import fetch, keep, key_of
 from experiments.unival.pocket.costs import measured
+from experiments.unival.pocket.families import FAMILIES
 from experiments.unival.pocket.pipeline import (
     Pocket,
     file_digest,

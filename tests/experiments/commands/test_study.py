@@ -15,14 +15,16 @@ from experiments.grid import engines
 from experiments.grid.rows import Row, append_row
 from experiments.grid.rows import read_rows as rows_of
 from experiments.statistics.selection import Best, save_best
-from experiments.study.study import STUDIES, Expert
-from experiments.unival.setups import PocketScale, expert_inputs
-from tests.experiments.made_pocket import TINY, make_pocket
+from experiments.study.study import Expert
+from experiments.unival.setups import PocketSetup
+from experiments.unival.studies import STUDIES
+from tests.experiments.made_pocket import TINY, copied
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    return make_pocket(tmp_path_factory.mktemp("cli") / "home", ("vqa", "entailment"))
+def own(home, tmp_path_factory):
+    """A folder to write rows into."""
+    return copied(home, tmp_path_factory.mktemp("cli") / "home")
 
 
 @pytest.fixture(autouse=True)
@@ -45,21 +47,21 @@ def test_studies_are_listed():
     assert "arXiv 2307.16184" in lines[0]
 
 
-def test_from_a_dry_run_to_the_best_weights(home):
-    tiny = ("run", "tiny", home, "--processes", "1", "--limit", "4", "--split")
+def test_from_a_dry_run_to_the_best_weights(own):
+    tiny = ("run", "tiny", own, "--processes", "1", "--limit", "4", "--split")
     dry = call(*tiny, "val", "--dry-run").stdout
     assert "study tiny: 8 cells for each seed of 0 (4 of vqa, 4 of entailment)" in dry
     assert "8 cells to evaluate at 4 points" in dry
     assert "seed 0: 0.50 vqa + 0.50 entailment (vanilla, interpolate): vqa val, entailment val" in dry
-    assert not (home / "rows.jsonl").exists()
+    assert not (own / "rows.jsonl").exists()
 
     assert "8 cells evaluated" in call(*tiny, "test").stdout
     with pytest.raises(StudyError, match="no merged points on val"):
-        call("best", "tiny", home)
-    rows = rows_of(home / "rows.jsonl")
-    assert call(*tiny, "val").stdout.startswith(f"{home / 'rows.jsonl'}: 8 cells evaluated")
+        call("best", "tiny", own)
+    rows = rows_of(own / "rows.jsonl")
+    assert call(*tiny, "val").stdout.startswith(f"{own / 'rows.jsonl'}: 8 cells evaluated")
     assert "0 cells to evaluate at 0 points" in call(*tiny, "val", "--dry-run").stdout
-    assert rows_of(home / "rows.jsonl")["key"].tolist()[: len(rows)] == rows["key"].tolist()
+    assert rows_of(own / "rows.jsonl")["key"].tolist()[: len(rows)] == rows["key"].tolist()
 
 
 def test_the_best_ratio_is_printed(tmp_path):
@@ -103,13 +105,14 @@ def test_the_best_is_not_chosen_on_test(home):
         call("run", "tiny", home, "--split", "val", "--save", "all")
 
 
-def test_the_best_weights_are_the_merged_ones(home):
-    best = Best(("vqa", "entailment"), "vanilla", "from:vqa", {"vqa": 0.25, "entailment": 0.75}, 1.0, 1.0, {})
-    scale = PocketScale(home)
-    file = save_best(best, expert_inputs(scale, TINY, best.names, "vanilla"), home, study="tiny", seed=0)
-    assert file == home / "best" / "tiny-vqa+entailment-vanilla-from-vqa-seed-0.safetensors"
+def test_the_best_weights_are_the_merged_ones(home, tmp_path):
+    experts = {name: Expert(name, name, "vanilla") for name in TINY.experts}
+    best = Best(tuple(experts), "vanilla", "from:vqa", {"vqa": 0.25, "entailment": 0.75}, 1.0, 1.0, {})
+    inputs = {name: PocketSetup(home).source(expert, 0) for name, expert in experts.items()}
+    file = save_best(best, inputs, tmp_path, study="tiny", seed=0)
+    assert file == tmp_path / "best" / "tiny-vqa+entailment-vanilla-from-vqa-seed-0.safetensors"
     saved = merge.load_checkpoint(file)
-    ends = [merge.load_checkpoint(scale.expert_file(Expert(name, name, "vanilla"))) for name in best.names]
+    ends = [merge.load_checkpoint(item.path) for item in inputs.values()]
     merged = merge.interpolate(*ends, 0.75)
     weights = [name for name in merged if "running" not in name]
     assert all(torch.equal(saved[name], merged[name]) for name in weights)
@@ -118,7 +121,7 @@ def test_the_best_weights_are_the_merged_ones(home):
 
 def test_an_interrupt_ends_with_130_and_says_how_to_go_on(home, monkeypatch):
     def interrupted(processes, address):
-        def engine(groups, setting):
+        def engine(groups, subject, device):
             raise KeyboardInterrupt
             yield
 
@@ -130,9 +133,9 @@ def test_an_interrupt_ends_with_130_and_says_how_to_go_on(home, monkeypatch):
     assert "the same command goes on" in done.stderr
 
 
-def test_base_scale_names_every_missing_file_and_its_page(tmp_path):
+def test_setup_base_names_every_missing_file_and_its_page(tmp_path):
     folders = ("--checkpoints", tmp_path / "ck", "--data", tmp_path / "data")
-    asked = ("run", "interpolation", tmp_path, "--scale", "base", "--only", "vqa+caption", "--kinds", "vanilla")
+    asked = ("run", "interpolation", tmp_path, "--setup", "base", "--only", "vqa+caption", "--kinds", "vanilla")
     dry = call(*asked, *folders, "--dry-run").stdout
     line = next(line for line in dry.splitlines() if "unival_vqa/checkpoint_best.pt" in line)
     assert line.startswith("missing")
@@ -145,7 +148,7 @@ def test_base_scale_names_every_missing_file_and_its_page(tmp_path):
         call(*asked, *folders)
     with pytest.raises(StudyError, match="needs --checkpoints and --data"):
         call(*asked)
-    with pytest.raises(StudyError, match="no recipe trains all experts at base scale"):
+    with pytest.raises(StudyError, match="no recipe trains all experts at setup base"):
         call(*asked, *folders, "--train")
 
 

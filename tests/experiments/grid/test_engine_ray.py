@@ -8,13 +8,13 @@ from functools import partial
 import pytest
 
 from experiments.grid.engines.local import evaluate as locally
-from experiments.grid.grid import Plan, groups, run_study
+from experiments.grid.grid import Grid, groups, run_cells
 from experiments.grid.rows import read_rows
-from experiments.grid.worker import Setting, Worker
-from experiments.study.study import Choice
-from experiments.unival.setups import PocketScale
+from experiments.grid.worker import Worker
+from experiments.unival.setups import PocketSetup
+from experiments.unival.studies import Choice
+from experiments.unival.subject import UnivalSubject
 from tests.experiments import made_pocket
-from tests.experiments.made_pocket import make_pocket
 
 ray = pytest.importorskip("ray", reason="the extra ray is not installed")
 from experiments.grid.engines.ray import Place, _next, evaluate, experts_of  # noqa: E402
@@ -23,9 +23,8 @@ TINY = replace(made_pocket.TINY, points=4, ensembles=("vanilla",))
 
 
 @pytest.fixture(scope="module")
-def plan(tmp_path_factory):
-    home = make_pocket(tmp_path_factory.mktemp("ray") / "home", tuple(TINY.experts))
-    return Plan(TINY, Choice(split="val"), Setting({0: PocketScale(home)}, limit=2))
+def plan(home):
+    return Grid("tiny", UnivalSubject(PocketSetup(home), limit=2)), TINY.cells(Choice(split="val"))
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +37,7 @@ def cluster():
 
 def rows(plan, folder, engine):
     folder.mkdir()
-    run_study(plan, folder, engine, progress=False)
+    run_cells(*plan, folder, engine, progress=False)
     found = read_rows(folder / "rows.jsonl")
     return found.drop(columns=["seconds"]).sort_values("key").reset_index(drop=True)
 
@@ -64,7 +63,7 @@ def test_rows_are_those_of_one_process_also_when_a_worker_is_killed(plan, cluste
 
 
 def test_a_place_goes_on_with_the_experts_it_has(plan):
-    waiting = groups(plan.jobs())
+    waiting = groups(plan[0].jobs(plan[1]))
     kinds = [experts_of(group) for group in waiting]
     mixed = next(kind for kind in kinds if kinds.count(kind) > 1)
     assert _next(waiting, Place(None, experts=mixed), [mixed]) == kinds.index(mixed)

@@ -14,38 +14,24 @@ import torch
 import merge
 from experiments.errors import StudyError
 from experiments.grid.engines.local import evaluate
-from experiments.grid.grid import Plan, groups, run_study
+from experiments.grid.grid import Grid, groups, run_cells
 from experiments.grid.rows import read_rows, read_scores
-from experiments.grid.worker import Setting, Worker, mixed
-from experiments.study.study import STUDIES, Choice, Expert, Study, single
-from experiments.unival.setups import PocketScale
+from experiments.grid.worker import Worker
+from experiments.study.study import Expert, single
+from experiments.unival.setups import PocketSetup
+from experiments.unival.studies import Choice
+from experiments.unival.subject import UnivalSubject, mixed
 from tests import ROOT
-from tests.experiments.made_pocket import copied, make_pocket, moved, write
+from tests.experiments.made_pocket import TINY as LINE
+from tests.experiments.made_pocket import copied, moved, write
 from unival_core.checkpoint import load_model
-from unival_core.data.media_cache import MediaCache
+from unival_core.config import CONFIGS
 from unival_core.evaluation import evaluate as evaluate_model
 from unival_core.model import UnivalModel
 
-TASKS = {"vqa": "vqa", "entailment": "entailment"}
-TINY = Study(
-    name="tiny",
-    question="?",
-    source="here",
-    experts=TASKS,
-    kinds=("vanilla",),
-    mixtures=(("vqa", "entailment"),),
-    shape="line",
-    points=3,
-    ensembles=("vanilla",),
-    others=False,
-    shifts=False,
-)
+TINY = replace(LINE, ensembles=("vanilla",))
+TASKS = TINY.experts
 VQA, ENTAILMENT = (Expert(task, task, "vanilla") for task in TASKS)
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    return make_pocket(tmp_path_factory.mktemp("grid") / "home", tuple(TASKS), seeds=(0, 1))
 
 
 @pytest.fixture(scope="module")
@@ -56,11 +42,16 @@ def full(home, tmp_path_factory):
 
 
 def plan(home, *, study=TINY, seeds=(0,), limit=2, **choice):
-    return Plan(study, Choice(**choice), Setting({seed: PocketScale(home, seed) for seed in seeds}, limit))
+    return Grid(study.name, UnivalSubject(PocketSetup(home), limit), seeds), study.cells(Choice(**choice))
+
+
+def jobs_of(home, **options):
+    grid, cells = plan(home, **options)
+    return grid.jobs(cells)
 
 
 def run(home, folder, **options):
-    return run_study(plan(home, **options), folder, evaluate, progress=False)
+    return run_cells(*plan(home, **options), folder, evaluate, progress=False)
 
 
 def rows_in(folder):
@@ -97,12 +88,12 @@ def test_a_second_run_does_nothing(home, full):
 
 
 def test_a_merged_row_has_the_scores_of_the_merged_checkpoint(home, full):
-    scale, rows = PocketScale(home), rows_in(full[0])
-    files = [scale.expert_file(expert) for expert in (VQA, ENTAILMENT)]
+    subject, rows = UnivalSubject(PocketSetup(home)), rows_in(full[0])
+    files = [subject.source(expert, 0).path for expert in (VQA, ENTAILMENT)]
     model = load_model(files[0])
     model.load_state_dict(merge.interpolate(*map(merge.load_checkpoint, files), 0.5))
-    data = scale.dataset("vqa", "test", scale.tokenizer(files[0], model.config), model.config, MediaCache())
-    result = evaluate_model(model, data, options=scale.generation("vqa"), limit=2, progress=False)
+    data = subject.dataset("vqa", "test", model.config)
+    result = evaluate_model(model, data, options=subject.setup.generation("vqa"), limit=2, progress=False)
     row = rows[(rows["method"] == "interpolate") & (rows["task"] == "vqa")].iloc[0]
     scores = read_scores(full[0] / "rows.jsonl", [row["key"]])[row["key"]]
     np.testing.assert_allclose(scores, result.scores["VQA accuracy"].per_example, rtol=1e-6)
@@ -117,13 +108,12 @@ def test_seeds_have_their_own_experts(home, tmp_path):
 
 
 def test_limits_are_other_rows(home, full, tmp_path):
-    keys = {key for job in plan(home, limit=3).jobs() for key in job.keys.values()}
+    keys = {key for job in jobs_of(home, limit=3) for key in job.keys.values()}
     assert not keys & set(rows_in(full[0])["key"])
 
 
-def test_another_studys_cells_are_copied(home, full, tmp_path, monkeypatch):
+def test_another_studys_cells_are_copied(home, full, tmp_path):
     folder = copied(full[0], tmp_path / "copy")
-    monkeypatch.setitem(STUDIES, "tiny", TINY)
     summary = run(home, folder, study=replace(TINY, name="twin"))
     assert (summary.evaluated, summary.copied) == (0, 10)
     rows = rows_in(folder)
@@ -138,7 +128,7 @@ def test_a_changed_expert_redoes_its_own_rows(home, tmp_path):
     own = copied(home, tmp_path / "home")
     run(own, tmp_path)
     before = set(rows_in(tmp_path)["key"])
-    write(own, 0, ENTAILMENT, moved(load_model(PocketScale(own).expert_file(ENTAILMENT)), 7))
+    write(own, 0, ENTAILMENT, moved(load_model(PocketSetup(own).source(ENTAILMENT, 0).path), 7))
     summary = run(own, tmp_path)
     rows = rows_in(tmp_path)
     new = rows[~rows["key"].isin(before)]
@@ -153,16 +143,16 @@ def test_changed_data_redo_their_own_rows(home, full, tmp_path):
     digest = text.split('"vqa/test"')[1].split('"sha256": "')[1][:64]
     record.write_text(text.replace(digest, "0" * 64))
     known = set(rows_in(full[0])["key"])
-    redone = [job for job in plan(own).jobs() if not set(job.keys.values()) <= known]
+    redone = [job for job in jobs_of(own) if not set(job.keys.values()) <= known]
     assert [(job.cell.task, job.cell.split) for job in redone] == [("vqa", "test")] * 5
 
 
 def test_missing_experts_are_named(home, tmp_path):
     study = replace(TINY, kinds=("vanilla", "fusing"))
     with pytest.raises(StudyError, match=r"study tiny lacks \S+fusing\S+ \(fusing/vqa of seed 0: .* and 1 more files"):
-        plan(home, study=study).jobs()
+        jobs_of(home, study=study)
     with pytest.raises(StudyError, match=r"has no pocket models: make them, unival-merge pocket"):
-        plan(tmp_path).jobs()
+        jobs_of(tmp_path)
 
 
 # -- stops
@@ -174,8 +164,8 @@ def test_a_killed_run_goes_on_with_the_same_rows(home, full, tmp_path):
         "import sys; from functools import partial; from pathlib import Path\n"
         "if __name__ == '__main__':\n"
         f"    sys.path[:0] = [{str(ROOT)!r}]\n"
-        "    from tests.experiments.grid.test_grid import evaluate, plan, run_study\n"
-        f"    run_study(plan(Path({str(home)!r})), Path({str(tmp_path)!r}), partial(evaluate, processes=2))\n"
+        "    from tests.experiments.grid.test_grid import evaluate, plan, run_cells\n"
+        f"    run_cells(*plan(Path({str(home)!r})), Path({str(tmp_path)!r}), partial(evaluate, processes=2))\n"
     )
     script = tmp_path / "go.py"
     script.write_text(code)
@@ -195,10 +185,10 @@ def test_a_killed_run_goes_on_with_the_same_rows(home, full, tmp_path):
 
 def test_what_a_worker_raises_is_raised(home, tmp_path):
     own = copied(home, tmp_path / "home")
-    jobs = plan(own).jobs()
-    PocketScale(own).expert_file(VQA).unlink()
+    jobs = jobs_of(own)
+    PocketSetup(own).source(VQA, 0).path.unlink()
     with pytest.raises(merge.MergeError, match="vqa"):
-        list(evaluate(groups(jobs), Setting({0: PocketScale(own)}, 2)))
+        list(evaluate(groups(jobs), UnivalSubject(PocketSetup(own), 2)))
 
 
 # -- one model that moves
@@ -210,22 +200,26 @@ def at(worker, jobs, method, policy, task="vqa"):
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}, model
 
 
+def worker_of(home):
+    return Worker(UnivalSubject(PocketSetup(home)))
+
+
 def same(first, second):
     return all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_batchnorm_policies_do_not_leak(home):
-    jobs = plan(home, batchnorm=("all",)).jobs()
-    setting = Setting({0: PocketScale(home)}, 2)
+    jobs = jobs_of(home, batchnorm=("all",))
+    subject = UnivalSubject(PocketSetup(home), 2)
     fresh = {
-        (policy, task): at(Worker(setting), jobs, "interpolate", policy, task)[0]
+        (policy, task): at(Worker(subject), jobs, "interpolate", policy, task)[0]
         for policy in ("average", "from:vqa", "recalibrate:mixture", "recalibrate:task")
         for task in ("vqa", "entailment")
     }
     assert not same(fresh["average", "vqa"], fresh["recalibrate:mixture", "vqa"])
     assert not same(fresh["recalibrate:task", "vqa"], fresh["recalibrate:task", "entailment"])
     assert same(fresh["recalibrate:mixture", "vqa"], fresh["recalibrate:mixture", "entailment"])
-    worker = Worker(setting)
+    worker = Worker(subject)
     state, drawn = torch.get_rng_state(), random.getstate()
     for policy, task in [*fresh, *reversed(fresh)]:
         found, model = at(worker, jobs, "interpolate", policy, task)
@@ -237,9 +231,9 @@ def test_batchnorm_policies_do_not_leak(home):
 
 
 def test_statistics_from_an_expert_are_its_own(home):
-    jobs = plan(home, batchnorm=("from:entailment",)).jobs()
-    found, _ = at(Worker(Setting({0: PocketScale(home)})), jobs, "interpolate", "from:entailment")
-    expert = merge.load_checkpoint(PocketScale(home).expert_file(ENTAILMENT))
+    jobs = jobs_of(home, batchnorm=("from:entailment",))
+    found, _ = at(worker_of(home), jobs, "interpolate", "from:entailment")
+    expert = merge.load_checkpoint(PocketSetup(home).source(ENTAILMENT, 0).path)
     names = [name for name in found if "running" in name]
     assert names
     assert all(torch.equal(found[name], expert[name]) for name in names)
@@ -247,15 +241,15 @@ def test_statistics_from_an_expert_are_its_own(home):
 
 
 def test_ends_are_the_experts_bitwise_after_any_point(home):
-    jobs, worker = plan(home).jobs(), Worker(Setting({0: PocketScale(home)}))
+    jobs, worker = jobs_of(home), worker_of(home)
     at(worker, jobs, "interpolate", "average")
     job = next(job for job in jobs if job.cell.point.id == single(VQA).id)
-    expert = merge.load_checkpoint(PocketScale(home).expert_file(VQA))
+    expert = merge.load_checkpoint(PocketSetup(home).source(VQA, 0).path)
     assert all(torch.equal(tensor, expert[name]) for name, tensor in worker.model_for(job).state_dict().items())
 
 
 def test_a_point_is_set_once_for_all_its_tasks(home):
-    jobs, worker = plan(home).jobs(), Worker(Setting({0: PocketScale(home)}))
+    jobs, worker = jobs_of(home), worker_of(home)
     own = [job for job in jobs if job.cell.point.method == "interpolate"]
     model = worker.model_for(own[0])
     assert isinstance(model, UnivalModel)
@@ -266,11 +260,8 @@ def test_a_point_is_set_once_for_all_its_tasks(home):
 
 
 def test_recalibration_sees_every_task_in_every_batch_and_no_label(home):
-    scale = PocketScale(home)
-    config = load_model(scale.expert_file(VQA)).config
-    tokenizer = scale.tokenizer(scale.expert_file(VQA), config)
-    data = [scale.dataset(task, "train", tokenizer, config, MediaCache()) for task in TASKS]
-    batches = list(mixed(data))
+    subject = UnivalSubject(PocketSetup(home))
+    batches = list(mixed([subject.dataset(task, "train", CONFIGS["pocket"]) for task in TASKS]))
     assert [len(batch) for batch in batches] == [24]
     assert {example.task for batch in batches for example in batch.examples} == set(TASKS)
     assert all(example.target == [] for batch in batches for example in batch.examples)

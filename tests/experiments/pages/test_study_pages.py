@@ -2,29 +2,17 @@
 
 import csv
 import io
-import json
 import shutil
 
 import pytest
-import torch
-from PIL import Image
 from typer.testing import CliRunner
 
 from experiments.commands import app
 from experiments.errors import StudyError
 from experiments.pages.figures.choice import figures
 from experiments.pages.tables.choice import study_tables
-from experiments.pages.views import main_metrics, one_policy, open_study, pairs_of, read_samples, shifted_splits
-from experiments.unival.pocket.data import Files, world_tokenizer
-from experiments.unival.samples import make_samples, shares_of_picture
-from experiments.unival.setups import PocketScale
-from experiments.unival.world.build import make_world
-from merge import digest, open_checkpoint
+from experiments.pages.views import main_metrics, one_policy, open_study, pairs_of, shifted_splits
 from tests.experiments.study_rows import in_memory, write_study
-from unival_core.checkpoint import save_model
-from unival_core.config import CONFIGS
-from unival_core.model import UnivalModel
-from unival_core.vocabulary import TOKENIZER_KEY
 
 RECALIBRATED = ("average", "recalibrate:mixture")
 
@@ -153,68 +141,3 @@ def test_errors_say_what_there_is(tmp_path):
         open_study(tmp_path, "averaging")
     with pytest.raises(StudyError, match="study pretraining has no figures"):
         figures("pretraining", [])
-
-
-# -- samples
-
-
-@pytest.fixture(scope="module")
-def pocket(tmp_path_factory):
-    """Models that learnt nothing where a pocket's experts lie, and its smallest world."""
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("pocket")
-    make_world(folder / "world", 0, "micro", progress=False)
-    config = CONFIGS["pocket"]
-    (folder / "pocket.json").write_text(json.dumps({"preset": "micro", "seed": 0}))
-    scale = PocketScale(folder)
-    tokenizer = Files(folder / "world", world_tokenizer(folder / "world", config), config).tokenizer
-    files = [scale.pocket.pretrained]
-    files += [folder / "experts" / "vanilla" / task / "last.safetensors" for task in ("caption", "grounding")]
-    for file in files:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        save_model(UnivalModel(config), file, metadata={TOKENIZER_KEY: tokenizer.to_json()})
-    return scale, {file.parent.name: digest(open_checkpoint(file)) for file in files[1:]}
-
-
-def test_samples_are_what_the_models_answer(pocket, tmp_path):
-    scale, inputs = pocket
-    made = {"only": "caption+grounding", "points": 3, "kinds": ("vanilla",), "inputs": inputs}
-    write_study(tmp_path, "interpolation", **made)
-    assert make_samples(tmp_path, "interpolation", {0: scale}, count=2) == 6  # three points, two tasks
-    text = (tmp_path / "samples.jsonl").read_text()
-    lines = [json.loads(line) for line in text.splitlines()]
-    places = {(tuple(line["shares"].items()), line["task"], line["split"]) for line in lines}
-    assert ((("caption", 0.5), ("grounding", 0.5)), "grounding", "test") in places
-    rows = {row["key"]: row for row in open_study(tmp_path, "interpolation")[0]}
-    assert all(rows[key]["task"] in inputs for key in read_samples(tmp_path))
-    caption, boxes = (next(line["samples"] for line in lines if line["task"] == task) for task in inputs)
-    assert caption[0]["prompt"] == "what does the image describe?"
-    assert " / " in caption[0]["reference"]
-    assert caption[0]["reference_box"] is None
-    assert boxes[0]["prompt"] not in ("", caption[0]["prompt"])
-    x0, y0, x1, y1 = boxes[0]["reference_box"]
-    assert 0 <= x0 < x1 <= 1
-    assert 0 <= y0 < y1 <= 1
-    with Image.open(tmp_path / "samples" / boxes[0]["image"]) as picture:
-        assert picture.size == (48, 48)
-    assert len(list((tmp_path / "samples").iterdir())) == len({s["image"] for s in [*caption, *boxes]})
-
-    whole = text.splitlines(keepends=True)
-    (tmp_path / "samples.jsonl").write_text("".join(whole[:4]) + whole[4][:50])  # killed while writing the fifth
-    with pytest.warns(UserWarning, match="torn last line"):
-        assert make_samples(tmp_path, "interpolation", {0: scale}, count=2) == 2
-    assert (tmp_path / "samples.jsonl").read_text() == text
-    assert make_samples(tmp_path, "interpolation", {0: scale}, count=2) == 0
-
-
-def test_samples_of_other_weights_are_refused(pocket, tmp_path):
-    write_study(tmp_path, "interpolation", only="caption+grounding", points=3, kinds=("vanilla",))
-    with pytest.raises(StudyError, match=r"last\.safetensors has the digest xxh.*: run the study again"):
-        make_samples(tmp_path, "interpolation", {0: pocket[0]})
-    with pytest.raises(StudyError, match="rows have the seed 0, models are given for 1"):
-        make_samples(tmp_path, "interpolation", {1: pocket[0]})
-
-
-def test_boxes_as_shares_of_their_picture():
-    assert shares_of_picture((6, 12, 24, 48), (48, 96)) == [0.125, 0.125, 0.5, 0.5]
-    assert shares_of_picture((float("nan"),) * 4, (48, 48)) is None

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from experiments.errors import StudyError
 from experiments.search.driver import History, search
-from experiments.search.methods import METHODS, onto_simplex
+from experiments.search.searches import SEARCHES, onto_simplex
 from experiments.search.space import OBJECTIVES, Space
 
 PAIR = Space({"vqa": "vqa", "caption": "caption"})
@@ -51,7 +51,7 @@ class Counting:
         return self.evaluate(point)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", SEARCHES)
 @pytest.mark.parametrize(("space", "evaluate"), [(PAIR, cliff(0.4, 0.1)), (TRIPLE, bump)])
 def test_every_method_stays_within_its_budget_and_evaluates_no_point_twice(
     method: str, space: Space, evaluate: Evaluate
@@ -68,7 +68,7 @@ def test_every_method_stays_within_its_budget_and_evaluates_no_point_twice(
     assert [max(point) for point in asked[:count]] == [1.0] * count
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", SEARCHES)
 def test_known_points_cost_nothing_and_leave_the_budget_to_others(method: str) -> None:
     first = search(TRIPLE, method, bump, 30, seed=1)
     known = [(trial.shares, trial.scores) for trial in first.trials[::2]]
@@ -81,7 +81,7 @@ def test_known_points_cost_nothing_and_leave_the_budget_to_others(method: str) -
     assert not [point for point, _ in known if point in counting.points]
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", SEARCHES)
 def test_one_seed_is_one_search(method: str) -> None:
     def shares(seed: int) -> list[Mapping[str, float]]:
         return [trial.shares for trial in search(TRIPLE, method, bump, 15, seed=seed).trials]

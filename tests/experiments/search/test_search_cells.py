@@ -7,30 +7,26 @@ from experiments.commands import app
 from experiments.commands.search import report
 from experiments.errors import StudyError
 from experiments.grid.engines.local import evaluate
-from experiments.grid.grid import Plan, run_study
+from experiments.grid.grid import Grid, run_cells
 from experiments.grid.rows import read_rows
-from experiments.grid.worker import Setting
 from experiments.search.cells import Mixture
 from experiments.search.driver import search
-from experiments.study.study import STUDIES, Choice
-from experiments.unival.setups import PocketScale
-from tests.experiments.made_pocket import TINY, make_pocket
+from experiments.unival.setups import PocketSetup
+from experiments.unival.studies import STUDIES, Choice
+from experiments.unival.subject import UnivalSubject
+from tests.experiments.made_pocket import TINY
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    return make_pocket(tmp_path_factory.mktemp("search") / "home", tuple(TINY.experts))
-
-
-def setting(home):
-    return Setting({0: PocketScale(home)}, limit=2)
+def mixture_of(home, folder, choice, study=TINY):
+    (experts,) = study.mixtures_of(choice)
+    return Mixture(Grid("tiny", UnivalSubject(PocketSetup(home), 2)), experts, folder, split=choice.split)
 
 
 def test_points_are_rows_of_the_study_and_known_rows_cost_nothing(home, tmp_path):
     choice = Choice(split="val")
-    run_study(Plan(TINY, choice, setting(home)), tmp_path, evaluate, progress=False)
+    mixture = mixture_of(home, tmp_path, choice)
+    run_cells(mixture.grid, TINY.cells(choice), tmp_path, evaluate, progress=False)
     before = read_rows(tmp_path / "rows.jsonl")
-    mixture = Mixture(TINY, choice, setting(home), tmp_path)
     assert len(mixture.known()) == 3  # both ends and the middle
     asked = []
 
@@ -48,9 +44,10 @@ def test_points_are_rows_of_the_study_and_known_rows_cost_nothing(home, tmp_path
     assert sorted(added["task"]) == 2 * ["entailment"] + 2 * ["vqa"]
     assert set(added["study"]) == {"tiny"}
     assert set(added["split"]) == {"val"}
-    whole = run_study(Plan(TINY, Choice(split="val", points=5), setting(home)), tmp_path, evaluate, progress=False)
+    finer = TINY.cells(Choice(split="val", points=5))
+    whole = run_cells(mixture.grid, finer, tmp_path, evaluate, progress=False)
     assert whole.evaluated == 0  # what the search has evaluated, the grid takes over
-    assert len(Mixture(TINY, choice, setting(home), tmp_path).known()) == 5
+    assert len(mixture_of(home, tmp_path, choice).known()) == 5
     told = report(history, mixture.space)
     assert "2 of 5 evaluations, 3 points were known: nothing more to ask" in told
     assert told.count("known") == 4
@@ -66,12 +63,18 @@ def test_the_command_searches_validation_splits_only(home):
 
 
 def test_what_cannot_be_searched_is_told(home, tmp_path):
-    every = STUDIES["interpolation"]
-    with pytest.raises(StudyError, match="has 5 mixtures: choose one with --only"):
-        Mixture(every, Choice(split="val", kinds=("vanilla",)), setting(home), tmp_path)
-    with pytest.raises(StudyError, match="one kind of experts"):
-        Mixture(every, Choice(split="val", only="vqa+caption"), setting(home), tmp_path)
+    search = ["study", "search", "interpolation", str(home)]
+    for more, message in (
+        ([], "has 5 mixtures of vanilla: choose one with --only of vqa+caption"),
+        (["--kind", "joint", "--only", "vqa+caption"], "has 0 mixtures of joint"),
+        (["--kind", "fusing"], "has no experts 'fusing'"),
+    ):
+        told = CliRunner().invoke(app, [*search, *more])
+        assert told.exit_code == 2
+        assert message in told.stderr
     with pytest.raises(StudyError, match="'test' flatters"):
-        Mixture(TINY, Choice(), setting(home), tmp_path)
+        mixture_of(home, tmp_path, Choice())
     with pytest.raises(StudyError, match="each for a task of its own"):
-        Mixture(STUDIES["rewarded-soups"], Choice(split="val"), setting(home), tmp_path)
+        mixture_of(home, tmp_path, Choice(split="val"), STUDIES["rewarded-soups"])
+    with pytest.raises(StudyError, match="study pretraining mixes nothing"):
+        STUDIES["pretraining"].mixtures_of(Choice())

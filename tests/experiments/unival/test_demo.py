@@ -6,8 +6,8 @@ from typer.testing import CliRunner
 from experiments.commands import app
 from experiments.errors import StudyError
 from experiments.grid.rows import read_rows
-from experiments.study.study import Choice
 from experiments.unival import demo
+from experiments.unival.studies import Choice
 
 SMALL = demo.Demo(
     "micro",

@@ -12,11 +12,10 @@ import merge
 from experiments.commands import app
 from experiments.errors import StudyError
 from experiments.grid.engines import engine_named
-from experiments.grid.grid import Plan, experts_of, run_study
-from experiments.grid.worker import Setting
+from experiments.grid.grid import Grid, experts_of, run_cells
 from experiments.pages.tables.choice import study_tables
 from experiments.pages.views import open_study
-from experiments.study.study import STUDIES, Choice, Expert
+from experiments.study.study import Expert
 from experiments.unival.costs import costs_table
 from experiments.unival.pocket.backbone import fresh_model
 from experiments.unival.pocket.costs import measured
@@ -24,7 +23,9 @@ from experiments.unival.pocket.data import Files, world_tokenizer
 from experiments.unival.pocket.experts import expert_file, make_experts, run_record, step_of, with_parents
 from experiments.unival.pocket.pipeline import Pocket, file_digest
 from experiments.unival.pocket.pretrainings import COMPARISONS, TRAININGS, comparisons_of, lineage
-from experiments.unival.setups import PocketScale
+from experiments.unival.setups import PocketSetup
+from experiments.unival.studies import STUDIES, Choice
+from experiments.unival.subject import UnivalSubject
 from experiments.unival.world.build import make_world
 from unival_core.checkpoint import save_model
 from unival_core.config import CONFIGS
@@ -185,9 +186,10 @@ def test_other_portions_are_another_training(pocket):
 
 
 def test_rows_of_a_comparison_its_tables_and_its_costs(pocket):
-    plan = Plan(STUDY, Choice(only="curriculum"), Setting({0: PocketScale(pocket.folder)}, 2))
-    assert run_study(plan, pocket.folder, engine_named("local", 1), progress=False).evaluated == 12
-    assert run_study(plan, pocket.folder, engine_named("local", 1), progress=False).known == 12
+    grid = Grid("pretraining", UnivalSubject(PocketSetup(pocket.folder), 2))
+    cells = STUDY.cells(Choice(only="curriculum"))
+    assert run_cells(grid, cells, pocket.folder, engine_named("local", 1), progress=False).evaluated == 12
+    assert run_cells(grid, cells, pocket.folder, engine_named("local", 1), progress=False).known == 12
     rows, scores = open_study(pocket.folder, "pretraining")
     assert {(row["point"], row["experts"], row["method"], row["n"]) for row in rows} == {
         ("1.00 video-from-start", "curriculum", "single", 2),
@@ -244,7 +246,7 @@ def test_costs_add_up_along_the_lineage(tmp_path):
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
-        ({"scale": "base"}, "study pretraining is of pocket scale"),
+        ({"setup": "base"}, "study pretraining is of setup pocket"),
         ({"kinds": ("vanilla",)}, "has comparisons, no kinds: choose --only balancing"),
         ({"only": "vqa"}, "has nothing of 'vqa': choose one of balancing, curriculum"),
     ],

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from experiments.errors import StudyError
 from experiments.search.space import Space, Trial
 from experiments.statistics.fronts import hypervolume
+from experiments.study.study import lattice
 
 Asks = Generator[list[dict[str, float]], list[Trial], None]
-Method = Callable[[Space, Sequence[Trial], int, np.random.Generator], Asks]
 
 REPEATS = 1000  # known points drawn in a row before a space counts as exhausted
 WIDTH = 0.02  # what a gap as wide as the whole promises by its width alone: bumps lie where the ends promise nothing
@@ -28,7 +29,7 @@ def grid(space: Space, ends: Sequence[Trial], budget: int, rng: np.random.Genera
     count, parts = len(ends), 1
     while math.comb(parts + count, count - 1) <= budget:
         parts += 1
-    yield [space.point(counts) for counts in _lattice(count, parts)]
+    yield [space.point(counts) for counts in reversed(lattice(count, parts))]
 
 
 def random(space: Space, ends: Sequence[Trial], budget: int, rng: np.random.Generator) -> Asks:
@@ -37,7 +38,8 @@ def random(space: Space, ends: Sequence[Trial], budget: int, rng: np.random.Gene
     repeats = 0
     while repeats < REPEATS:
         bars = np.sort(rng.choice(space.steps + len(ends) - 1, len(ends) - 1, replace=False))
-        counts = _between(bars.tolist(), space.steps + len(ends) - 1)
+        edges = [-1, *bars.tolist(), space.steps + len(ends) - 1]
+        counts = tuple(b - a - 1 for a, b in itertools.pairwise(edges))  # the places between neighbouring bars
         repeats = repeats + 1 if counts in seen else 0
         if counts not in seen:
             seen.add(counts)
@@ -107,13 +109,21 @@ def greedy_soup(space: Space, ends: Sequence[Trial], budget: int, rng: np.random
             members, best = [*members, index], trial.value
 
 
-METHODS: dict[str, Method] = {
-    "grid": grid,
-    "random": random,
-    "coordinate": coordinate,
-    "adaptive": adaptive,
-    "cma": cma,
-    "greedy-soup": greedy_soup,
+@dataclass(frozen=True)
+class Search:
+    """A search method: what it does in a few words, and its generator."""
+
+    help: str
+    function: Callable[[Space, Sequence[Trial], int, np.random.Generator], Asks]
+
+
+SEARCHES: dict[str, Search] = {
+    "grid": Search("even points", grid),
+    "random": Search("points drawn evenly", random),
+    "coordinate": Search("one share after the other, up and down", coordinate),
+    "adaptive": Search("between the neighbours that promise most", adaptive),
+    "cma": Search("CMA-ES (extra search)", cma),
+    "greedy-soup": Search("from the best expert down, each that does not lower the average", greedy_soup),
 }
 
 
@@ -126,18 +136,6 @@ def onto_simplex(x: np.ndarray) -> np.ndarray:
     falling = np.sort(x)[::-1]
     excess = (np.cumsum(falling) - 1) / np.arange(1, len(x) + 1)
     return np.maximum(x - excess[np.flatnonzero(falling > excess)[-1]], 0)
-
-
-def _lattice(count: int, parts: int) -> Iterator[tuple[int, ...]]:
-    """All ways to give `parts` equal parts to `count` experts."""
-    bars = itertools.combinations(range(parts + count - 1), count - 1)
-    return (_between(list(chosen), parts + count - 1) for chosen in bars)
-
-
-def _between(bars: Sequence[int], places: int) -> tuple[int, ...]:
-    """The numbers of places before, between and behind bars."""
-    edges = [-1, *bars, places]
-    return tuple(b - a - 1 for a, b in itertools.pairwise(edges))
 
 
 def _moved(space: Space, counts: Sequence[int], index: int, change: int) -> list[int]:

@@ -1,6 +1,6 @@
-"""The interpolation study at base scale on made files of the published layout and full size: memory and time.
+"""The interpolation study at setup base on made files of the published layout and full size: memory and time.
 
-    python benchmarks/base_scale.py --bpe FOLDER [--folder DIR] [--rows 4]
+    python benchmarks/base_setup.py --bpe FOLDER [--folder DIR] [--rows 4]
 
 Makes three checkpoints of 0.25B random parameters (the pretrained model, a VQA and a captioning expert, half precision,
 with the nested entries of training files) and tab-separated files of a few rows, then runs one pair at two ratios, its
@@ -25,24 +25,21 @@ import torch
 from PIL import Image
 
 from experiments.grid.engines.local import evaluate
-from experiments.grid.grid import Plan, run_study
-from experiments.grid.worker import Setting
-from experiments.study.study import Choice, Study
-from experiments.unival.published import CHECKPOINTS, BaseScale
+from experiments.grid.grid import Grid, run_cells
+from experiments.unival.published import CHECKPOINTS, BaseSetup
+from experiments.unival.studies import Choice, MixtureStudy
+from experiments.unival.subject import UnivalSubject
 from unival_core.config import CONFIGS, replace
 from unival_core.model import UnivalModel
 
 CONFIG = replace(CONFIGS["base"], audio=None)
-STUDY = Study(
+STUDY = MixtureStudy(
     name="one pair",
-    question="Does a study at base scale fit this machine?",
+    question="Does a study at setup base fit this machine?",
     source="",
     experts={"vqa": "vqa", "caption": "caption"},
-    kinds=("vanilla",),
     mixtures=(("vqa", "caption"),),
-    shape="line",
     points=4,
-    others=False,
     shifts=False,
 )
 ROWS = {
@@ -87,9 +84,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as made:
         folder = options.folder or Path(made)
         make_files(folder, options.bpe, options.rows)
-        scale = BaseScale(folder, folder / "checkpoints", folder / "data")
+        grid = Grid(STUDY.name, UnivalSubject(BaseSetup(folder, folder / "checkpoints", folder / "data")))
         began = time.perf_counter()
-        print(run_study(Plan(STUDY, Choice("base"), Setting({0: scale})), folder, evaluate))
+        print(run_cells(grid, STUDY.cells(Choice("base")), folder, evaluate))
         usage = resource.getrusage(resource.RUSAGE_SELF)
         print(f"{time.perf_counter() - began:.0f} s, peak {usage.ru_maxrss / 2**20:.1f} GiB (making the files too)")
 

@@ -1,15 +1,17 @@
-"""Every study loads, at both scales: what it asks for exists, each point and cell once."""
+"""Every study loads, at both setups: what it asks for exists, each point and cell once."""
 
 from itertools import pairwise
 
 import pytest
 
 from experiments.errors import StudyError
-from experiments.study.study import FAMILIES, STUDIES, Choice, Expert, Point, Study, lattice, single, study_named
+from experiments.study.study import Cell, Expert, Point, lattice, single
 from experiments.unival.pocket.experts import step_of, with_parents
+from experiments.unival.pocket.families import FAMILIES
 from experiments.unival.pocket.pipeline import Pocket
 from experiments.unival.published import CHECKPOINTS, FILES
-from experiments.unival.setups import scorers
+from experiments.unival.studies import STUDIES, Choice, MixtureStudy, study_named
+from experiments.unival.subject import UnivalSubject
 from experiments.unival.world.sizes import SIZES
 from unival_core.metrics import METRICS
 from unival_core.tasks import TASKS
@@ -23,23 +25,23 @@ def points(name, **choice):
     return {cell.point.id: cell.point for cell in cells(name, **choice)}
 
 
-@pytest.mark.parametrize("scale", ["pocket", "base"])
+@pytest.mark.parametrize("setup", ["pocket", "base"])
 @pytest.mark.parametrize("name", STUDIES)
-def test_every_study_asks_for_what_there_is(name, scale, tmp_path):
-    if scale == "base" and name == "pretraining":
-        return  # which has no base scale, as test_pretrainings says
+def test_every_study_asks_for_what_there_is(name, setup, tmp_path):
+    if setup == "base" and name == "pretraining":
+        return  # which has no setup base, as test_pretrainings says
     assert STUDIES[name].name == name
     assert STUDIES[name].question.endswith("?")
     assert STUDIES[name].source
-    found = cells(name, scale=scale, batchnorm=("all",))
+    found = cells(name, setup=setup, batchnorm=("all",))
     assert found
     for cell in found:
         assert cell.task in TASKS
-        assert cell.split in (SIZES["full"].rows[cell.task] if scale == "pocket" else FILES[cell.task])
+        assert cell.split in (SIZES["full"].rows[cell.task] if setup == "pocket" else FILES[cell.task])
         assert set(cell.metrics) <= set(METRICS)
         assert sum(cell.point.shares.values()) == pytest.approx(1)
     experts = {expert.id: expert for cell in found for expert in cell.point.experts.values()}.values()
-    if scale == "pocket":
+    if setup == "pocket":
         assert with_parents(step_of(Pocket(tmp_path, "full"), expert) for expert in experts)
     else:
         assert {expert.name for expert in experts if expert.kind == "vanilla"} <= set(CHECKPOINTS)
@@ -99,7 +101,7 @@ def test_averages_of_all_experts():
 def test_rewarded_soups_are_a_whole_simplex():
     found = points("rewarded-soups", points=5)
     merged = [point for point in found.values() if point.method == "average"]
-    assert len(merged) == len(lattice("abc", 4)) - 3 == 12
+    assert len(merged) == len(lattice(3, 4)) - 3 == 12
     assert {cell.metrics for cell in cells("rewarded-soups")} == {
         ("Acc@0.5", "Acc@0.5 small", "Acc@0.5 medium", "Acc@0.5 large")
     }
@@ -116,7 +118,7 @@ def test_batchnorm_policies_are_of_merged_points():
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
-        ({"scale": "large"}, "no scale 'large': choose one of pocket, base"),
+        ({"setup": "large"}, "no setup 'large': choose one of pocket, base"),
         ({"split": "novel"}, "no split 'novel'"),
         ({"points": 1}, "give 2 or more"),
         ({"kinds": ("fusing",)}, "has no experts 'fusing': choose of vanilla, ratatouille, joint"),
@@ -132,14 +134,16 @@ def test_what_there_is_not_is_told(choice, message):
 def test_points_and_experts_are_checked():
     with pytest.raises(StudyError, match="no study 'ratios': choose one of interpolation"):
         study_named("ratios")
-    with pytest.raises(StudyError, match="no kind 'plain'"):
-        Expert("vqa", "vqa", "plain")
+    with pytest.raises(StudyError, match="study own: no kind 'plain': choose of vanilla, ratatouille"):
+        MixtureStudy(name="own", question="?", source="", experts={"a": "vqa"}, mixtures=(("a",),), kinds=("plain",))
+    with pytest.raises(StudyError, match="study own: no expert 'b': choose of a"):
+        MixtureStudy(name="own", question="?", source="", experts={"a": "vqa"}, mixtures=(("a", "b"),))
     with pytest.raises(StudyError, match="no method 'sum'"):
         Point({"vqa": Expert("vqa", "vqa", "vanilla")}, {"vqa": 1.0}, "sum")
     with pytest.raises(StudyError, match="with shares of"):
         Point({"vqa": Expert("vqa", "vqa", "vanilla")}, {"caption": 1.0}, "single")
     with pytest.raises(StudyError, match="no metric 'F1'"):
-        scorers(None, ("F1",))
+        UnivalSubject(None).metrics(Cell(single(Expert("vqa", "vqa", "vanilla")), "vqa", "test", ("F1",)))
 
 
 def test_a_kind_can_be_left_out():
@@ -149,8 +153,8 @@ def test_a_kind_can_be_left_out():
 
 
 def test_a_study_is_data():
-    own = Study(
-        "own", "?", "", {"a": "vqa", "b": "caption"}, ("vanilla",), (("a", "b"),), "line", points=3, others=False
+    own = MixtureStudy(
+        name="own", question="?", source="", experts={"a": "vqa", "b": "caption"}, mixtures=(("a", "b"),), points=3
     )
     labels = {cell.point.label for cell in own.cells(Choice(split="val"))}
     assert "0.50 a + 0.50 b (vanilla, interpolate)" in labels

@@ -1,0 +1,245 @@
+"""The built-in studies, as data: which models and merges of them are evaluated on which tasks and splits.
+
+A study is one entry of STUDIES (docs/studies.md shows how to add one). Those of one shape, `MixtureStudy`, have experts
+finetuned from one ancestor, of several kinds, and mixtures of them. The setup (pocket or base) decides only which
+shifted splits there are: a study is the same at both.
+
+>>> cells = STUDIES["interpolation"].cells(Choice(only="vqa+caption", kinds=("vanilla",), points=3))
+>>> [cell.point.label for cell in cells if (cell.task, cell.split) == ("vqa", "test")][1:4]
+['1.00 vqa (vanilla, single)', '1.00 caption (vanilla, single)', '0.50 vqa + 0.50 caption (vanilla, interpolate)']
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from experiments.errors import StudyError
+from experiments.study.study import POLICIES, PRETRAINED, Cell, Expert, Point, line, points_of, single, together
+from experiments.unival.pocket.families import FAMILIES, IMAGE_TASKS, VIDEO_TASKS
+from experiments.unival.pocket.pretrainings import COMPARISONS, comparisons_of, tasks_of
+from experiments.unival.setups import SETUPS
+
+KINDS = ("vanilla", "ratatouille", "fusing", "joint", "reward")
+SHAPES = ("single", "uniform", "line")
+ALL_TASKS = {task: task for task in (*IMAGE_TASKS, *VIDEO_TASKS)}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is wanted of a study: `points` along every line (None: the study's own), `kinds` of experts (None: all),
+    `only` one mixture ("vqa+caption"), `batchnorm` policies of merged points ("all": every one)."""
+
+    setup: str = "pocket"
+    split: str = "test"
+    points: int | None = None
+    kinds: tuple[str, ...] | None = None
+    only: str | None = None
+    batchnorm: tuple[str, ...] = ("average",)
+
+    def __post_init__(self) -> None:
+        if self.setup not in SETUPS:
+            raise StudyError(f"no setup {self.setup!r}: choose one of {', '.join(SETUPS)}")
+        if self.split not in ("test", "val"):
+            raise StudyError(f"no split {self.split!r}: choose test, or val to choose settings")
+        if self.points is not None and self.points < 2:
+            raise StudyError(f"{self.points} points on a line: give 2 or more, the ends count")
+        for policy in self.batchnorm:
+            if policy not in (*POLICIES, "all") and not policy.startswith("from:"):
+                raise StudyError(f"no BatchNorm policy {policy!r}: choose {', '.join(POLICIES)}, from:NAME or all")
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnivalStudy:
+    """A study of UnIVAL: its name, its question in a sentence, the source of the idea, and by task the metrics that
+    replace the task's own."""
+
+    name: str
+    question: str
+    source: str
+    metrics: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
+
+    def cells(self, choice: Choice) -> list[Cell]:
+        """Every cell once, those of one point together; StudyError where the choice names what there is not."""
+        raise NotImplementedError
+
+    def mixtures_of(self, choice: Choice) -> list[dict[str, Expert]]:
+        """The experts of every mixture wanted by name, of every kind apart; StudyError where there are none."""
+        raise StudyError(f"study {self.name} mixes nothing: there is no ratio to choose")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixtureStudy(UnivalStudy):
+    """Experts, and mixtures of them.
+
+    `experts` are tasks by name, each of every one of `kinds`. `shape` says which points of a mixture there are: the
+    `single` experts, the `uniform` average, or a `line` of `points` along every edge between two (of three or more
+    experts a simplex). Points are evaluated on their experts' tasks; the singles and the middle (equal shares) also on
+    the other tasks of the experts' family, one of `families`, and with `shifts` on shifted data. Of the kinds in
+    `ensembles` every merge has the prediction ensemble at the same shares beside it; the pretrained model is beside
+    everything, and so is the joint finetuning on a family where `kinds` has it.
+    """
+
+    experts: Mapping[str, str]
+    mixtures: tuple[tuple[str, ...], ...]
+    shape: str = "line"
+    points: int = 11
+    kinds: tuple[str, ...] = ("vanilla",)
+    ensembles: tuple[str, ...] = ()
+    families: tuple[tuple[str, ...], ...] = ()
+    shifts: bool = True
+
+    def __post_init__(self) -> None:
+        strange = {
+            "expert": {name for names in self.mixtures for name in names} - set(self.experts),
+            "kind": {*self.kinds, *self.ensembles} - set(KINDS),
+            "shape": {self.shape} - set(SHAPES),
+        }
+        known = {"expert": tuple(self.experts), "kind": KINDS, "shape": SHAPES}
+        for what, names in strange.items():
+            if names:
+                raise StudyError(f"study {self.name}: no {what} {min(names)!r}: choose of {', '.join(known[what])}")
+
+    def cells(self, choice: Choice) -> list[Cell]:
+        """Every cell once, those of one point together; StudyError where the choice names what there is not."""
+        found: list[Cell] = []
+        for experts in self.mixtures_of(choice):
+            (kind,) = {expert.kind for expert in experts.values()}
+            shares = self.shares_of(list(experts), choice)
+            for point in points_of(experts, shares, choice.batchnorm, ensembles=kind in self.ensembles):
+                found += self.cells_of(point, [expert.task for expert in experts.values()], choice)
+        has_joint = "joint" in self.kinds_of(choice)
+        return together([*self.references(found, has_joint), *found])
+
+    def kinds_of(self, choice: Choice) -> list[str]:
+        """The kinds wanted of those that there are at the setup."""
+        wanted = self.kinds if choice.kinds is None else choice.kinds
+        if unknown := [kind for kind in wanted if kind not in self.kinds]:
+            raise StudyError(f"study {self.name} has no experts {unknown[0]!r}: choose of {', '.join(self.kinds)}")
+        return [kind for kind in wanted if kind not in SETUPS[choice.setup].lacks]
+
+    def mixtures_of(self, choice: Choice) -> list[dict[str, Expert]]:
+        """The experts of every mixture wanted by name, of every kind apart, but for joint finetunings."""
+        found = [names for names in self.mixtures if choice.only is None or set(choice.only.split("+")) == set(names)]
+        if not found:
+            known = ", ".join("+".join(names) for names in self.mixtures)
+            raise StudyError(f"study {self.name} has nothing of {choice.only!r}: choose one of {known}")
+        kinds = [kind for kind in self.kinds_of(choice) if kind != "joint"]
+        return [{name: Expert(name, self.experts[name], kind) for name in names} for names in found for kind in kinds]
+
+    def shares_of(self, names: Sequence[str], choice: Choice) -> list[dict[str, float]]:
+        """The shares of every point of a mixture."""
+        if self.shape == "line":
+            return line(names, choice.points or self.points)
+        return [dict.fromkeys(names, 1 / len(names))] if self.shape == "uniform" else []
+
+    def cells_of(self, point: Point, tasks: Sequence[str], choice: Choice) -> Iterator[Cell]:
+        """A point of experts of tasks on these; shifted data are for reporting, so there are none beside split val."""
+        wide = len(set(point.shares.values())) == 1
+        family = next((family for family in self.families if tasks[0] in family), ()) if wide else ()
+        for task in dict.fromkeys([*tasks, *family]):
+            has_shifts = self.shifts and wide and choice.split == "test"
+            for split in (choice.split, *(SETUPS[choice.setup].shifts(task) if has_shifts else ())):
+                yield Cell(point, task, split, self.metrics.get(task, ()))
+
+    def references(self, cells: Sequence[Cell], has_joint: bool) -> Iterator[Cell]:
+        """The pretrained model on all that cells ask, family by family, with the joint finetuning on the family."""
+        asked = {(cell.task, cell.split): cell.metrics for cell in cells}
+        rest = tuple(dict.fromkeys(task for task, _ in asked if not any(task in family for family in self.families)))
+        for family in (*self.families, rest):
+            models = [Expert(PRETRAINED, "", PRETRAINED)]
+            if has_joint and family != rest:
+                models.append(Expert("joint" if family == IMAGE_TASKS else "joint-video", "+".join(family), "joint"))
+            for model in models:
+                for (task, split), metrics in asked.items():
+                    if task in family:
+                        yield Cell(single(model), task, split, metrics)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainingStudy(UnivalStudy):
+    """Models that were pretrained in several ways, each by itself; `comparisons` has for each what it is asked by name
+    of the training (experiments.unival.pocket.pretrainings). One that takes part in several is evaluated once."""
+
+    comparisons: Mapping[str, Mapping[str, tuple[str, ...]]]
+
+    def cells(self, choice: Choice) -> list[Cell]:
+        """Every cell once, those of one training together; StudyError where the choice names what there is not."""
+        known = ", ".join(self.comparisons)
+        if choice.setup != "pocket":
+            raise StudyError(f"study {self.name} is of setup pocket: at setup {choice.setup} nothing is pretrained")
+        if choice.kinds is not None:
+            raise StudyError(f"study {self.name} has comparisons, no kinds: choose --only {known}")
+        if choice.only is not None and choice.only not in self.comparisons:
+            raise StudyError(f"study {self.name} has nothing of {choice.only!r}: choose one of {known}")
+        wanted = {name: own for name, own in self.comparisons.items() if choice.only in (None, name)}
+        return [
+            Cell(single(Expert(name, "", "+".join(comparisons_of(name)))), task, choice.split)
+            for name, tasks in tasks_of(wanted).items()
+            for task in tasks
+        ]
+
+
+STUDIES: dict[str, UnivalStudy] = {
+    "interpolation": MixtureStudy(
+        name="interpolation",
+        question="What do the weights between two experts know of both tasks?",
+        source="arXiv 2307.16184, figures 2 and 6",
+        experts=ALL_TASKS,
+        mixtures=(
+            ("vqa", "caption"),
+            ("caption", "grounding"),
+            ("entailment", "grounding"),
+            ("vqa", "grounding"),
+            VIDEO_TASKS,
+        ),
+        kinds=("vanilla", "ratatouille", "joint"),
+        ensembles=("vanilla",),
+        families=FAMILIES,
+    ),
+    "averaging": MixtureStudy(
+        name="averaging",
+        question="Is one average of all experts better than the model they started from, on new data too?",
+        source="arXiv 2307.16184, figure 3",
+        experts=ALL_TASKS,
+        mixtures=(IMAGE_TASKS,),
+        shape="uniform",
+        kinds=("vanilla", "ratatouille", "fusing", "joint"),
+        ensembles=("vanilla", "ratatouille", "fusing"),
+        families=FAMILIES,
+    ),
+    "ood": MixtureStudy(
+        name="ood",
+        question="How do single experts of each kind fare on shifted data?",
+        source="arXiv 2307.16184, table 20",
+        experts=ALL_TASKS,
+        mixtures=tuple((task,) for task in IMAGE_TASKS),
+        shape="single",
+        kinds=("vanilla", "fusing", "ratatouille"),
+    ),
+    "rewarded-soups": MixtureStudy(
+        name="rewarded-soups",
+        question="Do mixtures of experts rewarded for small, medium and large boxes trade these off?",
+        source="arXiv 2306.04488, on grounding",
+        experts=dict.fromkeys(("small", "medium", "large"), "grounding"),
+        mixtures=(("small", "medium", "large"),),
+        points=6,
+        kinds=("reward",),
+        ensembles=("reward",),
+        shifts=False,
+        metrics={"grounding": ("Acc@0.5", "Acc@0.5 small", "Acc@0.5 medium", "Acc@0.5 large")},
+    ),
+    "pretraining": PretrainingStudy(
+        name="pretraining",
+        question="What do balance, a curriculum, more tasks and more modalities bring to pretraining?",
+        source="arXiv 2307.16184, tables 2, 3, 4, 12, 16 and 17",
+        comparisons=COMPARISONS,
+    ),
+}
+
+
+def study_named(name: str) -> UnivalStudy:
+    """A study; StudyError with the names of all if there is none."""
+    if name not in STUDIES:
+        raise StudyError(f"no study {name!r}: choose one of {', '.join(STUDIES)}")
+    return STUDIES[name]

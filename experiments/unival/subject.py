@@ -1,0 +1,153 @@
+"""UnIVAL as the grid asks for it (`experiments.grid.subject`), at either setup."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from experiments.errors import StudyError
+from experiments.grid.subject import Score
+from experiments.study.study import Cell, Expert
+from experiments.unival.setups import Setup
+from merge import Checkpoint, Input, recalibrate_batchnorm
+from unival_core.checkpoint import COMPUTED, CONFIG_KEY, infer_config
+from unival_core.config import UnivalConfig
+from unival_core.data.batch import Batch, collate
+from unival_core.data.dataset import TaskDataset
+from unival_core.data.media_cache import MediaCache
+from unival_core.ensemble import Ensemble
+from unival_core.evaluation import evaluate
+from unival_core.inputs import MEDIA
+from unival_core.metrics import METRICS, SIZES, box_accuracy, score_interval
+from unival_core.model import UnivalModel
+from unival_core.tasks import TASKS
+
+RECALIBRATION = 512  # training inputs that BatchNorm statistics are measured on
+BATCH = 64
+OPTIONAL_MEDIA = MEDIA[1:]  # every model sees images
+BOXES = {f"Acc@0.5 {size}": size for size in SIZES}  # metrics of boxes of one size
+
+
+@dataclass
+class UnivalSubject:
+    """UnIVAL models and tasks at a setup; of every split the first `limit` rows count (None: all).
+
+    Decoded media and tokenised rows stay for the next cell, and behind when the subject is pickled.
+    """
+
+    setup: Setup
+    limit: int | None = None
+    _cache: MediaCache = field(default_factory=MediaCache, init=False, repr=False)
+    _data: dict[tuple[str, str], TaskDataset] = field(default_factory=dict[Any, Any], init=False, repr=False)
+    _inputs: dict[tuple[str, ...], list[Batch]] = field(default_factory=dict[Any, Any], init=False, repr=False)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return UnivalSubject, (self.setup, self.limit)
+
+    def expected(self, experts: Sequence[Expert], seed: int, places: Sequence[tuple[str, str]]) -> dict[Path, str]:
+        """The setup's files."""
+        return self.setup.expected(experts, seed, places)
+
+    def source(self, expert: Expert, seed: int) -> Input:
+        """The setup's checkpoint."""
+        return self.setup.source(expert, seed)
+
+    def data_digest(self, task: str, split: str) -> str:
+        """Of the rows, and of the answers that the task allows."""
+        return self.setup.data_digest(task, split)
+
+    def metrics(self, cell: Cell) -> Mapping[str, Sequence[float]]:
+        """The cell's, or those quoted for its task; boxes are small and large by the setup's areas."""
+        names = cell.metrics or self.setup.metrics(cell.task)
+        if unknown := [name for name in names if name not in METRICS]:
+            raise StudyError(f"no metric {unknown[0]!r}: choose from {', '.join(METRICS)}")
+        return {name: self.setup.areas() if name in BOXES else () for name in names}
+
+    def conditions(self, task: str) -> Mapping[str, Any]:
+        """How answers are searched for, and the limit of rows."""
+        return {"generation": asdict(self.setup.generation(task)), "limit": self.limit}
+
+    def recalibration(self, tasks: Sequence[str]) -> list[str]:
+        """The number of training inputs, and what they are."""
+        return [str(RECALIBRATION), *(self.setup.data_digest(task, "train") for task in tasks)]
+
+    def layout(self, checkpoint: Checkpoint, task: str) -> UnivalConfig:
+        """The checkpoint's config without networks of media that the task does not show: experts need not share those.
+
+        Every task looks at images, also one without any.
+        """
+        stored = checkpoint.metadata.get(CONFIG_KEY)
+        config = UnivalConfig.from_json(stored) if stored is not None else infer_config(checkpoint)
+        return replace(config, **{name: None for name in OPTIONAL_MEDIA if name != TASKS[task].medium})
+
+    def build(self, layout: Hashable) -> UnivalModel:
+        """A model of a config; drawing its first weights leaves the random state alone."""
+        assert isinstance(layout, UnivalConfig)
+        with torch.random.fork_rng(devices=[]):
+            return UnivalModel(layout).eval()
+
+    def unused(self, layout: Hashable) -> list[str]:
+        """Tensors that are computed, or belong to the networks that a config leaves out."""
+        gone = [name for name in OPTIONAL_MEDIA if getattr(layout, name) is None]
+        parts = ("embed_{}s.*", "{}_proj.*", "embed_{}_positions.*")
+        return [*COMPUTED, *(f"encoder.{part.format(name)}" for name in gone for part in parts)]
+
+    def ensemble(self, models: Sequence[nn.Module], shares: Sequence[float]) -> Ensemble:
+        """The mean of next-token probabilities."""
+        return Ensemble([model for model in models if isinstance(model, UnivalModel)], shares).eval()
+
+    def recalibrate(self, model: nn.Module, tasks: Sequence[str]) -> None:
+        """Measure the statistics of the networks of media anew."""
+        assert isinstance(model, UnivalModel)
+        key, device = tuple(tasks), next(model.parameters()).device
+        if key not in self._inputs:
+            self._inputs = {key: list(mixed([self.dataset(task, "train", model.config) for task in tasks]))}
+        batches = [batch.to(device) for batch in self._inputs[key]]
+        recalibrate_batchnorm(model, batches, lambda _, batch: model.encoder.embed_media(batch.inputs))
+
+    def evaluate(self, model: nn.Module, cell: Cell) -> dict[str, Score]:
+        """The scores of a model's answers."""
+        assert isinstance(model, UnivalModel | Ensemble)
+        names = tuple(self.metrics(cell))
+        result = evaluate(
+            model,
+            self.dataset(cell.task, cell.split, model.config),
+            options=self.setup.generation(cell.task),
+            metrics=names,
+            batch_size=BATCH,
+            limit=self.limit,
+            progress=False,
+        )
+        answers, references = ([getattr(p, name) for p in result.predictions] for name in ("answer", "reference"))
+        broken = f"{len(result.broken)} broken rows left out" if result.broken else ""
+        found: dict[str, Score] = {}
+        for name in names:
+            own = result.scores[name]
+            if name in BOXES:
+                own = box_accuracy(answers, references, size=BOXES[name], areas=self.setup.areas())
+            note = "; ".join(filter(None, (own.note, broken)))
+            found[name] = Score(own.value, *score_interval(own), own.n, own.per_example, note)
+        return found
+
+    def dataset(self, task: str, split: str, config: UnivalConfig) -> TaskDataset:
+        """The rows of a split; made once, with media decoded once for all."""
+        if (task, split) not in self._data:
+            tokenizer = self.setup.tokenizer(config)
+            self._data[task, split] = self.setup.dataset(task, split, tokenizer, config, self._cache)
+        return self._data[task, split]
+
+
+def mixed(datasets: Sequence[TaskDataset]) -> Iterator[Batch]:
+    """Batches with as many rows of every data set, RECALIBRATION in all or fewer: the mixture is in every batch, as
+    the variance of a mixture is not the mean of its parts' variances."""
+    rows = min(RECALIBRATION // len(datasets), *(len(data) for data in datasets))
+    examples = [data.get(row) for row in range(rows) for data in datasets]
+    sound = [replace(example, target=[]) for example in examples if example is not None]
+    step = min(BATCH, len(sound))
+    for start in range(0, len(sound) - step + 1, step):
+        yield collate(sound[start : start + step])
