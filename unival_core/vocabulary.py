@@ -51,6 +51,13 @@ class Tokenizer:
         """Ids of the text alone, without bos and eos. `<bin_0>` in it is plain text."""
         return self._text.encode(text).ids
 
+    def unknown(self, text: str) -> list[str]:
+        """List the words of a text that the vocabulary lacks; they are read as `<unk>`."""
+        found = self._text.encode(text)
+        return [
+            text[slice(*span)].strip() for index, span in zip(found.ids, found.offsets, strict=True) if index == UNK
+        ]
+
     def decode(self, ids: Iterable[int]) -> str:
         """Text of `ids`, without bos and eos; whatever is no text appears by its name, as `<unk>` or `<bin_7>`."""
         return self._text.decoder.decode([self._name(int(index)) for index in ids if index not in (BOS, EOS)])
@@ -115,19 +122,20 @@ class Tokenizer:
         return cls(text, base.text_ids, base.codes, base.bins)
 
     @classmethod
-    def train(cls, texts: Iterable[str], config: UnivalConfig) -> Tokenizer:
-        """A vocabulary of the most frequent words of `texts`, as many as `config` has room for; the same for any order.
+    def train(cls, texts: Iterable[str], config: UnivalConfig, *, behind: Iterable[str] = ()) -> Tokenizer:
+        """Make a vocabulary of the words of `texts`, the most frequent first, then of other words of `behind`.
 
-        A word is a piece of GPT-2's splitting: letters, digits or marks, with the space before it. Unknown words
-        become `<unk>`.
+        There are as many as `config` has room for, in the same order for texts in any order. A word is a piece of
+        GPT-2's splitting: letters, digits or marks, with the space before it. Unknown words become `<unk>`.
         """
-        text = _word_level([])
-        counts: Counter[str] = Counter()
-        for line in texts:
-            normal = text.normalizer.normalize_str(line)
-            counts.update(piece for piece, _ in text.pre_tokenizer.pre_tokenize_str(normal))
-        words = sorted(counts, key=lambda word: (-counts[word], word))[: config.text_ids - len(_SPECIALS) - 1]
-        return cls(_word_level(words), config.text_ids, config.codes, config.bins)
+        words: dict[str, None] = {}
+        splitter = _word_level([])
+        for part in (texts, behind):
+            normal = (splitter.normalizer.normalize_str(text) for text in part)
+            counts = Counter(piece for text in normal for piece, _ in splitter.pre_tokenizer.pre_tokenize_str(text))
+            words |= dict.fromkeys(sorted(counts, key=lambda word: (-counts[word], word)))
+        room = config.text_ids - len(_SPECIALS) - 1
+        return cls(_word_level(list(words)[:room]), config.text_ids, config.codes, config.bins)
 
     def to_json(self) -> str:
         """A trained vocabulary as one small JSON text. The published one is never written: its files are not ours."""

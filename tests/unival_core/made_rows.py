@@ -90,19 +90,7 @@ TEXTS = {  # every column but uniq_id and media, for an even and an odd row
     "type": ("caption", "caption"),
     "image_id": ("5", "6"),
 }
-LAYOUTS = {  # the physical columns of the published files
-    "caption": "uniq_id image_id caption objects media",
-    "vqa": "uniq_id image_id question answers objects media",
-    "grounding": "uniq_id image_id text box media",
-    "entailment": "uniq_id image_id media hypothesis caption label",
-    "grounded-caption": "uniq_id image_id text box media",
-    "image-text-matching": "uniq_id media caption question answers objects dataset type",
-    "video-caption": "uniq_id image_id caption objects media",
-    "video-qa": "uniq_id image_id question answers objects media",
-    "video-text-matching": "uniq_id media caption question answers objects dataset type",
-    "audio-caption": "uniq_id image_id caption objects media",
-    "image-generation": "uniq_id codes caption",
-}
+LAYOUTS = {name: " ".join(task.layout or task.columns) for name, task in TASKS.items()}
 
 
 def cell(medium: str, seed: int, folder: Path | None) -> str:

@@ -13,9 +13,9 @@ import typer
 from unival_core.errors import UnivalError
 
 if TYPE_CHECKING:
+    from unival_core.data.task import Task
     from unival_core.evaluation import Evaluation
     from unival_core.model import UnivalModel
-    from unival_core.tasks import Task
     from unival_core.vocabulary import Tokenizer
 
 SHOWN = 5  # rows left out that are printed
@@ -173,11 +173,9 @@ def align(
 
 
 def _task(name: str) -> Task:
-    from unival_core.tasks import TASKS
+    from unival_core.tasks import find_task
 
-    if name not in TASKS:
-        raise UnivalError(f"no task {name!r}: choose one of {', '.join(TASKS)}")
-    return TASKS[name]
+    return find_task(name)
 
 
 def _source(task: Task, media: dict[str, Path | None], text: str) -> Path | None:
@@ -237,11 +235,15 @@ def _answer(
     from unival_core.data.answers import allowed_answers
     from unival_core.data.batch import collate
     from unival_core.data.dataset import asked, media_reader
+    from unival_core.data.task import texts_of
     from unival_core.evaluation import predict
 
     reader = media_reader(task, model.config, resample=resample)
     medium = reader.decode(source)[0] if reader and source else None
     row = dict.fromkeys(task.columns, "") | ({task.asks: text} if task.asks else {})
+    lacking = [word for part in texts_of(task.prompt(row)) for word in tokenizer.unknown(part)]
+    if lacking := [word for word in lacking if word in text.lower()]:
+        typer.echo(f"the model does not know these words of --text, and reads <unk>: {', '.join(lacking)}", err=True)
     batch = collate([asked(task, row, medium, tokenizer)]).to(model.encoder.embed_tokens.weight.device)
     answers = allowed_answers(task.answers, tokenizer, model.config)
     return predict(model, batch, task, tokenizer, answers=answers)[0].answer

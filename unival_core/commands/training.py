@@ -9,7 +9,7 @@ import typer
 
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder of the run; a stopped run goes on in it.")]
 Data = Annotated[Path, typer.Option(help="Folder with <task>/<split>.tsv, as `world make` writes it.")]
-Scale = Annotated[str, typer.Option(help="Whose recipe: base (published) or pocket; default: by the vocabulary.")]
+Setup = Annotated[str, typer.Option(help="Whose recipe: base (published) or pocket; default: by the vocabulary.")]
 Rate = Annotated[float | None, typer.Option(help="Highest learning rate, instead of the recipe's.")]
 Updates = Annotated[int | None, typer.Option(min=1, help="Updates, instead of the recipe's length.")]
 Batch = Annotated[int | None, typer.Option(min=1, help="Samples of an update in all processes together.")]
@@ -37,7 +37,7 @@ def train(
     val_split: Annotated[str, typer.Option(help="Split that chooses the best weights; '' for none.")] = "val",
     val_rows: Annotated[int, typer.Option(min=1, help="Rows of it that are evaluated.")] = 500,
     answers: Answers = None,
-    scale: Scale = "",
+    setup: Setup = "",
     reward: Annotated[str, typer.Option(help="Self-critical training for small, medium or large boxes.")] = "",
     lr: Rate = None,
     updates: Updates = None,
@@ -70,20 +70,25 @@ def train(
         "precision": precision, "group": group, "batchnorm": batchnorm, "recompute": recompute,
         "validate_every": validate_every, "save_every": save_every, "seed": seed,
     }  # fmt: skip
-    from unival_core.training import setup
+    from unival_core.tasks import find_task
+    from unival_core.training import prepare
     from unival_core.training.parallel import team
-    from unival_core.training.recipes import REWARDS, recipe_for
+    from unival_core.training.recipes import REWARDS, options_for
     from unival_core.training.train import train as learn
 
-    setup.use_threads(threads)
-    model, tokenizer = setup.open_model(init, bpe, section)
-    scale = scale or setup.scale_of(model.config)
-    recipe = recipe_for(task, scale)
-    chosen = setup.choose(REWARDS[scale], reward, "reward") if reward else None
-    options = setup.change(recipe.options, given | {"reward": chosen})
-    make = setup.Data(data, model, tokenizer, answers=answers, seed=seed)
-    rows = make(task, split, training=True, side=recipe.side, frames=recipe.frames)
-    held = make(task, val_split, side=recipe.side, frames=recipe.frames) if val_split else None
+    prepare.use_threads(threads)
+    model, tokenizer = prepare.open_model(init, bpe, section)
+    setup = setup or prepare.setup_of(model.config)
+    known = find_task(task)
+    options = options_for(known, setup)
+    if setup not in known.recipes:
+        length = f"{options.updates} updates" if options.updates else f"{options.epochs:g} epochs"
+        typer.echo(f"{task} has no {setup} recipe: trained by the setup's own, {length} at {options.lr:g}", err=True)
+    chosen = prepare.choose(REWARDS[setup], reward, "reward") if reward else None
+    options = prepare.change(options, given | {"reward": chosen})
+    make = prepare.Data(data, model, tokenizer, answers=answers, seed=seed)
+    rows = make(task, split, training=True)
+    held = make(task, val_split) if val_split else None
     with team(device) as members:
         weights = learn(
             model,
@@ -91,8 +96,8 @@ def train(
             {task: rows},
             options,
             output,
-            validate=None if held is None else setup.validation(held, val_rows, workers),
-            record={"init": setup.tensors_digest(init, section)},
+            validate=None if held is None else prepare.validation(held, val_rows, workers),
+            record={"init": prepare.tensors_digest(init, section)},
             team=members,
             workers=workers,
             tensorboard=tensorboard,
@@ -108,7 +113,7 @@ def pretrain(
     output: Output,
     stage: Annotated[str, typer.Option(help="Only this stage; default: all, one after the other.")] = "",
     answers: Answers = None,
-    scale: Scale = "",
+    setup: Setup = "",
     lr: Rate = None,
     updates: Updates = None,
     batch: Batch = None,
@@ -134,27 +139,27 @@ def pretrain(
         "lr": lr, "updates": updates, "batch": batch, "accumulate": accumulate, "precision": precision,
         "recompute": recompute, "save_every": save_every, "seed": seed,
     }  # fmt: skip
-    from unival_core.training import setup
+    from unival_core.training import prepare
     from unival_core.training.parallel import team
     from unival_core.training.recipes import STAGES
     from unival_core.training.train import train as learn
 
-    setup.use_threads(threads)
-    source, (model, tokenizer) = init, setup.open_model(init, bpe, section)
-    stages = {part.name: part for part in setup.choose(STAGES, scale or setup.scale_of(model.config), "scale")}
+    prepare.use_threads(threads)
+    source, (model, tokenizer) = init, prepare.open_model(init, bpe, section)
+    stages = {part.name: part for part in prepare.choose(STAGES, setup or prepare.setup_of(model.config), "setup")}
     with team(device) as members:
-        for part in [setup.choose(stages, stage, "stage")] if stage else stages.values():
-            make = setup.Data(data, model, tokenizer, answers=answers, seed=seed)
+        for part in [prepare.choose(stages, stage, "stage")] if stage else stages.values():
+            make = prepare.Data(data, model, tokenizer, answers=answers, seed=seed)
             rows = {
                 task: make(task, part.split(task), training=True, side=part.side, frames=part.frames)
                 for task in part.tasks
             }
-            record = {"init": setup.tensors_digest(source, section)}
+            record = {"init": prepare.tensors_digest(source, section)}
             source = learn(
                 model,
                 tokenizer,
                 rows,
-                setup.change(part.options, given),
+                prepare.change(part.options, given),
                 output / part.name,
                 weights=part.tasks,
                 record=record,
@@ -163,6 +168,6 @@ def pretrain(
                 tensorboard=tensorboard,
                 overwrite=overwrite,
             )
-            section, (model, _) = "auto", setup.open_model(source, bpe)
+            section, (model, _) = "auto", prepare.open_model(source, bpe)
         if members.leads:
             typer.echo(str(source))

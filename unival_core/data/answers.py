@@ -38,10 +38,19 @@ class Answers:
 
 
 def allowed_answers(texts: Sequence[str], tokenizer: Tokenizer, config: UnivalConfig) -> Answers | None:
-    """The only answers a model may give; None if there is no list."""
+    """Prepare the only answers a model may give; None if there is no list.
+
+    Raises UnivalError where the tokenizer lacks a word of one: answers could not be told apart.
+    """
     if not texts:
         return None
     texts = list(dict.fromkeys(texts))
+    for text in texts:
+        if lacking := tokenizer.unknown(f" {text}"):
+            raise UnivalError(
+                f"answer {text!r}: the tokenizer has no word {lacking[0]!r}: leave the answer out, or start from a "
+                "model whose vocabulary was trained with it (Tokenizer.train)"
+            )
     return Answers(texts, [tokenizer.encode(f" {text}") for text in texts], config.vocabulary)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any, NamedTuple
 
@@ -14,12 +14,12 @@ from unival_core.inputs import MEDIA
 from unival_core.metrics import METRICS
 
 MAX_WORDS = 80  # of a question, hypothesis or description that goes into a prompt
-OWN_FRAMES = 8  # of a film, in models with a vocabulary of their own
+OWN_FRAMES = 8  # of a video, in models with a vocabulary of their own
 Row = Mapping[str, str]
 
 
 class Box(NamedTuple):
-    """A region, in pixels of the picture as it is in the file."""
+    """A region, in pixels of the image as it is in the file: left, top, right, bottom."""
 
     x0: float
     y0: float
@@ -28,7 +28,7 @@ class Box(NamedTuple):
 
 
 class Codes(NamedTuple):
-    """A picture as the codes of an image tokenizer, row by row."""
+    """An image as the codes of an image tokenizer, row by row."""
 
     values: tuple[int, ...]
 
@@ -37,37 +37,71 @@ Words = str | Box | Codes | tuple[str | Box, ...]
 """What encoder and decoder read and write: text, four bins, codes, or text and bins one after the other."""
 
 
+def texts_of(words: Words) -> list[str]:
+    """List the texts among what encoder and decoder read."""
+    return [part for part in (words if isinstance(words, tuple) else (words,)) if isinstance(part, str)]
+
+
+class InStage(NamedTuple):
+    """A task's part in a stage of pretraining: its share of every batch, in any unit, and the split of its rows."""
+
+    share: float = 1.0
+    split: str = "pretrain"
+
+
+@dataclass(frozen=True)
+class Published:
+    """What the authors published of a task, as paths below their folders of checkpoints and of data.
+
+    `average` says that their evaluations use the running average of the expert's weights. `files` are the data by
+    split, `answers` the lists of allowed answers by split ("" for every other). In the splits `unrepeated` the prompt
+    is not repeated to the decoder.
+    """
+
+    checkpoint: str = ""
+    average: bool = False
+    files: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
+    answers: Mapping[str, str] = field(default_factory=dict[str, str])
+    unrepeated: tuple[str, ...] = ()
+
+
 def fully(row: Row) -> float:
-    """Every target counts alike."""
+    """Weigh every target alike."""
     return 1.0
 
 
 @dataclass(frozen=True)
 class Task:
-    """A task as functions of a row, which is a mapping from column names to cells.
+    """A task: how a row, a mapping from column names to cells, is asked, answered and scored, and how it is learnt.
 
-    `columns` names what the published `selected_cols` pick from a file, in that order; the column `media` holds the
-    picture, film or sound. `prompt` is what the encoder reads. `target` is what the decoder learns to write, with the
-    generator of a training run, or None in evaluation, where it is the first of several; `confidence` is its weight.
-    `reference` is what each of `metrics` (names of METRICS, the one to quote first) compares with an answer, which for
-    text is what `answer` makes of the decoded text. Functions raise UnivalError where a row is broken.
+    `columns` are those that the functions use; the column `media` holds the image, video or audio. `layout` names
+    every column of the task's files in their order, by default only these. `prompt` is what the encoder reads.
+    `target` is what the decoder learns to write, with the generator of a training run, or None in evaluation, where it
+    is the first of several; `confidence` is its weight. `reference` is what each of `metrics` (names of METRICS, the
+    one to quote first) compares with an answer, which for text is what `answer` makes of the decoded text. Functions
+    raise UnivalError where a row is broken. `example` are the cells of a sound row, but for its media.
 
     `answers` are the only ones allowed; () where the user may give a list or leave them free. With `rank_answers` all
     of them are scored, otherwise they are searched for as `generation` says. With `repeats_prompt` the decoder begins
     with the prompt. `asks` is the column that holds what a user asks, if anything. `complete` makes a training row
     of one that tells only half of it, from the row, a function that gives other rows, and a generator.
+
+    `recipes` are the settings of finetuning by setup ("base", "pocket") that differ from the setup's own, by the names
+    of `TrainOptions` and, under "loss", of `LossOptions`. `pretraining` says by setup in which stages the task takes
+    part (`unival_core.training.recipes`).
     """
 
     name: str
     columns: tuple[str, ...]
-    selected_cols: tuple[int, ...]
     prompt: Callable[[Row], Words]
     target: Callable[[Row, Random | None], Words]
     reference: Callable[[Row], Any]
     metrics: tuple[str, ...]
     generation: GenerationOptions
+    example: Row
+    layout: tuple[str, ...] = ()
     medium: str | None = "image"
-    side: int = 480  # pixels along the side of a picture or frame
+    side: int = 480  # pixels along the side of an image or frame
     frames: int = 0
     writes: str = "text"  # or "box" or "codes"
     answer: Callable[[str], str] = str.strip
@@ -77,22 +111,42 @@ class Task:
     confidence: Callable[[Row], float] = fully
     asks: str | None = None
     complete: Callable[[Row, Callable[[], Row], Random], Row] | None = None
+    recipes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])
+    pretraining: Mapping[str, Mapping[str, InStage]] = field(default_factory=dict[str, Mapping[str, InStage]])
+    published: Published = Published()
 
     def __post_init__(self) -> None:
-        if len(self.columns) != len(self.selected_cols):
-            raise UnivalError(f"task {self.name}: {len(self.columns)} columns, {len(self.selected_cols)} selected_cols")
+        if missing := [name for name in self.columns if name not in (self.layout or self.columns)]:
+            raise UnivalError(f"task {self.name}: no column {missing[0]!r} in its layout, {', '.join(self.layout)}")
         if unknown := [name for name in self.metrics if name not in METRICS]:
             raise UnivalError(f"task {self.name}: no metric {unknown[0]!r}: choose from {', '.join(METRICS)}")
         if self.medium not in (None, *MEDIA) or self.writes not in ("text", "box", "codes"):
             raise UnivalError(f"task {self.name} cannot read {self.medium!r} or write {self.writes!r}")
         if self.medium and "media" not in self.columns:
             raise UnivalError(f"task {self.name}: name the column of its {self.medium}s 'media'")
+        if lacking := [name for name in self.columns if name not in ("uniq_id", "media", *self.example)]:
+            raise UnivalError(f"task {self.name}: its example row has no {lacking[0]!r}")
+
+    @property
+    def selected_cols(self) -> tuple[int, ...]:
+        """The number, from 0, of each of `columns` in a file of the task's layout."""
+        return tuple((self.layout or self.columns).index(name) for name in self.columns)
+
+    def quoted(self, setup: str) -> str:
+        """The metric to quote: the first; at pocket setup, whose rows keep them, the first with scores of examples."""
+        means = [name for name in self.metrics if METRICS[name].is_mean] if setup == "pocket" else []
+        return (means or self.metrics)[0]
+
+    def learnable_texts(self) -> list[str]:
+        """Every text of the example row and of the answers: what a vocabulary has to hold to put the task."""
+        words = (self.prompt(self.example), self.target(self.example, None), *self.answers)
+        return [text for each in words for text in texts_of(each)]
 
     def sized_for(self, config: UnivalConfig) -> Task:
-        """This task as a model reads and writes it.
+        """Fit the sizes to a model.
 
-        Models with the published vocabulary get the published sizes. Others look at pictures as large as those they
-        write, and at 8 frames of a film. Where codes are written their number is that of the model.
+        Models with the published vocabulary get the published sizes. Others look at images as large as those they
+        write, and at 8 frames of a video. Where codes are written their number is that of the model.
         """
         task = self
         if config.vocabulary != CONFIGS["base"].vocabulary:

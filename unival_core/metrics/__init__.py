@@ -1,6 +1,5 @@
-"""Scores of predictions against references: every metric is a function `(predictions, references) -> Scores`."""
+"""Scores of predictions against references: `METRICS`, and the functions they are made of."""
 
-from collections.abc import Callable
 from functools import partial
 
 from unival_core.metrics.accuracy import (
@@ -22,55 +21,39 @@ from unival_core.metrics.captions import (
     save_frequencies,
 )
 from unival_core.metrics.intervals import (
+    LEVEL,
     Interval,
     bootstrap_interval,
     is_binary,
+    resampled_means,
     score_interval,
     wilson_interval,
 )
 from unival_core.metrics.meteor import meteor
-from unival_core.metrics.scores import Scores
+from unival_core.metrics.scores import Metric, Scores
 from unival_core.metrics.tokens import TOKENIZERS
 
-METRICS: dict[str, Callable[..., Scores]] = {
-    "VQA accuracy": vqa_accuracy,
-    "accuracy": exact_match,
-    "Acc@0.5": box_accuracy,
-    "Acc@0.5 small": partial(box_accuracy, size="small"),
-    "Acc@0.5 medium": partial(box_accuracy, size="medium"),
-    "Acc@0.5 large": partial(box_accuracy, size="large"),
-    "BLEU@1": partial(bleu, order=1),
-    "BLEU@2": partial(bleu, order=2),
-    "BLEU@3": partial(bleu, order=3),
-    "BLEU@4": partial(bleu, order=4),
-    "ROUGE-L": rouge_l,
-    "CIDEr-D": cider_d,
-    "METEOR": meteor,
-    "code accuracy": code_accuracy,
+_OTHER = "× 100"  # the unit of scores that are no share of anything
+METRICS: dict[str, Metric] = {
+    "VQA accuracy": Metric(vqa_accuracy, "mean confidence of the given answers"),
+    "accuracy": Metric(exact_match, "share of right answers"),
+    "Acc@0.5": Metric(box_accuracy, "share of boxes with an overlap of half or more"),
+    "Acc@0.5 small": Metric(box_accuracy, "the same of small boxes", size="small"),
+    "Acc@0.5 medium": Metric(box_accuracy, "the same of medium boxes", size="medium"),
+    "Acc@0.5 large": Metric(box_accuracy, "the same of large boxes", size="large"),
+    "BLEU@1": Metric(partial(bleu, order=1), "words found in the references", _OTHER, is_mean=False),
+    "BLEU@2": Metric(partial(bleu, order=2), "pairs of words and shorter", _OTHER, is_mean=False),
+    "BLEU@3": Metric(partial(bleu, order=3), "runs of three words and shorter", _OTHER, is_mean=False),
+    "BLEU@4": Metric(partial(bleu, order=4), "runs of four words and shorter", _OTHER, is_mean=False),
+    "ROUGE-L": Metric(rouge_l, "longest common subsequence", _OTHER),
+    "CIDEr-D": Metric(cider_d, "likeness of rare n-grams", _OTHER, (0.0, 10.0)),
+    "METEOR": Metric(meteor, "words matched by form, stem or meaning", _OTHER, is_mean=False),
+    "code accuracy": Metric(code_accuracy, "share of right image codes"),
 }
 
 __all__ = [
-    "COCO_AREAS",
-    "METRICS",
-    "SIZES",
-    "TOKENIZERS",
-    "DocumentFrequencies",
-    "Interval",
-    "Scores",
-    "bleu",
-    "bootstrap_interval",
-    "box_accuracy",
-    "box_iou",
-    "cider_d",
-    "code_accuracy",
-    "document_frequencies",
-    "exact_match",
-    "is_binary",
-    "load_frequencies",
-    "meteor",
-    "rouge_l",
-    "save_frequencies",
-    "score_interval",
-    "vqa_accuracy",
-    "wilson_interval",
-]
+    "COCO_AREAS", "LEVEL", "METRICS", "SIZES", "TOKENIZERS", "DocumentFrequencies", "Interval", "Metric", "Scores",
+    "bleu", "bootstrap_interval", "box_accuracy", "box_iou", "cider_d", "code_accuracy", "document_frequencies",
+    "exact_match", "is_binary", "load_frequencies", "meteor", "resampled_means", "rouge_l", "save_frequencies",
+    "score_interval", "vqa_accuracy", "wilson_interval",
+]  # fmt: skip

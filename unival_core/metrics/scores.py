@@ -1,7 +1,8 @@
-"""What every metric returns."""
+"""What a metric is, and what it returns."""
 
 from collections.abc import Callable, Sized
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -28,14 +29,37 @@ class Scores:
     combine: Callable[[np.ndarray], np.ndarray] | None = field(default=None, repr=False)
 
 
+@dataclass(frozen=True)
+class Metric:
+    """A score of predictions against references, and what its numbers mean.
+
+    Call it with predictions and references, one each and in one order; options of `function` may follow. `range` holds
+    the least and the greatest value there can be; `unit` is that of values times 100, as they are printed. `is_mean`
+    says that the value is the mean of the scores of single examples, which can then be compared and resampled. `size`
+    is the size of the only boxes that count ("small", "medium", "large"), whose bounds the option `areas` moves.
+    """
+
+    function: Callable[..., Scores]
+    label: str
+    unit: str = "%"
+    range: tuple[float, float] = (0.0, 1.0)
+    higher_is_better: bool = True
+    is_mean: bool = True
+    size: str | None = None
+
+    def __call__(self, predictions: Any, references: Any, **options: Any) -> Scores:
+        sized = {} if self.size is None else {"size": self.size}
+        return self.function(predictions, references, **sized, **options)
+
+
 def mean_scores(per_example: np.ndarray, note: str = "") -> Scores:
-    """Scores whose value is the mean of the examples."""
+    """Make scores whose value is the mean of the examples."""
     values = np.asarray(per_example, dtype=np.float64)
     return Scores(float(values.mean()), values, len(values), note)
 
 
 def not_computed(n: int, reason: str) -> Scores:
-    """Scores of a metric that this machine cannot compute, with the reason."""
+    """Make scores of a metric that this machine cannot compute, with the reason."""
     return Scores(float("nan"), np.empty(0), n, f"not computed: {reason}")
 
 

@@ -1,6 +1,7 @@
 """The tasks, one file each. A new one is a file with a `TASK` and a line here (docs/tasks.md)."""
 
-from unival_core.data.task import Box, Codes, Row, Task, Words
+from unival_core.data.task import Task
+from unival_core.errors import UnivalError
 from unival_core.tasks import (
     audio_caption,
     caption,
@@ -15,7 +16,7 @@ from unival_core.tasks import (
     vqa,
 )
 
-__all__ = ["TASKS", "Box", "Codes", "Row", "Task", "Words"]
+__all__ = ["TASKS", "find_task"]
 
 TASKS: dict[str, Task] = {
     "caption": caption.TASK,
@@ -30,3 +31,10 @@ TASKS: dict[str, Task] = {
     "audio-caption": audio_caption.TASK,
     "image-generation": image_generation.TASK,
 }
+
+
+def find_task(name: str) -> Task:
+    """Find a task by its name; UnivalError names those there are."""
+    if name not in TASKS:
+        raise UnivalError(f"no task {name!r}: choose one of {', '.join(TASKS)}")
+    return TASKS[name]

@@ -1,44 +1,61 @@
-"""Image captioning: one sentence about a picture (COCO, nocaps)."""
+"""Image captioning: one sentence about an image (COCO, nocaps)."""
 
 from random import Random
 
 from unival_core.data.cells import plain, several
-from unival_core.data.task import Row, Task
+from unival_core.data.task import InStage, Published, Row, Task
 from unival_core.decoding import GenerationOptions
 
 MAX_TARGET_WORDS = 20
+ENCOURAGING = {"encourage_until": 0.75}  # the loss of all published captioners (arXiv 2107.12592)
+NOISY = {**ENCOURAGING, "drop_worst": 0.05, "drop_after": 6000}
 SENTENCE = GenerationOptions(beam=5, max_len_b=22, unnormalized=True, no_repeat_ngram=3)
 
 
 def prompt(row: Row) -> str:
-    """The same words for every picture."""
+    """Ask the same of every image."""
     return " what does the image describe?"
 
 
 def target(row: Row, generator: Random | None) -> str:
-    """One of the row's captions, at random in training."""
+    """Take one of the row's captions, at random in training."""
     texts = several(row["caption"])
     return shortened(texts[0] if generator is None else generator.choice(texts))
 
 
 def shortened(text: str) -> str:
-    """A caption without punctuation, of at most 20 words."""
+    """Cut a caption to its first 20 words, without punctuation."""
     return " ".join(plain(text).split()[:MAX_TARGET_WORDS])
 
 
 def reference(row: Row) -> list[str]:
-    """All captions as they stand in the file; the metrics tokenise them."""
+    """Take all captions as they stand in the file; the metrics tokenise them."""
     return several(row["caption"])
 
 
 TASK = Task(
     name="caption",
     columns=("uniq_id", "media", "caption"),
-    selected_cols=(0, 4, 2),
+    layout=("uniq_id", "image_id", "caption", "objects", "media"),
     prompt=prompt,
     target=target,
     reference=reference,
     metrics=("CIDEr-D", "BLEU@4", "ROUGE-L"),
     generation=SENTENCE,
     answer=plain,
+    example={"caption": "a red seven && two digits, one of them red"},
+    recipes={"base": {"lr": 1e-5, "epochs": 4, "batch": 128, "loss": NOISY}, "pocket": {"lr": 3e-4, "updates": 80}},
+    pretraining={
+        "base": dict.fromkeys(("image", "image-video", "large"), InStage()),
+        "pocket": {"image": InStage(), "image-video": InStage(split="pretrain-late")},
+    },
+    published=Published(
+        checkpoint="unival_caption_stage_1/checkpoint_best.pt",
+        files={
+            "train": ("caption_data/caption_stage1_train.tsv",),
+            "val": ("caption_data/caption_val.tsv",),
+            "test": ("caption_data/caption_test.tsv",),
+            "novel": ("caption_data/nocaps_val.tsv",),
+        },
+    ),
 )

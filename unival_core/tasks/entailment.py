@@ -1,8 +1,8 @@
-"""Visual entailment (SNLI-VE): whether a picture implies a hypothesis. The caption of the row is not shown."""
+"""Visual entailment (SNLI-VE): whether an image implies a hypothesis. The caption of the row is not shown."""
 
 from random import Random
 
-from unival_core.data.task import MAX_WORDS, Row, Task
+from unival_core.data.task import MAX_WORDS, InStage, Published, Row, Task
 from unival_core.decoding import GenerationOptions
 from unival_core.errors import UnivalError
 from unival_core.text import clean_caption
@@ -11,17 +11,17 @@ ANSWERS = {"entailment": "yes", "contradiction": "no", "neutral": "maybe"}
 
 
 def prompt(row: Row) -> str:
-    """The hypothesis, quoted."""
+    """Quote the hypothesis."""
     return f' does the image describe " {clean_caption(row["hypothesis"], MAX_WORDS)} "?'
 
 
 def target(row: Row, generator: Random | None) -> str:
-    """The label as a word."""
+    """Write the reference."""
     return reference(row)
 
 
 def reference(row: Row) -> str:
-    """The label as a word."""
+    """Say the label as a word."""
     if (label := row["label"].strip()) not in ANSWERS:
         raise UnivalError(f"label {label!r} is none of {', '.join(ANSWERS)}")
     return ANSWERS[label]
@@ -30,7 +30,7 @@ def reference(row: Row) -> str:
 TASK = Task(
     name="entailment",
     columns=("uniq_id", "media", "hypothesis", "caption", "label"),
-    selected_cols=(0, 2, 3, 4, 5),
+    layout=("uniq_id", "image_id", "media", "hypothesis", "caption", "label"),
     prompt=prompt,
     target=target,
     reference=reference,
@@ -40,4 +40,19 @@ TASK = Task(
     rank_answers=True,
     repeats_prompt=True,
     asks="hypothesis",
+    example={"hypothesis": "a red seven", "caption": "two digits", "label": "entailment"},
+    recipes={
+        "base": {"lr": 5e-5, "epochs": 4, "loss": {"smoothing": 0.0}, "group": "all"},
+        "pocket": {"lr": 1e-3, "updates": 120, "group": "all"},
+    },
+    # Not in the published pretraining, nor at pocket setup once it knows videos: what finetuning adds can then be seen.
+    pretraining={"pocket": {"image": InStage()}},
+    published=Published(
+        checkpoint="unival_snli_ve/checkpoint_best.pt",
+        files={
+            "train": ("snli_ve_data/snli_ve_train.tsv",),
+            "val": ("snli_ve_data/snli_ve_dev.tsv",),
+            "test": ("snli_ve_data/snli_ve_test.tsv",),
+        },
+    ),
 )

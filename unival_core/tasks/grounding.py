@@ -3,30 +3,30 @@
 from random import Random
 
 from unival_core.data.cells import region
-from unival_core.data.task import MAX_WORDS, Box, Row, Task
+from unival_core.data.task import MAX_WORDS, Box, InStage, Published, Row, Task
 from unival_core.decoding import GenerationOptions
 from unival_core.text import clean_caption
 
 
 def prompt(row: Row) -> str:
-    """The description, quoted."""
+    """Quote the description."""
     return f' which region does the text " {clean_caption(row["text"], MAX_WORDS)} " describe?'
 
 
 def target(row: Row, generator: Random | None) -> Box:
-    """The box of the row."""
+    """Take the box of the row, in pixels."""
     return region(row["box"])
 
 
 def reference(row: Row) -> Box:
-    """The box before it is rounded to bins."""
+    """Take the box as it is before it is rounded to bins."""
     return region(row["box"])
 
 
 TASK = Task(
     name="grounding",
     columns=("uniq_id", "media", "text", "box"),
-    selected_cols=(0, 4, 2, 3),
+    layout=("uniq_id", "image_id", "text", "box", "media"),
     prompt=prompt,
     target=target,
     reference=reference,
@@ -35,4 +35,18 @@ TASK = Task(
     side=512,
     writes="box",
     asks="text",
+    example={"text": "the red seven", "box": "3,4,30,36"},
+    recipes={"base": {"lr": 5e-5, "epochs": 8, "group": "all"}, "pocket": {"lr": 1e-3, "updates": 180, "group": "all"}},
+    pretraining={
+        "base": dict.fromkeys(("image", "image-video", "large"), InStage()),
+        "pocket": dict.fromkeys(("image", "image-video"), InStage()),
+    },
+    published=Published(
+        checkpoint="unival_refcocoplus/checkpoint_best.pt",
+        files={
+            "train": ("refcocoplus_data/refcocoplus_train.tsv",),
+            "val": ("refcocoplus_data/refcocoplus_val.tsv",),
+            "test": ("refcocoplus_data/refcocoplus_testA.tsv", "refcocoplus_data/refcocoplus_testB.tsv"),
+        },
+    ),
 )

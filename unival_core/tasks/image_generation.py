@@ -10,24 +10,24 @@ MAX_CAPTION_WORDS = 64
 
 
 def prompt(row: Row) -> str:
-    """The caption as it is, of at most 64 words."""
+    """Quote the first 64 words of the caption as they are."""
     return f" what is the complete image? caption: {' '.join(row['caption'].split()[:MAX_CAPTION_WORDS])}"
 
 
 def target(row: Row, generator: Random | None) -> Codes:
-    """The codes of the row."""
+    """Take the codes of the row."""
     return codes(row["codes"])
 
 
 def reference(row: Row) -> tuple[int, ...]:
-    """The codes of the row."""
+    """Take the codes of the row as numbers."""
     return codes(row["codes"]).values
 
 
 TASK = Task(
     name="image-generation",
     columns=("uniq_id", "caption", "codes"),
-    selected_cols=(0, 2, 1),
+    layout=("uniq_id", "codes", "caption"),
     prompt=prompt,
     target=target,
     reference=reference,
@@ -36,4 +36,5 @@ TASK = Task(
     medium=None,
     writes="codes",
     asks="caption",
+    example={"caption": "two digits", "codes": "5 0 7 3"},
 )

@@ -1,4 +1,4 @@
-"""Image-text matching: whether a sentence, or an answer to a question, fits a picture. Published in pretraining only.
+"""Image-text matching: whether a sentence, or an answer to a question, fits an image. Published in pretraining only.
 
 Rows either tell it (their weighted answers are yes or no) or, in training, are captions and questions of which half
 are made wrong here, with words of another row.
@@ -8,7 +8,7 @@ from collections.abc import Callable
 from random import Random
 
 from unival_core.data.cells import best, several
-from unival_core.data.task import MAX_WORDS, Row, Task
+from unival_core.data.task import MAX_WORDS, InStage, Row, Task
 from unival_core.decoding import GenerationOptions
 from unival_core.text import clean_caption, clean_question
 
@@ -19,7 +19,7 @@ TRIES = 10  # to draw words that differ
 
 
 def asked(row: Row, medium: str) -> str:
-    """The caption, or the question with an answer (which stands in the column `caption`)."""
+    """Quote the caption, or the question with an answer (which stands in the column `caption`)."""
     caption = clean_caption(row["caption"], MAX_WORDS)
     if question := clean_question(row["question"], MAX_WORDS):
         return f' what is the answer to question " {question} ". is " {caption} "?'
@@ -27,22 +27,22 @@ def asked(row: Row, medium: str) -> str:
 
 
 def prompt(row: Row) -> str:
-    """`asked` about an image."""
+    """Ask about an image."""
     return asked(row, "image")
 
 
 def target(row: Row, generator: Random | None) -> str:
-    """Yes or no."""
+    """Say yes or no."""
     return best(row["answers"])
 
 
 def reference(row: Row) -> str:
-    """Yes or no."""
+    """Say yes or no."""
     return best(row["answers"])
 
 
 def complete(row: Row, another: Callable[[], Row], generator: Random) -> Row:
-    """Of a caption or question a row that is true or, as often, false."""
+    """Make of a caption or question a row that is true or, as often, false."""
     is_question = row["type"] in QUESTIONS
     if not is_question and row["type"] not in CAPTIONS:
         return row
@@ -74,7 +74,6 @@ def _objects(row: Row) -> list[str]:
 TASK = Task(
     name="image-text-matching",
     columns=("uniq_id", "media", "caption", "question", "answers", "objects", "dataset", "type"),
-    selected_cols=(0, 1, 2, 3, 4, 5, 6, 7),
     prompt=prompt,
     target=target,
     reference=reference,
@@ -84,4 +83,13 @@ TASK = Task(
     rank_answers=True,
     asks="caption",
     complete=complete,
+    example={
+        "caption": "a red seven",
+        "question": "",
+        "answers": "1.0|!+yes",
+        "objects": "digit",
+        "dataset": "made",
+        "type": "matching",
+    },
+    pretraining={"base": dict.fromkeys(("image", "image-video", "large"), InStage())},
 )

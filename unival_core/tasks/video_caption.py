@@ -1,13 +1,15 @@
-"""Video captioning: one sentence about a film (MSRVTT, ActivityNet)."""
+"""Video captioning: one sentence about a video (MSRVTT, ActivityNet)."""
 
 from dataclasses import replace
 
-from unival_core.data.task import Row
+from unival_core.data.task import InStage, Published, Row
 from unival_core.tasks import caption
+
+PRETRAINING = dict.fromkeys(("image-video", "large"), InStage(5 / 3))  # three such tasks fill half of each batch
 
 
 def prompt(row: Row) -> str:
-    """The same words for every film."""
+    """Ask the same of every video."""
     return " what does the video describe?"
 
 
@@ -19,4 +21,14 @@ TASK = replace(
     frames=16,
     prompt=prompt,
     metrics=("BLEU@4", "CIDEr-D", "ROUGE-L"),
+    example={"caption": "a red seven moves left && seven goes to the left"},
+    recipes={"base": {"lr": 1e-5, "epochs": 15, "loss": caption.ENCOURAGING}, "pocket": {"updates": 80}},
+    pretraining={"base": PRETRAINING, "pocket": {"image-video": InStage(1.5)}},
+    published=Published(
+        checkpoint="unival_video_caption_stage_1/checkpoint_best.pt",
+        files={
+            "train": ("video_data/caption_data/msrvtt_caption_train7k.tsv",),
+            "test": ("video_data/caption_data/msrvtt_caption_test3k.tsv",),
+        },
+    ),
 )

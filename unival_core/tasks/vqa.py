@@ -7,36 +7,36 @@ answer is free text.
 from random import Random
 
 from unival_core.data.cells import best, weighted
-from unival_core.data.task import MAX_WORDS, Row, Task
+from unival_core.data.task import MAX_WORDS, InStage, Published, Row, Task
 from unival_core.decoding import GenerationOptions
 from unival_core.text import clean_question
 
 
 def prompt(row: Row) -> str:
-    """The question, with its mark."""
+    """Put the question, with its mark."""
     question = clean_question(row["question"], MAX_WORDS)
     return f" {question}" if question.endswith("?") else f" {question}?"
 
 
 def target(row: Row, generator: Random | None) -> str:
-    """The most confident answer."""
+    """Take the most confident answer."""
     return best(row["answers"])
 
 
 def confidence(row: Row) -> float:
-    """That of the most confident answer."""
+    """Weigh a row by the confidence of its most confident answer, 0 to 1."""
     return max(weighted(row["answers"]).values())
 
 
 def reference(row: Row) -> dict[str, float]:
-    """Every answer with its confidence."""
+    """Take every answer with its confidence."""
     return weighted(row["answers"])
 
 
 TASK = Task(
     name="vqa",
     columns=("uniq_id", "media", "question", "answers", "objects"),
-    selected_cols=(0, 5, 2, 3, 4),
+    layout=("uniq_id", "image_id", "question", "answers", "objects", "media"),
     prompt=prompt,
     target=target,
     reference=reference,
@@ -45,4 +45,26 @@ TASK = Task(
     confidence=confidence,
     repeats_prompt=True,
     asks="question",
+    example={"question": "which digit is red?", "answers": "1.0|!+seven&&0.3|!+one", "objects": "digit"},
+    recipes={"base": {"ema": 0.9999}, "pocket": {"lr": 1e-3, "updates": 150}},
+    pretraining={
+        "base": dict.fromkeys(("image", "image-video", "large"), InStage()),
+        "pocket": dict.fromkeys(("image", "image-video"), InStage()),
+    },
+    published=Published(
+        checkpoint="unival_vqa/checkpoint_best.pt",
+        average=True,
+        files={  # the answers of VQAv2's test set are secret, so its validation file is the test
+            "train": ("vqa_data/vqa_train.tsv",),
+            "test": ("vqa_data/vqa_val.tsv",),
+            "knowledge": ("vqa_data/okvqa_acc_val.tsv",),
+            "lowquality": ("vqa_data/vizwiz_acc_val.tsv",),
+        },
+        answers={
+            "": "vqa_data/trainval_ans2label.pkl",
+            "knowledge": "vqa_data/okvqa_trainval_ans2label.pkl",
+            "lowquality": "vqa_data/vizwiz_trainval_ans2label.pkl",
+        },
+        unrepeated=("knowledge", "lowquality"),
+    ),
 )

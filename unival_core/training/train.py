@@ -1,7 +1,7 @@
 """Training: one loop for pretraining on several tasks and for finetuning on one (arXiv 2307.16184, sections 3.4, G).
 
 `train` reads from top to bottom: open the folder, resume, and for every update read batches, lower the loss, log, and
-from time to time validate and save. What it lowers is in `training/losses.py` and `training/rewards.py`.
+from time to time validate and save. What it lowers is in `training/loss.py` and `training/rewards.py`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from unival_core.data.sampling import BalancedSampler
 from unival_core.errors import UnivalError
 from unival_core.model import UnivalModel, trainable
 from unival_core.training.ema import Average
-from unival_core.training.losses import TokenLoss
+from unival_core.training.loss import TokenLoss
 from unival_core.training.memory import recompute_layers
 from unival_core.training.optim import learning_rate, make_optimizer, set_rate
 from unival_core.training.options import TrainOptions

@@ -14,19 +14,19 @@ from unival_core.data.batch import Example
 from unival_core.data.dataset import TaskDataset
 from unival_core.data.media_cache import MediaCache
 from unival_core.data.table import TsvTable
-from unival_core.data.task import Task
+from unival_core.data.task import Task, texts_of
 from unival_core.tasks import TASKS
 from unival_core.vocabulary import Tokenizer
 
 
 def world_tokenizer(world: Path, config: UnivalConfig) -> Tokenizer:
-    """Knows every word of the world and of the prompts."""
-    rows = {"question": "what", "caption": "what", "hypothesis": "what", "text": "what", "box": "0,0,1,1"}
-    prompts: list[str] = []
+    """Make a tokenizer that knows every word of the world, of the prompts, and of the tasks' examples."""
+    texts = {"question": "what", "caption": "what", "hypothesis": "what", "text": "what"}
+    prompts, examples = [], []
     for task in TASKS.values():
-        prompt = task.prompt(rows)
-        prompts += [prompt] if isinstance(prompt, str) else [part for part in prompt if isinstance(part, str)]
-    return Tokenizer.train([*read_world(world).vocabulary, *prompts], config)
+        prompts += texts_of(task.prompt({**task.example, **texts}))
+        examples += task.learnable_texts()
+    return Tokenizer.train([*read_world(world).vocabulary, *prompts], config, behind=examples)
 
 
 class Files:

@@ -37,8 +37,9 @@ from experiments.unival.pocket.pipeline import (
 from experiments.unival.pocket.pretrainings import BACKBONE, COMPARISONS, TRAININGS, Training
 from experiments.unival.world.tables import read_world
 from merge import Input, Options, Recipe, read_recipe, run
-from unival_core.training.recipes import JOINT, REWARD, REWARDS, STAGES, recipe_for
-from unival_core.training.setup import choose
+from unival_core.tasks import find_task
+from unival_core.training.prepare import choose
+from unival_core.training.recipes import JOINT, REWARD, REWARDS, STAGES, options_for
 from unival_core.training.train import TrainOptions, train
 
 
@@ -124,12 +125,14 @@ def vanilla(pocket: Pocket, task: str) -> Step:
 
 def finetuned(pocket: Pocket, folder: str, task: str, *start: Step) -> Step:
     """Finetuning on a task by its recipe."""
-    return Step(f"{folder}/last.safetensors", start, (task,), shared_out(recipe_for(task, "pocket").options, pocket))
+    return Step(
+        f"{folder}/last.safetensors", start, (task,), shared_out(options_for(find_task(task), "pocket"), pocket)
+    )
 
 
 def joint(pocket: Pocket, tasks: tuple[str, ...]) -> Step:
     """One finetuning on several tasks, with as many examples as their own finetunings see together."""
-    own = [shared_out(recipe_for(task, "pocket").options, pocket) for task in tasks]
+    own = [shared_out(options_for(find_task(task), "pocket"), pocket) for task in tasks]
     updates = sum(options.updates * options.batch for options in own) // JOINT.batch
     return Step(
         f"joint/{'+'.join(tasks)}/last.safetensors", (), tasks, replace(JOINT, updates=updates, seed=pocket.seed)
@@ -142,7 +145,7 @@ def pretraining(pocket: Pocket, name: str) -> Step:
         raise StudyError(f"{pocket.folder} has no backbone, as its preset is quick: pretrainings need the preset full")
     training = choose(TRAININGS, name, "pretraining")
     tasks = tuple(portion.task for portion in training.portions)
-    options = recipe_for(tasks[0], "pocket").options if training.finetunes else STAGES["pocket"][0].options
+    options = options_for(find_task(tasks[0]), "pocket") if training.finetunes else STAGES["pocket"][0].options
     options = replace(options, updates=training.updates, group=training.group or options.group)
     start = () if training.start == BACKBONE else (pretraining(pocket, training.start),)
     return Step(f"pretraining/{name}/last.safetensors", start, tasks, shared_out(options, pocket), training)

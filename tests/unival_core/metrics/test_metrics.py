@@ -205,3 +205,42 @@ def test_errors_name_what_is_wrong():
 @pytest.mark.parametrize("module", [accuracy, captions, tokens])
 def test_examples_in_docstrings(module):
     assert doctest.testmod(module).failed == 0
+
+
+# -- the table
+
+EXAMPLES = {  # by what a metric reads: a right and a wrong prediction, and their references
+    "vqa_accuracy": (["red", "two"], [{"red": 1.0}, {"three": 1.0}]),
+    "exact_match": (["red", "two"], ["red", "three"]),
+    "box_accuracy": ([[0, 0, 9, 9], [50, 50, 60, 60]], [[0, 0, 9, 9], [0, 0, 9, 9]]),
+    "code_accuracy": ([[1, 2], [3, 4]], [[1, 2], [5, 6]]),
+    "captions": (["a dog runs fast now", "two"], [["a dog runs fast now"], ["a cat sat on it"]]),
+}
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_every_metric_is_whole(name):
+    metric = METRICS[name]
+    assert metric.label, f"{name} lacks a label"
+    assert metric.unit in ("%", "× 100"), f"{name} lacks a unit"
+    least, greatest = metric.range
+    assert least < greatest, f"{name} lacks a range"
+    predictions, references = EXAMPLES.get(getattr(metric.function, "__name__", ""), EXAMPLES["captions"])
+    if metric.size in ("medium", "large"):
+        side = {"medium": 50, "large": 200}[metric.size]
+        predictions, references = [[0, 0, side, side], [0, 0, 1, 1]], [[0, 0, side, side]] * 2
+    scores = metric(predictions, references)
+    if scores.note.startswith("not computed"):
+        pytest.skip(scores.note)
+    assert least <= scores.value <= greatest, f"{name} leaves its range"
+    assert len(scores.per_example) == 2, f"{name} lacks scores of examples"
+    if metric.is_mean:
+        assert scores.value == scores.per_example.mean(), f"{name} is no mean of examples"
+    right, wrong = scores.per_example
+    assert (right > wrong) == metric.higher_is_better, f"{name} has another direction"
+
+
+def test_the_bounds_of_box_sizes_can_be_moved():
+    boxes = [[0, 0, 9, 9], [0, 0, 99, 99]]
+    assert METRICS["Acc@0.5 small"](boxes, boxes).n == 1
+    assert METRICS["Acc@0.5 small"](boxes, boxes, areas=(1e5, 2e5)).n == 2

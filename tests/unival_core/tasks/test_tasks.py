@@ -9,9 +9,10 @@ import pytest
 from tests.unival_core.made_rows import POCKET, cells
 from unival_core.config import CONFIGS
 from unival_core.data.cells import best, codes, plain, region, several, weighted
+from unival_core.data.task import Box, Codes
 from unival_core.decoding import GenerationOptions
 from unival_core.errors import UnivalError
-from unival_core.tasks import TASKS, Box, Codes
+from unival_core.tasks import TASKS
 from unival_core.tasks.image_text_matching import complete
 
 WHAT = " what does the video describe?"
@@ -199,10 +200,12 @@ def test_a_wrong_task_says_so():
     vqa = TASKS["vqa"]
     with pytest.raises(UnivalError, match="no metric 'VQA': choose from VQA accuracy"):
         replace(vqa, metrics=("VQA",))
-    with pytest.raises(UnivalError, match="5 columns, 2 selected_cols"):
-        replace(vqa, selected_cols=(0, 1))
+    with pytest.raises(UnivalError, match="no column 'question' in its layout, uniq_id, media"):
+        replace(vqa, layout=("uniq_id", "media"))
+    with pytest.raises(UnivalError, match="its example row has no 'answers'"):
+        replace(vqa, example={"question": "who?"})
     with pytest.raises(UnivalError, match="cannot read 'smell' or write 'text'"):
         replace(vqa, medium="smell")
     with pytest.raises(UnivalError, match="name the column of its images 'media'"):
-        replace(vqa, columns=("uniq_id", "image", "question", "answers", "objects"))
+        replace(vqa, columns=("uniq_id", "question", "answers", "objects"))
     assert isinstance(vqa.generation, GenerationOptions)

@@ -1,13 +1,14 @@
 """Recipes load, and say what the paper's table says."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
 from unival_core.config import CONFIGS, PUBLISHED_REGULARIZATION
 from unival_core.errors import UnivalError
 from unival_core.tasks import TASKS
-from unival_core.training.recipes import BACKBONE, RECIPES, REWARDS, STAGES, recipe_for
+from unival_core.training.recipes import BACKBONE, DEFAULTS, REWARDS, STAGES, options_for
 
 # arXiv 2307.16184, section G.1: epochs, batch, lr, side, frozen embeddings, average, encouraging loss.
 PUBLISHED = {
@@ -24,9 +25,9 @@ PUBLISHED = {
 @pytest.mark.parametrize("task", PUBLISHED)
 def test_published_recipes(task):
     epochs, batch, lr, side, frozen, ema, encouraging = PUBLISHED[task]
-    recipe = recipe_for(task, "base")
-    options = recipe.options
-    assert (options.epochs, options.batch, options.lr, recipe.side) == (epochs, batch, lr, side)
+    options, sized = options_for(TASKS[task], "base"), TASKS[task].sized_for(CONFIGS["base"])
+    assert (options.epochs, options.batch, options.lr) == (epochs, batch, lr)
+    assert side in (None, sized.side)
     assert (options.group == "all but embeddings") == frozen
     assert options.ema == ema
     assert options.loss.encourage_until == (0.75 if encouraging else None)
@@ -35,23 +36,16 @@ def test_published_recipes(task):
     assert options.regularization == PUBLISHED_REGULARIZATION
 
 
-def test_published_sizes_are_those_of_the_tasks():
-    """The data sets read the same pixels and frames whether or not a recipe is named."""
-    for task, recipe in RECIPES["base"].items():
-        sized = TASKS[task].sized_for(CONFIGS["base"])
-        assert recipe.side in (None, sized.side), task
-        assert recipe.frames in (None, sized.frames), task
-
-
-def test_half_of_a_published_batch_is_films():
+def test_half_of_a_published_batch_is_videos():
     shares = STAGES["base"][1].tasks
-    films = sum(share for task, share in shares.items() if task.startswith("video"))
-    assert films == pytest.approx(sum(shares.values()) / 2)
+    videos = sum(share for task, share in shares.items() if task.startswith("video"))
+    assert videos == pytest.approx(sum(shares.values()) / 2)
     assert [stage.options.updates for stage in STAGES["base"]] == [150_000, 90_000, 0]
 
 
 def test_pocket_covers_what_base_covers():
-    assert RECIPES["pocket"].keys() == RECIPES["base"].keys()
+    known = {setup: {name for name, task in TASKS.items() if setup in task.recipes} for setup in DEFAULTS}
+    assert known["pocket"] == known["base"] == PUBLISHED.keys()
     assert BACKBONE.updates > 0
 
 
@@ -72,8 +66,14 @@ def test_rewards_share_all_sizes_of_boxes_without_overlap():
         assert sizes["medium"].areas[1] == sizes["large"].areas[0]
 
 
-def test_unknown_recipes_are_told():
-    with pytest.raises(UnivalError, match="no pocket recipe for image-generation"):
-        recipe_for("image-generation", "pocket")
-    with pytest.raises(UnivalError, match="choose a scale of base, pocket"):
-        recipe_for("vqa", "large")
+def test_a_task_without_a_recipe_is_trained_by_that_of_its_setup():
+    for setup, options in DEFAULTS.items():
+        assert options_for(TASKS["image-generation"], setup) == options
+
+
+def test_wrong_recipes_are_told():
+    with pytest.raises(UnivalError, match="no setup 'large': choose one of base, pocket"):
+        options_for(TASKS["vqa"], "large")
+    wrong = replace(TASKS["vqa"], recipes={"pocket": {"speed": 2}})
+    with pytest.raises(UnivalError, match=r"the pocket recipe of vqa: .*'speed'"):
+        options_for(wrong, "pocket")

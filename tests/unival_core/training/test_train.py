@@ -40,9 +40,9 @@ from unival_core.training.memory import recompute_layers
 from unival_core.training.optim import learning_rate
 from unival_core.training.options import RewardOptions, TrainOptions
 from unival_core.training.parallel import Team, team
-from unival_core.training.recipes import RECIPES, STAGES, Stage
+from unival_core.training.prepare import tensors_digest
+from unival_core.training.recipes import STAGES, Stage, options_for
 from unival_core.training.rewards import RewardLoss
-from unival_core.training.setup import tensors_digest
 from unival_core.training.train import train
 from unival_core.vocabulary import TOKENIZER_KEY, Tokenizer
 
@@ -459,7 +459,7 @@ def test_train_command_follows_the_recipe_and_what_is_given(tables, initial, tmp
     )
     assert (done.exit_code, done.stdout.strip()) == (0, str(tmp_path / "vqa" / "best.safetensors"))
     options = json.loads((tmp_path / "vqa" / "run.json").read_text())["options"]
-    wanted = RECIPES["pocket"]["vqa"].options
+    wanted = options_for(TASKS["vqa"], "pocket")
     assert (options["lr"], options["updates"], options["group"]) == (2e-3, 3, wanted.group)
     with (tmp_path / "vqa" / "metrics.csv").open() as file:
         assert 0 <= float([*csv.DictReader(file)][-1]["validation"]) <= 1
@@ -483,7 +483,7 @@ def test_pretrain_command_goes_through_the_stages(tables, initial, tmp_path, mon
 def test_mistakes_are_one_line(tables, initial, tmp_path):
     common = ["--data", tables, "--init", initial, "-o", tmp_path / "out"]
     for words, told in (
-        (["train", "--task", "chess"], "no pocket recipe for chess"),
+        (["train", "--task", "chess"], "no task 'chess': choose one of caption, vqa"),
         (["train", "--task", "vqa", "--split", "dev"], "dev.tsv"),
         (["train", "--task", "grounding", "--reward", "huge"], "no reward 'huge'"),
         (["pretrain", "--stage", "nine"], "no stage 'nine'"),

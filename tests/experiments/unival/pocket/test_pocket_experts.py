@@ -26,6 +26,7 @@ from experiments.unival.world.tables import read_world
 from unival_core.checkpoint import load_model, save_model
 from unival_core.config import CONFIGS
 from unival_core.errors import UnivalError
+from unival_core.tasks import TASKS
 from unival_core.training import recipes
 from unival_core.training.recipes import REWARDS
 from unival_core.training.state import RunFolder
@@ -41,9 +42,9 @@ OTHERS = ("caption", "grounding", "entailment")
 def small():
     """Recipes of three updates with batches of two."""
     with pytest.MonkeyPatch.context() as patch:
-        for task, recipe in recipes.RECIPES["pocket"].items():
-            options = replace(recipe.options, batch=2, updates=3000, save_every=1)  # of which micro makes 3
-            patch.setitem(recipes.RECIPES["pocket"], task, replace(recipe, options=options))
+        for name, task in TASKS.items():
+            own = {**task.recipes.get("pocket", {}), "batch": 2, "updates": 3000, "save_every": 1}  # micro makes 3
+            patch.setitem(TASKS, name, replace(task, recipes={"pocket": own}))
         for name in ("JOINT", "REWARD"):
             patch.setattr(f"experiments.unival.pocket.experts.{name}", replace(getattr(recipes, name), batch=2))
         yield
@@ -147,7 +148,7 @@ def test_what_cannot_be_made_is_refused_before_anything_is(home, tmp_path):
     pocket = Pocket(tmp_path / "none", "micro")
     for expert, error, text in (
         (Expert("a", "audio-caption", "fusing"), StudyError, "audio-caption has no auxiliary tasks"),
-        (Expert("a", "chess", "vanilla"), UnivalError, "no pocket recipe for chess"),
+        (Expert("a", "chess", "vanilla"), UnivalError, "no task 'chess'"),
         (Expert("tiny", "grounding", "reward"), UnivalError, "no reward 'tiny'"),
         (Expert("small", "vqa", "reward"), StudyError, "reward/small: rewards are for boxes"),
     ):
@@ -274,8 +275,8 @@ def test_experts_of_other_pretrained_weights_are_refused(copied):
 
 
 def test_experts_of_another_recipe_are_refused(copied, monkeypatch):
-    recipe = recipes.RECIPES["pocket"]["caption"]
-    monkeypatch.setitem(recipes.RECIPES["pocket"], "caption", replace(recipe, options=replace(recipe.options, lr=0.5)))
+    task = TASKS["caption"]
+    monkeypatch.setitem(TASKS, "caption", replace(task, recipes={"pocket": {**task.recipes["pocket"], "lr": 0.5}}))
     with pytest.raises(StudyError, match=r"vanilla/caption is another run: lr was 0.0003, is 0.5; put that back"):
         make_experts(copied, [CAPTION], 1, progress=False)
 

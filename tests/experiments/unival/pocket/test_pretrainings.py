@@ -30,6 +30,7 @@ from experiments.unival.world.build import make_world
 from unival_core.checkpoint import save_model
 from unival_core.config import CONFIGS
 from unival_core.errors import UnivalError
+from unival_core.tasks import TASKS
 from unival_core.training import recipes
 from unival_core.training.options import TrainOptions
 from unival_core.training.state import RunFolder
@@ -51,9 +52,10 @@ def small():
         first, *others = recipes.STAGES["pocket"]
         stage = replace(first, options=replace(first.options, batch=8))
         patch.setitem(recipes.STAGES, "pocket", (stage, *others))
-        for task, recipe in recipes.RECIPES["pocket"].items():
-            options = replace(recipe.options, batch=2)
-            patch.setitem(recipes.RECIPES["pocket"], task, replace(recipe, options=options))
+        for name, task in TASKS.items():
+            patch.setitem(
+                TASKS, name, replace(task, recipes={"pocket": {**task.recipes.get("pocket", {}), "batch": 2}})
+            )
         yield
 
 

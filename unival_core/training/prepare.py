@@ -20,7 +20,7 @@ from unival_core.data.table import TsvTable
 from unival_core.errors import UnivalError
 from unival_core.evaluation import evaluate
 from unival_core.model import UnivalModel
-from unival_core.tasks import TASKS
+from unival_core.tasks import find_task
 from unival_core.training.options import TrainOptions
 from unival_core.vocabulary import Tokenizer, load_tokenizer
 
@@ -43,8 +43,8 @@ def tensors_digest(file: Path, section: str = "auto") -> str:
     return found.hexdigest()
 
 
-def scale_of(config: UnivalConfig) -> str:
-    """The scale whose recipes fit a model."""
+def setup_of(config: UnivalConfig) -> str:
+    """Name the setup whose recipes fit a model."""
     return "base" if config.vocabulary == CONFIGS["base"].vocabulary else "pocket"
 
 
@@ -81,9 +81,9 @@ class Data:
         self, task: str, split: str, *, training: bool = False, side: int | None = None, frames: int | None = None
     ) -> TaskDataset:
         """The rows of a split."""
-        kind = choose(TASKS, task, "task")
+        kind = find_task(task)
         limited = self.answers is not None and "answers" in kind.columns and not kind.answers
-        own = scale_of(self.config) == "pocket"  # whose media have one size
+        own = setup_of(self.config) == "pocket"  # whose media have one size
         return TaskDataset(
             kind,
             TsvTable(self.folder / task / f"{split}.tsv", kind.columns, kind.selected_cols),
@@ -116,5 +116,5 @@ def use_threads(count: int | None) -> None:
 
 
 __all__: Sequence[str] = [
-    "Data", "change", "choose", "open_model", "scale_of", "tensors_digest", "use_threads", "validation",
+    "Data", "change", "choose", "open_model", "setup_of", "tensors_digest", "use_threads", "validation",
 ]  # fmt: skip
