@@ -20,14 +20,9 @@ if TYPE_CHECKING:
 
 SHOWN = 5  # rows left out that are printed
 
-# The tasks are written out: listing the table itself would import torch before --help could answer.
-TaskName = Annotated[
-    str,
-    typer.Option(
-        help="One of caption, vqa, grounding, entailment, grounded-caption, image-text-matching, video-caption, "
-        "video-qa, video-text-matching, audio-caption, image-generation."
-    ),
-]
+# Named after their files: reading the table itself would import torch before --help could answer.
+TASK_NAMES = sorted(file.stem.replace("_", "-") for file in Path(__file__).parents[1].glob("tasks/[a-z]*.py"))
+TaskName = Annotated[str, typer.Option(help=f"One of {', '.join(TASK_NAMES)}.")]
 Checkpoint = Annotated[Path, typer.Option(help="Model file or folder.")]
 Bpe = Annotated[Path | None, typer.Option(help="Folder with the published encoder.json, vocab.bpe, dict.txt.")]
 Section = Annotated[str, typer.Option(help="Part of a training file to use.")]

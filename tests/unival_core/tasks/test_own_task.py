@@ -5,14 +5,12 @@ import re
 from pathlib import Path
 
 import pytest
-import typer
 from typer.testing import CliRunner, Result
 
 from tests import ROOT
 from tests.unival_core.made_rows import POCKET, TOKENIZER, png
 from unival_core.checkpoint import save_model
 from unival_core.commands import app
-from unival_core.commands.training import app as training
 from unival_core.data.answers import allowed_answers
 from unival_core.data.task import Task
 from unival_core.errors import UnivalError
@@ -22,9 +20,6 @@ from unival_core.training.recipes import DEFAULTS, options_for
 from unival_core.vocabulary import TOKENIZER_KEY, Tokenizer
 
 PAGE = (ROOT / "docs" / "tasks.md").read_text(encoding="utf-8")
-program = typer.Typer()
-program.add_typer(app)
-program.add_typer(training)
 
 
 @pytest.fixture(scope="module")
@@ -56,9 +51,7 @@ def folder(counting: Task, pocket: UnivalModel, tmp_path_factory: pytest.TempPat
 
 
 def run(folder: Path, command: str, model: str, *words: str) -> Result:
-    return CliRunner().invoke(
-        program, [command, model, str(folder / "pocket.safetensors"), "--task", "counting", *words]
-    )
+    return CliRunner().invoke(app, [command, model, str(folder / "pocket.safetensors"), "--task", "counting", *words])
 
 
 def test_it_answers_one_question(folder: Path, counting: Task) -> None:
