@@ -5,7 +5,7 @@
 One process, one thread. Makes a base, three experts and two files of statistics of 117 MB each in a temporary folder
 (/dev/shm takes the disk out of the measurement), then merges two experts by each method in turn with `average`, and
 prints the least CPU seconds of the repeats, nanoseconds per byte of one checkpoint, and the ratio to `average`. Results
-go to benchmarks/results/methods.json, from which docs/write_methods.py takes its column.
+go to benchmarks/results/methods.json (with --only their rows alone), from which docs/write_methods.py takes its column.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -28,7 +27,6 @@ from merge.methods import METHODS
 
 RESULTS = Path(__file__).parent / "results" / "methods.json"
 SHAPES = [(1024, 1024)] * 12 + [(4096, 1024)] * 4 + [(1024,)] * 20
-GIVEN: dict[str, dict[str, Any]] = {"density": {"density": 0.2}, "ratio": {"ratio": 0.3}, "t": {"t": 0.01}}
 LIMIT = 4  # TIES over average
 
 
@@ -52,15 +50,13 @@ def make_inputs(folder: Path) -> int:
 
 
 def recipe_of(method: str, folder: Path) -> merge.Recipe:
-    """Two experts by a method, or one where it takes no more; required parameters at usual values."""
-    names = ["a", "b"] if METHODS[method].inputs[1] != 1 else ["a"]
-    if method in ("fisher", "regmean"):
+    """Two experts by a method, or one where it takes no more; required parameters at their example values."""
+    entry = METHODS[method]
+    names = ["a", "b"] if entry.inputs[1] != 1 else ["a"]
+    if entry.statistics:
         names += [f"{name}-{method}" for name in ("fa", "fb")]
-    parameters: dict[str, Any] = {}
-    for name, parameter in METHODS[method].parameters.items():
-        if parameter.default is None and not parameter.simplex:
-            parameters |= GIVEN.get(name, {name: 0.3})
-    base = merge.Input("base", folder / "base.safetensors") if METHODS[method].takes_base else None
+    parameters = {name: parameter.example for name, parameter in entry.parameters.items() if parameter.required}
+    base = merge.Input("base", folder / "base.safetensors") if entry.takes_base else None
     return merge.Recipe(
         method, tuple(merge.Input(name, folder / f"{name}.safetensors") for name in names), parameters, base
     )
@@ -121,10 +117,11 @@ def main() -> None:
             print(f"{method:17}" + "".join(f"{value:8.2f}" for value in row.values()), flush=True)
     if "ties" in rows:
         print(f"ties over average, from files: {rows['ties']['files_over_average']:.2f} (limit {LIMIT})")
-    if not arguments.only:
-        RESULTS.parent.mkdir(exist_ok=True)
-        where = {"processor": platform.processor() or platform.machine(), "torch": torch.__version__}
-        RESULTS.write_text(json.dumps({"bytes": size, **where, "methods": rows}, indent=1) + "\n")
+    where = {"bytes": size, "processor": platform.processor() or platform.machine(), "torch": torch.__version__}
+    if arguments.only:
+        before = json.loads(RESULTS.read_text())
+        where, rows = before, {**before["methods"], **rows}
+    RESULTS.write_text(json.dumps({**where, "methods": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -38,18 +38,6 @@ def test_the_ten_lines(experts: dict[str, float]) -> None:
     torch.testing.assert_close(model.weight.detach(), torch.full((2, 2), 2.0))  # the last point of the sweep, restored
 
 
-def test_a_method_is_added_by_a_function_and_a_line(experts: dict[str, float]) -> None:
-    from merge.methods import METHODS, Method
-
-    try:
-        exec(BLOCKS[2], {"METHODS": METHODS, "Method": Method})
-        inputs = tuple(merge.Input(name, Path(f"{name}.safetensors")) for name in experts)
-        merge.run(merge.Recipe("midpoint", inputs), "out.safetensors")
-    finally:
-        METHODS.pop("midpoint", None)
-    assert merge.load_checkpoint("out.safetensors")["weight"].unique().tolist() == [1.5]
-
-
 def test_the_script_of_a_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "results").symlink_to(ROOT / "results")

@@ -1,4 +1,4 @@
-"""mergekit's recorded results and how near ours are: one row a recipe, which is also the table in docs/methods.md."""
+"""mergekit's recorded results and how near ours are: one entry a recipe, which is also the table in docs/methods.md."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from merge.methods.describe import markdown
 from tests import DATA
 
 FOLDER = DATA / "mergekit"
@@ -196,14 +195,14 @@ def summary(chosen: list[str]) -> str:
     return "; ".join(parts)
 
 
-def table() -> str:
-    """The rows as Markdown."""
-    rows: list[list[str]] = []
+def rows() -> list[list[str]]:
+    """The table of the documentation: recipe, distance, exceptions, remarks."""
+    found: list[list[str]] = []
     for recipe, golden in GOLDENS.items():
         groups: dict[str, list[str]] = {}
         for name, reason in golden.but.items():
             groups.setdefault(reason, []).append(f"`{name}`" if name else "all")
         but = "; ".join(f"{reason}: {', '.join(names)}" for reason, names in groups.items())
         inner = "function in the stored dtype" if golden.inner and "16" in recipe else ""
-        rows.append([f"`{recipe}`", nearness(golden), but, "; ".join(filter(None, (golden.note, inner)))])
-    return markdown(["recipe", "distance", "but for", "remarks"], rows)
+        found.append([f"`{recipe}`", nearness(golden), but, "; ".join(filter(None, (golden.note, inner)))])
+    return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -28,13 +28,141 @@ def near(got: Tensor, wanted: Any, tolerance: float = 1e-6) -> None:
     torch.testing.assert_close(got, torch.tensor(wanted, dtype=got.dtype), rtol=0, atol=tolerance)
 
 
+HALF = math.sqrt(0.5)
+QUARTER = math.pi / 8  # a quarter of a right angle
+TO_TEN = [float(value) for value in range(1, 11)]
+# 1st: both agree; 2nd: 5 outvotes -3; 3rd: nobody is left; 4th: a tie elects +. Untrimmed, 3rd: both agree.
+VOTERS = [4.0, -3.0, 1.0, 2.0], [2.0, 5.0, 0.5, -2.0]
+
+
+class Case(NamedTuple):
+    """A merge worked out by hand."""
+
+    inputs: tuple[Any, ...]
+    wanted: Any
+    base: Any
+    parameters: dict[str, Any]
+
+
+def case(*inputs: Any, to: Any, base: Any = None, **parameters: Any) -> Case:
+    return Case(inputs, to, base, parameters)
+
+
+# Every method has a row here: test_methods_table.py asks for it.
+VALUES: dict[str, list[Case]] = {
+    "interpolate": [case([1.0, 2.0], [3.0, 6.0], to=[1.5, 3.0], ratio=0.25)],
+    "average": [
+        case([1.0, 2.0], [3.0, 6.0], [5.0, 1.0], to=[2.5, 2.75], weights=[0.5, 0.25, 0.25]),
+        case([1.0, 2.0], [3.0, 6.0], to=[2.0, 4.0]),
+    ],
+    "task-arithmetic": [
+        case([2.0, 1.0], [1.0, 4.0], base=[1.0, 1.0], to=[1.5, 2.5], scale=0.5),
+        case([2.0, 1.0], [1.0, 4.0], base=[1.0, 1.0], to=[3.0, -2.0], scale=1, weights=[2, -1]),
+        case([1.5, 2.0], base=[1.0, 2.0], to=[0.5, 2.0], scale=-1),  # negation
+    ],
+    "linear": [
+        case([1.0, 2.0], [3.0, 6.0], to=[2.5, 5.0], weights=[1, 3]),
+        case([1.0, 2.0], [3.0, 6.0], to=[10.0, 20.0], weights=[1, 3], normalize=False),
+        case([1.0, 2.0], to=[0.5, 1.0], weights=[0.5], normalize=False),
+        case([1.0], [math.inf], [3.0], to=[2.0], weights=[1, 0, 1]),  # a weight of 0 keeps infinities out
+    ],
+    "slerp": [case([1.0, 0.0], [0.0, 1.0], to=[math.sqrt(0.75), 0.5], ratio=1 / 3)],
+    "nuslerp": [
+        case([2.0, 0.0], [0.0, 2.0], to=[2 * HALF, 2 * HALF]),
+        case([1.0, 0.0], [0.0, 1.0], to=[math.cos(QUARTER), math.sin(QUARTER)], weights=[3, 1]),
+    ],
+    "nuslerp-base": [case([2.0, 1.0], [1.0, 2.0], base=[1.0, 1.0], to=[1 + HALF, 1 + HALF])],
+    "multislerp": [case([2.0, 0.0], [0.0, 2.0], to=[2 * HALF, 2 * HALF])],
+    "multislerp-base": [case([3.0, 1.0], [1.0, 3.0], base=[1.0, 1.0], to=[1 + 2 * HALF, 1 + 2 * HALF])],
+    "karcher": [
+        case([2.0, 0.0], [0.0, 2.0], to=[2 * HALF, 2 * HALF]),
+        case([1.0, 0.0], [-3.0, 0.0], to=[2.0, 0.0]),  # antipodal: starts at the first
+        case([0.0, 0.0], [3.0, 4.0], to=[1.5, 2.0]),  # a zero vector has a length
+        case([0.0, 0.0], [0.0, 0.0], [0.0, 0.0], to=[0.0, 0.0]),
+    ],
+    "ties": [
+        case(*VOTERS, base=[0.0] * 4, to=[3.0, 5.0, 0.0, 2.0], density=0.75),
+        case(*VOTERS, base=[0.0] * 4, to=[6.0, 5.0, 0.0, 2.0], density=0.75, normalize=False),
+        case(*VOTERS, base=[0.0] * 4, to=[1.5, 2.5, 0.0, 1.0], density=0.75, scale=0.5),
+        case([5.0, -2.0], [3.0, 6.0], base=[1.0, 1.0], to=[4.0, 6.0], density=1.0),
+        case([1.0, 1.0], [-2.0, 3.0], base=[0.0, 0.0], to=[1.0, 1.5], density=1, weights=[3, 1]),
+        case([1.0, 3.0], [0.0, 0.0], base=[0.0, 0.0], to=[0.0, 3.0], density=0.01),  # at least one entry
+        case([1.0, 3.0], [2.0, 0.0], base=[0.0, 0.0], to=[2.0, 0.0], density=[0, 1]),  # none at density 0
+        case([1.0, 3.0], base=[0.0, 0.0], to=[0.0, 4.0], density=0.5, rescale_l1=True),
+    ],
+    "dare-linear": [case(*VOTERS, base=[1.0] * 4, to=[5.0, 1.0, 0.5, -1.0], density=1)],
+    "dare-ties": [case(*VOTERS, base=[0.0] * 4, to=[3.0, 5.0, 0.75, 2.0], density=1)],
+    "della-linear": [case(*VOTERS, base=[1.0] * 4, to=[5.0, 1.0, 0.5, -1.0], density=1, epsilon=0)],
+    "della": [case(*VOTERS, base=[0.0] * 4, to=[3.0, 5.0, 0.75, 2.0], density=1, epsilon=0)],
+    "breadcrumbs": [
+        case(TO_TEN, base=[0.0] * 10, to=[0.0, *TO_TEN[1:8], 0.0, 0.0], density=0.7, gamma=0.2),
+        case(TO_TEN, base=[0.0] * 10, to=[*TO_TEN[:9], 0.0], density=0.9, gamma=0.5),
+    ],
+    "breadcrumbs-ties": [
+        case(
+            [1.0, 2.0, 3.0, 9.0],
+            [1.0, -3.0, 2.0, 9.0],
+            base=[0.0] * 4,
+            to=[0.0, -3.0, 2.5, 0.0],
+            density=0.5,
+            gamma=0.25,
+        )
+    ],
+    "model-stock": [
+        # 60 degrees: t = 2 * 0.5 / 1.5
+        case([1.0, 0.0], [0.5, math.sqrt(0.75)], base=[0.0, 0.0], to=[0.5, math.sqrt(0.75) / 3]),
+        case([1.0, 0, 0], [1.0, 0, 0], [0, 1.0, 0], base=[0.0] * 3, to=[0.4, 0.2, 0.0]),  # the mean cosine
+        case([2.0, 0.0], [0.0, 1.0], base=[1.0, 1.0], to=[1.0, 1.0]),  # experts pull apart
+        case([2.0, 1.0], [1.0, 1.0], base=[1.0, 1.0], to=[1.0, 1.0]),
+        case(
+            [[1.0, 0.0], [1.0, 0.0]],
+            [[1.0, 0.0], [-1.0, 0.0]],
+            base=[[0.0, 0.0]] * 2,
+            to=[[1.0, 0.0], [0.0, 0.0]],
+            filter_wise=True,
+        ),
+    ],
+    "sce": [
+        # the two of largest variance of the two that differ: positions 1 and 2; energies 16 and 4 + 9
+        case([1.0, 4.0, 0.0, 2.0], [1.0, -2.0, 3.0, 2.0], base=[0.0] * 4, to=[1.0, 4.0, 3.0, 2.0], density=1.0),
+        case([1.0, 4.0, 0.0, 2.0], [1.0, -2.0, 3.0, 2.0], base=[0.0] * 4, to=[0.0, 4.0, 0.0, 0.0], density=0.5),
+    ],
+    "ram": [case([1.0, 2.0, 0.0, 0.0], [3.0, 0, 0, 5.0], [0.0, 0, 0, 4.0], base=[0.0] * 4, to=[2.0, 2.0, 0.0, 4.5])],
+    "ram-plus": [
+        # the first shares 1 of 2 changes, so its own one grows by 10 % of min(1 / 1, 0.2)
+        case([1.0, 2.0, 0.0, 0.0], [3.0, 0, 0, 5.0], [0.0, 0, 0, 4.0], base=[0.0] * 4, to=[2.0, 2.04, 0.0, 4.5])
+    ],
+    "nearswap": [
+        case([1.05, 3.0, 1.0, -1.0], base=[1.0] * 4, to=[1.05, 1.1, 1.0, 0.9], t=0.1),
+        case([1.05, math.nan], base=[1.0, 2.0], to=[1.0, 2.0], t=0),
+    ],
+    "arcee-fusion": [case([[1.0, -1.0]], base=[[0.0, 0.0]], to=[[1.0, -1.0]])],  # all equally important
+    "fisher": [
+        case([1.0] * 3, [3.0] * 3, [1.0, 0.0, 3.0], [1.0, 2.0, 1.0], to=[2.0, 3.0, 1.5], floor=0),
+        case([1.0] * 3, [3.0] * 3, [0.0] * 3, [0.0] * 3, to=[2.0] * 3),
+    ],
+    "regmean": [
+        # without correlations a weighted average of columns
+        case(
+            [[1.0, 2.0], [3.0, 4.0]],
+            [[3.0, 6.0], [5.0, 0.0]],
+            [[1.0, 7.0], [7.0, 3.0]],
+            [[3.0, -5.0], [-5.0, 1.0]],
+            to=[[2.5, 3.0], [4.5, 3.0]],
+            shrink=0,
+            floor=0,
+        )
+    ],
+}
+
+
+@pytest.mark.parametrize("method", VALUES)
+def test_values_worked_out_by_hand(method: str) -> None:
+    for inputs, wanted, base, parameters in VALUES[method]:
+        near(merged(method, *inputs, base=base, **parameters), wanted)
+
+
 # -- sums ------------------------------------------------------------------------------------------------------------
-
-
-def test_linear_divides_by_the_sum() -> None:
-    near(merged("linear", [1.0, 2.0], [3.0, 6.0], weights=[1, 3]), [2.5, 5.0])
-    near(merged("linear", [1.0, 2.0], [3.0, 6.0], weights=[1, 3], normalize=False), [10.0, 20.0])
-    near(merged("linear", [1.0, 2.0], weights=[0.5], normalize=False), [0.5, 1.0])
 
 
 def test_linear_of_weights_that_cancel_is_refused_or_meant() -> None:
@@ -43,32 +171,12 @@ def test_linear_of_weights_that_cancel_is_refused_or_meant() -> None:
     near(merged("linear", [1.0], [3.0], weights=[-1, 1], normalize=False), [2.0])
 
 
-def test_a_weight_of_zero_keeps_infinities_out() -> None:
-    near(merged("linear", [1.0], [math.inf], [3.0], weights=[1, 0, 1]), [2.0])
-
-
 def test_an_analogy_is_task_arithmetic_from_its_first_word() -> None:
     a, b, c = torch.tensor([1.0, 2.0]), torch.tensor([1.5, 0.0]), torch.tensor([3.0, 2.0])
     near(merged("task-arithmetic", b.tolist(), c.tolist(), base=a.tolist(), scale=1), (c + b - a).tolist())
 
 
-def test_negation_is_a_scale_of_minus_one() -> None:
-    near(merged("task-arithmetic", [1.5, 2.0], base=[1.0, 2.0], scale=-1), [0.5, 2.0])
-
-
 # -- spheres ---------------------------------------------------------------------------------------------------------
-
-HALF = math.sqrt(0.5)
-
-
-@pytest.mark.parametrize("method", ["nuslerp", "multislerp", "karcher"])
-def test_the_mean_of_two_axes_lies_between_them(method: str) -> None:
-    near(merged(method, [2.0, 0.0], [0.0, 2.0]), [2 * HALF, 2 * HALF])
-
-
-def test_nuslerp_reads_weights_as_a_ratio() -> None:
-    angle = math.pi / 2 * 0.25
-    near(merged("nuslerp", [1.0, 0.0], [0.0, 1.0], weights=[3, 1]), [math.cos(angle), math.sin(angle)])
 
 
 def test_nuslerp_by_rows_and_columns() -> None:
@@ -79,10 +187,6 @@ def test_nuslerp_by_rows_and_columns() -> None:
     near(by_columns, torch.stack(wanted, 1).tolist())
     whole = METHODS["slerp"].function([torch.tensor(a).flatten(), torch.tensor(b).flatten()], ratio=0.5)
     near(merged("nuslerp", a, b), whole.view(2, 2).tolist())
-
-
-def test_nuslerp_from_a_base_goes_along_task_vectors() -> None:
-    near(merged("nuslerp-base", [2.0, 1.0], [1.0, 2.0], base=[1.0, 1.0]), [1 + HALF, 1 + HALF])
 
 
 @pytest.mark.parametrize("method", ["slerp", "nuslerp"])
@@ -97,15 +201,6 @@ def test_multislerp_refuses_directions_that_balance_out() -> None:
     with pytest.raises(MergeError, match="w: its directions balance out and have no mean; --keep it"):
         merged("multislerp", [1.0, 2.0], [-2.0, -4.0])
     near(merged("multislerp", [0.0, 0.0], [0.0, 0.0]), [0.0, 0.0])
-
-
-def test_karcher_of_antipodal_vectors_starts_at_the_first() -> None:
-    near(merged("karcher", [1.0, 0.0], [-3.0, 0.0]), [2.0, 0.0])
-
-
-def test_karcher_counts_the_length_of_a_zero_vector() -> None:
-    near(merged("karcher", [0.0, 0.0], [3.0, 4.0]), [1.5, 2.0])
-    near(merged("karcher", [0.0, 0.0], [0.0, 0.0], [0.0, 0.0]), [0.0, 0.0])
 
 
 def test_karcher_is_where_the_weighted_logarithms_cancel() -> None:
@@ -132,28 +227,6 @@ def test_multislerp_is_one_step_of_karcher() -> None:
 # -- sparse task vectors ---------------------------------------------------------------------------------------------
 
 
-def test_ties_trims_elects_and_averages() -> None:
-    # the task vectors; the largest 3 of 4 are kept: 1.0 of the first and 0.5 of the second fall
-    a, b = [4.0, -3.0, 1.0, 2.0], [2.0, 5.0, 0.5, -2.0]
-    # 1st: both agree; 2nd: 5 outvotes -3; 3rd: nobody is left; 4th: a tie elects +
-    near(merged("ties", a, b, base=[0.0] * 4, density=0.75), [3.0, 5.0, 0.0, 2.0])
-    near(merged("ties", a, b, base=[0.0] * 4, density=0.75, normalize=False), [6.0, 5.0, 0.0, 2.0])
-    near(merged("ties", a, b, base=[0.0] * 4, density=0.75, scale=0.5), [1.5, 2.5, 0.0, 1.0])
-
-
-def test_ties_from_another_base() -> None:
-    near(merged("ties", [5.0, -2.0], [3.0, 6.0], base=[1.0, 1.0], density=1.0), [4.0, 6.0])
-
-
-def test_ties_weighs_the_vote_and_the_mean() -> None:
-    near(merged("ties", [1.0, 1.0], [-2.0, 3.0], base=[0.0, 0.0], density=1, weights=[3, 1]), [1.0, 1.5])
-
-
-def test_ties_keeps_one_entry_at_least_and_none_at_density_zero() -> None:
-    near(merged("ties", [1.0, 3.0], [0.0, 0.0], base=[0.0, 0.0], density=0.01), [0.0, 3.0])
-    near(merged("ties", [1.0, 3.0], [2.0, 0.0], base=[0.0, 0.0], density=[0, 1]), [2.0, 0.0])
-
-
 def test_density_is_by_input_and_by_module() -> None:
     base = {"x.w": torch.zeros(2), "y.w": torch.zeros(2)}
     experts = {"a": {name: torch.tensor([1.0, 3.0]) for name in base}, "b": {name: torch.zeros(2) for name in base}}
@@ -161,10 +234,6 @@ def test_density_is_by_input_and_by_module() -> None:
     result = merge_state_dicts("ties", experts, {"density": rules}, base=base)
     assert result["x.w"].tolist() == [0.0, 3.0]
     assert result["y.w"].tolist() == [1.0, 3.0]
-
-
-def test_restored_l1_norms() -> None:
-    near(merged("ties", [1.0, 3.0], base=[0.0, 0.0], density=0.5, rescale_l1=True), [0.0, 4.0])
 
 
 def test_dare_divides_what_it_keeps_by_the_density() -> None:
@@ -221,19 +290,6 @@ def test_della_of_a_scalar_has_the_density() -> None:
     assert values.mean().item() == pytest.approx(1.0, abs=0.2)
 
 
-def test_breadcrumbs_leaves_out_both_ends() -> None:
-    vector = [float(v) for v in range(1, 11)]
-    kept = merged("breadcrumbs", vector, base=[0.0] * 10, density=0.7, gamma=0.2)
-    near(kept, [0.0, *vector[1:8], 0.0, 0.0])
-    crowded = merged("breadcrumbs", vector, base=[0.0] * 10, density=0.9, gamma=0.5)
-    near(crowded, [*vector[:9], 0.0])
-
-
-def test_breadcrumbs_with_election() -> None:
-    a, b = [1.0, 2.0, 3.0, 9.0], [1.0, -3.0, 2.0, 9.0]
-    near(merged("breadcrumbs-ties", a, b, base=[0.0] * 4, density=0.5, gamma=0.25), [0.0, -3.0, 2.5, 0.0])
-
-
 @pytest.mark.parametrize(
     "method", [name for name in METHODS if "density" in METHODS[name].parameters and name != "sce"]
 )
@@ -248,45 +304,6 @@ def test_whole_task_vectors_and_none(method: str) -> None:
 # -- others ----------------------------------------------------------------------------------------------------------
 
 
-def test_model_stock_at_sixty_degrees() -> None:
-    a, b = [1.0, 0.0], [0.5, math.sqrt(0.75)]
-    ratio = 2 * 0.5 / 1.5
-    near(merged("model-stock", a, b, base=[0.0, 0.0]), [ratio * 0.75, ratio * math.sqrt(0.75) / 2])
-
-
-def test_model_stock_of_three_uses_the_mean_cosine() -> None:
-    near(merged("model-stock", [1.0, 0, 0], [1.0, 0, 0], [0, 1.0, 0], base=[0.0] * 3), [0.4, 0.2, 0.0])
-
-
-def test_model_stock_stays_at_the_base_where_experts_pull_apart() -> None:
-    near(merged("model-stock", [2.0, 0.0], [0.0, 1.0], base=[1.0, 1.0]), [1.0, 1.0])
-    near(merged("model-stock", [2.0, 1.0], [1.0, 1.0], base=[1.0, 1.0]), [1.0, 1.0])
-
-
-def test_model_stock_by_rows() -> None:
-    a, b = [[1.0, 0.0], [1.0, 0.0]], [[1.0, 0.0], [-1.0, 0.0]]
-    near(merged("model-stock", a, b, base=[[0.0, 0.0]] * 2, filter_wise=True), [[1.0, 0.0], [0.0, 0.0]])
-
-
-def test_sce_selects_calculates_and_erases() -> None:
-    a, b = [1.0, 4.0, 0.0, 2.0], [1.0, -2.0, 3.0, 2.0]
-    # the two of largest variance of the two that differ: positions 1 and 2; energies 16 and 4 + 9
-    near(merged("sce", a, b, base=[0.0] * 4, density=1.0), [1.0, 4.0, 3.0, 2.0])
-    near(merged("sce", a, b, base=[0.0] * 4, density=0.5), [0.0, 4.0, 0.0, 0.0])
-
-
-def test_ram_averages_what_is_shared_and_keeps_what_is_not() -> None:
-    a, b, c = [1.0, 2.0, 0.0, 0.0], [3.0, 0.0, 0.0, 5.0], [0.0, 0.0, 0.0, 4.0]
-    near(merged("ram", a, b, c, base=[0.0] * 4), [2.0, 2.0, 0.0, 4.5])
-    # a shares 1 of 2 changes, so its own one grows by 10 % of min(1 / 1, 0.2)
-    near(merged("ram-plus", a, b, c, base=[0.0] * 4), [2.0, 2.04, 0.0, 4.5])
-
-
-def test_nearswap_moves_by_at_most_t() -> None:
-    near(merged("nearswap", [1.05, 3.0, 1.0, -1.0], base=[1.0] * 4, t=0.1), [1.05, 1.1, 1.0, 0.9])
-    near(merged("nearswap", [1.05, math.nan], base=[1.0, 2.0], t=0), [1.0, 2.0], 0)
-
-
 def test_arcee_fusion_takes_what_stands_out() -> None:
     base = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
     expert = base + 0.1 * torch.randn(6, 8, generator=torch.Generator().manual_seed(1))
@@ -296,16 +313,6 @@ def test_arcee_fusion_takes_what_stands_out() -> None:
     chosen = importance >= q2 + 1.5 * (q3 - q1)
     assert 0 < chosen.sum() < 12
     near(merged("arcee-fusion", expert.tolist(), base=base.tolist()), torch.where(chosen, expert, base).tolist())
-
-
-def test_arcee_fusion_takes_all_where_all_is_equally_important() -> None:
-    near(merged("arcee-fusion", [[1.0, -1.0]], base=[[0.0, 0.0]]), [[1.0, -1.0]])
-
-
-def test_fisher_weighs_entries() -> None:
-    a, b, fa, fb = [1.0, 1.0, 1.0], [3.0, 3.0, 3.0], [1.0, 0.0, 3.0], [1.0, 2.0, 1.0]
-    near(merged("fisher", a, b, fa, fb, floor=0), [2.0, 3.0, 1.5])
-    near(merged("fisher", a, b, [0.0] * 3, [0.0] * 3), [2.0] * 3)
 
 
 def test_statistics_must_pair_with_experts() -> None:
