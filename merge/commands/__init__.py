@@ -6,25 +6,23 @@ from merge.commands.table import Command, application, run
 from merge.errors import MergeError
 
 COMMANDS = {
-    "interpolate": Command(
-        "merge.commands.merging:interpolate", "Merge", "Mix two checkpoints along the straight line between them."
-    ),
-    "average": Command("merge.commands.merging:average", "Merge", "Average checkpoints, each with its weight."),
+    "merge": Command("merge.commands.merging:merge", "Merge", "Merge checkpoints by any method."),
+    "methods": Command("merge.commands.looking:methods", "Merge", "List the methods, or show one in full."),
+    "interpolate": Command("merge.commands.merging:interpolate", "Merge", "Mix two along the straight line."),
+    "average": Command("merge.commands.merging:average", "Merge", "Average any number, each with its weight."),
     "task-arithmetic": Command(
         "merge.commands.merging:task_arithmetic", "Merge", "Add what experts have learned to their base."
     ),
-    "slerp": Command("merge.commands.merging:slerp", "Merge", "Mix two checkpoints along the great circle."),
-    "sweep": Command("merge.commands.merging:sweep", "Merge", "Write many ratios of two checkpoints from one read."),
+    "slerp": Command("merge.commands.merging:slerp", "Merge", "Mix two along the great circle."),
+    "sweep": Command("merge.commands.merging:sweep", "Merge", "Write many ratios of two from one read."),
     "run": Command("merge.commands.merging:run", "Merge", "Make a merge again from its recipe."),
     "extract": Command("merge.commands.merging:extract", "Merge", "Take some tensors out of a checkpoint."),
     "graft": Command("merge.commands.merging:graft", "Merge", "Put tensors of one checkpoint into another."),
     "adapters": Command("merge.commands.files:adapters", "Merge", "Merge LoRA adapters, alone or into their base."),
+    "convert": Command("merge.commands.files:convert", "Merge", "Write a checkpoint in another format, bit for bit."),
     "inspect": Command("merge.commands.looking:inspect", "Look", "Show what a checkpoint holds."),
     "diff": Command("merge.commands.looking:diff", "Look", "Show how two checkpoints differ."),
-    "doctor": Command(
-        "merge.commands.looking:doctor", "Look", "Say whether checkpoints can be merged, and what to do."
-    ),
-    "convert": Command("merge.commands.files:convert", "Look", "Write a checkpoint in another format, bit for bit."),
+    "doctor": Command("merge.commands.looking:doctor", "Look", "Say whether a merge is likely to work."),
 }
 
 app = application(COMMANDS, "Merge checkpoints, and see whether they can be merged.", (MergeError,))

@@ -1,23 +1,110 @@
-"""The commands that look: nothing is written."""
+"""The commands that look and write nothing: methods, inspect, diff, doctor."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from merge.commands.options import Common, Drop, Json, Keep, Missing, Section, policy_of, progress_bar
+from merge.commands.coefficients import by_name
+from merge.commands.merging import known_methods
+from merge.commands.options import (
+    Choices,
+    Drop,
+    Json,
+    Keep,
+    Missing,
+    Names,
+    Section,
+    Sections,
+    inputs_of,
+    policy_of,
+    progress_bar,
+)
+
+if TYPE_CHECKING:
+    from merge.methods import Method
+
+
+def methods(
+    name: Annotated[
+        str | None, typer.Argument(help="One method, in full; default: all.", autocompletion=known_methods)
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """List the methods of merging, or show one: its formula, parameters, source, edge cases and an example.
+
+    \b
+    unival-merge methods ties
+    """
+    from merge.methods import METHODS
+    from merge.recipe.recipe import method_named
+
+    found = METHODS if name is None else {name: method_named(name)}
+    if json_:
+        typer.echo(json.dumps({key: _data(key, method) for key, method in found.items()}))
+    elif name is not None:
+        typer.echo(_full(_data(name, found[name])))
+    else:
+        groups: dict[str, list[str]] = {}
+        for key, method in METHODS.items():
+            groups.setdefault(method.group, []).append(f"  {key:17} {method.summary}")
+        typer.echo("\n\n".join("\n".join([f"{group}:", *lines]) for group, lines in groups.items()))
+
+
+def _data(name: str, method: Method) -> dict[str, Any]:
+    """All that there is to say of a method, as plain data."""
+    needed = {key: parameter.example for key, parameter in method.parameters.items() if parameter.required}
+    inputs = ["vqa.pt", "caption.pt"][: method.inputs[1] or 2] + [
+        "vqa-fisher.pt",
+        "caption-fisher.pt",
+    ] * method.statistics
+    base = ["--base", "pretrained.pt"] * method.takes_base
+    words = [
+        "unival-merge merge",
+        name,
+        *inputs,
+        *base,
+        *([by_name(needed)] if needed else []),
+        "-o merged.safetensors",
+    ]
+    return {
+        "name": name,
+        "summary": method.summary,
+        "formula": method.formula,
+        "inputs": method.needs,
+        "source": method.source,
+        "edges": method.edges,
+        "parameters": {
+            key: {"help": item.help, "range": item.range, "default": item.usual, "each": item.each}
+            for key, item in method.parameters.items()
+        },
+        "example": " ".join(words),
+    }
+
+
+def _full(data: Mapping[str, Any]) -> str:
+    """A method in lines of text."""
+    lines = [f"{data['name']}: {data['summary']}", ""]
+    lines += [f"  {key:9} {data[key]}" for key in ("formula", "inputs", "source", "edges") if data[key]]
+    lines += ["", "parameters:"] if data["parameters"] else []
+    width = max(map(len, data["parameters"]), default=0)
+    for key, item in data["parameters"].items():
+        each = ", for each input" if item["each"] else ""
+        lines.append(f"  {key:{width}}  {item['help']}{each} ({item['range']}; {item['default']})")
+    return "\n".join([*lines, "", "example:", f"  {data['example']}"])
 
 
 def inspect(
-    checkpoint: Path,
+    checkpoint: Annotated[Path, typer.Argument(help="File or folder.")],
     section: Section = "auto",
     verify: Annotated[bool, typer.Option("--verify", help="Read the file and compare it with its recipe.")] = False,
     json_: Json = False,
 ) -> None:
-    """What a checkpoint holds: sections, tensors, dtypes, sizes, ties, metadata, recipe.
+    """Show what a checkpoint holds: sections, tensors, dtypes, sizes, ties, metadata, recipe.
 
     \b
     unival-merge inspect vqa.pt
@@ -27,41 +114,51 @@ def inspect(
     _print(inspect_checkpoint(checkpoint, section, check_digest=verify), json_)
 
 
-def diff(first: Path, second: Path, section: Section = "auto", json_: Json = False) -> None:
-    """How two checkpoints differ: names, shapes, and ||A - B|| / ||A|| and cosine by module.
+def diff(
+    first: Annotated[Path, typer.Argument(help="File or folder.")],
+    second: Annotated[Path, typer.Argument(help="File or folder to compare with it.")],
+    section: Sections = None,
+    json_: Json = False,
+) -> None:
+    """Show how two checkpoints differ: names, shapes, and ||A - B|| / ||A|| and cosine by module.
 
     \b
     unival-merge diff vqa.pt caption.pt
     """
     from merge.tools.diagnose import diff_checkpoints
 
-    with progress_bar([first, second], section, "diff") as progress:
-        report = diff_checkpoints(first, second, section, progress=progress)
+    (a, b), _ = inputs_of([first, second], None, section)
+    with progress_bar([a, b], "diff") as progress:
+        report = diff_checkpoints(first, second, a.section, second_section=b.section, progress=progress)
     _print(report, json_)
 
 
 def doctor(
-    checkpoints: list[Path],
+    checkpoints: Annotated[list[Path], typer.Argument(metavar="CHECKPOINT", help="Files or folders to merge.")],
     base: Annotated[Path | None, typer.Option(help="The common ancestor, if you have it.")] = None,
-    name: Annotated[
-        list[str] | None, typer.Option(help="Name of each checkpoint in turn; default: file stems.")
-    ] = None,
-    section: Section = "auto",
+    name: Names = None,
+    section: Sections = None,
     keep: Keep = None,
     drop: Drop = None,
     missing: Missing = "error",
     json_: Json = False,
 ) -> None:
-    """Can these be merged, and is it likely to work? Exit code 0: yes, 1: no. Every finding says what to do.
+    """Say whether checkpoints can be merged and whether it is likely to work. Exit code 0: yes, 1: no.
+
+    Every finding says what to do.
 
     \b
     unival-merge doctor vqa.pt caption.pt --base pretrained.pt
     """
+    from merge.checkpoint.open import open_checkpoint
     from merge.tools.diagnose import doctor as examine
 
-    policy = policy_of(Common(keep=keep, drop=drop, missing=missing))
-    with progress_bar([*checkpoints, *([base] if base else [])], section, "doctor") as progress:
-        report = examine(checkpoints, base, names=name, section=section, policy=policy, progress=progress)
+    inputs, ancestor = inputs_of(checkpoints, name, section, base)
+    policy = policy_of(Choices(keep=keep, drop=drop, missing=missing))
+    opened = [open_checkpoint(item.path, item.section) for item in inputs]
+    first = None if ancestor is None else open_checkpoint(ancestor.path, ancestor.section)
+    with progress_bar([*inputs, *([ancestor] if ancestor else [])], "doctor") as progress:
+        report = examine(opened, first, names=[item.name for item in inputs], policy=policy, progress=progress)
     _print(report, json_)
     raise typer.Exit(report.exit_code)
 

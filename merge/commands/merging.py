@@ -1,118 +1,202 @@
-"""The commands that merge."""
+"""The commands that merge checkpoints: any method, the short forms of the usual ones, sweeps, recipes."""
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from merge.commands.options import Common, Json, Output, Ratio, options_of, policy_of, progress_bar
+from merge.commands.coefficients import (
+    Weights,
+    WeightsFrom,
+    number,
+    numbers,
+    parameters_of,
+    read_weights,
+    summing_to_one,
+    takes,
+)
+from merge.commands.options import Choices, Output, Ratio, Running, inputs_of, policy_of, progress_bar
 from merge.errors import MergeError
 
 if TYPE_CHECKING:
-    from merge.engine.files import Options, Plan
+    from merge.engine.files import Plan
     from merge.recipe.recipe import Recipe
 
+First = Annotated[Path, typer.Argument(help="Checkpoint whose share is 1 - ratio.")]
+Second = Annotated[Path, typer.Argument(help="Checkpoint whose share is the ratio.")]
+Checkpoints = Annotated[list[Path], typer.Argument(metavar="CHECKPOINT", help="Files or folders to merge.")]
+Normalize = Annotated[bool, typer.Option("--normalize", help="Divide the weights by their sum.")]
 
-def interpolate(first: Path, second: Path, ratio: Ratio, output: Output, common: Common) -> None:
-    """The straight line between two checkpoints: (1 - ratio) * FIRST + ratio * SECOND.
+
+def known_methods() -> list[str]:
+    """The names of all methods, for shells to complete."""
+    from merge.methods import METHODS
+
+    return list(METHODS)
+
+
+def merge(
+    method: Annotated[
+        str, typer.Argument(help="How: `unival-merge methods` lists them.", autocompletion=known_methods)
+    ],
+    inputs: Annotated[list[Path], typer.Argument(metavar="INPUT", help="Files or folders to merge.")],
+    output: Output,
+    choices: Choices,
+    running: Running,
+    base: Annotated[Path | None, typer.Option(help="The common ancestor, for methods that take one.")] = None,
+    parameter: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--parameter",
+            "-p",
+            metavar="NAME=[GLOB=]VALUE",
+            help="A parameter: for all tensors, or for those that fit a glob (the first that fits decides). A value "
+            "for each input in turn: density=0.2,0.5.",
+        ),
+    ] = None,
+    weights_from: WeightsFrom = None,
+    normalize: Normalize = False,
+) -> None:
+    """Merge checkpoints by any method. `unival-merge methods METHOD` shows its formula and parameters.
+
+    \b
+    unival-merge merge ties vqa.pt caption.pt --base pretrained.pt -p density=0.2,0.5 -o merged.safetensors
+    unival-merge merge slerp vqa.pt caption.pt -p ratio=0.3 -p 'ratio=encoder.*=1/2' -o merged.safetensors
+    """
+    from merge.recipe.recipe import method_named, parameters_for
+
+    chosen = method_named(method)
+    if chosen.takes_base != (base is not None):
+        raise MergeError(f"{method} {'needs a base: pass --base BASE' if chosen.takes_base else 'takes no --base'}")
+    parameters = parameters_of(method, chosen, parameter or ())
+    recipe = _recipe(method, inputs, parameters, choices, base)
+    weights = chosen.parameters.get("weights")
+    if weights is None and (weights_from or normalize):
+        raise MergeError(f"{'--weights-from' if weights_from else '--normalize'}: {takes(method, chosen)}")
+    if weights_from is not None:
+        if "weights" in parameters:
+            raise MergeError(f"-p weights and --weights-from {weights_from}: give one of them")
+        parameters["weights"] = read_weights(weights_from, [item.name for item in recipe.inputs])
+    if weights is not None and (weights.simplex or normalize) and isinstance(parameters.get("weights"), list):
+        parameters["weights"] = summing_to_one(
+            parameters["weights"], len(recipe.inputs), normalize=normalize, extrapolate=choices.extrapolate
+        )
+    recipe = recipe.with_parameters(**parameters)
+    try:
+        parameters_for(recipe, ())
+    except MergeError as error:
+        raise MergeError(f"{error}; {takes(method, chosen)}") from error
+    _merge(recipe, output, running)
+
+
+def interpolate(first: First, second: Second, ratio: Ratio, output: Output, choices: Choices, running: Running) -> None:
+    """Mix two checkpoints along the straight line between them: (1 - ratio) * FIRST + ratio * SECOND.
 
     \b
     unival-merge interpolate vqa.pt caption.pt --ratio 0.4 -o merged.safetensors
     """
-    _merge("interpolate", [first, second], {"ratio": ratio}, output, common)
+    parameters = {"ratio": number("--ratio", ratio)}
+    _merge(_recipe("interpolate", [first, second], parameters, choices), output, running)
 
 
-def average(
-    checkpoints: list[Path],
-    output: Output,
-    common: Common,
-    weight: Annotated[
-        list[float] | None, typer.Option("--weight", "-w", help="Share of each checkpoint in turn; default: equal.")
-    ] = None,
-) -> None:
-    """A weighted average of any number of checkpoints: sum_i w_i * X_i.
+def slerp(first: First, second: Second, ratio: Ratio, output: Output, choices: Choices, running: Running) -> None:
+    """Mix two checkpoints along the great circle, tensor by tensor.
 
-    \b
-    unival-merge average vqa.pt caption.pt grounding.pt -w 0.5 -w 0.3 -w 0.2 -o soup.safetensors
-    """
-    _merge("average", checkpoints, {"weights": weight} if weight else {}, output, common)
-
-
-def task_arithmetic(
-    base: Path,
-    experts: list[Path],
-    output: Output,
-    common: Common,
-    scale: Annotated[float, typer.Option(help="Multiplier of the summed task vectors.")] = 1.0,
-    weight: Annotated[
-        list[float] | None,
-        typer.Option("--weight", "-w", help="Multiplier of each task vector in turn (negative to forget)."),
-    ] = None,
-) -> None:
-    """Add what experts learned to their base: BASE + scale * sum_i w_i * (X_i - BASE).
-
-    \b
-    unival-merge task-arithmetic base.pt vqa.pt caption.pt --scale 0.3 -o merged.safetensors
-    """
-    parameters = {"scale": scale, **({"weights": weight} if weight else {})}
-    _merge("task-arithmetic", experts, parameters, output, common, base)
-
-
-def slerp(first: Path, second: Path, ratio: Ratio, output: Output, common: Common) -> None:
-    """The great circle between two checkpoints, tensor by tensor: sin((1-t)w)/sin(w) * FIRST + sin(tw)/sin(w) * SECOND.
+    sin((1-t)w)/sin(w) * FIRST + sin(tw)/sin(w) * SECOND, t the ratio and w the angle between two tensors.
 
     \b
     unival-merge slerp vqa.pt caption.pt --ratio 0.4 -o merged.safetensors
     """
-    _merge("slerp", [first, second], {"ratio": ratio}, output, common)
+    _merge(_recipe("slerp", [first, second], {"ratio": number("--ratio", ratio)}, choices), output, running)
+
+
+def average(
+    checkpoints: Checkpoints,
+    output: Output,
+    weights: Weights,
+    choices: Choices,
+    running: Running,
+    normalize: Normalize = False,
+) -> None:
+    """Average any number of checkpoints, by weights of the sum 1 or equally: sum_i w_i * X_i.
+
+    \b
+    unival-merge average vqa.pt caption.pt grounding.pt -w 0.5,0.3,0.2 -o soup.safetensors
+    """
+    recipe = _recipe("average", checkpoints, {}, choices)
+    parameters = weights.of([item.name for item in recipe.inputs])
+    if parameters:
+        parameters["weights"] = summing_to_one(
+            parameters["weights"], len(recipe.inputs), normalize=normalize, extrapolate=choices.extrapolate
+        )
+    _merge(recipe.with_parameters(**parameters), output, running)
+
+
+def task_arithmetic(
+    base: Annotated[Path, typer.Argument(help="The common ancestor.")],
+    experts: Annotated[list[Path], typer.Argument(metavar="EXPERT", help="Checkpoints finetuned from it.")],
+    output: Output,
+    weights: Weights,
+    choices: Choices,
+    running: Running,
+    scale: Annotated[
+        str, typer.Option(metavar="SCALE", help="Multiplier of the summed task vectors: 0.3, 30% or 1/3.")
+    ] = "1.0",
+) -> None:
+    """Add what experts learned to their base: BASE + scale * sum_i w_i * (X_i - BASE). A negative weight unlearns.
+
+    \b
+    unival-merge task-arithmetic pretrained.pt vqa.pt caption.pt --scale 0.3 -o merged.safetensors
+    """
+    recipe = _recipe("task-arithmetic", experts, {"scale": number("--scale", scale)}, choices, base)
+    _merge(recipe.with_parameters(**weights.of([item.name for item in recipe.inputs])), output, running)
 
 
 def sweep(
-    first: Path,
-    second: Path,
+    first: First,
+    second: Second,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder to make: one checkpoint a point, and sweep.json.")
+        Path,
+        typer.Option("--output", "-o", metavar="DIR", help="Folder to make: one checkpoint a point, and sweep.json."),
     ],
-    common: Common,
-    points: Annotated[int, typer.Option(help="Number of equally spaced ratios from 0 to 1.")] = 11,
-    ratios: Annotated[str | None, typer.Option(help="The ratios themselves: 0,0.25,0.5,1.")] = None,
+    choices: Choices,
+    running: Running,
+    points: Annotated[int | None, typer.Option(help="Equally spaced ratios from 0 to 1; default: 11.")] = None,
+    ratios: Annotated[
+        str | None, typer.Option(metavar="RATIO,RATIO...", help="The ratios themselves: 0,1/4,50%,1.")
+    ] = None,
 ) -> None:
-    """Many interpolations from one read of the inputs: (1 - r) * FIRST + r * SECOND for every ratio r.
+    """Write many interpolations from one read of the inputs: (1 - r) * FIRST + r * SECOND for every ratio r.
 
     \b
-    unival-merge sweep vqa.pt caption.pt --points 11 -o points/
+    unival-merge sweep vqa.pt caption.pt --points 11 -o points
     """
     from merge.engine.files import plan_sweep, sweep_to_files
     from merge.engine.memory import ratios as spaced
 
-    values = _numbers(ratios) if ratios else spaced(points)
-    recipe = _recipe("interpolate", [first, second], {"ratio": values[0]}, common)
+    if ratios is not None and points is not None:
+        raise MergeError(f"--points {points} and --ratios {ratios}: give one of them")
+    values = spaced(11 if points is None else points) if ratios is None else numbers("--ratios", [ratios])
+    recipe = _recipe("interpolate", [first, second], {"ratio": values[0]}, choices)
     each = [{"ratio": value} for value in values]
-    if common.dry_run:
-        return _show_plan(plan_sweep(recipe, each, output, options_of(common)), common)
-    with _progress(recipe, common) as options:
-        sweep_to_files(recipe, each, output, options)
+    if running.dry_run:
+        return _show_plan(plan_sweep(recipe, each, output, running.options()), running)
+    with progress_bar(recipe.sources, "sweep") as progress:
+        sweep_to_files(recipe, each, output, running.options(progress))
     index = json.loads((output / "sweep.json").read_text(encoding="utf-8"))
     index["output"] = {"path": str(output)}
-    return _say(common, index, f"{output}: {len(values)} checkpoints")
+    return _say(running, index, f"{output}: {len(values)} checkpoints")
 
 
 def run(
-    recipe: Path,
+    recipe: Annotated[Path, typer.Argument(help="A .recipe.json, or mergekit's YAML.")],
     output: Output,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output, as a whole.")] = False,
-    threads: Annotated[int, typer.Option(help="Worker threads; 0: as many as are useful.")] = 0,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything, print the plan, write nothing.")
-    ] = False,
-    json_: Json = False,
+    running: Running,
 ) -> None:
     """Make a merge again from its recipe, which lies beside every merged checkpoint. Says which inputs have changed.
 
@@ -123,106 +207,79 @@ def run(
 
     if output.resolve() in (recipe.resolve(), *recipe.resolve().parents):
         raise MergeError(f"{output}: is or holds the recipe {recipe}; choose another output")
-    common = Common(overwrite=overwrite, threads=threads, dry_run=dry_run, json_=json_)
-    _run(read_recipe(recipe), output, common)
+    _merge(read_recipe(recipe), output, running)
 
 
 def extract(
-    checkpoint: Path,
-    only: Annotated[list[str], typer.Option("--only", help="Glob of tensors to take out.")],
+    checkpoint: Annotated[Path, typer.Argument(help="File or folder to take from.")],
+    only: Annotated[list[str], typer.Option("--only", metavar="GLOB", help="Tensors to take; may be repeated.")],
     output: Output,
-    common: Common,
+    choices: Choices,
+    running: Running,
 ) -> None:
-    """Some tensors of a checkpoint as a checkpoint of its own, with its other entries.
+    """Write some tensors of a checkpoint as a checkpoint of its own, with its other entries.
 
     \b
     unival-merge extract vqa.pt --only 'encoder.image*' -o image-encoder.pt
     """
-    recipe = _recipe("linear", [checkpoint], {"weights": 1.0}, common)
+    recipe = _recipe("linear", [checkpoint], {"weights": 1.0}, choices)
     rules = [*recipe.policy.pick, *(f"{glob}={recipe.inputs[0].name}" for glob in only), "*="]
-    _run(_picking(recipe, rules), output, common)
+    _merge(_picking(recipe, rules), output, running)
 
 
 def graft(
-    target: Path,
-    source: Path,
+    target: Annotated[Path, typer.Argument(help="Checkpoint to change.")],
+    source: Annotated[Path, typer.Argument(help="Checkpoint to take tensors from.")],
     output: Output,
-    common: Common,
+    choices: Choices,
+    running: Running,
 ) -> None:
-    """TARGET with the tensors that --pick names taken from SOURCE, as a subtree. A glob alone means SOURCE.
+    """Write TARGET with the tensors that --pick names taken from SOURCE, as a subtree. A glob alone means SOURCE.
 
     \b
     unival-merge graft vqa.pt caption.pt --pick 'decoder.*' -o grafted.pt
     """
-    if not common.pick:
+    if not choices.pick:
         raise MergeError("graft needs --pick GLOB: which tensors come from the second checkpoint")
-    recipe = _recipe("interpolate", [target, source], {"ratio": 0.0}, common)
+    recipe = _recipe("interpolate", [target, source], {"ratio": 0.0}, choices)
     to, whence = (item.name for item in recipe.inputs)
-    rules = [rule if "=" in rule else f"{rule}={whence}" for rule in common.pick]
-    _run(_picking(recipe, [*rules, f"*={to}"]), output, common)
-
-
-def _merge(
-    method: str,
-    paths: Sequence[Path],
-    parameters: dict[str, Any],
-    output: Path,
-    common: Common,
-    base: Path | None = None,
-) -> None:
-    _run(_recipe(method, paths, parameters, common, base), output, common)
-
-
-def _run(recipe: Recipe, output: Path, common: Common) -> None:
-    from merge.checkpoint.save import recipe_path
-    from merge.engine.files import plan_run
-    from merge.engine.files import run as engine_run
-    from merge.recipe.recipe import describe
-
-    if common.dry_run:
-        return _show_plan(plan_run(recipe, output, options_of(common)), common)
-    with _progress(recipe, common) as options:
-        engine_run(recipe, output, options)
-    record = json.loads(recipe_path(output).read_text(encoding="utf-8"))
-    for note in record["output"]["notes"]:
-        typer.echo(f"note: {note}", err=True)
-    record["output"]["path"] = str(output)
-    return _say(common, record, f"{output}: {describe(recipe)}")
+    rules = [rule if "=" in rule else f"{rule}={whence}" for rule in choices.pick]
+    _merge(_picking(recipe, [*rules, f"*={to}"]), output, running)
 
 
 def _recipe(
-    method: str, paths: Sequence[Path], parameters: dict[str, Any], common: Common, base: Path | None = None
+    method: str, paths: Sequence[Path], parameters: dict[str, Any], choices: Choices, base: Path | None = None
 ) -> Recipe:
-    from merge.recipe.recipe import Input, Recipe
+    """The recipe that a command line means."""
+    from merge.recipe.recipe import Recipe
 
-    names = common.name or [_stem(path) for path in paths]
-    if len(names) != len(paths):
-        raise MergeError(f"{len(names)} --name were given for {len(paths)} checkpoints")
-    inputs = tuple(Input(name, path, common.section) for name, path in zip(names, paths, strict=True))
-    first = None if base is None else Input(_base_name(base, names), base, common.section)
-    return Recipe(method, inputs, parameters, first, policy_of(common))
+    inputs, ancestor = inputs_of(paths, choices.name, choices.section, base)
+    return Recipe(method, inputs, parameters, ancestor, policy_of(choices))
 
 
 def _picking(recipe: Recipe, rules: Sequence[str]) -> Recipe:
     return replace(recipe, policy=replace(recipe.policy, pick=tuple(rules)))
 
 
-def _stem(path: Path) -> str:
-    return path.name if os.path.isdir(path) else path.name.removesuffix(".index.json").rsplit(".", 1)[0]
+def _merge(recipe: Recipe, output: Path, running: Running) -> None:
+    """Run a recipe, or show its plan, and say what was written."""
+    from merge.checkpoint.save import recipe_path
+    from merge.engine.files import plan_run
+    from merge.engine.files import run as run_recipe
+    from merge.recipe.recipe import describe
+
+    if running.dry_run:
+        return _show_plan(plan_run(recipe, output, running.options()), running)
+    with progress_bar(recipe.sources, recipe.method) as progress:
+        run_recipe(recipe, output, running.options(progress))
+    record = json.loads(recipe_path(output).read_text(encoding="utf-8"))
+    for note in record["output"]["notes"]:
+        typer.echo(f"note: {note}", err=True)
+    record["output"]["path"] = str(output)
+    return _say(running, record, f"{output}: {describe(recipe)}")
 
 
-def _base_name(base: Path, names: Sequence[str]) -> str:
-    return _stem(base) if _stem(base) not in names else "base"
-
-
-@contextmanager
-def _progress(recipe: Recipe, common: Common) -> Generator[Options]:
-    section = recipe.sources[0].section
-    with progress_bar([source.path for source in recipe.sources], section, recipe.method) as progress:
-        yield options_of(common, progress)
-
-
-def _show_plan(plan: Plan, common: Common) -> None:
+def _show_plan(plan: Plan, running: Running) -> None:
     from merge.recipe.recipe import describe
 
     kinds = {kind: sum(unit.kind == kind for unit in plan.units) for kind in ("merge", "copy", "maximum")}
@@ -236,15 +293,8 @@ def _show_plan(plan: Plan, common: Common) -> None:
     lines.append(f"reads {plan.bytes_read:,} bytes, writes {plan.bytes_written:,}; {counts}; nothing was written")
     sizes = {"bytes_read": plan.bytes_read, "bytes_written": plan.bytes_written}
     data = {"outputs": rows, **sizes, "tensors": kinds, "reasons": plan.reasons}
-    _say(common, data, "\n".join(lines))
+    _say(running, data, "\n".join(lines))
 
 
-def _say(common: Common, data: dict[str, Any], text: str) -> None:
-    typer.echo(json.dumps(data) if common.json_ else text)
-
-
-def _numbers(text: str) -> list[float]:
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError as error:
-        raise MergeError(f"--ratios {text!r}: give numbers with commas between them, as 0,0.25,0.5,1") from error
+def _say(running: Running, data: dict[str, Any], text: str) -> None:
+    typer.echo(json.dumps(data) if running.json_ else text)

@@ -1,14 +1,16 @@
-"""Options that several commands take, and how their values are read."""
+"""Options that several commands take: their help, their panels, and how their values are read."""
 
 from __future__ import annotations
 
+import difflib
+import os
 import shlex
 import sys
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,114 +19,272 @@ from merge.errors import MergeError
 if TYPE_CHECKING:
     from merge.engine.files import Options
     from merge.plan.policy import Policy
+    from merge.recipe.recipe import Input
+
+NAMES, POLICY, ARITHMETIC, RUNNING = "Names and sections", "Policy", "Arithmetic", "Running"
+LONGEST = 60  # characters of a value that an error shows
+
+# The words are written out: the tables that hold them import torch, and `--help` may not. A test compares them.
+MISSING = ("error", "keep-first", "zero-delta", "union")
+VOCAB_ROWS = ("error", "keep-first", "zero-delta")
+DTYPES = ("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2")
+DIGESTS = ("xxh3_128", "sha256")
+
+
+def one_of(words: Sequence[str], option: str, help: str, *, panel: str | None = None) -> Any:
+    """An option that takes one of some words: its help lists them, its errors name them, shells complete them."""
+
+    def check(value: str | None) -> str | None:
+        if value is None or value in words:
+            return value
+        close = difflib.get_close_matches(value, words, 1, 0.5)
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        raise typer.BadParameter(f"{shown(value)!r} is not one of {', '.join(words)}{hint}")
+
+    def complete() -> list[str]:
+        return list(words)
+
+    metavar = "|".join(words)
+    return typer.Option(
+        option, help=help, metavar=metavar, callback=check, autocompletion=complete, rich_help_panel=panel
+    )
+
+
+def shown(value: str) -> str:
+    """A value as errors show it: not longer than a line."""
+    return value if len(value) <= LONGEST else f"{value[: LONGEST - 3]}..."
+
 
 Output = Annotated[
     Path,
     typer.Option(
-        "--output", "-o", help="File (.safetensors .pt .pth .bin .ckpt .npz), T5X folder (.t5x) or folder to write."
+        "--output", "-o", metavar="OUT", help="File (.safetensors .pt .pth .bin .ckpt .npz), T5X folder or folder."
     ),
 ]
-Ratio = Annotated[float, typer.Option(help="Share of the second checkpoint.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-Section = Annotated[str, typer.Option(help="Part of a training file to use, as listed by `inspect`.")]
-Keep = Annotated[list[str] | None, typer.Option(help="Glob of tensors to leave as in the first checkpoint.")]
-Drop = Annotated[list[str] | None, typer.Option(help="Glob of tensors to leave out.")]
+Ratio = Annotated[
+    str, typer.Option("--ratio", metavar="RATIO", help="Share of the second checkpoint: 0.4, 40% or 2/5.")
+]
+Sections = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--section",
+        metavar="[NAME=]PATH",
+        help="Part of the training files to use, as `inspect` lists them, or of one of them; may be repeated.",
+        rich_help_panel=NAMES,
+    ),
+]
+Section = Annotated[str, typer.Option(metavar="PATH", help="Part of a training file to use, as `inspect` lists them.")]
+Names = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--name",
+        metavar="NAME",
+        help="What to call each checkpoint in turn; default: file names, or folders' where those are equal.",
+        rich_help_panel=NAMES,
+    ),
+]
+Keep = Annotated[
+    list[str] | None,
+    typer.Option(metavar="GLOB", help="Tensors to leave as in the first checkpoint.", rich_help_panel=POLICY),
+]
+Drop = Annotated[list[str] | None, typer.Option(metavar="GLOB", help="Tensors to leave out.", rich_help_panel=POLICY)]
 Missing = Annotated[
     str,
-    typer.Option(
-        help="Names that some lack: 'error'; 'keep-first': unmerged, from the first that has it; 'zero-delta': as in "
-        "the base; 'union': merged among those that have it."
+    one_of(
+        MISSING,
+        "--missing",
+        "Names that some lack: an error; unmerged from the first that has it; as in the base; or merged among those "
+        "that have it.",
+        panel=POLICY,
     ),
 ]
-Pick = Annotated[
-    list[str] | None, typer.Option(help="'GLOB=NAME': tensors that come from one input, as a subtree; 'GLOB=': none.")
+Dtype = Annotated[
+    str | None, one_of(DTYPES, "--dtype", "Dtype of the floating tensors; default: their own.", panel=ARITHMETIC)
 ]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace an existing output, as a whole.", rich_help_panel=RUNNING)
+]
+ShardSize = Annotated[
+    str | None,
+    typer.Option(metavar="SIZE", help="Largest shard, as 2GB; the output is then a folder.", rich_help_panel=RUNNING),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.", rich_help_panel=RUNNING)]
 
 
 @dataclass(frozen=True)
-class Common:
-    """Options that every merging command takes."""
+class Choices:
+    """Options that decide what is merged, and how."""
 
-    name: Annotated[
-        list[str] | None, typer.Option(help="Name of each checkpoint in turn, used for shares; default: file stems.")
-    ] = None
-    section: Section = "auto"
+    name: Names = None
+    section: Sections = None
     keep: Keep = None
     drop: Drop = None
-    pick: Pick = None
+    pick: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="GLOB=NAME",
+            help="Tensors that come from one input, as a subtree; 'GLOB=': from none.",
+            rich_help_panel=POLICY,
+        ),
+    ] = None
     slice_: Annotated[
-        list[str] | None, typer.Option("--slice", help="'GLOB[AXIS,INDEX]=NAME': slices that come from one input.")
+        list[str] | None,
+        typer.Option(
+            "--slice",
+            metavar="GLOB[AXIS,INDEX]=NAME",
+            help="Slices of tensors that come from one input.",
+            rich_help_panel=POLICY,
+        ),
     ] = None
     missing: Missing = "error"
     vocab_rows: Annotated[
-        str, typer.Option(help="Rows of a vocabulary that some lack: 'error', 'keep-first' or 'zero-delta'.")
+        str, one_of(VOCAB_ROWS, "--vocab-rows", "The same for rows of a vocabulary that some lack.", panel=POLICY)
     ] = "error"
-    dtype: Annotated[
-        str | None, typer.Option(help="Dtype of the merged tensors (float32, bfloat16, ...); default: their own.")
-    ] = None
-    compute_dtype: Annotated[str, typer.Option(help="Dtype of the arithmetic.")] = "float32"
-    batchnorm: Annotated[str, typer.Option(help="BatchNorm statistics: 'average' or 'from:NAME'.")] = "average"
-    allow_nonfinite: Annotated[bool, typer.Option("--allow-nonfinite", help="Accept infinite and NaN results.")] = False
-    extrapolate: Annotated[
-        bool, typer.Option("--extrapolate", help="Accept ratios outside [0, 1] and weights of another sum.")
+    batchnorm: Annotated[
+        str,
+        typer.Option(metavar="average|from:NAME", help="Whose BatchNorm statistics.", rich_help_panel=POLICY),
+    ] = "average"
+    dtype: Dtype = None
+    compute_dtype: Annotated[
+        str, one_of(("float32", "float64"), "--compute-dtype", "Dtype of the arithmetic.", panel=ARITHMETIC)
+    ] = "float32"
+    allow_nonfinite: Annotated[
+        bool,
+        typer.Option("--allow-nonfinite", help="Accept infinite and NaN results.", rich_help_panel=ARITHMETIC),
     ] = False
-    device: Annotated[str, typer.Option(help="Device for methods that need whole tensors.")] = "cpu"
-    threads: Annotated[int, typer.Option(help="Worker threads; 0: as many as are useful.")] = 0
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output, as a whole.")] = False
-    no_sync: Annotated[bool, typer.Option("--no-sync", help="Do not wait for the disk.")] = False
-    shard_size: Annotated[str | None, typer.Option(help="Largest shard, as 2GB; the output is then a folder.")] = None
-    digest: Annotated[str, typer.Option(help="Digest of the inputs: xxh3_128 (identity) or sha256.")] = "xxh3_128"
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, print the plan, write nothing.")] = False
+    extrapolate: Annotated[
+        bool,
+        typer.Option(
+            "--extrapolate", help="Accept ratios outside [0, 1], weights of any sum.", rich_help_panel=ARITHMETIC
+        ),
+    ] = False
+
+
+@dataclass(frozen=True)
+class Running:
+    """Options that change how a merge runs and no bit of the result."""
+
+    device: Annotated[
+        str,
+        typer.Option(metavar="DEVICE", help="Where methods that need whole tensors compute.", rich_help_panel=RUNNING),
+    ] = "cpu"
+    threads: Annotated[int, typer.Option(help="Worker threads; 0: as many as are useful.", rich_help_panel=RUNNING)] = 0
+    shard_size: ShardSize = None
+    digest: Annotated[
+        str, one_of(DIGESTS, "--digest", "Digest of the inputs, of identity or cryptographic.", panel=RUNNING)
+    ] = "xxh3_128"
+    no_sync: Annotated[bool, typer.Option("--no-sync", help="Do not wait for the disk.", rich_help_panel=RUNNING)] = (
+        False
+    )
+    overwrite: Overwrite = False
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Check everything, print the plan, write nothing.", rich_help_panel=RUNNING),
+    ] = False
     json_: Json = False
 
+    def options(self, progress: Callable[[int], object] | None = None) -> Options:
+        """These options as the engine takes them. Raises MergeError for what is no size."""
+        from merge.engine.files import Options
 
-def policy_of(common: Common) -> Policy:
+        return Options(
+            overwrite=self.overwrite,
+            threads=self.threads,
+            device=self.device,
+            sync=not self.no_sync,
+            shard_size=byte_size(self.shard_size),
+            digest=self.digest,
+            command=command_line(),
+            progress=progress,
+        )
+
+
+def policy_of(choices: Choices) -> Policy:
+    """The policy that the options say."""
     from merge.plan.policy import Policy
     from merge.recipe.recipe import dtype_named
 
     return Policy(
-        keep=tuple(common.keep or ()),
-        drop=tuple(common.drop or ()),
-        pick=tuple(common.pick or ()),
-        slices=tuple(common.slice_ or ()),
-        missing=common.missing,
-        vocab_rows=common.vocab_rows,
-        dtype=None if common.dtype is None else dtype_named(common.dtype),
-        compute_dtype=dtype_named(common.compute_dtype),
-        batchnorm=common.batchnorm,
-        allow_nonfinite=common.allow_nonfinite,
-        extrapolate=common.extrapolate,
+        keep=tuple(choices.keep or ()),
+        drop=tuple(choices.drop or ()),
+        pick=tuple(choices.pick or ()),
+        slices=tuple(choices.slice_ or ()),
+        missing=choices.missing,
+        vocab_rows=choices.vocab_rows,
+        dtype=None if choices.dtype is None else dtype_named(choices.dtype),
+        compute_dtype=dtype_named(choices.compute_dtype),
+        batchnorm=choices.batchnorm,
+        allow_nonfinite=choices.allow_nonfinite,
+        extrapolate=choices.extrapolate,
     )
 
 
-def options_of(common: Common, progress: Callable[[int], object] | None = None) -> Options:
-    from merge.engine.files import Options
+def inputs_of(
+    paths: Sequence[Path], names: Sequence[str] | None, sections: Sequence[str] | None, base: Path | None = None
+) -> tuple[tuple[Input, ...], Input | None]:
+    """The checkpoints and their base with names and sections.
 
-    return Options(
-        overwrite=common.overwrite,
-        threads=common.threads,
-        device=common.device,
-        sync=not common.no_sync,
-        shard_size=byte_size(common.shard_size),
-        digest=common.digest,
-        command=shlex.join(["unival-merge", *sys.argv[1:]]),
-        progress=progress,
-    )
+    Raises MergeError where the names given are not as many as the checkpoints, and for a section of no input.
+    """
+    from merge.recipe.recipe import Input
+
+    if names and len(names) != len(paths):
+        raise MergeError(f"{len(names)} --name were given for {len(paths)} checkpoints")
+    names = names or names_of(paths)
+    called = [] if base is None else ["base" if stem(base) in {*names, *map(stem, paths)} else stem(base)]
+    everywhere, parts = "auto", dict[str, str]()
+    for text in sections or ():
+        name, equals, part = text.rpartition("=")  # names may hold "=", as in epoch=3-step=100
+        if not equals:
+            everywhere = part
+        elif name in (*called, *names):
+            parts[name] = part
+        else:
+            known = ", ".join((*called, *names))
+            raise MergeError(f"--section {shown(text)!r} names no input: they are {known}")
+    inputs = tuple(Input(name, path, parts.get(name, everywhere)) for name, path in zip(names, paths, strict=True))
+    return inputs, None if base is None else Input(called[0], base, parts.get(called[0], everywhere))
 
 
-@contextmanager
-def progress_bar(paths: Sequence[Path], section: str, label: str) -> Generator[Callable[[int], object] | None]:
-    """A progress bar over the inputs' bytes on a terminal, None elsewhere."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from tqdm import tqdm
+def names_of(paths: Sequence[Path]) -> list[str]:
+    """Names by which checkpoints are told apart: file names without suffix, where those are equal the folders'.
 
-    from merge.checkpoint.open import open_checkpoint
+    Of equal file names each is called by the nearest folder above it that no other of them shares, and where there is
+    none by several folders in a row.
 
-    total = sum(open_checkpoint(path, section).nbytes for path in paths)
-    with tqdm(total=total, unit="B", unit_scale=True, desc=label) as bar:
-        yield bar.update
+        >>> names_of([Path("vqa.pt"), Path("runs/caption.pt")])
+        ['vqa', 'caption']
+        >>> names_of([Path(f"unival_{task}/checkpoint_best.pt") for task in ("vqa", "caption")])
+        ['unival_vqa', 'unival_caption']
+        >>> names_of([Path("vqa/last/model.pt"), Path("caption/last/model.pt")])
+        ['vqa', 'caption']
+    """
+    stems = [stem(path) for path in paths]
+    names = list(stems)
+    for double in dict.fromkeys(word for word in stems if stems.count(word) > 1):
+        places = [index for index, word in enumerate(stems) if word == double]
+        folders = [paths[index].resolve().parent.parts[:0:-1] for index in places]
+        others = {word for word in names if word != double}
+        deepest = max(map(len, folders))
+        levels = [[parts[level : level + 1] for parts in folders] for level in range(deepest)]
+        joined = [[parts[level::-1] for parts in folders] for level in range(1, deepest)]
+        for candidate in (*levels, *joined):
+            called = ["-".join(parts) for parts in candidate]
+            if all(called) and len(set(called)) == len(called) and not others & set(called):
+                for index, name in zip(places, called, strict=True):
+                    names[index] = name
+                break
+    return names
+
+
+def stem(path: Path) -> str:
+    """A checkpoint's name without suffix, a folder's as it is."""
+    return path.name if os.path.isdir(path) else path.name.removesuffix(".index.json").rsplit(".", 1)[0]
+
+
+def command_line() -> str:
+    """The command line, to note in recipes."""
+    return shlex.join(["unival-merge", *sys.argv[1:]])
 
 
 def byte_size(text: str | None) -> int | None:
@@ -136,7 +296,22 @@ def byte_size(text: str | None) -> int | None:
     try:
         size = int(float(text[: len(text) - len(unit)]) * units.get(unit, 1))
     except (ValueError, OverflowError) as error:
-        raise MergeError(f"--shard-size {text!r}: give a size as 2GB or 500MB") from error
+        raise MergeError(f"--shard-size {shown(text)!r}: give a size as 2GB or 500MB") from error
     if size <= 0:
-        raise MergeError(f"--shard-size {text!r}: must be more than 0")
+        raise MergeError(f"--shard-size {shown(text)!r}: must be more than 0")
     return size
+
+
+@contextmanager
+def progress_bar(sources: Sequence[Input], label: str) -> Generator[Callable[[int], object] | None]:
+    """A progress bar over the inputs' bytes on a terminal, None elsewhere."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from tqdm import tqdm
+
+    from merge.checkpoint.open import open_checkpoint
+
+    total = sum(open_checkpoint(source.path, source.section).nbytes for source in sources)
+    with tqdm(total=total, unit="B", unit_scale=True, desc=label) as bar:
+        yield bar.update
