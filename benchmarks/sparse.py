@@ -22,7 +22,8 @@ from pathlib import Path
 import torch
 
 from merge import Input, Options, Recipe, open_checkpoint, run
-from merge.checkpoint.formats.safetensors_file import encode_header
+from merge.checkpoint.formats import safetensors
+from merge.checkpoint.formats.tensors import Spec
 
 GB = 10**9
 WIDTH, INNER = 6656, 17920  # of Emu2's language model; bfloat16
@@ -36,22 +37,22 @@ def write_input(folder: Path, size: int, value: float) -> None:
     folder.mkdir()
     written = shard = number = 0
     while written < size:
-        shapes: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {f"shard{shard}.norm": (torch.bfloat16, (WIDTH,))}
+        specs = {f"shard{shard}.norm": Spec(torch.bfloat16, (WIDTH,))}
         room = min(SHARD, size - written)
         held = 0
         while held < room:
             for name, shape in layer.items():
-                shapes[f"model.layers.{number}.{name}.weight"] = (torch.bfloat16, shape)
+                specs[f"model.layers.{number}.{name}.weight"] = Spec(torch.bfloat16, shape)
                 held += 2 * shape[0] * shape[1]
             number += 1
-        head, starts, length = encode_header(shapes, {"format": "pt"})
         file = folder / f"model-{shard + 1:05}.safetensors"
+        (planned,) = safetensors.plan(file, specs, None, {"format": "pt"}).files
         with file.open("wb") as out:
-            out.write(head)
-            out.truncate(length)
-            out.seek(starts[f"shard{shard}.norm"])
+            out.write(planned.chunks[0][1])
+            out.truncate(planned.size)
+            out.seek(planned.starts[f"shard{shard}.norm"])
             out.write(torch.full((WIDTH,), value).bfloat16().view(torch.uint8).numpy().tobytes())
-        weight_map |= dict.fromkeys(shapes, file.name)
+        weight_map |= dict.fromkeys(specs, file.name)
         written, shard = written + held, shard + 1
     index = {"metadata": {"total_size": written}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))

@@ -1,38 +1,29 @@
-"""Open a checkpoint of any layout as a lazy mapping of names to tensors."""
+"""Open a checkpoint of any format as a lazy mapping of names to tensors."""
 
 # What a file holds has no type until it is looked at.
 # pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false, reportUnknownMemberType=false
 
 from __future__ import annotations
 
-import copy
+import html
 import json
 import re
-from collections.abc import Hashable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Hashable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
-from merge.checkpoint.formats import npz, t5x
-from merge.checkpoint.formats.safetensors_file import Header, read_header
+from merge.checkpoint.formats import FORMATS
+from merge.checkpoint.formats.format import SIGNATURE, WHOLE, Content, Format, Specs, dictionary_in
 from merge.checkpoint.formats.tensors import Spec, TensorEntry
-from merge.checkpoint.formats.torch_zip import TensorLeaf, TorchFile, read_tree
 from merge.errors import MergeError
 
-TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
-SUFFIXES = (".safetensors", *TORCH_SUFFIXES, npz.SUFFIX)
-# Where training files keep weights, and which of these are averaged copies of others.
-SECTIONS = ("model", "state_dict", "module", "model_ema", "state_dict_ema", "extra_state.ema")
-AVERAGED = ("model_ema", "state_dict_ema", "extra_state.ema", "extra_state.ema_fp32_params")
-WHOLE = "."
-DICTIONARY = "global_dict_indices"  # an entry that gives every token's row of the embeddings
 SHOWN = 20
 _SHARD = re.compile(r".*-\d{5}-of-\d{5}\.(safetensors|bin|pt|pth)")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Checkpoint(Mapping[str, Tensor]):
     """An open checkpoint: `checkpoint[name]` maps the tensor's bytes, nothing else is read.
 
@@ -40,12 +31,12 @@ class Checkpoint(Mapping[str, Tensor]):
         path: the file or folder as given.
         section: which part of a training file this is (`"model"`, `"extra_state.ema"`), `"."` for the file itself.
         sections: every part of the file that holds weights.
-        metadata: the file's own text metadata; empty where it has none.
         entries: by name, where each tensor lies, its dtype and shape, in the order of the file; last those that a
             safetensors file leaves out because, by its metadata, they are tied to one that it has.
         files: the files that hold the tensors.
-        tree: for torch files the whole content with inert stand-ins, else None.
-        nested: for T5X folders and npz files what else they hold, else None.
+        format: the files' entry of `FORMATS`.
+        content: all that the format's reader found; of shards only tensors and metadata.
+        metadata: the file's own text metadata; empty where it has none.
     """
 
     path: Path
@@ -53,9 +44,9 @@ class Checkpoint(Mapping[str, Tensor]):
     sections: tuple[str, ...]
     entries: Mapping[str, TensorEntry]
     files: tuple[Path, ...]
-    metadata: Mapping[str, str] = field(default_factory=dict[str, str])
-    tree: TorchFile | None = field(default=None, repr=False)
-    nested: t5x.T5XIndex | npz.NpzFile | None = field(default=None, repr=False)
+    format: Format
+    content: Content
+    metadata: Mapping[str, str]
 
     def __getitem__(self, name: str) -> Tensor:
         return self.entries[name].tensor()
@@ -69,27 +60,35 @@ class Checkpoint(Mapping[str, Tensor]):
     def __contains__(self, name: object) -> bool:
         return name in self.entries
 
+    def __repr__(self) -> str:
+        section = "" if self.section == WHOLE else f"section {self.section}, "
+        return f"Checkpoint({self.path}: {section}{len(self)} tensors, {self.nbytes:,} bytes)"
+
+    def _repr_html_(self) -> str:
+        """A table of the first tensors, for notebooks."""
+        shown = list(self.entries.items())[:SHOWN]
+        rows = [(name, str(entry.dtype).removeprefix("torch."), str(list(entry.shape))) for name, entry in shown]
+        rows += [(f"and {len(self) - SHOWN} more", "", "")] if len(self) > SHOWN else []
+        cells = ("".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows)
+        head = "<tr><th>tensor</th><th>dtype</th><th>shape</th></tr>"
+        body = "".join(f"<tr>{row}</tr>" for row in cells)
+        return f"<table><caption>{html.escape(repr(self))}</caption>{head}{body}</table>"
+
+    @property
+    def layout(self) -> str:
+        """What lies on the disk, in a few words: `"4 safetensors shards under an index"`."""
+        if self.format.index:
+            return f"{self.format.label} folder"
+        if len(self.files) > 1:
+            return f"{len(self.files)} {self.format.label} shards under an index"
+        return f"{self.format.label} file" + (" in a folder" if self.path.is_dir() else "")
+
     @property
     def tokens(self) -> Mapping[str, int] | None:
         """The row of every token of the vocabulary, where the file says so (OFASys does), else None."""
-        found = None if self.tree is None else lookup(self.tree.tree, DICTIONARY)
-        if found is None and DICTIONARY in self.metadata:
-            found = json.loads(self.metadata[DICTIONARY])
+        found = self.content.dictionary or dictionary_in(self.metadata)
         plain = isinstance(found, dict) and all(type(k) is str and type(v) is int for k, v in found.items())
         return found if plain and found else None
-
-    def with_tokens(self, tokens: Mapping[str, int] | None) -> Checkpoint:
-        """The same with another dictionary, to be written. Raises MergeError where other weights have the old rows."""
-        if tokens is None or self.tree is None or tokens == self.tokens:
-            return self
-        others = [name for name in self.sections if name not in (self.section, *AVERAGED)]
-        if others:
-            raise MergeError(
-                f"{self.path}: the dictionaries differ and {', '.join(others)} would keep the old rows: merge that one"
-            )
-        tree = copy.copy(self.tree.tree)
-        tree[DICTIONARY] = dict(tokens)
-        return replace(self, tree=replace(self.tree, tree=tree))
 
     @property
     def nbytes(self) -> int:
@@ -100,8 +99,8 @@ class Checkpoint(Mapping[str, Tensor]):
 def open_checkpoint(path: str | Path, section: str = "auto") -> Checkpoint:
     """Open a file or folder lazily: headers are read and checked, tensors are mapped on access.
 
-    Reads `.safetensors` (single, sharded with an index, or a Hugging Face folder), torch zip files (`.pt .pth .bin
-    .ckpt`, also sharded), T5X folders (with the extra `t5x`) and `.npz`; the names of the last two are the keys on the
+    Reads every format of `merge.checkpoint.formats.FORMATS`: `.safetensors` and torch zip files (single, sharded with
+    an index, in a folder), `.npz`, T5X folders (with the extra `t5x`); the names of the last two are the keys on the
     way to an array, joined with dots. Pickles are never executed. `section` names a part of a training file, as
     listed by `.sections`; "auto" takes the only one.
 
@@ -111,32 +110,7 @@ def open_checkpoint(path: str | Path, section: str = "auto") -> Checkpoint:
 
     Raises MergeError for anything missing, broken, hostile or ambiguous, naming the file.
     """
-    path = Path(path)
-    try:
-        return _open_folder(path, section) if path.is_dir() else _open_file(path, section)
-    except OSError as error:
-        raise MergeError(f"{path}: cannot be read: {error.strerror or error}") from error
-
-
-def _open_file(path: Path, section: str) -> Checkpoint:
-    if not path.exists():
-        raise MergeError(f"{path}: no such file or folder")
-    if not path.is_file():
-        raise MergeError(f"{path}: not a file or folder")
-    if path.name.endswith(".index.json"):
-        return _open_shards(path, path, section)
-    if path.suffix == ".safetensors":
-        if path.stat().st_size and _starts(path, b"PK"):
-            raise MergeError(f"{path}: holds a torch zip file; give it the suffix .pt")
-        header = read_header(path)
-        return _choose(path, section, {WHOLE: header.entries}, (path,), header.metadata)
-    if path.suffix in TORCH_SUFFIXES:
-        content = read_tree(path)
-        return _choose(path, section, find_sections(path, content.tree), (path,), None, content)
-    if path.suffix == npz.SUFFIX:
-        arrays = npz.read_npz(path)
-        return replace(_choose(path, section, {WHOLE: arrays.entries()}, (path,), None), nested=arrays)
-    raise MergeError(f"{path}: unknown suffix {path.suffix!r}; known are {', '.join(SUFFIXES)} and folders")
+    return find_checkpoint(path).choose(section)
 
 
 def load_checkpoint(path: str | Path, section: str = "auto") -> dict[str, Tensor]:
@@ -149,7 +123,7 @@ def load_checkpoint(path: str | Path, section: str = "auto") -> dict[str, Tensor
     return {name: shared[entry.tie or name] for name, entry in checkpoint.entries.items()}
 
 
-def specs(tensors: Mapping[str, Tensor]) -> Mapping[str, Spec | TensorEntry]:
+def specs(tensors: Mapping[str, Tensor]) -> Specs:
     """Dtypes, shapes and ties of a state dict by name, without touching a value of a lazy one."""
     if isinstance(tensors, Checkpoint):
         return tensors.entries
@@ -162,53 +136,89 @@ def _memory_tie(value: Tensor) -> Hashable:
     return (str(value.device), value.data_ptr(), value.dtype, tuple(value.shape), value.stride())
 
 
-def find_sections(path: Path, tree: Any) -> dict[str, dict[str, TensorEntry]]:
-    """Every part of a torch file's tree that holds weights, by name; a flat file is the section "."."""
-    if not isinstance(tree, dict):
-        raise MergeError(f"{path}: holds a {type(tree).__name__}, not a dictionary of tensors")
-    found: dict[str, dict[str, TensorEntry]] = {}
-    for name in (*SECTIONS, WHOLE):
-        part = lookup(tree, name)
-        if isinstance(part, dict) and not (found and name == WHOLE):
-            leaves = {key: value.entry for key, value in part.items() if isinstance(value, TensorLeaf)}
-            odd = [type(key).__name__ for key in leaves if type(key) is not str]
-            if odd:
-                raise MergeError(
-                    f"{path}: {len(odd)} tensors of section {name!r} have no text for a name, but {odd[0]}"
-                )
-            if leaves:
-                found[name] = leaves
-    if not found:
-        entries = [name[:80] for name in tree if isinstance(name, str)][:SHOWN]
-        raise MergeError(f"{path}: no weights found; its entries are {', '.join(entries)}")
-    return found
+# -- what lies at a path ---------------------------------------------------------------------------------------------
 
 
-def lookup(tree: Any, section: str) -> Any:
-    """The part of a tree under a dotted section name, None where there is none."""
-    if section == WHOLE:
-        return tree
-    for key in section.split("."):
-        tree = tree.get(key) if isinstance(tree, dict) else None
-    return tree
+@dataclass(frozen=True)
+class Found:
+    """What lies at a path before one of its sections is chosen."""
+
+    path: Path
+    format: Format
+    content: Content
+    files: tuple[Path, ...]
+
+    def choose(self, section: str) -> Checkpoint:
+        """Open a section. Raises MergeError where it is not there, and for "auto" where there are several."""
+        path, content = self.content.path, self.content
+        sections = tuple(content.sections)
+        if section == "auto":
+            section = content.default or sections[0]
+            if not content.default and len(sections) > 1:
+                named = ", ".join(sections)
+                raise MergeError(f"{path}: has several sections with weights; choose one with --section: {named}")
+        if section not in sections:
+            raise MergeError(f"{path}: has no section {section!r} with weights; it has {', '.join(sections)}")
+        metadata = content.metadata or {}
+        entries = _with_aliases(path, content.sections[section], metadata)
+        content = replace(content, section=section)
+        return Checkpoint(self.path, section, sections, entries, self.files, self.format, content, metadata)
 
 
-def _choose(
-    path: Path,
-    section: str,
-    found: Mapping[str, Mapping[str, TensorEntry]],
-    files: tuple[Path, ...],
-    metadata: Mapping[str, str] | None,
-    tree: TorchFile | None = None,
-) -> Checkpoint:
-    if section == "auto" and len(found) > 1:
-        raise MergeError(f"{path}: has several sections with weights; choose one with --section: {', '.join(found)}")
-    if section == "auto":
-        section = next(iter(found))
-    if section not in found:
-        raise MergeError(f"{path}: has no section {section!r} with weights; it has {', '.join(found)}")
-    entries = _with_aliases(path, found[section], metadata or {})
-    return Checkpoint(path, section, tuple(found), entries, files, metadata or {}, tree)
+def find_checkpoint(path: str | Path) -> Found:
+    """Read the headers of what lies at a path. Raises MergeError as `open_checkpoint` does."""
+    path = Path(path)
+    try:
+        if path.is_dir():
+            return _in_folder(path)
+        if not path.exists():
+            raise MergeError(f"{path}: no such file or folder")
+        if not path.is_file():
+            raise MergeError(f"{path}: not a file or folder")
+        return _under_index(path, path) if path.name.endswith(".index.json") else _in_file(path)
+    except OSError as error:
+        raise MergeError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def _in_file(path: Path) -> Found:
+    """Read a file as the format of its suffix, unless its first bytes are another's."""
+    files = [format for format in FORMATS.values() if not format.index]
+    format = next((format for format in files if path.suffix in format.suffixes), None)
+    if format is None:
+        known = ", ".join(suffixes(files))
+        raise MergeError(f"{path}: unknown suffix {path.suffix!r}; known are {known} and folders")
+    with path.open("rb") as file:
+        start = file.read(SIGNATURE)
+    meant = next((item for item in [format, *files] if item.matches(start)), format)
+    if meant is not format:
+        raise MergeError(f"{path}: holds {meant.label} data; give it the suffix {meant.suffixes[0]}")
+    return Found(path, format, format.read(path), (path,))
+
+
+def suffixes(formats: Iterable[Format]) -> list[str]:
+    """List the suffixes of these formats."""
+    return [suffix for format in formats for suffix in format.suffixes]
+
+
+def _in_folder(folder: Path) -> Found:
+    indexes = sorted(folder.glob("*.index.json"))
+    if len(indexes) > 1:
+        raise MergeError(f"{folder}: has several indexes; open one of {', '.join(path.name for path in indexes)}")
+    if indexes:
+        return _under_index(folder, indexes[0])
+    for format in FORMATS.values():
+        if format.index:
+            if (folder / format.index).is_file():
+                return Found(folder, format, format.read(folder), (folder / format.index,))
+            continue
+        weights = sorted(path for path in folder.iterdir() if path.suffix in format.suffixes and path.is_file())
+        if len(weights) > 1:
+            names = ", ".join(path.name for path in weights[:5])
+            raise MergeError(f"{folder}: has {len(weights)} weight files and no index; open one of them: {names}")
+        if weights:
+            return replace(_in_file(weights[0]), path=folder)
+    looked = ", ".join(suffixes(format for format in FORMATS.values() if not format.index))
+    raise MergeError(f"{folder}: no weights in this folder (looked for {looked})")
 
 
 def _with_aliases(
@@ -223,59 +233,28 @@ def _with_aliases(
     return complete | {name: tied[kept] for name, kept in aliases.items()}
 
 
-def _starts(path: Path, magic: bytes) -> bool:
-    with path.open("rb") as file:
-        return file.read(len(magic)) == magic
+# -- shards under an index -------------------------------------------------------------------------------------------
 
 
-# -- folders ---------------------------------------------------------------------------------------------------------
-
-
-def _open_folder(folder: Path, section: str) -> Checkpoint:
-    indexes = sorted(folder.glob("*.index.json"))
-    if len(indexes) > 1:
-        raise MergeError(f"{folder}: has several indexes; open one of {', '.join(path.name for path in indexes)}")
-    if indexes:
-        return _open_shards(folder, indexes[0], section)
-    for suffixes in ((".safetensors",), TORCH_SUFFIXES, (npz.SUFFIX,)):
-        weights = sorted(path for path in folder.iterdir() if path.suffix in suffixes and path.is_file())
-        if len(weights) > 1:
-            names = ", ".join(path.name for path in weights[:5])
-            raise MergeError(f"{folder}: has {len(weights)} weight files and no index; open one of them: {names}")
-        if weights:
-            one = open_checkpoint(weights[0], section)
-            return replace(one, path=folder)
-    if (folder / t5x.INDEX).is_file():
-        return _open_t5x(folder, section)
-    raise MergeError(f"{folder}: no weights in this folder (looked for {', '.join(SUFFIXES)})")
-
-
-def _open_t5x(folder: Path, section: str) -> Checkpoint:
-    """The weights of a T5X folder, or the section asked for: an optimizer's arrays may be absent unless wanted."""
-    index = t5x.read_index(folder)
-    sections = index.sections()
-    if section == "auto":
-        section = sections[0]
-    found = {name: index.entries(name) if name == section else {} for name in sections}
-    return replace(_choose(folder, section, found, (folder / t5x.INDEX,), None), nested=index)
-
-
-def _open_shards(path: Path, index: Path, section: str) -> Checkpoint:
-    """Shards under an index. Index and shards must agree in both directions: a stale index is an error."""
+def _under_index(path: Path, index: Path) -> Found:
+    """Read shards under an index. Index and shards must agree in both directions: a stale index is an error."""
     weight_map = _weight_map(index)
     folder = index.parent
-    headers: dict[str, Header] = {}
+    found: dict[str, Found] = {}
     for file in dict.fromkeys(weight_map.values()):
         if not (folder / file).is_file():
             raise MergeError(f"{index}: names the shard {file}, which is missing")
-        headers[file] = _read_shard(folder / file)
-    _check_index(index, weight_map, headers)
-    entries = {name: entry for header in headers.values() for name, entry in header.entries.items()}
-    metadata = next(iter(headers.values())).metadata
+        found[file] = _in_file(folder / file)
+    shards = {file: one.choose(WHOLE).content.sections[WHOLE] for file, one in found.items()}
+    _check_index(index, weight_map, shards)
+    entries = {name: entry for shard in shards.values() for name, entry in shard.items()}
+    first = next(iter(found.values()))
+    metadata = first.content.metadata
     noted = _index_metadata(index)
     if any(kept in entries for kept in noted.values()):  # huggingface_hub notes ties here where there are shards
         metadata = {**(metadata or {}), **noted}
-    return _choose(path, section, {WHOLE: entries}, tuple(folder / file for file in headers), metadata)
+    content = Content(path, {WHOLE: entries}, metadata)
+    return Found(path, first.format, content, tuple(folder / file for file in found))
 
 
 def _weight_map(index: Path) -> dict[str, str]:
@@ -299,23 +278,16 @@ def _index_metadata(index: Path) -> dict[str, str]:
     return {name: value for name, value in items if isinstance(value, str)}
 
 
-def _read_shard(path: Path) -> Header:
-    if path.suffix == ".safetensors":
-        return read_header(path)
-    shard = open_checkpoint(path, WHOLE)
-    return Header(dict(shard.entries), None)
-
-
-def _check_index(index: Path, weight_map: Mapping[str, str], headers: Mapping[str, Header]) -> None:
-    missing = [name for name, file in weight_map.items() if name not in headers[file].entries]
+def _check_index(index: Path, weight_map: Mapping[str, str], shards: Mapping[str, Mapping[str, TensorEntry]]) -> None:
+    missing = [name for name, file in weight_map.items() if name not in shards[file]]
     if missing:
         raise MergeError(f"{index}: stale: says that {missing[0]!r} is in {weight_map[missing[0]]}, which lacks it")
-    for file, header in headers.items():
-        extra = [name for name in header.entries if weight_map.get(name) != file]
+    for file, entries in shards.items():
+        extra = [name for name in entries if weight_map.get(name) != file]
         if extra:
             raise MergeError(f"{index}: stale: {file} holds {extra[0]!r}, which the index does not place there")
-    suffix = Path(next(iter(headers))).suffix
-    others = [file.name for file in sorted(index.parent.glob(f"*{suffix}")) if file.name not in headers]
-    shards = [name for name in others if _SHARD.fullmatch(name) or name == index.name.removesuffix(".index.json")]
-    if shards:
-        raise MergeError(f"{index}: stale: {shards[0]} lies beside its shards and is not in the index")
+    suffix = Path(next(iter(shards))).suffix
+    others = [file.name for file in sorted(index.parent.glob(f"*{suffix}")) if file.name not in shards]
+    left = [name for name in others if _SHARD.fullmatch(name) or name == index.name.removesuffix(".index.json")]
+    if left:
+        raise MergeError(f"{index}: stale: {left[0]} lies beside its shards and is not in the index")

@@ -14,9 +14,10 @@ import torch
 from merge._version import VERSION
 from merge.checkpoint.atomic import check_target, replacing
 from merge.checkpoint.digest import DEFAULT, Digest
-from merge.checkpoint.open import DICTIONARY, TORCH_SUFFIXES, Checkpoint, open_checkpoint
-from merge.checkpoint.output import OutputPlan, Slot, Writer
-from merge.checkpoint.save import plan_output, recipe_path
+from merge.checkpoint.formats.format import DICTIONARY, Layout
+from merge.checkpoint.formats.tensors import Spec
+from merge.checkpoint.open import Checkpoint, open_checkpoint
+from merge.checkpoint.save import Writer, lay_out, recipe_path, suffix_like
 from merge.engine.stream import Job, Stream
 from merge.errors import MergeError
 from merge.plan.units import SHOWN, Unit, by_name, dictionary, plan
@@ -54,7 +55,7 @@ class Target:
 
     recipe: Recipe
     path: Path
-    layout: OutputPlan
+    layout: Layout
 
 
 @dataclass(frozen=True)
@@ -159,8 +160,7 @@ def plan_sweep(
     recipes = [recipe.with_parameters(**point) for point in points]
     for item in recipes:
         parameters_for(item, [])
-    suffix = recipe.sources[0].path.suffix
-    end = suffix if suffix in TORCH_SUFFIXES else ".safetensors"
+    end = suffix_like(recipe.sources[0].path)
     names = [_point_name(item) + _settings(point, points) + end for item, point in zip(recipes, points, strict=True)]
     if len(set(names)) < len(names):
         raise MergeError(f"{folder}: two points have the same shares: {', '.join(names)}")
@@ -233,18 +233,17 @@ def _check_options(options: Options) -> None:
         raise MergeError(f"device {options.device!r} cannot be used here: {str(error).splitlines()[0]}") from error
 
 
-def _layout(plan: Plan, recipe: Recipe, path: Path) -> OutputPlan:
+def _layout(plan: Plan, recipe: Recipe, path: Path) -> Layout:
     first = plan.checkpoints[0]
     units = by_name(plan.units, plan.checkpoints)
-    slots = {name: Slot(unit.dtype, unit.shape, unit.name) for name, unit in units.items()}
+    specs = {name: Spec(unit.dtype, unit.shape, unit.name) for name, unit in units.items()}
     tokens = dictionary(plan.checkpoints, [source.name for source in recipe.sources], plan.units)
     metadata = dict(first.metadata)
     if set(metadata) <= {"format"}:  # some models rebuild themselves from their metadata: it is not added to
         metadata = {"format": "pt", **metadata, "unival_merge": _identity(recipe, plan.options.digest, None)}
     if tokens is not None:  # without it nobody knows what the rows mean
         metadata[DICTIONARY] = json.dumps(tokens)
-    like = first.with_tokens(tokens) if path.suffix in TORCH_SUFFIXES else first
-    return plan_output(path, slots, like=like, metadata=metadata, shard_size=plan.options.shard_size)
+    return lay_out(path, specs, like=first, metadata=metadata, shard_size=plan.options.shard_size)
 
 
 def _identity(recipe: Recipe, algorithm: str, digests: Sequence[str] | None) -> str:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from merge.checkpoint.digest import Digest
 from merge.checkpoint.formats.tensors import TensorEntry, raw_bytes
-from merge.checkpoint.output import Writer
+from merge.checkpoint.save import Writer
 from merge.engine.kernel import BLOCK, combine, nonfinite, work
 from merge.plan.rows import aligned, assembled
 from merge.plan.units import Unit

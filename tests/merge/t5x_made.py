@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from merge.checkpoint.formats.tensors import raw_bytes
-from merge.checkpoint.formats.zarr_array import CODES
+from merge.checkpoint.formats.zarr import CODES
 
 WRAPPED = {"gzip": gzip.compress, "zlib": zlib.compress, None: bytes}
 

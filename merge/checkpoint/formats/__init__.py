@@ -1,1 +1,48 @@
-"""How checkpoints lie on disk: one module per format, all giving the same `TensorEntry` values."""
+"""The formats of checkpoints: a format is one file here and one line in `FORMATS`, which holds all about it."""
+
+from __future__ import annotations
+
+from merge.checkpoint.formats import npz, safetensors, t5x
+from merge.checkpoint.formats.format import Format
+from merge.checkpoint.formats.torch_zip import planner as torch_planner
+from merge.checkpoint.formats.torch_zip import reader as torch_reader
+
+# In a folder that holds files of several formats the first format here is taken.
+FORMATS: dict[str, Format] = {
+    "safetensors": Format(
+        "safetensors",
+        (".safetensors",),
+        rb".{8}\{",  # the header's length, then JSON
+        safetensors.read,
+        "names are its own; tied tensors are written twice; lacks complex128 and float8 beyond e4m3fn and e5m2",
+        planner=safetensors.plan,
+        folder_planner=safetensors.plan_folder,
+    ),
+    "torch": Format(
+        "torch zip",
+        (".pt", ".pth", ".bin", ".ckpt"),
+        rb"PK\x03\x04.{26}[^\x00-\x1f]+/data\.pkl",  # a zip file whose first member is the pickle
+        torch_reader.read,
+        "names are its own; `--section` for training files; tied tensors stay one",
+        planner=torch_planner.plan,
+        keeps_ties=True,
+    ),
+    "npz": Format(
+        "npz",
+        (".npz",),
+        rb"PK\x03\x04.{26}[^\x00-\x1f]+\.npy",
+        npz.read,
+        "names are members and keys joined with dots; tied tensors are written twice; lacks bfloat16 and float8",
+        planner=npz.plan,
+    ),
+    "t5x": Format(
+        "T5X",
+        (".t5x",),
+        rb"[\x80-\x8f\xde\xdf]",  # a msgpack map
+        t5x.read,
+        "names are keys joined with dots; tied tensors are written twice",
+        planner=t5x.plan,
+        index="checkpoint",
+        extra="t5x",
+    ),
+}

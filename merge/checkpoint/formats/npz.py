@@ -1,6 +1,6 @@
 """Weights in `.npz` files: plain arrays, and nested dictionaries of arrays pickled as object arrays (Unified-IO 2).
 
-Pickles are read as data (`pickle_reader`): nothing that a file names is imported or called.
+Pickles are read as data: nothing that a file names is imported or called.
 """
 
 # What a file holds has no type until it is looked at.
@@ -12,7 +12,7 @@ import io
 import math
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,16 +21,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from merge.checkpoint.formats.nested import flatten, replaced
-from merge.checkpoint.formats.pickle_data import Blob, Global, Opaque, PickleBroken, PickleRefused
-from merge.checkpoint.formats.pickle_reader import loads
-from merge.checkpoint.formats.pickle_writer import dumps_around_blobs
+from merge.checkpoint.formats.dotted import flatten, replaced
+from merge.checkpoint.formats.format import WHOLE, Content, Layout, OutputFile, Specs
+from merge.checkpoint.formats.pickle.reader import loads
+from merge.checkpoint.formats.pickle.values import Blob, Global, Opaque, PickleBroken, PickleRefused
+from merge.checkpoint.formats.pickle.writer import dumps_around_blobs
 from merge.checkpoint.formats.tensors import Decoded, TensorEntry, check_shape
-from merge.checkpoint.formats.torch_zip import lay_out
-from merge.checkpoint.formats.zarr_array import CODES, DTYPES
+from merge.checkpoint.formats.zarr import CODES, DTYPES
+from merge.checkpoint.formats.zips import joined_crc, lay_out
 from merge.errors import MergeError
 
-SUFFIX = ".npz"
 _END = ".npy"
 _BYTE_ORDER = "<"
 
@@ -42,34 +42,11 @@ class _Array:
     entry: TensorEntry
 
 
-@dataclass(frozen=True)
-class NpzFile:
-    """What a file holds, by member: arrays, and dictionaries with arrays as the pickle described them."""
-
-    path: Path
-    tree: dict[str, Any]
-
-    def entries(self) -> dict[str, TensorEntry]:
-        """Every array by its dotted name. Raises MergeError for arrays that are no plain numbers."""
-        leaves = flatten(self.path, self.tree, _is_leaf)
-        if not leaves:
-            raise MergeError(f"{self.path}: no arrays found; its entries are {', '.join(list(self.tree)[:20])}")
-        return {
-            name: leaf.entry if isinstance(leaf, _Array) else _pickled(self.path, name, leaf)
-            for name, leaf in leaves.items()
-        }
-
-
-def _is_leaf(value: Any) -> bool:
-    if isinstance(value, _Array):
-        return True
-    return isinstance(value, Opaque) and isinstance(value.factory, Global) and value.factory.module.startswith("numpy")
-
-
-def read_npz(path: Path) -> NpzFile:
+def read(path: Path) -> Content:
     """Read what a file holds; plain arrays are read on access, pickled ones are held in memory.
 
-    Raises MergeError naming the file for anything broken, and for pickles that name what is not inert.
+    Raises MergeError naming the file for anything broken, for pickles that name what is not inert, and for arrays that
+    are no plain numbers.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -77,11 +54,24 @@ def read_npz(path: Path) -> NpzFile:
             odd = [name for name in names if not name.endswith(_END)] + [n for n in names if names.count(n) > 1]
             if odd or not names:
                 raise MergeError(f"{path}: not an npz file: " + (f"holds {odd[0]!r}" if odd else "is empty"))
-            return NpzFile(path, {name.removesuffix(_END): _member(path, archive, name) for name in names})
+            tree = {name.removesuffix(_END): _member(path, archive, name) for name in names}
     except MergeError:
         raise
     except Exception as error:  # zipfile raises a dozen kinds for broken bytes
         raise MergeError(f"{path}: not a whole npz file: {error}") from error
+    leaves = flatten(path, tree, _is_leaf)
+    if not leaves:
+        raise MergeError(f"{path}: no arrays found; its entries are {', '.join(list(tree)[:20])}")
+    entries = {
+        name: leaf.entry if isinstance(leaf, _Array) else _pickled(path, name, leaf) for name, leaf in leaves.items()
+    }
+    return Content(path, {WHOLE: entries}, kept=tree)
+
+
+def _is_leaf(value: Any) -> bool:
+    if isinstance(value, _Array):
+        return True
+    return isinstance(value, Opaque) and isinstance(value.factory, Global) and value.factory.module.startswith("numpy")
 
 
 def _header(file: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
@@ -168,44 +158,30 @@ def _pickled(path: Path, name: str, leaf: Opaque) -> TensorEntry:
 # -- writing ---------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class NpzPlan:
-    """An npz file before its tensors are written: fixed bytes, where each tensor goes, and the last bytes.
-
-    `closing` takes every tensor's CRC-32.
-    """
-
-    size: int
-    chunks: list[tuple[int, bytes]]
-    starts: dict[str, int]
-    closing: Callable[[Mapping[str, int]], list[tuple[int, bytes]]]
-
-
-def plan_npz(path: Path, tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], like: NpzFile | None) -> NpzPlan:
+def plan(path: Path, specs: Specs, like: Content | None, metadata: Mapping[str, str] | None) -> Layout:
     """Lay out an npz file, uncompressed: as `like`, with its other entries; without it every tensor is a plain array.
 
     Raises MergeError for dtypes that numpy lacks and for content that cannot be written.
     """
-    for name, (dtype, _) in tensors.items():
-        if CODES.get(dtype, "-")[0] not in "<|":
-            raise MergeError(f"{path}: {name} is {dtype}, which npz files cannot hold; choose another with --dtype")
+    for name, spec in specs.items():
+        if CODES.get(spec.dtype, "-")[0] not in "<|":
+            problem = f"{name} is {spec.dtype}, which npz files cannot hold; choose another with --dtype"
+            raise MergeError(f"{path}: {problem}")
     kinds: dict[torch.dtype, Opaque] = {}
 
     def make(name: str, old: Any) -> Any:
-        dtype, shape = tensors[name]
-        blob = Blob(name, math.prod(shape) * dtype.itemsize)
-        return (
-            _NewArray(dtype, shape, blob)
-            if old is None or isinstance(old, _Array)
-            else _as_pickled(blob, dtype, shape, kinds)
-        )
+        spec = specs[name]
+        blob = Blob(name, spec.nbytes)
+        if old is None or isinstance(old, _Array):
+            return _NewArray(spec.dtype, spec.shape, blob)
+        return _as_pickled(blob, spec.dtype, spec.shape, kinds)
 
     if like is None:
-        tree: dict[str, Any] = {name: make(name, None) for name in tensors}
+        tree: dict[str, Any] = {name: make(name, None) for name in specs}
     else:
-        tree = replaced(path, like.tree, _is_leaf, tensors, make)
+        tree = replaced(path, like.kept, _is_leaf, specs, make)
     members = {name + _END: _content(path, value) for name, value in tree.items()}
-    zipped = lay_out([(name, sum(map(_length, parts)), name) for name, parts in members.items()])
+    zipped = lay_out({name: sum(map(_length, parts)) for name, parts in members.items()})
     chunks, starts = list(zipped.chunks), dict[str, int]()
     for name, parts in members.items():
         at = zipped.starts[name]
@@ -216,10 +192,10 @@ def plan_npz(path: Path, tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...
                 chunks.append((at, part))
             at += _length(part)
 
-    def closing(crcs: Mapping[str, int]) -> list[tuple[int, bytes]]:
+    def closing(crcs: Mapping[Hashable, int]) -> list[tuple[int, bytes]]:
         return zipped.closing({name: _crc(parts, crcs) for name, parts in members.items()})
 
-    return NpzPlan(zipped.size, chunks, starts, closing)
+    return Layout([OutputFile("", zipped.size, chunks, starts, closing=closing)])
 
 
 @dataclass(frozen=True)
@@ -266,37 +242,9 @@ def _length(part: bytes | Blob) -> int:
     return part.size if isinstance(part, Blob) else len(part)
 
 
-def _crc(parts: list[bytes | Blob], crcs: Mapping[str, int]) -> int:
+def _crc(parts: list[bytes | Blob], crcs: Mapping[Hashable, int]) -> int:
     total = 0
     for part in parts:
         crc = crcs.get(part.name, 0) if isinstance(part, Blob) else zlib.crc32(part)
         total = joined_crc(total, crc, _length(part))
     return total
-
-
-_POLYNOMIAL = 0xEDB88320
-
-
-def joined_crc(first: int, second: int, length: int) -> int:
-    """The CRC-32 of two pieces one after the other; `length` is the second's (zlib's crc32_combine).
-
-    >>> joined_crc(zlib.crc32(b"in "), zlib.crc32(b"two"), 3) == zlib.crc32(b"in two")
-    True
-    """
-    shift, power = 1 << 31, 1 << 23  # the polynomials 1 and x^8, bits reversed
-    while length:
-        if length & 1:
-            shift = _product(power, shift)
-        power = _product(power, power)
-        length >>= 1
-    return _product(shift, first) ^ second
-
-
-def _product(a: int, b: int) -> int:
-    """The product of two polynomials over GF(2), modulo the CRC's."""
-    result = 0
-    for bit in range(31, -1, -1):
-        if a >> bit & 1:
-            result ^= b
-        b = b >> 1 ^ _POLYNOMIAL if b & 1 else b >> 1
-    return result

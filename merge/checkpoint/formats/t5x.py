@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from merge.checkpoint.formats.nested import flatten, replaced
-from merge.checkpoint.formats.tensors import Decoded, TensorEntry, check_shape
-from merge.checkpoint.formats.zarr_array import CODES, HEADER, one_chunk, read_zarray
+from merge.checkpoint.formats.dotted import flatten, replaced
+from merge.checkpoint.formats.format import WHOLE, Content, Layout, OutputFile, Specs
+from merge.checkpoint.formats.tensors import Decoded, Spec, TensorEntry, check_shape
+from merge.checkpoint.formats.zarr import CODES, HEADER, one_chunk, read_zarray
 from merge.errors import MergeError
 
-SUFFIX = ".t5x"
 INDEX = "checkpoint"
 WEIGHTS = ("optimizer.target", "target", "params")  # where weights are, the first that is there
 OTHERS = ("optimizer.state", "state")
@@ -36,16 +36,43 @@ _NDARRAY = 1  # flax's code among msgpack's extensions
 _BY_NAME = {str(dtype).removeprefix("torch."): dtype for dtype in CODES}
 
 
+def read(folder: Path) -> Content:
+    """Read a folder's index; arrays packed in it stay packed. Raises MergeError for anything that is no such index."""
+    import msgpack
+
+    path = folder / INDEX
+    data = path.read_bytes()
+    if data.startswith(b"model_checkpoint_path"):
+        raise MergeError(f"{path}: belongs to a TensorFlow checkpoint, not to T5X; convert it with T5X first")
+    try:
+        tree = msgpack.unpackb(data, raw=False, strict_map_key=True)
+    except (ValueError, TypeError, RecursionError, MemoryError, msgpack.UnpackException) as error:
+        raise MergeError(f"{path}: not a T5X index of {len(data)} bytes: {type(error).__name__}: {error}") from error
+    if not isinstance(tree, dict):
+        raise MergeError(f"{path}: not a T5X index: holds a {type(tree).__name__}")
+    index = T5XIndex(folder, tree)
+    return Content(folder, index, default=next(iter(index)), kept=index)
+
+
 @dataclass(frozen=True)
-class T5XIndex:
-    """What a T5X folder's index says, kept to be written again."""
+class T5XIndex(Mapping[str, Mapping[str, TensorEntry]]):
+    """What a T5X folder's index says, kept to be written again: a mapping of the sections that hold arrays.
+
+    Arrays are looked at with the section that holds them: an optimizer's may be absent unless they are wanted.
+    """
 
     folder: Path
     tree: dict[str, Any]
 
-    def sections(self) -> list[str]:
-        """The parts of the tree that hold arrays, the weights first; "." where none has a name known to hold them."""
-        return [name for name in (*WEIGHTS, *OTHERS) if self.leaves(name)] or ["."]
+    def __iter__(self) -> Iterator[str]:
+        """The sections, weights first; "." where none has a name known to hold them."""
+        return iter([name for name in (*WEIGHTS, *OTHERS) if self.leaves(name)] or [WHOLE])
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+    def __contains__(self, section: object) -> bool:
+        return section in list(iter(self))
 
     def leaves(self, section: str) -> dict[str, Any]:
         """Every array of a section by its dotted name, as the index describes it."""
@@ -54,11 +81,11 @@ class T5XIndex:
     def part(self, section: str) -> dict[str, Any]:
         """The tree below a section's name; empty where there is none."""
         part: Any = self.tree
-        for key in section.split(".") if section != "." else ():
+        for key in section.split(".") if section != WHOLE else ():
             part = part.get(key, {}) if isinstance(part, dict) else {}
         return part if isinstance(part, dict) and not is_array(part) else {}
 
-    def entries(self, section: str) -> dict[str, TensorEntry]:
+    def __getitem__(self, section: str) -> Mapping[str, TensorEntry]:
         """Where every tensor of a section lies. Raises MergeError for arrays that are broken or not there."""
         leaves = self.leaves(section)
         if not leaves:
@@ -85,13 +112,16 @@ class T5XIndex:
             raise MergeError(f"{folder}: version 2 of T5X wrote bfloat16 as uint16; load it with T5X and save it again")
         return array.entry()
 
-    def others(self, section: str) -> dict[str, Path]:
-        """Every file of the folder that is neither the index nor of the section's arrays, by relative name."""
+    def others(self, section: str, written: Container[str]) -> dict[str, Path]:
+        """Files to take over, by relative name: all but what is `written`, the section's arrays, and notes on them."""
         mine = {self.folder_of(leaf) for leaf in self.leaves(section).values() if isinstance(leaf, dict)}
         return {
             str(file.relative_to(self.folder)): file
             for file in sorted(self.folder.rglob("*"))
-            if file.is_file() and file != self.folder / INDEX and not mine & set(file.parents)
+            if file.is_file()
+            and not mine & set(file.parents)
+            and str(file.relative_to(self.folder)) not in written
+            and not file.name.endswith((".index.json", ".recipe.json"))
         }
 
     def folder_of(self, spec: dict[str, Any]) -> Path:
@@ -115,33 +145,10 @@ def is_array(value: Any) -> bool:
     return getattr(value, "code", None) == _NDARRAY
 
 
-def _msgpack(path: Path) -> Any:
-    try:
-        import msgpack
-    except ImportError as error:
-        raise MergeError(f"{path}: T5X checkpoints need msgpack: pip install 'unival-merge[t5x]'") from error
-    return msgpack
-
-
-def read_index(folder: Path) -> T5XIndex:
-    """Read a folder's index; arrays packed in it stay packed. Raises MergeError for anything that is no such index."""
-    path = folder / INDEX
-    msgpack = _msgpack(path)
-    data = path.read_bytes()
-    if data.startswith(b"model_checkpoint_path"):
-        raise MergeError(f"{path}: belongs to a TensorFlow checkpoint, not to T5X; convert it with T5X first")
-    try:
-        tree = msgpack.unpackb(data, raw=False, strict_map_key=True)
-    except (ValueError, TypeError, RecursionError, MemoryError, msgpack.UnpackException) as error:
-        raise MergeError(f"{path}: not a T5X index of {len(data)} bytes: {type(error).__name__}: {error}") from error
-    if not isinstance(tree, dict):
-        raise MergeError(f"{path}: not a T5X index: holds a {type(tree).__name__}")
-    return T5XIndex(folder, tree)
-
-
 def _inline(path: Path, name: str, packed: bytes) -> TensorEntry:
     """An array inside the index, as flax packs it."""
-    msgpack = _msgpack(path)
+    import msgpack
+
     try:
         shape, dtype_name, data = msgpack.unpackb(packed, raw=True)
         shape, dtype = tuple(shape), _BY_NAME[dtype_name.decode()]
@@ -157,67 +164,58 @@ def _inline(path: Path, name: str, packed: bytes) -> TensorEntry:
 # -- writing ---------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class NewFile:
-    """A file of a T5X folder to be written: fixed bytes at their places, and where tensors' bytes begin."""
+def plan(path: Path, specs: Specs, like: Content | None, metadata: Mapping[str, str] | None) -> Layout:
+    """Lay out a T5X folder; after one that was read, everything but the section's arrays is taken over.
 
-    size: int
-    chunks: list[tuple[int, bytes]]
-    starts: dict[str, int]
-
-
-def lay_out(
-    path: Path, tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], like: T5XIndex | None, section: str
-) -> dict[str, NewFile]:
-    """Every file of a T5X folder for these tensors, by relative name.
-
-    With `like`, its index is kept and the section's tensors replaced: arrays in files stay in files under their names,
-    packed ones stay packed. Raises MergeError for names and dtypes that the layout cannot hold.
+    Arrays in files then stay in files under their names, packed ones stay packed. Raises MergeError for names and
+    dtypes that the layout cannot hold.
     """
-    files: dict[str, NewFile] = {}
-    root = "." if like is None else section
+    files: dict[str, OutputFile] = {}
 
     def make(name: str, old: Any) -> Any:
-        dtype, shape = tensors[name]
-        if old is not None and not isinstance(old, dict) and str(dtype).removeprefix("torch.") in _BY_NAME:
-            return _Packed(name, dtype, shape)
-        spec = _spec(path, name, old, dtype, shape)
-        folder = spec["kvstore"]["path"].strip("/")
-        header, chunk = one_chunk(dtype, shape)
+        spec = specs[name]
+        if old is not None and not isinstance(old, dict) and str(spec.dtype).removeprefix("torch.") in _BY_NAME:
+            return _Packed(name, spec)
+        array = _spec(path, name, old, spec)
+        folder = array["kvstore"]["path"].strip("/")
+        header, chunk = one_chunk(spec.dtype, spec.shape)
         text = json.dumps(header).encode()
         if f"{folder}/{HEADER}" in files:
             raise MergeError(f"{path}: two tensors would lie in the array {folder!r}")
-        files[f"{folder}/{HEADER}"] = NewFile(len(text), [(0, text)], {})
-        nbytes = math.prod(shape) * dtype.itemsize
-        if nbytes:
-            files[f"{folder}/{chunk}"] = NewFile(nbytes, [], {name: 0})
-        return spec
+        files[f"{folder}/{HEADER}"] = OutputFile(f"{folder}/{HEADER}", len(text), [(0, text)])
+        if spec.nbytes:
+            files[f"{folder}/{chunk}"] = OutputFile(f"{folder}/{chunk}", spec.nbytes, [], {name: 0})
+        return array
 
-    old = {} if like is None else like.part(root)
-    part = replaced(path, old, is_array, tensors, make)
-    tree = {"version": VERSION, "optimizer": {"target": part}} if like is None else _with_part(like.tree, root, part)
-    files[INDEX] = _packed(path, tree)
-    return files
+    if like is None:
+        part = replaced(path, {}, is_array, specs, make)
+        files[INDEX] = _packed({"version": VERSION, "optimizer": {"target": part}})
+        return Layout(list(files.values()), folder=True)
+    index: T5XIndex = like.kept
+    part = replaced(path, index.part(like.section), is_array, specs, make)
+    files[INDEX] = _packed(_with_part(index.tree, like.section, part))
+    return Layout(list(files.values()), folder=True, copied=index.others(like.section, files))
 
 
-def _spec(path: Path, name: str, old: Any, dtype: torch.dtype, shape: tuple[int, ...]) -> dict[str, Any]:
+def _spec(path: Path, name: str, old: Any, spec: Spec | TensorEntry) -> dict[str, Any]:
     """The TensorStore spec of a new array; in the place of an old one it keeps that one's path and store."""
-    header, _ = one_chunk(dtype, shape)
+    header, _ = one_chunk(spec.dtype, spec.shape)
+    dtype = str(spec.dtype).removeprefix("torch.")
     metadata = {key: header[key] for key in ("chunks", "compressor", "shape")}
     if isinstance(old, dict):
         where = old["kvstore"] if "path" in old["kvstore"] else {**old["kvstore"], "path": old["path"]}
         kept = {key: value for key, value in old.items() if key not in ("path", "transform")}
-        return {**kept, "dtype": str(dtype).removeprefix("torch."), "kvstore": where, "metadata": metadata}
+        return {**kept, "dtype": dtype, "kvstore": where, "metadata": metadata}
     folder = f"target.{name}"
     if "/" in folder or "\0" in folder or len(folder.encode()) > 255:
         raise MergeError(f"{path}: {name!r} cannot be the name of a folder, which T5X wants")
     kvstore = {"driver": "file", "path": folder}
-    return {"driver": "zarr", "dtype": str(dtype).removeprefix("torch."), "kvstore": kvstore, "metadata": metadata}
+    return {"driver": "zarr", "dtype": dtype, "kvstore": kvstore, "metadata": metadata}
 
 
 def _with_part(tree: dict[str, Any], section: str, part: dict[str, Any]) -> dict[str, Any]:
     """The tree with another part below a section's name."""
-    if section == ".":
+    if section == WHOLE:
         return part
     key, _, rest = section.partition(".")
     return {**tree, key: _with_part(tree[key], rest, part) if rest else part}
@@ -228,22 +226,22 @@ class _Packed:
     """An array to be packed into the index."""
 
     name: str
-    dtype: torch.dtype
-    shape: tuple[int, ...]
+    spec: Spec | TensorEntry
 
 
-def _packed(path: Path, tree: dict[str, Any]) -> NewFile:
+def _packed(tree: dict[str, Any]) -> OutputFile:
     """The index as msgpack, with blanks where packed arrays' bytes will be."""
-    msgpack = _msgpack(path)
+    import msgpack
+
     out, starts = bytearray(), dict[str, int]()
     packer: Any = msgpack.Packer()
 
     def put(value: Any) -> None:
         if isinstance(value, _Packed):
-            nbytes = math.prod(value.shape) * value.dtype.itemsize
-            inner = (list(value.shape), str(value.dtype).removeprefix("torch."), bytes(nbytes))
+            spec = value.spec
+            inner = (list(spec.shape), str(spec.dtype).removeprefix("torch."), bytes(spec.nbytes))
             out.extend(packer.pack(msgpack.ExtType(_NDARRAY, msgpack.packb(inner))))
-            starts[value.name] = len(out) - nbytes  # the bytes come last
+            starts[value.name] = len(out) - spec.nbytes  # the bytes come last
         elif isinstance(value, dict):
             out.extend(packer.pack_map_header(len(value)))
             for key, item in value.items():
@@ -253,4 +251,4 @@ def _packed(path: Path, tree: dict[str, Any]) -> NewFile:
             out.extend(packer.pack(value))
 
     put(tree)
-    return NewFile(len(out), [(0, bytes(out))], starts)
+    return OutputFile(INDEX, len(out), [(0, bytes(out))], starts)

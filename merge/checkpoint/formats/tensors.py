@@ -106,6 +106,10 @@ class Spec:
     shape: tuple[int, ...]
     tie: Hashable = None
 
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
 
 @dataclass(frozen=True)
 class TensorEntry:

@@ -11,9 +11,8 @@ from merge._version import VERSION
 from merge.checkpoint.atomic import check_target, replacing
 from merge.checkpoint.digest import digest
 from merge.checkpoint.formats.tensors import raw_bytes
-from merge.checkpoint.open import Checkpoint, open_checkpoint
-from merge.checkpoint.output import Slot, Writer
-from merge.checkpoint.save import plan_output
+from merge.checkpoint.open import Checkpoint, open_checkpoint, specs
+from merge.checkpoint.save import Writer, lay_out
 from merge.errors import MergeError
 from merge.recipe.recipe import share_label
 from merge.tools.adapters.factors import MergedAdapter, changes_of, merge_adapters, notes_on, shares_of
@@ -100,22 +99,14 @@ def _over_base(base: Checkpoint, adapters: Sequence[Adapter], output: Path, opti
         changed = [name for name in names if name in changes]
         if changed and len(names) > 1:
             raise MergeError(f"{changed[0]} is one tensor with {' and '.join(names)} in the base: untie it there first")
-    slots = {
-        name: Slot(e.dtype, e.shape, names[0])
-        for names in ties.values()
-        for name in names
-        for e in [base.entries[name]]
-    }
-    slots = {name: slots[name] for name in base.entries}
     new = {name: change.instead for name, change in changes.items() if name not in base and change.instead is not None}
-    slots |= {name: Slot(value.dtype, tuple(value.shape), name) for name, value in new.items()}
     metadata = dict(base.metadata)
     if set(metadata) <= {"format"}:  # some models rebuild themselves from their metadata: it is not added to
         shares = dict(zip([a.name for a in adapters], shares_of(adapters, options.weights), strict=True))
         metadata = {"format": "pt", **metadata, "unival_merge": json.dumps(_identity(adapters, shares))}
-    plan = plan_output(output, slots, like=base, metadata=metadata)
-    with replacing(output, plan.size, folder=plan.folder, overwrite=options.overwrite) as partial:
-        writer = Writer(plan, partial)
+    layout = lay_out(output, {**base.entries, **specs(new)}, like=base, metadata=metadata)
+    with replacing(output, layout.size, folder=layout.folder, overwrite=options.overwrite) as partial:
+        writer = Writer(layout, partial)
         try:
             for names in (*ties.values(), *([name] for name in new)):
                 change = changes.get(names[0])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import asdict, dataclass
@@ -10,11 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from merge.checkpoint.digest import digest
-from merge.checkpoint.formats.pickle_data import Opaque
-from merge.checkpoint.formats.t5x import T5XIndex
 from merge.checkpoint.formats.tensors import TensorEntry
-from merge.checkpoint.formats.torch_zip import TensorLeaf
-from merge.checkpoint.open import SECTIONS, WHOLE, Checkpoint, find_sections, open_checkpoint
+from merge.checkpoint.open import Checkpoint, find_checkpoint
 from merge.checkpoint.save import recipe_path
 from merge.errors import MergeError
 from merge.plan.units import COUNTER, SHOWN
@@ -104,13 +100,16 @@ def inspect_checkpoint(path: str | Path, section: str = "auto", *, check_digest:
     Raises MergeError for a file that cannot be opened and for a section that it does not have.
     """
     path = Path(path)
-    checkpoint, chosen = _open(path, section)
+    found = find_checkpoint(path)
+    names, default = list(found.content.sections), found.content.default
+    chosen = section != "auto" or bool(default) or len(names) == 1
+    checkpoint = found.choose(section if chosen else names[0])
     entries: Mapping[str, TensorEntry] = checkpoint.entries if chosen else {}
-    tree = None if checkpoint.tree is None else checkpoint.tree.tree
-    sections = {checkpoint.section: checkpoint.entries} if tree is None else find_sections(path, tree)
+    # Of a format with a default section the others are not looked at: their tensors may be absent.
+    sections = {checkpoint.section: checkpoint.entries} if default or len(names) == 1 else found.content.sections
     return Inspection(
         path=str(path),
-        layout=_layout(checkpoint),
+        layout=checkpoint.layout,
         files=_files(checkpoint),
         sections=tuple(_group(name, found) for name, found in sections.items()),
         section=checkpoint.section if chosen else None,
@@ -124,35 +123,13 @@ def inspect_checkpoint(path: str | Path, section: str = "auto", *, check_digest:
             if not (entry.dtype.is_floating_point or entry.dtype.is_complex)
         ),
         metadata={key: _short(value) for key, value in checkpoint.metadata.items()},
-        others=_others(tree, sections),
+        others=tuple(Stored(name, kind) for name, kind in found.content.others.items()),
         made=_made(path, checkpoint if chosen and check_digest else None),
     )
 
 
-def _open(path: Path, section: str) -> tuple[Checkpoint, bool]:
-    """The checkpoint, and whether its section was chosen or is the only one."""
-    try:
-        return open_checkpoint(path, section), True
-    except MergeError:
-        if section != "auto":
-            raise
-        for name in SECTIONS:
-            with contextlib.suppress(MergeError):
-                return open_checkpoint(path, name), False
-        raise
-
-
-def _layout(checkpoint: Checkpoint) -> str:
-    if checkpoint.nested is not None:
-        return "T5X folder" if isinstance(checkpoint.nested, T5XIndex) else "npz file"
-    kind = "safetensors" if checkpoint.files[0].suffix == ".safetensors" else "torch zip"
-    if len(checkpoint.files) > 1:
-        return f"{len(checkpoint.files)} {kind} shards under an index"
-    return f"{kind} file" + (" in a folder" if checkpoint.path.is_dir() else "")
-
-
 def _files(checkpoint: Checkpoint) -> tuple[Group, ...]:
-    if isinstance(checkpoint.nested, T5XIndex):  # a file a tensor: shown as one
+    if checkpoint.format.index:  # a file a tensor: shown as one
         inside = _group(checkpoint.path.name, checkpoint.entries)
         on_disk = sum(file.stat().st_size for file in checkpoint.path.rglob("*") if file.is_file())
         return (Group(inside.name, inside.tensors, inside.parameters, on_disk),)
@@ -186,31 +163,6 @@ def _ties(entries: Mapping[str, TensorEntry]) -> tuple[tuple[str, ...], ...]:
         if entry.tie is not None:
             groups.setdefault(entry.tie, []).append(name)
     return tuple(tuple(names) for names in groups.values() if len(names) > 1)
-
-
-def _others(tree: Any, sections: Mapping[str, object]) -> tuple[Stored, ...]:
-    """Top-level entries of a torch file that are neither a section nor a tensor of one."""
-    if tree is None:
-        return ()
-    flat = WHOLE in sections
-    return tuple(
-        Stored(str(name), _kind(value))
-        for name, value in tree.items()
-        if name not in sections and not (flat and isinstance(value, TensorLeaf))
-    )
-
-
-def _kind(value: Any) -> str:
-    """What an entry of a torch file is, in a few words."""
-    if isinstance(value, TensorLeaf):
-        return _kind_of_tensor(value.entry)
-    if isinstance(value, Opaque):
-        return str(value.factory)
-    if hasattr(value, "__len__") and not isinstance(value, str):
-        return f"{type(value).__name__} of {len(value)}"
-    if isinstance(value, int) and value.bit_length() > 1000:  # Python refuses to print the longest
-        return f"an integer of {value.bit_length()} bits"
-    return _short(repr(value))
 
 
 def _kind_of_tensor(entry: TensorEntry) -> str:

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import merge
-from merge.checkpoint.formats.npz import joined_crc
+from merge.checkpoint.formats.zips import joined_crc
 from tests.merge.made import assert_same
 
 TREE: dict[str, Any] = {

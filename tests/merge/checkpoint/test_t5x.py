@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import merge
-from merge.checkpoint.formats.zarr_array import read_zarray
+from merge.checkpoint.formats.zarr import read_zarray
 from tests.merge.made import assert_same
 from tests.merge.t5x_made import packed, read_index, spec, t5x_folder, weights, write_index, write_zarr
 

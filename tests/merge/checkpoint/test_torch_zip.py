@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from merge import Input, MergeError, Options, Recipe, load_checkpoint, open_checkpoint, run, save_checkpoint
-from merge.checkpoint.formats.torch_zip import NewLeaf, plan_zip
+from merge.checkpoint.formats.tensors import Spec
+from merge.checkpoint.formats.torch_zip.planner import plan as plan_zip
 from tests.merge.handmade import assert_tensor, assert_tensors, fairseq, mixed, random_tensor
 
 QUICK = Options(sync=False)
@@ -207,13 +208,14 @@ def test_saving_a_module(tmp_path: Path) -> None:
 def test_archives_beyond_four_gigabytes(tmp_path: Path) -> None:
     """Sizes and places that need zip64 fields, on a sparse file."""
     small = torch.tensor([1.5, -2.0, 3.25])
-    tree = {
-        "big": NewLeaf(torch.float32, (2**30 + 3,), "big"),
-        "after": NewLeaf(torch.float32, (3,), "after"),
-        "tail": NewLeaf(torch.int64, (), "tail"),
+    specs = {
+        "big": Spec(torch.float32, (2**30 + 3,)),
+        "after": Spec(torch.float32, (3,)),
+        "tail": Spec(torch.int64, ()),
     }
-    plan = plan_zip(tree, "huge")
     path = tmp_path / "huge.pt"
+    (plan,) = plan_zip(path, specs, None, None).files
+    assert plan.closing is not None
     with path.open("wb") as file:
         os.truncate(path, plan.size)
         for offset, chunk in [
@@ -239,8 +241,9 @@ def test_archives_beyond_four_gigabytes(tmp_path: Path) -> None:
 
 def test_more_records_than_a_zip_directory_counts(tmp_path: Path) -> None:
     """65,536 records and more need the zip64 directory; torch's own reader finds them all."""
-    plan = plan_zip({f"w{i}": NewLeaf(torch.uint8, (1,), f"w{i}") for i in range(65_540)}, "many")
     path = tmp_path / "many.pt"
+    (plan,) = plan_zip(path, {f"w{i}": Spec(torch.uint8, (1,)) for i in range(65_540)}, None, None).files
+    assert plan.closing is not None
     with path.open("wb") as file:
         for offset, chunk in [*plan.chunks, (plan.starts["w65539"], b"\x4d"), *plan.closing({})]:
             file.seek(offset)

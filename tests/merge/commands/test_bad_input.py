@@ -139,7 +139,7 @@ FILES = {
     "nojson.safetensors": "not a whole safetensors file of",
     "overlap.safetensors": "not a whole safetensors file of",
     "size.safetensors": "not a whole safetensors file of",
-    "zip.safetensors": "holds a torch zip file; give it the suffix .pt",
+    "zip.safetensors": "holds torch zip data; give it the suffix .pt",
     "weights.txt": "unknown suffix '.txt'; known are .safetensors, .pt, .pth, .bin, .ckpt",
     "plain.pt": "",
     "text.pt": "",

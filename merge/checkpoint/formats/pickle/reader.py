@@ -17,7 +17,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
-from merge.checkpoint.formats.pickle_data import ALLOWED, Global, Opaque, Persistent, PickleBroken, PickleRefused
+from merge.checkpoint.formats.pickle.values import ALLOWED, Global, Opaque, Persistent, PickleBroken, PickleRefused
 
 Reduce = Callable[[Any, Any], Any]
 _MARK = object()

@@ -88,17 +88,8 @@ def read_zarray(folder: Path) -> ZarrArray:
     wrong = check_shape(tuple(shape), DTYPES[code]) or check_shape(tuple(chunks), DTYPES[code])
     if wrong or math.prod(_grid(shape, chunks)) > _MOST_CHUNKS:
         raise MergeError(f"{path}: has {wrong or f'more than {_MOST_CHUNKS:,} chunks'}")
-    dtype = DTYPES[code]
-    return ZarrArray(
-        folder,
-        dtype,
-        tuple(shape),
-        tuple(chunks),
-        _compressor(path, compressor),
-        order,
-        separator,
-        _fill(path, fill, dtype),
-    )
+    kind, value = _compressor(path, compressor), _fill(path, fill, DTYPES[code])
+    return ZarrArray(folder, DTYPES[code], tuple(shape), tuple(chunks), kind, order, separator, value)
 
 
 def _are_sizes(value: Any, least: int) -> bool:

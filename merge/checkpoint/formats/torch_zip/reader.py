@@ -7,21 +7,24 @@ from __future__ import annotations
 
 import struct
 import zipfile
-import zlib
-from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from merge.checkpoint.formats.pickle_data import Global, Opaque, Persistent, PickleBroken, PickleRefused
-from merge.checkpoint.formats.pickle_reader import loads
-from merge.checkpoint.formats.pickle_writer import dumps
-from merge.checkpoint.formats.tensors import MappedFile, TensorEntry, check_shape, contiguous_stride, is_contiguous
+from merge.checkpoint.formats.format import DICTIONARY, WHOLE, Content
+from merge.checkpoint.formats.pickle.reader import loads
+from merge.checkpoint.formats.pickle.values import Global, Opaque, PickleBroken, PickleRefused
+from merge.checkpoint.formats.tensors import MappedFile, TensorEntry, check_shape, is_contiguous
 from merge.errors import MergeError
 
+# Where training files keep weights, and which of these are averaged copies of others.
+SECTIONS = ("model", "state_dict", "module", "model_ema", "state_dict_ema", "extra_state.ema")
+AVERAGED = ("model_ema", "state_dict_ema", "extra_state.ema", "extra_state.ema_fp32_params")
+SHOWN = 20
+TEXT = 60  # characters of another entry's value that are shown
 STORAGES = {
     "DoubleStorage": torch.float64,
     "FloatStorage": torch.float32,
@@ -37,9 +40,7 @@ STORAGES = {
     "ComplexDoubleStorage": torch.complex128,
     "UntypedStorage": torch.uint8,
 }
-STORAGE_NAMES = {dtype: name for name, dtype in STORAGES.items() if name != "UntypedStorage"}
 _EXPANDED_LIMIT = 2**32  # bytes: an expanded view (stride 0) may claim any size
-ALIGNMENT = 64  # torch aligns every record so that it can be mapped
 
 
 @dataclass(frozen=True)
@@ -63,21 +64,26 @@ class TensorLeaf:
 
 
 @dataclass(frozen=True)
-class TorchFile:
-    """A torch file's whole content: plain containers, inert stand-ins and tensor leaves."""
+class Archive:
+    """The name of the folder inside the zip file, and the whole content: plain containers, stand-ins, tensor leaves."""
 
+    name: str
     tree: Any
-    archive: str
-    file: MappedFile = field(repr=False)
 
 
-def read_tree(path: Path) -> TorchFile:
+def read(path: Path) -> Content:
     """Read the pickle of a torch zip file; no storage is touched and nothing in the file is run.
 
     Raises MergeError naming the file for broken files, old formats and refused globals.
     """
     file = MappedFile(path)
-    _refuse_other_formats(file)
+    start = file.read(0, min(file.size, 16))
+    if start.startswith(b"\x80"):
+        raise MergeError(
+            f"{path}: saved by torch before 1.6 (a bare pickle); load it there and save it again with torch.save"
+        )
+    if not start.startswith(b"PK"):
+        raise MergeError(f"{path}: not a torch zip file ({file.size} bytes, beginning with {start[:4]!r})")
     try:
         with zipfile.ZipFile(path) as archive:
             members = {info.filename: info for info in archive.infolist()}
@@ -92,9 +98,8 @@ def read_tree(path: Path) -> TorchFile:
         raise
     except Exception as error:  # zipfile raises a dozen kinds for broken bytes
         raise MergeError(f"{path}: not a whole torch zip file of {file.size} bytes: {error}") from error
-    records = _Records(file, prefix, members)
     try:
-        tree = loads(data, records.reduce)
+        tree = loads(data, _Records(file, prefix, members).reduce)
     except PickleRefused as error:
         raise MergeError(
             f"{path}: its pickle names {error}, which is not on the list of inert things, so nothing was loaded; "
@@ -102,20 +107,62 @@ def read_tree(path: Path) -> TorchFile:
         ) from error
     except (PickleBroken, MemoryError) as error:
         raise MergeError(f"{path}: its pickle is broken: {error}") from error
-    return TorchFile(tree, prefix.rstrip("/"), file)
+    sections = _sections(path, tree)
+    kept = Archive(prefix.rstrip("/"), tree)
+    others = _others(tree, sections)
+    return Content(path, sections, dictionary=tree.get(DICTIONARY), others=others, kept=kept)
 
 
-def _refuse_other_formats(file: MappedFile) -> None:
-    start = file.read(0, min(file.size, 16))
-    if start.startswith(b"PK"):
-        return
-    if len(start) > 8 and start[8:9] == b"{":
-        raise MergeError(f"{file.path}: holds safetensors data; give it the suffix .safetensors")
-    if start.startswith(b"\x80"):
-        raise MergeError(
-            f"{file.path}: saved by torch before 1.6 (a bare pickle); load it there and save it again with torch.save"
-        )
-    raise MergeError(f"{file.path}: not a torch zip file ({file.size} bytes, beginning with {start[:4]!r})")
+def _sections(path: Path, tree: Any) -> dict[str, dict[str, TensorEntry]]:
+    """Every part of the tree that holds weights, by name; a flat file is the section "."."""
+    if not isinstance(tree, dict):
+        raise MergeError(f"{path}: holds a {type(tree).__name__}, not a dictionary of tensors")
+    found: dict[str, dict[str, TensorEntry]] = {}
+    for name in (*SECTIONS, WHOLE):
+        part = lookup(tree, name)
+        if isinstance(part, dict) and not (found and name == WHOLE):
+            leaves = {key: value.entry for key, value in part.items() if isinstance(value, TensorLeaf)}
+            odd = [type(key).__name__ for key in leaves if type(key) is not str]
+            if odd:
+                raise MergeError(
+                    f"{path}: {len(odd)} tensors of section {name!r} have no text for a name, but {odd[0]}"
+                )
+            if leaves:
+                found[name] = leaves
+    if not found:
+        entries = [name[:80] for name in tree if isinstance(name, str)][:SHOWN]
+        raise MergeError(f"{path}: no weights found; its entries are {', '.join(entries)}")
+    return found
+
+
+def lookup(tree: Any, section: str) -> Any:
+    """The part of a tree under a dotted section name, None where there is none."""
+    for key in section.split(".") if section != WHOLE else ():
+        tree = tree.get(key) if isinstance(tree, dict) else None
+    return tree
+
+
+def _others(tree: dict[Any, Any], sections: Mapping[str, object]) -> dict[str, str]:
+    """Top-level entries that are neither a section nor a tensor of one, each in a few words."""
+    flat = WHOLE in sections
+    return {
+        str(name): _in_words(value)
+        for name, value in tree.items()
+        if name not in sections and not (flat and isinstance(value, TensorLeaf))
+    }
+
+
+def _in_words(value: Any) -> str:
+    if isinstance(value, TensorLeaf):
+        return f"{str(value.entry.dtype).removeprefix('torch.')} {list(value.entry.shape)}"
+    if isinstance(value, Opaque):
+        return str(value.factory)
+    if hasattr(value, "__len__") and not isinstance(value, str):
+        return f"{type(value).__name__} of {len(value)}"
+    if isinstance(value, int) and value.bit_length() > 1000:  # Python refuses to print the longest
+        return f"an integer of {value.bit_length()} bits"
+    text = repr(value)
+    return text if len(text) <= TEXT else f"{text[:TEXT]}... ({len(text):,} characters)"
 
 
 class _Records:
@@ -225,158 +272,3 @@ def _dtype(value: Any) -> torch.dtype:
     if not isinstance(dtype, torch.dtype):
         raise PickleRefused(f"{value} as a dtype")
     return dtype
-
-
-# -- writing ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class NewLeaf:
-    """A tensor to be written: `storage` names tensors that share their bytes."""
-
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    storage: str
-    like: TensorLeaf | None = None
-
-    @property
-    def nbytes(self) -> int:
-        return torch.Size(self.shape).numel() * self.dtype.itemsize
-
-
-@dataclass
-class ZipPlan:
-    """A torch file before its storages are written: fixed bytes, and where each storage goes."""
-
-    chunks: list[tuple[int, bytes]]
-    starts: dict[str, int]
-    sizes: dict[str, int]
-    size: int
-    closing: Callable[[Mapping[str, int]], list[tuple[int, bytes]]]
-    """Given every storage's CRC-32: the local headers to patch and the central directory."""
-
-
-def plan_zip(tree: Any, archive: str) -> ZipPlan:
-    """Lay out a torch file for a tree of plain containers, stand-ins and `NewLeaf`s.
-
-    Storages are numbered in the order in which the tree meets them, as torch.save does. Raises MergeError for a
-    value that has no place in such a file.
-    """
-    order: dict[str, tuple[str, int]] = {}
-
-    def reduce(value: Any) -> Any:
-        return _leaf_call(value, order) if isinstance(value, NewLeaf) else value
-
-    try:
-        pickled = dumps(tree, reduce)
-    except (TypeError, RecursionError) as error:
-        raise MergeError(f"the output cannot be written as a torch file: {error}") from error
-    records: list[tuple[str, bytes | int, str]] = [("data.pkl", pickled, ""), (".format_version", b"1", "")]
-    records += [(".storage_alignment", str(ALIGNMENT).encode(), ""), ("byteorder", b"little", "")]
-    records += [(f"data/{key}", size, storage) for storage, (key, size) in order.items()]
-    records += [("version", b"3\n", "")]
-    return lay_out([(f"{archive}/{name}", content, storage) for name, content, storage in records])
-
-
-def _leaf_call(leaf: NewLeaf, order: dict[str, tuple[str, int]]) -> Opaque:
-    key, _ = order.setdefault(leaf.storage, (str(len(order)), leaf.nbytes))
-    shape, stride = leaf.shape, contiguous_stride(leaf.shape)
-    typed = leaf.dtype in STORAGE_NAMES
-    kind = Global("torch", STORAGE_NAMES[leaf.dtype]) if typed else Global("torch.storage", "UntypedStorage")
-    numel = leaf.nbytes // leaf.dtype.itemsize if typed else leaf.nbytes
-    storage = Persistent(("storage", kind, key, "cpu", numel))
-    grad = leaf.like is not None and leaf.like.requires_grad
-    hooks: OrderedDict[Any, Any] = OrderedDict()
-    is_parameter = leaf.like is not None and leaf.like.parameter
-    args = (storage, 0, shape, stride, grad and not is_parameter, hooks)
-    if typed:
-        tensor = Opaque(Global("torch._utils", "_rebuild_tensor_v2"), args)
-    else:
-        dtype = Global("torch", str(leaf.dtype).removeprefix("torch."))
-        tensor = Opaque(Global("torch._utils", "_rebuild_tensor_v3"), (*args, dtype))
-    if leaf.like is not None and is_parameter:
-        if leaf.like.state is not None:
-            factory = Global("torch._utils", "_rebuild_parameter_with_state")
-            return Opaque(factory, (tensor, grad, OrderedDict(), leaf.like.state))
-        return Opaque(Global("torch._utils", "_rebuild_parameter"), (tensor, grad, OrderedDict()))
-    return tensor
-
-
-def lay_out(records: Sequence[tuple[str, bytes | int, str]]) -> ZipPlan:
-    """A zip file of stored records: a name, and the bytes or how many come later, under a storage's name."""
-    chunks: list[tuple[int, bytes]] = []
-    starts: dict[str, int] = {}
-    sizes: dict[str, int] = {}
-    placed: list[tuple[str, int, int, int, str]] = []
-    position = 0
-    for name, content, storage in records:
-        size = content if isinstance(content, int) else len(content)
-        header = _local_header(name, position, size, 0 if isinstance(content, int) else zlib.crc32(content))
-        start = position + len(header)
-        placed.append((name, position, size, 0 if isinstance(content, int) else zlib.crc32(content), storage))
-        chunks.append((position, header))
-        if isinstance(content, int):
-            starts[storage], sizes[storage] = start, size
-        else:
-            chunks.append((start, content))
-        position = start + size
-
-    def closing(crcs: Mapping[str, int]) -> list[tuple[int, bytes]]:
-        patches = [(at + 14, struct.pack("<I", crcs.get(storage, 0))) for _, at, _, _, storage in placed if storage]
-        entries = [
-            (name, at, size, crcs.get(storage, 0) if storage else crc) for name, at, size, crc, storage in placed
-        ]
-        return [*patches, (position, _central_directory(entries, position))]
-
-    blank = _central_directory([(name, at, size, crc) for name, at, size, crc, _ in placed], position)
-    return ZipPlan(chunks, starts, sizes, position + len(blank), closing)
-
-
-_ZIP64 = 0xFFFFFFFF
-
-
-def _local_header(name: str, position: int, size: int, crc: int) -> bytes:
-    """A stored record's header, padded by an extra field so that its data begins at a multiple of ALIGNMENT."""
-    encoded = name.encode()
-    large = size >= _ZIP64
-    extra = struct.pack("<HHQQ", 1, 16, size, size) if large else b""
-    length = 30 + len(encoded) + len(extra) + 4
-    padding = -(position + length) % ALIGNMENT
-    extra += b"FB" + struct.pack("<H", padding) + b"Z" * padding
-    shown = _ZIP64 if large else size
-    fixed = struct.pack(
-        "<4sHHHHHIIIHH",
-        b"PK\x03\x04",
-        45 if large else 20,
-        0x800,
-        0,
-        0,
-        0x21,
-        crc,
-        shown,
-        shown,
-        len(encoded),
-        len(extra),
-    )
-    return fixed + encoded + extra
-
-
-def _central_directory(entries: list[tuple[str, int, int, int]], start: int) -> bytes:
-    out = bytearray()
-    for name, at, size, crc in entries:
-        encoded = name.encode()
-        large, far = size >= _ZIP64, at >= _ZIP64
-        extra = b""
-        if large or far:
-            values = ([size, size] if large else []) + ([at] if far else [])
-            extra = struct.pack("<HH", 1, 8 * len(values)) + struct.pack(f"<{len(values)}Q", *values)
-        shown, where = _ZIP64 if large else size, _ZIP64 if far else at
-        version = 45 if extra else 20
-        out += struct.pack("<4sHHHHHHIII", b"PK\x01\x02", version, version, 0x800, 0, 0, 0x21, crc, shown, shown)
-        out += struct.pack("<HHHHHII", len(encoded), len(extra), 0, 0, 0, 0, where) + encoded + extra
-    count, size = len(entries), len(out)
-    if start >= _ZIP64 or count >= 0xFFFF:
-        out += struct.pack("<4sQHHIIQQQQ", b"PK\x06\x06", 44, 45, 45, 0, 0, count, count, size, start)
-        out += struct.pack("<4sIQI", b"PK\x06\x07", 0, start + size, 1)
-    shown = min(count, 0xFFFF)
-    return bytes(out + struct.pack("<4sHHHHIIH", b"PK\x05\x06", 0, 0, shown, shown, size, min(start, _ZIP64), 0))

@@ -1,4 +1,4 @@
-"""Values of `pickle_data` and plain containers as a pickle that other programs read."""
+"""Values of `pickle.values` and plain containers as a pickle that other programs read."""
 
 # What a pickle holds has no type until it is looked at.
 # pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false, reportUnknownMemberType=false
@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
-from merge.checkpoint.formats.pickle_data import Blob, Global, Opaque, Persistent
+from merge.checkpoint.formats.pickle.values import Blob, Global, Opaque, Persistent
 
 
 class _Writer:

@@ -1,0 +1,149 @@
+"""What a format of checkpoints is, what its reader finds in a file, and what its planner lays out."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from merge.checkpoint.formats.tensors import Spec, TensorEntry
+from merge.errors import MergeError
+
+SIGNATURE = 512  # bytes at a file's beginning that tell its format
+WHOLE = "."  # the section that is the file itself
+DICTIONARY = "global_dict_indices"  # an entry that gives every token's row of the embeddings
+
+Specs = Mapping[str, Spec | TensorEntry]
+
+
+def dictionary_in(metadata: Mapping[str, str] | None) -> Any:
+    """Give every token's row of the embeddings as the metadata notes it, None where it does not."""
+    with contextlib.suppress(ValueError, RecursionError):
+        return json.loads((metadata or {}).get(DICTIONARY, "null"))
+    return None
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a file (or a folder that is one checkpoint) holds.
+
+    Attributes:
+        path: the file or folder.
+        sections: by name (`"."` for the file itself) where every tensor lies, in the order of the file. A section may
+            be read only when it is looked up: the arrays of one that nobody wants may be absent.
+        metadata: the file's own text; None where it has none.
+        default: the section that "auto" takes where there are several; empty: one must be chosen.
+        section: the section that was chosen.
+        dictionary: every token's row of the embeddings, where the file notes it elsewhere than in its metadata.
+        others: what lies beside the tensors, by name, each in a few words.
+        kept: whatever else the format's own planner needs to write such a file again.
+    """
+
+    path: Path
+    sections: Mapping[str, Mapping[str, TensorEntry]]
+    metadata: Mapping[str, str] | None = None
+    default: str = ""
+    section: str = ""
+    dictionary: Any = None
+    others: Mapping[str, str] = field(default_factory=dict[str, str])
+    kept: Any = None
+
+
+@dataclass(frozen=True)
+class OutputFile:
+    """One file to be written: its size, its fixed bytes by offset, where the bytes of each named tensor begin.
+
+    `passed` are tensors of the input's other content and where they go: they are copied, block by block.
+    `closing`, where a format wants it, takes the CRC-32 of what was written, by name, and gives the last bytes.
+    """
+
+    name: str
+    size: int
+    chunks: Sequence[tuple[int, bytes]]
+    starts: Mapping[str, int] = field(default_factory=dict[str, int])
+    passed: Mapping[Hashable, tuple[TensorEntry, int]] = field(default_factory=dict[Hashable, tuple[TensorEntry, int]])
+    closing: Callable[[Mapping[Hashable, int]], list[tuple[int, bytes]]] | None = None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """An output, byte by byte, before its tensors are known.
+
+    Attributes:
+        files: one file named "", or those of a folder by their relative names.
+        folder: whether the output is a folder.
+        notes: what was left out, for the user.
+        copied: files taken over as they are, by their relative names.
+    """
+
+    files: Sequence[OutputFile]
+    folder: bool = False
+    notes: tuple[str, ...] = ()
+    copied: Mapping[str, Path] = field(default_factory=dict[str, Path])
+
+    @property
+    def size(self) -> int:
+        return sum(file.size for file in self.files) + sum(path.stat().st_size for path in self.copied.values())
+
+
+Reader = Callable[[Path], Content]
+Planner = Callable[[Path, Specs, Content | None, Mapping[str, str] | None], Layout]
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format of checkpoints.
+
+    Attributes:
+        label: its name in what is printed.
+        suffixes: of its files, the usual one first; the name of an output chooses its format by them.
+        signature: a regular expression that the first bytes (at most `SIGNATURE`) of such a file match.
+        reader: `reader(path) -> Content`. Headers are read and checked; raises MergeError naming the file.
+        doc: for docs/formats.md: what names the tensors have, what is lost.
+        planner: `planner(path, specs, like, metadata) -> Layout`, for tensors in this order, names with one `tie` being
+            one tensor. `like` is what was read of the same format, to be kept but for its section's tensors; `metadata`
+            is text. None: the format is only read.
+        folder_planner: `folder_planner(specs, metadata, shard_size) -> Layout` for shards under an index, where the
+            format is written so.
+        index: for a format that is a folder: the file in it that has the signature.
+        keeps_ties: tied tensors are written once.
+        extra: the extra of this package that the reader or the planner needs.
+    """
+
+    label: str
+    suffixes: tuple[str, ...]
+    signature: bytes
+    reader: Reader
+    doc: str
+    planner: Planner | None = None
+    folder_planner: Callable[[Specs, Mapping[str, str] | None, int], Layout] | None = None
+    index: str = ""
+    keeps_ties: bool = False
+    extra: str = ""
+
+    def matches(self, start: bytes) -> bool:
+        """Whether a file that begins so (its first `SIGNATURE` bytes) is of this format, as far as that tells."""
+        return re.match(self.signature, start, re.DOTALL) is not None
+
+    def read(self, path: Path) -> Content:
+        """Call the reader. Raises MergeError, also where the extra is not installed."""
+        try:
+            return self.reader(path)
+        except ImportError as error:
+            raise self._lacking(path, error) from error
+
+    def plan(self, path: Path, specs: Specs, like: Content | None, metadata: Mapping[str, str] | None) -> Layout:
+        """Call the planner. Raises MergeError, also where the extra is not installed."""
+        assert self.planner is not None, self.label
+        try:
+            return self.planner(path, specs, like, metadata)
+        except ImportError as error:
+            raise self._lacking(path, error) from error
+
+    def _lacking(self, path: Path, error: ImportError) -> MergeError:
+        extra = f": pip install 'unival-merge[{self.extra}]'" if self.extra else ""
+        return MergeError(f"{path}: {self.label} checkpoints need {error.name}{extra}")

@@ -1,0 +1,173 @@
+"""Lay out the zip files that torch.save writes, anew or after one that was read."""
+
+# What a file holds has no type until it is looked at.
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false, reportUnknownMemberType=false
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from merge.checkpoint.formats.format import DICTIONARY, Content, Layout, OutputFile, Specs, dictionary_in
+from merge.checkpoint.formats.pickle.values import Global, Opaque, Persistent
+from merge.checkpoint.formats.pickle.writer import dumps
+from merge.checkpoint.formats.tensors import Spec, TensorEntry, contiguous_stride
+from merge.checkpoint.formats.torch_zip.reader import AVERAGED, SECTIONS, STORAGES, TensorLeaf, lookup
+from merge.checkpoint.formats.zips import ALIGNMENT, lay_out
+from merge.errors import MergeError
+
+STORAGE_NAMES = {dtype: name for name, dtype in STORAGES.items() if name != "UntypedStorage"}
+
+
+@dataclass(frozen=True)
+class NewLeaf:
+    """A tensor to be written. Leaves with one `storage` share their bytes; `like` is the old one in its place."""
+
+    spec: Spec | TensorEntry
+    storage: Hashable
+    like: TensorLeaf | None = None
+
+
+def plan(path: Path, specs: Specs, like: Content | None, metadata: Mapping[str, str] | None) -> Layout:
+    """Lay out a torch file: after one that was read, its other content is kept and its dictionary is the metadata's.
+
+    Storages are numbered in the order in which the tree meets them, as torch.save does. Raises MergeError for a value
+    that has no place in such a file, and where weights that stay would keep the rows of another dictionary.
+    """
+    storages = {name: name if spec.tie is None else spec.tie for name, spec in specs.items()}
+    new = {name: NewLeaf(spec, storages[name]) for name, spec in specs.items()}
+    tree, archive, notes = new, path.stem, ()
+    others: dict[Hashable, TensorEntry] = {}
+    if like is not None:
+        archive = like.kept.name
+        tree, notes = _replaced(_with_dictionary(like, metadata or {}), like.section, new, others)
+    order: dict[Hashable, tuple[str, int]] = {}
+    try:
+        pickled = dumps(tree, lambda value: _leaf_call(value, order) if isinstance(value, NewLeaf) else value)
+    except (TypeError, RecursionError) as error:
+        raise MergeError(f"the output cannot be written as a torch file: {error}") from error
+    members: dict[str, bytes | int] = {"data.pkl": pickled, ".format_version": b"1"}
+    members |= {".storage_alignment": str(ALIGNMENT).encode(), "byteorder": b"little"}
+    members |= {f"data/{key}": size for key, size in order.values()}
+    members |= {"version": b"3\n"}
+    zipped = lay_out({f"{archive}/{name}": content for name, content in members.items()})
+    place = {storage: f"{archive}/data/{key}" for storage, (key, _) in order.items()}
+    starts = {name: zipped.starts[place[storage]] for name, storage in storages.items()}
+    passed = {storage: (entry, zipped.starts[place[storage]]) for storage, entry in others.items()}
+
+    def closing(crcs: Mapping[Hashable, int]) -> list[tuple[int, bytes]]:
+        written: Mapping[Hashable, Hashable] = {**storages}
+        by_storage = {written.get(key, key): crc for key, crc in crcs.items()}
+        return zipped.closing({place[storage]: crc for storage, crc in by_storage.items()})
+
+    return Layout([OutputFile("", zipped.size, zipped.chunks, starts, passed, closing)], notes=notes)
+
+
+def _with_dictionary(like: Content, metadata: Mapping[str, str]) -> Any:
+    """The tree that was read, with the dictionary that the metadata gives to the output."""
+    tokens = dictionary_in(metadata) or like.dictionary
+    if tokens == like.dictionary:
+        return like.kept.tree
+    others = [name for name in like.sections if name not in (like.section, *AVERAGED)]
+    if others:
+        raise MergeError(
+            f"{like.path}: the dictionaries differ and {', '.join(others)} would keep the old rows: merge that one"
+        )
+    tree = copy.copy(like.kept.tree)
+    tree[DICTIONARY] = tokens
+    return tree
+
+
+def _replaced(
+    tree: Any, section: str, new: Mapping[str, NewLeaf], others: dict[Hashable, TensorEntry]
+) -> tuple[Any, tuple[str, ...]]:
+    """The tree with the section's weights replaced and stale averaged copies left out; other tensors go to `others`."""
+    part = lookup(tree, section)
+    stale = {name: _place(tree, name) for name in AVERAGED if name != section and _is_copy(lookup(tree, name), part)}
+    left_out = set(stale.values())
+    notes = [f"left out {name}: a copy of weights that were not merged" for name in stale]
+    done: dict[int, Any] = {}
+
+    def copied(value: Any) -> Any:
+        if isinstance(value, TensorLeaf):
+            storage = ("other", value.entry.tie)
+            others[storage] = value.entry
+            return NewLeaf(value.entry, storage, value)
+        if isinstance(value, Persistent):
+            raise MergeError("the first input holds a storage outside of a tensor; save it again without")
+        if type(value) is tuple:
+            if id(value) not in done:
+                done[id(value)] = tuple(copied(item) for item in value)
+            return done[id(value)]
+        if not isinstance(value, (dict, list, Opaque)):
+            return value
+        if id(value) not in done:
+            done[id(value)] = Opaque(value.factory, (), value.new) if isinstance(value, Opaque) else type(value)()
+            fill(value, done[id(value)])
+        return done[id(value)]
+
+    def fill(old: Any, into: Any) -> None:
+        if isinstance(old, list):
+            into.extend(copied(item) for item in old)
+        elif isinstance(old, Opaque):
+            into.args, into.state, into.has_state = copied(old.args), copied(old.state), old.has_state
+            into.appended, into.items = copied(old.appended), copied(old.items)
+        elif old is part:
+            for name, item in old.items():  # in the old order; what is no tensor stays, names not in `new` go
+                if not isinstance(item, TensorLeaf):
+                    into[name] = copied(item)
+                elif name in new:
+                    into[name] = replace(new[name], like=item)
+            into.update((name, leaf) for name, leaf in new.items() if name not in into)
+        else:
+            into.update((key, copied(item)) for key, item in old.items() if (id(old), key) not in left_out)
+        if isinstance(old, OrderedDict):
+            vars(into).update(copied(vars(old)))
+
+    try:
+        result = copied(tree)
+    except RecursionError as error:
+        raise MergeError("the first input nests its other entries too deeply to be written again") from error
+    if section in AVERAGED:
+        kept = [name for name in SECTIONS if name not in AVERAGED and lookup(tree, name) is not None]
+        notes += [f"{name} still holds the first input's weights: only {section} was merged" for name in kept]
+    return result, tuple(notes)
+
+
+def _place(tree: Any, section: str) -> tuple[int, str]:
+    """Where a section hangs: the identity of the dictionary that holds it, and its key."""
+    parent, _, key = section.rpartition(".")
+    return id(lookup(tree, parent) if parent else tree), key
+
+
+def _is_copy(value: Any, part: Any) -> bool:
+    """Whether a value holds weights other than those that are replaced."""
+    return isinstance(value, dict) and value is not part and any(isinstance(v, TensorLeaf) for v in value.values())
+
+
+def _leaf_call(leaf: NewLeaf, order: dict[Hashable, tuple[str, int]]) -> Opaque:
+    """The call by which torch makes this tensor, its storage numbered in `order`."""
+    dtype, shape, nbytes = leaf.spec.dtype, leaf.spec.shape, leaf.spec.nbytes
+    key, _ = order.setdefault(leaf.storage, (str(len(order)), nbytes))
+    typed = dtype in STORAGE_NAMES
+    kind = Global("torch", STORAGE_NAMES[dtype]) if typed else Global("torch.storage", "UntypedStorage")
+    storage = Persistent(("storage", kind, key, "cpu", nbytes // dtype.itemsize if typed else nbytes))
+    grad = leaf.like is not None and leaf.like.requires_grad
+    is_parameter = leaf.like is not None and leaf.like.parameter
+    hooks: OrderedDict[Any, Any] = OrderedDict()
+    args = (storage, 0, shape, contiguous_stride(shape), grad and not is_parameter, hooks)
+    if typed:
+        tensor = Opaque(Global("torch._utils", "_rebuild_tensor_v2"), args)
+    else:
+        kind = Global("torch", str(dtype).removeprefix("torch."))
+        tensor = Opaque(Global("torch._utils", "_rebuild_tensor_v3"), (*args, kind))
+    if leaf.like is None or not is_parameter:
+        return tensor
+    if leaf.like.state is not None:
+        factory = Global("torch._utils", "_rebuild_parameter_with_state")
+        return Opaque(factory, (tensor, grad, OrderedDict(), leaf.like.state))
+    return Opaque(Global("torch._utils", "_rebuild_parameter"), (tensor, grad, OrderedDict()))
