@@ -18,8 +18,19 @@ WINGS: dict[str, tuple[str, ...]] = {
     "merge": ("commands", "tools", "engine", "recipe", "plan", "methods", "checkpoint", "errors", "_version"),
     "unival_core": (
         *("commands", "training", "permutations", "evaluation", "ensemble", "generation", "tasks", "data", "metrics"),
-        *("checkpoint", "model", "encoders", "media", "attention", "decoding", "text", "vocabulary", "inputs"),
-        *("config", "errors"),
+        *(
+            "checkpoint",
+            "model",
+            "encoders",
+            "media",
+            "attention",
+            "decoder_cache",
+            "decoding",
+            "text",
+            "vocabulary",
+            "inputs",
+        ),
+        *("vocabulary", "inputs", "config", "errors"),
     ),
     "experiments": ("commands", "unival", "search", "pages", "statistics", "grid", "study", "errors"),
 }

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unival_core.cache import LayerMemory, Readers
 from unival_core.config import UnivalConfig
+from unival_core.decoder_cache import LayerMemory, Readers
 
 CODE_TAIL, CODE_TAIL_ID = 769, 1024  # positions behind the last code, and the cell they all name
 MASKED = torch.finfo(torch.float32).min / 4  # a finite minus infinity: a row with nothing to look at stays finite

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from unival_core.cache import DecoderCache, Encoded
+from unival_core.decoder_cache import DecoderCache, Encoded
 from unival_core.errors import UnivalError
 from unival_core.inputs import Inputs
 from unival_core.model import UnivalModel

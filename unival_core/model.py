@@ -28,8 +28,8 @@ from unival_core.attention import (
     token_buckets,
     token_tables,
 )
-from unival_core.cache import DecoderCache, Encoded, LayerMemory
 from unival_core.config import PAD, Regularization, UnivalConfig
+from unival_core.decoder_cache import DecoderCache, Encoded, LayerMemory
 from unival_core.encoders.audio import Cnn14
 from unival_core.encoders.image import ResNet
 from unival_core.encoders.video import VideoResNet

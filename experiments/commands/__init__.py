@@ -7,7 +7,7 @@ import unival_core.commands
 from experiments.errors import StudyError
 from merge import MergeError
 from merge.commands import Command, application, run
-from unival_core.errors import UnivalError
+from unival_core import UnivalError
 
 COMMANDS = {
     "study list": Command("experiments.commands.study:list_studies", "Study", "List the studies."),

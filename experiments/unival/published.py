@@ -21,15 +21,9 @@ from typing import ClassVar
 from experiments.errors import StudyError
 from experiments.study.study import PRETRAINED, Cell, Expert
 from merge import Input, MergeError, open_checkpoint
-from unival_core.config import UnivalConfig
-from unival_core.data.answers import load_answers
-from unival_core.data.dataset import TaskDataset
-from unival_core.data.media_cache import MediaCache
-from unival_core.data.table import TsvTable
-from unival_core.decoding import GenerationOptions
+from unival_core import PUBLISHED_FILES, TASKS, GenerationOptions, Tokenizer, UnivalConfig, load_tokenizer
+from unival_core.data import MediaCache, TaskDataset, TsvTable, load_answers
 from unival_core.metrics import COCO_AREAS
-from unival_core.tasks import TASKS
-from unival_core.vocabulary import PUBLISHED_FILES, Tokenizer, load_tokenizer
 
 _UNIVAL = "https://github.com/mshukor/UnIVAL/blob/main"
 CHECKPOINTS_PAGE = f"{_UNIVAL}/checkpoints.md"

@@ -37,12 +37,8 @@ from experiments.study.study import Cell, Expert, Point
 from experiments.unival.studies import MixtureStudy, study_named
 from experiments.unival.subject import UnivalSubject
 from merge import digest, open_checkpoint
-from unival_core.data.batch import Example, collate
-from unival_core.data.dataset import TaskDataset
-from unival_core.decoding import GenerationOptions
-from unival_core.ensemble import Ensemble
-from unival_core.evaluation import Prediction, predict
-from unival_core.model import UnivalModel
+from unival_core import Ensemble, GenerationOptions, Prediction, UnivalModel, predict
+from unival_core.data import Example, TaskDataset, collate
 
 COUNT = 8  # examples a row
 FIELDS = ("key", "shares", "experts", "method", "batchnorm", "seed", "task", "split")  # of the row

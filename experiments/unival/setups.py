@@ -23,12 +23,8 @@ from experiments.unival.published import BaseSetup
 from experiments.unival.world.sizes import SIZES
 from experiments.unival.world.tables import read_world
 from merge import Input
-from unival_core.config import UnivalConfig
-from unival_core.data.dataset import TaskDataset
-from unival_core.data.media_cache import MediaCache
-from unival_core.decoding import GenerationOptions
-from unival_core.tasks import TASKS
-from unival_core.vocabulary import Tokenizer, load_tokenizer
+from unival_core import TASKS, GenerationOptions, Tokenizer, UnivalConfig, load_tokenizer
+from unival_core.data import MediaCache, TaskDataset
 
 
 class Setup(Protocol):

@@ -15,17 +15,9 @@ from experiments.grid.subject import Score
 from experiments.study.study import Cell, Expert
 from experiments.unival.setups import Setup
 from merge import Checkpoint, Input, recalibrate_batchnorm
-from unival_core.checkpoint import COMPUTED, CONFIG_KEY, infer_config
-from unival_core.config import UnivalConfig
-from unival_core.data.batch import Batch, collate
-from unival_core.data.dataset import TaskDataset
-from unival_core.data.media_cache import MediaCache
-from unival_core.ensemble import Ensemble
-from unival_core.evaluation import evaluate
-from unival_core.inputs import MEDIA
-from unival_core.metrics import METRICS, SIZES, box_accuracy, score_interval
-from unival_core.model import UnivalModel
-from unival_core.tasks import TASKS
+from unival_core import COMPUTED, MEDIA, METRICS, TASKS, Ensemble, UnivalConfig, UnivalModel, config_of, evaluate
+from unival_core.data import Batch, MediaCache, TaskDataset, collate
+from unival_core.metrics import SIZES, box_accuracy, score_interval
 
 RECALIBRATION = 512  # training inputs that BatchNorm statistics are measured on
 BATCH = 64
@@ -81,9 +73,7 @@ class UnivalSubject:
 
         Every task looks at images, also one without any.
         """
-        stored = checkpoint.metadata.get(CONFIG_KEY)
-        config = UnivalConfig.from_json(stored) if stored is not None else infer_config(checkpoint)
-        return replace(config, **{name: None for name in OPTIONAL_MEDIA if name != TASKS[task].medium})
+        return replace(config_of(checkpoint), **{name: None for name in OPTIONAL_MEDIA if name != TASKS[task].medium})
 
     def build(self, layout: Hashable) -> UnivalModel:
         """A model of a config; drawing its first weights leaves the random state alone."""

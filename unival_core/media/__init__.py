@@ -4,6 +4,8 @@ from pathlib import Path
 
 from unival_core.errors import UnivalError
 
+__all__ = ["read_source"]
+
 
 def read_source(source: bytes | str | Path) -> tuple[bytes, str]:
     """The bytes of a file, given as such or by its path, and what to call it in an error."""

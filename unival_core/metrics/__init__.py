@@ -21,11 +21,9 @@ from unival_core.metrics.captions import (
     save_frequencies,
 )
 from unival_core.metrics.intervals import (
-    LEVEL,
     Interval,
     bootstrap_interval,
     is_binary,
-    resampled_means,
     score_interval,
     wilson_interval,
 )
@@ -52,8 +50,8 @@ METRICS: dict[str, Metric] = {
 }
 
 __all__ = [
-    "COCO_AREAS", "LEVEL", "METRICS", "SIZES", "TOKENIZERS", "DocumentFrequencies", "Interval", "Metric", "Scores",
+    "COCO_AREAS", "METRICS", "SIZES", "TOKENIZERS", "DocumentFrequencies", "Interval", "Metric", "Scores",
     "bleu", "bootstrap_interval", "box_accuracy", "box_iou", "cider_d", "code_accuracy", "document_frequencies",
-    "exact_match", "is_binary", "load_frequencies", "meteor", "resampled_means", "rouge_l", "save_frequencies",
+    "exact_match", "is_binary", "load_frequencies", "meteor", "rouge_l", "save_frequencies",
     "score_interval", "vqa_accuracy", "wilson_interval",
 ]  # fmt: skip

@@ -1,1 +1,12 @@
-"""Parts of training: options, optimiser, averaged weights, losses, rewards, processes, saved state, command line."""
+"""Training: recipes, options, optimiser, averages, losses, processes, saved state; `unival_core.train` runs it."""
+
+from unival_core.training.optim import learning_rate, make_optimizer, set_rate
+from unival_core.training.options import TrainOptions
+from unival_core.training.prepare import choose
+from unival_core.training.recipes import BACKBONE, DEFAULTS, JOINT, REWARD, REWARDS, STAGES, Stage, options_for
+from unival_core.training.state import RunFolder
+
+__all__ = [
+    "BACKBONE", "DEFAULTS", "JOINT", "REWARD", "REWARDS", "STAGES", "RunFolder", "Stage", "TrainOptions", "choose",
+    "learning_rate", "make_optimizer", "options_for", "set_rate",
+]  # fmt: skip

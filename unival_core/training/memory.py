@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from unival_core.attention import DecoderLayer, EncoderLayer
-from unival_core.cache import LayerMemory, Readers
+from unival_core.decoder_cache import LayerMemory, Readers
 from unival_core.encoders.audio import ConvBlock
 from unival_core.encoders.image import Bottleneck
 from unival_core.model import UnivalModel

@@ -13,13 +13,9 @@ from tqdm import tqdm
 
 from experiments.unival.world.concepts import CARD, CELLS, COLOURS, DIGITS
 from experiments.unival.world.tables import read_rows
-from unival_core.attention import Attention
-from unival_core.config import UnivalConfig
-from unival_core.data.reader import MediaReader
-from unival_core.model import Encoder, UnivalModel
-from unival_core.training.optim import learning_rate, make_optimizer, set_rate
-from unival_core.training.options import TrainOptions
-from unival_core.vocabulary import Tokenizer
+from unival_core import Attention, Encoder, Tokenizer, UnivalConfig, UnivalModel
+from unival_core.data import MediaReader
+from unival_core.training import TrainOptions, learning_rate, make_optimizer, set_rate
 
 # What a cell shows, each answered by one of these words or by none of them (its label is then one past the last).
 WORDS = ((*DIGITS, CARD), COLOURS, ("top", "bottom"), ("left", "right"))

@@ -16,8 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from experiments.unival.pocket.pipeline import Pocket
-from unival_core.training.options import TrainOptions
-from unival_core.training.state import RunFolder
+from unival_core.training import RunFolder, TrainOptions
 
 COSTS = "costs.csv"
 _PROCESS = Path("/proc/self")

@@ -9,14 +9,8 @@ from pathlib import Path
 import torch
 
 from experiments.unival.world.tables import read_world
-from unival_core.config import UnivalConfig
-from unival_core.data.batch import Example
-from unival_core.data.dataset import TaskDataset
-from unival_core.data.media_cache import MediaCache
-from unival_core.data.table import TsvTable
-from unival_core.data.task import Task, texts_of
-from unival_core.tasks import TASKS
-from unival_core.vocabulary import Tokenizer
+from unival_core import TASKS, Tokenizer, UnivalConfig
+from unival_core.data import Example, MediaCache, Task, TaskDataset, TsvTable, texts_of
 
 
 def world_tokenizer(world: Path, config: UnivalConfig) -> Tokenizer:

@@ -37,10 +37,8 @@ from experiments.unival.pocket.pipeline import (
 from experiments.unival.pocket.pretrainings import BACKBONE, COMPARISONS, TRAININGS, Training
 from experiments.unival.world.tables import read_world
 from merge import Input, Options, Recipe, read_recipe, run
-from unival_core.tasks import find_task
-from unival_core.training.prepare import choose
-from unival_core.training.recipes import JOINT, REWARD, REWARDS, STAGES, options_for
-from unival_core.training.train import TrainOptions, train
+from unival_core import find_task, train
+from unival_core.training import JOINT, REWARD, REWARDS, STAGES, TrainOptions, choose, options_for
 
 
 @dataclass(frozen=True)

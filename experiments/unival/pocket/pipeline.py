@@ -29,12 +29,8 @@ from experiments.unival.pocket.backbone import fresh_model, inflate, train_backb
 from experiments.unival.pocket.data import Files, world_tokenizer
 from experiments.unival.world.build import make_world
 from merge import digest, open_checkpoint
-from unival_core.checkpoint import load_model, save_model
-from unival_core.config import CONFIGS
-from unival_core.model import UnivalModel
-from unival_core.training.recipes import BACKBONE, STAGES
-from unival_core.training.train import TrainOptions, train
-from unival_core.vocabulary import TOKENIZER_KEY, load_tokenizer
+from unival_core import CONFIGS, TOKENIZER_KEY, UnivalModel, load_model, load_tokenizer, save_model, train
+from unival_core.training import BACKBONE, STAGES, TrainOptions
 
 SHIPPED = Path(__file__).with_name("pretrained.safetensors")
 IMAGE_TASKS = ("vqa", "caption", "grounding", "entailment")

@@ -16,11 +16,9 @@ from experiments.unival.pocket.experts import expert_file
 from experiments.unival.pocket.pipeline import Pocket, file_digest, in_processes, open_model, timed
 from experiments.unival.world.audit import audit
 from experiments.unival.world.tables import read_world
-from unival_core.data.dataset import TaskDataset
-from unival_core.evaluation import evaluate
-from unival_core.metrics import METRICS, Interval, score_interval, wilson_interval
-from unival_core.metrics.scores import Scores
-from unival_core.tasks import TASKS
+from unival_core import METRICS, TASKS, evaluate
+from unival_core.data import TaskDataset
+from unival_core.metrics import Interval, Scores, score_interval, wilson_interval
 
 STUDY = "pocket-experts"
 GREEDY = 1  # hypotheses: beams of 5 take thrice the time

@@ -1,0 +1,37 @@
+"""What `import unival_core` offers, and when it is loaded."""
+
+import importlib
+import subprocess
+import sys
+
+import pytest
+
+import unival_core
+
+WINGS = ("data", "metrics", "tasks", "training", "media", "commands")
+VERBS = {"load_model", "save_model", "generate", "evaluate", "train"}
+NAMES = VERBS | {"UnivalModel", "UnivalConfig", "CONFIGS", "TASKS", "METRICS", "Tokenizer", "UnivalError"}
+
+
+def test_the_door_shows_what_it_offers() -> None:
+    assert set(dir(unival_core)) == set(unival_core.__all__) >= NAMES
+    homes = [name for names in unival_core._HOME.values() for name in names]
+    assert sorted([*homes, "UnivalError"]) == sorted(unival_core.__all__)
+    for name in unival_core.__all__:
+        assert getattr(unival_core, name) is not None
+    assert all(callable(getattr(unival_core, verb)) for verb in VERBS)
+    with pytest.raises(AttributeError, match="module 'unival_core' has no attribute 'infer'"):
+        unival_core.infer  # noqa: B018
+
+
+@pytest.mark.parametrize("wing", WINGS)
+def test_every_wing_has_a_door(wing: str) -> None:
+    module = importlib.import_module(f"unival_core.{wing}")
+    assert module.__all__
+    assert all(hasattr(module, name) for name in module.__all__)
+
+
+def test_importing_the_package_does_not_load_torch() -> None:
+    code = "import sys, unival_core; dir(unival_core); print({'torch', 'numpy', 'tokenizers'} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
