@@ -15,7 +15,7 @@ def make(
     folder: Folder,
     seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
     size: Annotated[str, typer.Option(help="full, quick (without what pretraining reads) or micro.")] = "quick",
-    domains: Annotated[str, typer.Option(help="shared, or split: tasks see pictures of different domains.")] = "shared",
+    domains: Annotated[str, typer.Option(help="shared, or split: tasks see images of different domains.")] = "shared",
     overwrite: Overwrite = False,
 ) -> None:
     """Write the world into DIR as UnIVAL's tab-separated files, with a record in world.json."""
@@ -35,7 +35,7 @@ def show(
     task: Annotated[str | None, typer.Option(help="Draw one task only.")] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Draw rows of every split, and print what the answers are worth without the pictures."""
+    """Draw rows of every split, and print what the answers are worth without the images."""
     from experiments.errors import StudyError
     from experiments.unival.world.audit import audit_all
     from experiments.unival.world.sheet import contact_sheet

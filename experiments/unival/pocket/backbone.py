@@ -1,4 +1,4 @@
-"""What ImageNet and Kinetics weights are to the published model: picture networks that know digits and colours."""
+"""What ImageNet and Kinetics weights are to the published model: image networks that know digits and colours."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from experiments.unival.world.concepts import CARD, CELLS, COLOURS, DIGITS
-from experiments.unival.world.tables import read_rows
+from experiments.unival.world.tasks import read_rows
 from unival_core import Attention, Encoder, Tokenizer, UnivalConfig, UnivalModel
 from unival_core.data import MediaReader
 from unival_core.training import TrainOptions, learning_rate, make_optimizer, set_rate
@@ -27,7 +27,7 @@ def fresh_model(config: UnivalConfig, seed: int) -> UnivalModel:
     """A model to train from nothing.
 
     The published start, normal(0, 0.02) everywhere, fits a width of 768. In a narrow model it leaves attention flat,
-    and a usual learning rate turns embeddings around within a few updates, so that words stay unbound from pictures
+    and a usual learning rate turns embeddings around within a few updates, so that words stay unbound from images
     for long. Matrices start by Glorot's rule instead, embeddings with variance 1 / width. Queries start as keys do, so
     that like attends to like from the first update on.
     """
@@ -53,7 +53,7 @@ def train_backbone(
     """Trains the image network and its projection until a cell's token is like the words for what the cell shows.
 
     The words' embeddings stay as they are; a head that is thrown away names the cell's row and column (the model never
-    adds places to picture tokens). Without this stage, questions stay unbound from pictures for thousands of updates.
+    adds places to image tokens). Without this stage, questions stay unbound from images for thousands of updates.
     """
     torch.manual_seed(options.seed)
     images, labels = read_labelled(world, "pretrain", model.config.code_image_size)
@@ -101,7 +101,7 @@ def scaled(pixels: Tensor) -> Tensor:
 
 
 def read_labelled(world: Path, split: str, side: int) -> tuple[Tensor, Tensor]:
-    """Pictures N x 3 x side x side (uint8), and the labels of their cells, 6 x N x CELLS x CELLS: WORDS, row
+    """Images N x 3 x side x side (uint8), and the labels of their cells, 6 x N x CELLS x CELLS: WORDS, row
     and column."""
     reader, images, labels = MediaReader("image", side), [], []
     for row in read_rows(world, "backbone", split):

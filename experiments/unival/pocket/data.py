@@ -24,7 +24,7 @@ def world_tokenizer(world: Path, config: UnivalConfig) -> Tokenizer:
 
 
 class Files:
-    """Makes data sets of a world's files; pictures are decoded once for all of them."""
+    """Makes data sets of a world's files; images are decoded once for all of them."""
 
     def __init__(self, world: Path, tokenizer: Tokenizer, config: UnivalConfig) -> None:
         self.world, self.tokenizer, self.config = world, tokenizer, config
@@ -41,7 +41,7 @@ class Files:
         seed: int = 0,
         part: float = 1.0,
     ) -> TaskDataset:
-        """The rows of a split, of which `part` is kept; with `blank` every picture, film and sound is empty."""
+        """The rows of a split, of which `part` is kept; with `blank` every image, video and audio is empty."""
         kind = Blank if blank else TaskDataset
         return kind(
             TASKS[task],

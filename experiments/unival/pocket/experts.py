@@ -149,9 +149,9 @@ def pretraining(pocket: Pocket, name: str) -> Step:
     return Step(f"pretraining/{name}/last.safetensors", start, tasks, shared_out(options, pocket), training)
 
 
-def sees_films(step: Step) -> bool:
-    """Whether a step, or one before it, trains on films."""
-    return any(task.startswith("video") for task in step.tasks) or any(map(sees_films, step.parents))
+def sees_videos(step: Step) -> bool:
+    """Whether a step, or one before it, trains on videos."""
+    return any(task.startswith("video") for task in step.tasks) or any(map(sees_videos, step.parents))
 
 
 def mean(folder: str, members: list[Step]) -> Step:
@@ -277,7 +277,7 @@ def make(pocket: Pocket, step: Step, cache: Path | None = None) -> None:
 def train_anew(pocket: Pocket, step: Step, training: Training, options: TrainOptions) -> None:
     """Does a training of the study `pretraining`. None is taken from a cache, as its cost is measured."""
     model, files = open_model(pocket, start_of(pocket, step))
-    if sees_films(step) and not any(map(sees_films, step.parents)):
+    if sees_videos(step) and not any(map(sees_videos, step.parents)):
         inflate(model)
     data = {
         portion.task: files.data(portion.task, training.split, training=True, seed=pocket.seed, part=portion.part)

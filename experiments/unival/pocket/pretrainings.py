@@ -5,17 +5,17 @@ in. All sides of a comparison see as many examples in as many updates: pretraini
 finetunings their own, from pretrainings that are equally long, or from none.
 
 balancing    balanced batches against batches in proportion to the rows, where two of four tasks have a tenth of theirs
-curriculum   pictures first and films later against both from the start
+curriculum   images first and videos later against both from the start
 tasks        one task against four
-modalities   a new modality, sound, behind pictures, behind pictures and films, and behind nothing; and what the films
-             did to the tasks on pictures
-directions   films behind pictures, and pictures behind films
+modalities   a new modality, audio, behind images, behind images and videos, and behind nothing; and what the videos
+             did to the tasks on images
+directions   videos behind images, and images behind videos
 linear-only  the projections of media alone finetuned, against all that is; and the model that both start from
 
-On one core of a laptop the whole study is to take 20 minutes. Questions are bound to pictures after about 400 updates
+On one core of a laptop the whole study is to take 20 minutes. Questions are bound to images after about 400 updates
 of 64 examples, and shorter pretrainings show nothing on them; so pretrainings are few, and of 400 updates and more but
-for the one on films alone, whose updates take thrice the time. Finetunings are short, 50 to 80 updates, where what they
-start from still matters.
+for the one on videos alone, whose updates take thrice the time. Finetunings are short, 50 to 80 updates, where what
+they start from still matters.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ FIRST, SECOND = 400, 100  # updates of the stages of the curriculum
 FEW = 0.1  # of the rows of two tasks, where data are unbalanced
 
 _IMAGE = tuple(Portion(task) for task in ("caption", "vqa", "grounding", "entailment"))
-_FILM = tuple(Portion(task, share=2.0) for task in ("video-caption", "video-qa"))  # half of a batch beside _IMAGE
+_VIDEO = tuple(Portion(task, share=2.0) for task in ("video-caption", "video-qa"))  # half of a batch beside _IMAGE
 _BALANCED = (*_IMAGE[:2], *(Portion(one.task, part=FEW) for one in _IMAGE[2:]))
 _PROPORTIONAL = tuple(Portion(one.task, share=one.part, part=one.part) for one in _BALANCED)
 
@@ -74,14 +74,14 @@ TRAININGS: dict[str, Training] = {
     "unbalanced-balanced": Training(_BALANCED, FIRST),
     "unbalanced-proportional": Training(_PROPORTIONAL, FIRST),
     "image-longer": Training(_IMAGE, SECOND, "image"),
-    "image-then-video": Training(_IMAGE + _FILM, SECOND, "image"),
-    "video-from-start": Training(_IMAGE + _FILM, FIRST + SECOND),
-    "video-only": Training(_FILM, 100),
+    "image-then-video": Training(_IMAGE + _VIDEO, SECOND, "image"),
+    "video-from-start": Training(_IMAGE + _VIDEO, FIRST + SECOND),
+    "video-only": Training(_VIDEO, 100),
     "audio-from-backbone": tuned("audio-caption", 80, BACKBONE),
     "audio-from-image": tuned("audio-caption", 80, "image-longer"),
     "audio-from-video": tuned("audio-caption", 80, "image-then-video"),
-    "films-from-backbone": tuned("video-qa", 50, BACKBONE),
-    "films-from-image": tuned("video-qa", 50, "image-longer"),
+    "video-from-backbone": tuned("video-qa", 50, BACKBONE),
+    "video-from-image": tuned("video-qa", 50, "image-longer"),
     "vqa-from-backbone": tuned("vqa", 80, BACKBONE),
     "vqa-from-video": tuned("vqa", 80, "video-only"),
     "vqa-from-image": tuned("vqa", 80, "image-longer"),
@@ -91,7 +91,7 @@ TRAININGS: dict[str, Training] = {
 }
 
 _FOUR = tuple(portion.task for portion in _IMAGE)
-_SIX = _FOUR + tuple(portion.task for portion in _FILM)
+_SIX = _FOUR + tuple(portion.task for portion in _VIDEO)
 
 # The tasks that trainings are evaluated on, by comparison; tables keep their order.
 COMPARISONS: dict[str, dict[str, tuple[str, ...]]] = {
@@ -106,8 +106,8 @@ COMPARISONS: dict[str, dict[str, tuple[str, ...]]] = {
         "audio-from-video": ("audio-caption",),
     },
     "directions": {
-        "films-from-backbone": ("video-qa",),
-        "films-from-image": ("video-qa",),
+        "video-from-backbone": ("video-qa",),
+        "video-from-image": ("video-qa",),
         "vqa-from-backbone": ("vqa",),
         "vqa-from-video": ("vqa",),
     },

@@ -1,4 +1,4 @@
-"""Every model on every task, and beside them what can be had without a picture."""
+"""Every model on every task, and beside them what can be had without an image."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ BLANK, MAJORITY, WORDS = "blank media", "majority answer", "naive Bayes on the t
 
 @dataclass(frozen=True)
 class Cell:
-    """A model, named, on a task; `blank`: without pictures, films and sounds."""
+    """A model, named, on a task; `blank`: without images, videos and audio."""
 
     name: str
     file: Path

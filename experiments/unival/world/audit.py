@@ -1,6 +1,6 @@
 """What can be had without looking: the most frequent answer, and answers guessed from the text alone.
 
-A task is only worth studying if the pictures are needed. `audit` scores three blind guessers on a split, all trained
+A task is only worth studying if the images are needed. `audit` scores three blind guessers on a split, all trained
 on the task's `train` split: `majority` gives one answer to everything, `prior` the most frequent answer to each kind of
 question (the part of the uniq_id behind the dot), `text_only` what a naive Bayes classifier on the words says.
 """
@@ -15,7 +15,8 @@ import numpy as np
 from experiments.errors import StudyError
 from experiments.unival.world.concepts import CANVAS
 from experiments.unival.world.scenes import scikit_learn
-from experiments.unival.world.tables import TASKS, read_rows, read_world, weights
+from experiments.unival.world.tables import read_world, weights
+from experiments.unival.world.tasks import TASKS, read_rows
 
 __all__ = ["Audit", "audit", "audit_all", "box_overlap"]
 

@@ -10,13 +10,15 @@ import numpy as np
 from tqdm import tqdm
 
 from experiments.errors import StudyError
-from experiments.unival.world.concepts import ANSWERS, COLOURS, DIGITS, GENERATOR, VOCABULARY, is_held_out
-from experiments.unival.world.rows import ROWS, Job
-from experiments.unival.world.sizes import DOMAIN_SETS, SIZES
+from experiments.unival.world.concepts import COLOURS, DIGITS, GENERATOR, VOCABULARY, is_held_out
+from experiments.unival.world.rows import Job
 from experiments.unival.world.stock import Stocks, stream
-from experiments.unival.world.tables import SHEET, TASKS, FileRecord, Row, World, read_rows, write_rows
+from experiments.unival.world.tables import SHEET, FileRecord, Row, World, write_rows
+from experiments.unival.world.tasks import SIZES, TASKS, read_rows
 
 __all__ = ["make_world"]
+
+DOMAINS = ("shared", "split")
 
 _SCANS = (
     "Handwritten digits: scans of scikit-learn's load_digits, the test set of 'Optical Recognition of Handwritten "
@@ -37,12 +39,12 @@ def make_world(
     """Write the embedded world into `folder` and return it.
 
     `full` has every file, `quick` the same ones but for what only pretraining reads (backbone, pretrain splits),
-    `micro` a dozen rows of each. `domains="split"` gives tasks pictures of different domains (DOMAIN_SETS). The same
+    `micro` a dozen rows of each. `domains="split"` gives tasks images of different domains. The same
     arguments give the same bytes. Raises StudyError for unknown arguments and where something is in the way; another
     world is replaced with `overwrite`. Nothing appears under the name `folder` before all is written.
     """
     folder = Path(folder)
-    for name, value, known in (("size", size, SIZES), ("domain set", domains, DOMAIN_SETS)):
+    for name, value, known in (("size", size, SIZES), ("domain set", domains, DOMAINS)):
         if value not in known:
             raise StudyError(f"no {name} '{value}': choose one of {', '.join(known)}")
     if seed < 0:
@@ -76,18 +78,18 @@ def _check_free(folder: Path, overwrite: bool) -> None:
 def _write_files(folder: Path, settings: tuple[int, str, str], progress: bool) -> World:
     seed, size_name, domains = settings
     size, files = SIZES[size_name], {}
-    stocks = Stocks(seed, size, domains)
-    total = sum(sum(splits.values()) for splits in size.rows.values())
-    with tqdm(total=total, desc=f"world {size_name}", unit="row", disable=not progress) as bar:
-        for task, splits in size.rows.items():
-            for split, count in splits.items():
-                stock = stocks.get(task, split)
-                job = Job(task, split, count, stock, stream(seed, "rows", task, split))
-                rows = _counted(ROWS[task](job), bar)
-                written = write_rows(folder / task / f"{split}.tsv", TASKS[task][0], rows)
-                files[f"{task}/{split}"] = FileRecord(stock.name, stock.domain, *written)
+    stocks = Stocks(seed, size.scenes)
+    wanted = [(name, split, count) for name, splits in size.rows.items() for split, count in splits.items()]
+    with tqdm(total=sum(n for *_, n in wanted), desc=f"world {size_name}", unit="row", disable=not progress) as bar:
+        for name, split, count in wanted:
+            task = TASKS[name]
+            stock = stocks.get(task.medium, split, task.split_domain if domains == "split" else "clean")
+            job = Job(name, split, count, stock, stream(seed, "rows", name, split))
+            written = write_rows(folder / name / f"{split}.tsv", task.columns, _counted(task.rows(job), bar))
+            files[f"{name}/{split}"] = FileRecord(stock.name, stock.domain, *written)
     boxes = [[int(v) for v in row["box"].split(",")] for row in read_rows(folder, "grounding", "train")]
     small, large = np.quantile([(x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in boxes], (1 / 3, 2 / 3)).tolist()
+    answers = [(name, task.answers) for name, task in TASKS.items() if task.answers]
     pairs = [(digit, colour) for digit in range(len(DIGITS)) for colour in range(len(COLOURS))]
     return World(
         generator=GENERATOR,
@@ -96,7 +98,7 @@ def _write_files(folder: Path, settings: tuple[int, str, str], progress: bool) -
         domains=domains,
         files=files,
         vocabulary=list(VOCABULARY),
-        answers={task: list(answers) for task, answers in ANSWERS.items()},
+        answers={name: list(answers) for name, answers in sorted(answers, key=lambda item: -len(item[1]))},
         small_below=small,
         large_above=large,
         held_out_pairs=[f"{COLOURS[colour]} {DIGITS[digit]}" for digit, colour in pairs if is_held_out(digit, colour)],

@@ -1,7 +1,7 @@
-"""Hypotheses about pictures: yes, no, and maybe where the face-down card decides.
+"""Hypotheses about images: yes, no, and maybe where the face-down card decides.
 
 The card may hide one digit more, or nothing. Every text comes once with each of the three answers, about three
-pictures, so the text says nothing about the answer.
+images, so the text says nothing about the answer.
 """
 
 import numpy as np
@@ -17,7 +17,7 @@ __all__ = ["ENTAILMENT"]
 def _verdicts(
     rng: np.random.Generator, pool: Pool, kind: str, text: str, masks: tuple[np.ndarray, np.ndarray, np.ndarray]
 ) -> list[Ask]:
-    """The text with yes, no and maybe. Cards lie in most pictures of the first two as well, as far as they may."""
+    """The text with yes, no and maybe. Cards lie in most images of the first two as well, as far as they may."""
     yes, no, maybe = masks
     yes, no = (harder(rng, mask, pool.card >= 0, share=0.7) for mask in (yes, no))
     return ask_each(rng, kind, text, {"yes": yes, "no": no, "maybe": maybe})

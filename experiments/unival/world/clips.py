@@ -1,4 +1,4 @@
-"""Sound: digits dialled on a telephone, and the bytes of the clips, pictures and films that go into a column."""
+"""Audio: digits dialled on a telephone, and the bytes of the clips, images and videos that go into a column."""
 
 import io
 import wave

@@ -2,11 +2,11 @@
 
 from typing import Final
 
-__all__ = ["ANSWERS", "CANVAS", "CARD", "CELLS", "COLOURS", "DIGITS", "FRAMES", "GENERATOR", "KEYPAD", "MOTIONS"]
+__all__ = ["CANVAS", "CARD", "CELLS", "COLOURS", "DIGITS", "FRAMES", "GENERATOR", "KEYPAD", "MOTIONS"]
 __all__ += ["PLACES", "RATE", "RGB", "VOCABULARY", "is_held_out"]
 
 GENERATOR: Final = 1  # raise it whenever the same seed gives other bytes
-CANVAS: Final = 48  # pixels along the side of a picture and of a video frame
+CANVAS: Final = 48  # pixels along the side of an image and of a video frame
 CELLS: Final = 6  # the backbone's label grid is CELLS x CELLS
 FRAMES: Final = 8
 RATE: Final = 8_000  # Hz
@@ -19,20 +19,14 @@ PLACES: Final = (
 )  # fmt: skip
 MOTIONS: Final = ("left", "right", "up", "down", "circle", "still")
 CARD: Final = "card"  # lies face down: it may hide one more digit, or nothing
-ANSWERS: Final = {  # every answer of a task, whatever the size of a world
-    "vqa": (*DIGITS, *COLOURS, *PLACES, "odd", "even", "yes", "no"),
-    "video-qa": (*DIGITS, *COLOURS, *MOTIONS, "yes", "no"),
-    "entailment": ("yes", "no", "maybe"),
-    "image-text-matching": ("yes", "no"),
-    "video-text-matching": ("yes", "no"),
-}
 _OTHER_WORDS: Final = (
     "a above after an and are around as at before below card colour comes corners dialled dials digit digits "
     "do does exactly go goes greater greatest has hear how image in is keys least many move moves my nice "
     "number numbers of on or phone photo picture pressed see shape shows sides sight smallest someone stand "
     "stands stays sum than that the then there tones video way we what where which while with "
 )
-VOCABULARY: Final = tuple(sorted({*_OTHER_WORDS.split(), *" ".join(sum(ANSWERS.values(), ())).split()}))
+_ANSWERS: Final = (*DIGITS, *COLOURS, *PLACES, *MOTIONS, "odd even yes no maybe")
+VOCABULARY: Final = tuple(sorted({*_OTHER_WORDS.split(), *" ".join(_ANSWERS).split()}))
 
 # A telephone keypad: each key sounds the tone of its row and the tone of its column (Hz; ITU-T Q.23).
 _ROWS: Final = (697.0, 770.0, 852.0, 941.0)

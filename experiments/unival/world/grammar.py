@@ -1,4 +1,4 @@
-"""The sentences of the world. Every function names a fact in several equal ways; nothing here looks at a picture."""
+"""The sentences of the world. Every function names a fact in several equal ways; nothing here looks at an image."""
 
 from collections.abc import Sequence
 
@@ -34,7 +34,7 @@ def _name(thing: Thing) -> str:
 
 
 def captions(scene: Scene) -> list[str]:
-    """Five captions of a picture, each naming every digit in reading order and then the card."""
+    """Five captions of an image, each naming every digit in reading order and then the card."""
     names = [a(_name(thing)) for thing in scene.things] + [a(CARD)] * (scene.card is not None)
     listed = " and ".join(names)
     # Places of all digits would make a caption of three longer than the 20 words that captioning learns.
@@ -67,7 +67,7 @@ def web_caption(scene: Scene, rng: np.random.Generator) -> str:
 
 
 def video_captions(scene: Scene) -> list[str]:
-    """Five captions of a film, each naming every digit and its motion."""
+    """Five captions of a video, each naming every digit and its motion."""
     facts = [(_name(thing), *GOES[MOTIONS[thing.motion]]) for thing in scene.things]
     return [
         " and ".join(f"{a(name)} {moves}" for name, moves, _ in facts),

@@ -1,4 +1,4 @@
-"""Drawing: a scene as a picture with its boxes, or as the frames of a film, in one of three domains.
+"""Drawing: a scene as an image with its boxes, or as the frames of a video, in one of three domains.
 
 `clean`: handwritten scans on dark textures. `lowquality`: the same, tilted, badly lit, blurred and noisy. `printed`:
 the digits come from a font. All chance comes from the generator that is passed in.
@@ -12,20 +12,20 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from experiments.unival.world.concepts import CANVAS, CELLS, COLOURS, DIGITS, RGB
-from experiments.unival.world.scenes import CARD_SIDE, Scene, Thing, film_path, load_scans
+from experiments.unival.world.scenes import CARD_SIDE, Scene, Thing, load_scans, motion_path
 
-__all__ = ["DOMAINS", "Picture", "cell_labels", "draw_film", "draw_picture"]
+__all__ = ["DOMAINS", "Drawing", "cell_labels", "draw_image", "draw_video"]
 
 DOMAINS = ("clean", "lowquality", "printed")
 INK = 80  # a mask value from here on belongs to the digit's box
-KEPT_BITS, FILL = 0xF0, 8  # 16 values a channel: less than half the file, the same picture to the eye
+KEPT_BITS, FILL = 0xF0, 8  # 16 values a channel: less than half the file, the same image to the eye
 
 Box = tuple[int, int, int, int]
 Spot = tuple[float, float]
 
 
 @dataclass(frozen=True)
-class Picture:
+class Drawing:
     """An RGB image and, in pixels (x0, y0, x1, y1; x1 and y1 outside), the box of every digit and of the card."""
 
     image: Image.Image
@@ -33,19 +33,19 @@ class Picture:
     card: Box | None
 
 
-def draw_picture(scene: Scene, rng: np.random.Generator, domain: str = "clean") -> Picture:
+def draw_image(scene: Scene, rng: np.random.Generator, domain: str = "clean") -> Drawing:
     """The scene on a CANVAS x CANVAS texture."""
     stage = _Stage(scene, rng, domain)
     spots = [(thing.x, thing.y) for thing in scene.things]
     boxes = tuple(stage.box(glyph, spot) for glyph, spot in zip(stage.glyphs, spots, strict=True))
     card = stage.box(Image.new("L", (CARD_SIDE, CARD_SIDE), 255), scene.card[1:]) if scene.card else None
-    return Picture(stage.frame(spots), boxes, card)
+    return Drawing(stage.frame(spots), boxes, card)
 
 
-def draw_film(scene: Scene, rng: np.random.Generator, domain: str = "clean") -> list[Image.Image]:
+def draw_video(scene: Scene, rng: np.random.Generator, domain: str = "clean") -> list[Image.Image]:
     """FRAMES frames: the background rests, the digits follow their paths."""
     stage = _Stage(scene, rng, domain)
-    paths = zip(*(film_path(thing) for thing in scene.things), strict=True)
+    paths = zip(*(motion_path(thing) for thing in scene.things), strict=True)
     return [stage.frame(spots) for spots in paths]
 
 
@@ -96,7 +96,7 @@ class _Stage:
         return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
     def frame(self, spots: Sequence[Spot]) -> Image.Image:
-        """The finished picture with each glyph at its spot."""
+        """The finished image with each glyph at its spot."""
         image = self.background.copy()
         for ink, glyph, spot in zip(self.inks, self.glyphs, spots, strict=True):
             image.paste(ink, _corner(glyph.size, spot), glyph)

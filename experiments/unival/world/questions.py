@@ -1,8 +1,8 @@
-"""What is asked about the pictures: a text first, its answer second, and only then a picture for which it holds.
+"""What is asked about the images: a text first, its answer second, and only then an image for which it holds.
 
 So no text gives its answer away. Open questions draw the answer evenly; a text with closed answers (yes and no; yes, no
-and maybe) comes once with each of them, about different pictures. Every function returns the rows it made, none if
-the pool has no picture to show.
+and maybe) comes once with each of them, about different images. Every function returns the rows it made, none if
+the pool has no image to show.
 """
 
 from collections.abc import Callable, Mapping
@@ -76,7 +76,7 @@ def harder(rng: np.random.Generator, mask: np.ndarray, near: np.ndarray, share: 
     return close if rng.random() < share and close.any() else mask
 
 
-# Pictures: readable from pixels
+# Images: readable from pixels
 
 
 def ask_colour(rng: np.random.Generator, pool: Pool) -> list[Ask]:
@@ -213,7 +213,7 @@ def ask_corners(rng: np.random.Generator, pool: Pool) -> list[Ask]:
     return ask_one(rng, "corners", text, DIGITS[digit], pool.digit_of[:, colour] == digit)
 
 
-# Films
+# Videos
 
 
 def ask_motion(rng: np.random.Generator, pool: Pool) -> list[Ask]:

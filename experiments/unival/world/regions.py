@@ -1,4 +1,4 @@
-"""Referring expressions: texts that fit one thing in a picture. Like RefCOCO+'s they name no places, so that the text
+"""Referring expressions: texts that fit one thing in an image. Like RefCOCO+'s they name no places, so that the text
 alone tells nothing about the box.
 """
 

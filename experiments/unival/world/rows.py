@@ -1,6 +1,6 @@
 """From pools of scenes to the rows of one file, task by task."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,18 @@ from experiments.unival.world.scenes import Pool, Scene
 from experiments.unival.world.stock import Stock, column, stream
 from experiments.unival.world.tables import Row, weighted
 
-__all__ = ["ROWS", "Job"]
+__all__ = [
+    "LABELS",
+    "Job",
+    "captions_of",
+    "described_regions_of",
+    "dialled_numbers_of",
+    "hypotheses_of",
+    "labelled_cells_of",
+    "matches_of",
+    "questions_of",
+    "regions_of",
+]
 
 TARGET_SHARE = 0.4  # of the captions of caption/pretrain-late are in the style that captioning is tested on
 LABELS = {"yes": "entailment", "no": "contradiction", "maybe": "neutral"}
@@ -26,7 +37,7 @@ CLEAN_SNR = (10.0, 25.0)
 
 @dataclass(frozen=True)
 class Job:
-    """One file to write: `count` rows of a task's split, from a stock of pictures and a generator of its own."""
+    """One file to write: `count` rows of a task's split, from a stock of images and a generator of its own."""
 
     task: str
     split: str
@@ -48,7 +59,8 @@ class Job:
         return pick(self.rng, references) if self.is_training else "&&".join(references)
 
 
-def _captions(job: Job) -> Iterator[Row]:
+def captions_of(job: Job) -> Iterator[Row]:
+    """Captions of each scene in turn; while pretraining most are careless "web" captions."""
     stock = job.stock
     describe = video_captions if stock.medium == "video" else captions
     for k in range(job.count):
@@ -59,15 +71,17 @@ def _captions(job: Job) -> Iterator[Row]:
         yield stock.common(i) | {"uniq_id": job.name(k), "caption": text}
 
 
-def _questions(job: Job) -> Iterator[Row]:
-    stock, film = job.stock, {"": VIDEO_QA}
-    makers = film if stock.medium == "video" else {"pretrain": PRETRAIN_VQA, "knowledge": KNOWLEDGE, "": TRAIN_VQA}
+def questions_of(job: Job) -> Iterator[Row]:
+    """Questions with weighted answers, of the kinds that suit the split."""
+    stock, video = job.stock, {"": VIDEO_QA}
+    makers = video if stock.medium == "video" else {"pretrain": PRETRAIN_VQA, "knowledge": KNOWLEDGE, "": TRAIN_VQA}
     for k, ask in enumerate(draw_rows(makers.get(job.split, makers[""]), stock.pool, job.count, job.rng)):
         row = {"uniq_id": job.name(k, ask.kind), "question": ask.text, "answers": weighted(ask.answers)}
         yield stock.common(ask.scene) | row
 
 
-def _hypotheses(job: Job) -> Iterator[Row]:
+def hypotheses_of(job: Job) -> Iterator[Row]:
+    """Hypotheses that a premise entails, contradicts or leaves open."""
     stock = job.stock
     for k, ask in enumerate(draw_rows(ENTAILMENT, stock.pool, job.count, job.rng)):
         premise = captions(stock.pool.scenes[ask.scene])[0]
@@ -75,15 +89,23 @@ def _hypotheses(job: Job) -> Iterator[Row]:
         yield stock.common(ask.scene) | row | {"label": LABELS[next(iter(ask.answers))]}
 
 
-def _regions(job: Job) -> Iterator[Row]:
-    stock, described = job.stock, job.task == "grounded-caption"
-    for k, region in enumerate(draw_rows(FULL_NAMES if described else GROUNDING, stock.pool, job.count, job.rng)):
-        drawn, text = stock[region.scene], region.text
+def regions_of(job: Job) -> Iterator[Row]:
+    """Referring expressions with the box that they mean."""
+    stock = job.stock
+    for k, region in enumerate(draw_rows(GROUNDING, stock.pool, job.count, job.rng)):
+        drawn = stock[region.scene]
         box = drawn.card if region.thing == CARD_BOX else drawn.boxes[region.thing]
-        if described:
-            thing = stock.pool.scenes[region.scene].things[region.thing]
-            text = job.caption(references(thing.digit, thing.colour))
-        row = {"uniq_id": job.name(k, region.kind), "text": text, "box": ",".join(str(v) for v in box or ())}
+        row = {"uniq_id": job.name(k, region.kind), "text": region.text, "box": ",".join(str(v) for v in box or ())}
+        yield stock.common(region.scene) | row
+
+
+def described_regions_of(job: Job) -> Iterator[Row]:
+    """Boxes with what a person would call the digit in them."""
+    stock = job.stock
+    for k, region in enumerate(draw_rows(FULL_NAMES, stock.pool, job.count, job.rng)):
+        thing, box = stock.pool.scenes[region.scene].things[region.thing], stock[region.scene].boxes[region.thing]
+        text = job.caption(references(thing.digit, thing.colour))
+        row = {"uniq_id": job.name(k, region.kind), "text": text, "box": ",".join(str(v) for v in box)}
         yield stock.common(region.scene) | row
 
 
@@ -100,8 +122,8 @@ def _near_miss(pool: Pool, scene: Scene, candidates: np.ndarray, rng: np.random.
     return max(others, key=lambda i: sum(w in mine for w in " ".join(_facts(pool.scenes[i])).split()), default=-1)
 
 
-def _matches(job: Job) -> Iterator[Row]:
-    """Each caption twice: with its picture, and with one that is nearly right. No cards, which would leave it open."""
+def matches_of(job: Job) -> Iterator[Row]:
+    """Each caption twice: with its image, and with one that is nearly right. No cards, which would leave it open."""
     stock, pool, done = job.stock, job.stock.pool, 0
     while done < job.count:
         first = int(job.rng.integers(len(pool.scenes)))
@@ -126,7 +148,8 @@ def _numbers(seed: int, split: str, length: int) -> np.ndarray:
     return {"train": order[:first], "val": order[first:second]}.get(split, order[second:])
 
 
-def _sounds(job: Job) -> Iterator[Row]:
+def dialled_numbers_of(job: Job) -> Iterator[Row]:
+    """Numbers dialled on a telephone, as WAV clips, with their captions."""
     numbers = {length: _numbers(job.stock.seed, job.split, length) for length in (2, 3, 4)}
     for k in range(job.count):
         length = int(job.rng.choice((2, 3, 4), p=(0.2, 0.4, 0.4)))
@@ -136,25 +159,11 @@ def _sounds(job: Job) -> Iterator[Row]:
         yield row | {"caption": job.caption(audio_captions(digits))}
 
 
-def _labelled(job: Job) -> Iterator[Row]:
+def labelled_cells_of(job: Job) -> Iterator[Row]:
+    """Images with the digit and colour of every cell: what a backbone learns."""
     stock = job.stock
     for k in range(job.count):
         i = k % len(stock.pool.scenes)
         labels = cell_labels(stock.pool.scenes[i], stock[i].boxes, stock[i].card)
         digits, colours = (",".join(str(label) for label in column) for column in labels)
         yield stock.common(i) | {"uniq_id": job.name(k), "digits": digits, "colours": colours}
-
-
-ROWS: dict[str, Callable[[Job], Iterator[Row]]] = {
-    "caption": _captions,
-    "vqa": _questions,
-    "grounding": _regions,
-    "entailment": _hypotheses,
-    "grounded-caption": _regions,
-    "image-text-matching": _matches,
-    "video-caption": _captions,
-    "video-qa": _questions,
-    "video-text-matching": _matches,
-    "audio-caption": _sounds,
-    "backbone": _labelled,
-}

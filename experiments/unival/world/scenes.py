@@ -1,4 +1,4 @@
-"""What is to be seen in each picture and video, before anything is drawn, and arrays to look scenes up by content."""
+"""What is to be seen in each image and video, before anything is drawn, and arrays to look scenes up by content."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -10,12 +10,12 @@ import numpy as np
 from experiments.errors import StudyError
 from experiments.unival.world.concepts import CANVAS, COLOURS, DIGITS, FRAMES, MOTIONS, is_held_out
 
-__all__ = ["Pool", "Scans", "Scene", "Thing", "film_path", "load_scans", "sample_film", "sample_scene"]
+__all__ = ["Pool", "Scans", "Scene", "Thing", "load_scans", "motion_path", "sample_scene", "sample_video"]
 __all__ += ["scikit_learn"]
 
 SLOTS = (10, 24, 38)  # centres of the three columns and rows of places, in pixels
 CARD_SIDE = 13
-CARD_SHARE = 0.4  # of the pictures with up to three digits
+CARD_SHARE = 0.4  # of the images with up to three digits
 TRAVEL, RADIUS = 18.0, 6.5  # pixels a moving digit covers, radius of a circling one
 # The scans come form by form: every form asks for the same row of digits, which begins anew at these numbers.
 FORMS = (0, 130, 256, 386, 516, 646, 776, 915, 1029, 1157, 1287, 1415, 1541, 1667)
@@ -136,7 +136,7 @@ def sample_scene(rng: np.random.Generator, by_digit: tuple[np.ndarray, ...], nov
     return Scene(tuple(sorted(things, key=lambda thing: thing.place)), card)
 
 
-def film_path(thing: Thing) -> list[tuple[float, float]]:
+def motion_path(thing: Thing) -> list[tuple[float, float]]:
     """Centre of a moving digit in every frame."""
     steps = np.arange(FRAMES) / (FRAMES - 1) - 0.5
     name = MOTIONS[thing.motion]
@@ -158,13 +158,13 @@ def _mover(rng: np.random.Generator, pair: tuple[int, int], by_digit: tuple[np.n
     return Thing(*pair, -1, x, y, side, scan, angle, motion, float(rng.uniform(0, 360)))
 
 
-def sample_film(rng: np.random.Generator, by_digit: tuple[np.ndarray, ...], novel: bool = False) -> Scene:
+def sample_video(rng: np.random.Generator, by_digit: tuple[np.ndarray, ...], novel: bool = False) -> Scene:
     """One or two digits that move with different motions and never meet; their order is that of their values."""
     pairs = sorted(_pairs(rng, int(rng.integers(1, 3)), novel))
     motions = rng.permutation(len(MOTIONS))[: len(pairs)].tolist()
     while True:
         things = tuple(_mover(rng, pair, by_digit, motion) for pair, motion in zip(pairs, motions, strict=True))
-        frames = zip(*(film_path(thing) for thing in things), strict=True)
+        frames = zip(*(motion_path(thing) for thing in things), strict=True)
         if all(_apart([(x, y, t.side) for (x, y), t in zip(spots, things, strict=True)]) for spots in frames):
             return Scene(things)
 

@@ -1,6 +1,7 @@
-"""Pools of scenes by split, and their pictures, drawn when a row needs one and once for all tasks."""
+"""Pools of scenes by split, and their images, drawn when a row needs one and once for all tasks."""
 
 import base64
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 from zlib import crc32
@@ -9,14 +10,12 @@ import numpy as np
 
 from experiments.unival.world.clips import animated_png, png
 from experiments.unival.world.concepts import CARD
-from experiments.unival.world.images import Box, draw_film, draw_picture
-from experiments.unival.world.scenes import Pool, load_scans, sample_film, sample_scene
-from experiments.unival.world.sizes import DOMAIN_SETS, Size
-from experiments.unival.world.tables import TASKS
+from experiments.unival.world.images import Box, draw_image, draw_video
+from experiments.unival.world.scenes import Pool, load_scans, sample_scene, sample_video
 
 __all__ = ["Drawn", "Stock", "Stocks", "column", "stream"]
 
-OWN_DOMAIN = ("lowquality", "printed")  # splits whose name is also the domain of their pictures
+OWN_DOMAIN = ("lowquality", "printed")  # splits whose name is also the domain of their images
 
 
 def stream(seed: int, *names: str | int) -> np.random.Generator:
@@ -30,7 +29,7 @@ def column(data: bytes) -> str:
 
 
 class Drawn(NamedTuple):
-    """The text of a media column, and the boxes of what is in the picture."""
+    """The text of a media column, and the boxes of what is in the image."""
 
     media: str
     boxes: tuple[Box, ...] = ()
@@ -39,7 +38,7 @@ class Drawn(NamedTuple):
 
 @dataclass
 class Stock:
-    """The scenes of one pool, and their pictures or films in one domain."""
+    """The scenes of one pool, and their images or videos in one domain."""
 
     name: str
     domain: str
@@ -55,14 +54,14 @@ class Stock:
             rng = stream(self.seed, self.medium, self.name, self.domain, index)
             scene = self.pool.scenes[index]
             if self.medium == "video":
-                self._drawn[index] = Drawn(column(animated_png(draw_film(scene, rng, self.domain))))
+                self._drawn[index] = Drawn(column(animated_png(draw_video(scene, rng, self.domain))))
             else:
-                picture = draw_picture(scene, rng, self.domain)
-                self._drawn[index] = Drawn(column(png(picture.image)), picture.boxes, picture.card)
+                drawing = draw_image(scene, rng, self.domain)
+                self._drawn[index] = Drawn(column(png(drawing.image)), drawing.boxes, drawing.card)
         return self._drawn[index]
 
     def common(self, index: int) -> dict[str, str]:
-        """The columns that say which picture it is."""
+        """The columns that say which image it is."""
         scene = self.pool.scenes[index]
         kinds = ["digit"] * len(scene.things) + [CARD] * (scene.card is not None)
         return {"image_id": f"{self.name}-{index:06d}", "objects": "&&".join(kinds), "media": self[index].media}
@@ -71,17 +70,17 @@ class Stock:
 class Stocks:
     """Every stock of a world, made at the first request."""
 
-    def __init__(self, seed: int, size: Size, domains: str) -> None:
-        self.seed, self._size, self._domain_of = seed, size, DOMAIN_SETS[domains]
+    def __init__(self, seed: int, scenes: Mapping[str, Mapping[str, int]]) -> None:
+        """`scenes` are their numbers by medium and pool."""
+        self.seed, self._scenes = seed, scenes
         self._pools: dict[tuple[str, str], Pool] = {}
         self._stocks: dict[tuple[str, str, str], Stock] = {}
 
-    def get(self, task: str, split: str) -> Stock:
-        """Where the rows of a split take their pictures from."""
-        medium, name = TASKS[task][1], split.removesuffix("-late")
-        domain = name if name in OWN_DOMAIN else "clean"
-        if split in ("train", "val", "test"):
-            domain = self._domain_of.get(task, "clean")
+    def get(self, medium: str, split: str, domain: str = "clean") -> Stock:
+        """Where the rows of a split take their images from; `domain` is that of train, val and test."""
+        name = split.removesuffix("-late")
+        if split not in ("train", "val", "test"):
+            domain = name if name in OWN_DOMAIN else "clean"
         if (medium, name, domain) not in self._stocks:
             stock = Stock(name, domain, self.seed, medium, self._pool(medium, name))
             self._stocks[medium, name, domain] = stock
@@ -91,7 +90,7 @@ class Stocks:
         if (medium, name) not in self._pools:
             rng, by_digit = stream(self.seed, "scenes", medium, name), load_scans().by_digit
             scans = by_digit["train" if name == "pretrain" else name if name in by_digit else "test"]
-            sample, count = sample_film if medium == "video" else sample_scene, self._size.scenes[medium].get(name, 0)
+            sample, count = sample_video if medium == "video" else sample_scene, self._scenes[medium].get(name, 0)
             scenes = [sample(rng, scans, name == "novel") for _ in range(count)]
             self._pools[medium, name] = Pool(scenes, name == "novel")
         return self._pools[medium, name]

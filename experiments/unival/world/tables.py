@@ -1,8 +1,8 @@
-"""The tab-separated files: which columns each layout has, writing them, and reading them back by column name."""
+"""The tab-separated files: which columns each layout has, how they are written, and the record of a world."""
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -10,14 +10,11 @@ from experiments.errors import StudyError
 
 __all__ = [
     "LAYOUTS",
-    "TASKS",
     "FileRecord",
     "World",
-    "read_rows",
     "read_world",
     "weighted",
     "weights",
-    "words",
     "write_rows",
 ]
 
@@ -31,27 +28,13 @@ LAYOUTS: dict[str, tuple[str, ...]] = {
     "pretraining": ("uniq_id", "media", "caption", "question", "answers", "objects", "dataset", "type"),
     "backbone": ("uniq_id", "image_id", "digits", "colours", "media"),
 }
-TASKS: dict[str, tuple[str, str]] = {  # task: layout and medium
-    "caption": ("caption", "image"),
-    "vqa": ("vqa", "image"),
-    "grounding": ("grounding", "image"),
-    "entailment": ("entailment", "image"),
-    "grounded-caption": ("grounding", "image"),
-    "image-text-matching": ("pretraining", "image"),
-    "video-caption": ("caption", "video"),
-    "video-qa": ("vqa", "video"),
-    "video-text-matching": ("pretraining", "video"),
-    "audio-caption": ("caption", "audio"),
-    "backbone": ("backbone", "image"),
-}
 SHEET = "contact-sheet.png"  # where `world show` draws unless told otherwise
-_TEXTS = ("caption", "question", "text", "hypothesis")
 Row = Mapping[str, str]
 
 
 @dataclass(frozen=True)
 class FileRecord:
-    """One file of a world: where its pictures come from and what it holds."""
+    """One file of a world: where its images come from and what it holds."""
 
     pool: str
     domain: str
@@ -98,9 +81,9 @@ def read_world(folder: Path | str) -> World:
         raise StudyError(f"{path} is not the record of a world ({error}): make the world anew") from None
 
 
-def write_rows(path: Path, layout: str, rows: Iterable[Row]) -> tuple[int, int, str]:
+def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> tuple[int, int, str]:
     """Write rows as tab-separated lines; returns their number, the bytes and the sha256 of the file."""
-    columns, digest, count, size = LAYOUTS[layout], hashlib.sha256(), 0, 0
+    digest, count, size = hashlib.sha256(), 0, 0
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
         for row in rows:
@@ -109,22 +92,6 @@ def write_rows(path: Path, layout: str, rows: Iterable[Row]) -> tuple[int, int, 
             digest.update(line)
             count, size = count + 1, size + len(line)
     return count, size, digest.hexdigest()
-
-
-def read_rows(folder: Path | str, task: str, split: str) -> Iterator[dict[str, str]]:
-    """The rows of `<folder>/<task>/<split>.tsv` by column name."""
-    path = Path(folder) / task / f"{split}.tsv"
-    if task not in TASKS or not path.is_file():
-        names = [name.split("/") for name in read_world(folder).files]
-        known = [s for t, s in names if t == task] or sorted({t for t, _ in names})
-        raise StudyError(f"{folder} has no {task}/{split}.tsv: choose one of {', '.join(known)}")
-    columns = LAYOUTS[TASKS[task][0]]
-    with path.open(encoding="ascii") as file:
-        for number, line in enumerate(file, 1):
-            cells = line.rstrip("\n").split("\t")
-            if len(cells) != len(columns):
-                raise StudyError(f"{path} line {number} has {len(cells)} columns instead of {len(columns)}")
-            yield dict(zip(columns, cells, strict=True))
 
 
 def weighted(answers: Mapping[str, float]) -> str:
@@ -136,10 +103,3 @@ def weights(cell: str) -> dict[str, float]:
     """The inverse of `weighted`."""
     pairs = (answer.split("|!+") for answer in cell.split("&&"))
     return {answer: float(weight) for weight, answer in pairs}
-
-
-def words(row: Row) -> set[str]:
-    """Every word of a row that a model reads or writes."""
-    texts = [row[column].replace("&&", " ").replace("?", " ") for column in _TEXTS if column in row]
-    texts += list(weights(row["answers"])) if row.get("answers") else []
-    return {word for text in texts for word in text.split()}

@@ -12,7 +12,7 @@ from experiments.unival.pocket.pipeline import Pocket
 from experiments.unival.published import CHECKPOINTS, FILES
 from experiments.unival.studies import STUDIES, Choice, MixtureStudy, study_named
 from experiments.unival.subject import UnivalSubject
-from experiments.unival.world.sizes import SIZES
+from experiments.unival.world.tasks import TASKS as FILES_OF
 from unival_core.metrics import METRICS
 from unival_core.tasks import TASKS
 
@@ -37,7 +37,7 @@ def test_every_study_asks_for_what_there_is(name, setup, tmp_path):
     assert found
     for cell in found:
         assert cell.task in TASKS
-        assert cell.split in (SIZES["full"].rows[cell.task] if setup == "pocket" else FILES[cell.task])
+        assert cell.split in (FILES_OF[cell.task].splits if setup == "pocket" else FILES[cell.task])
         assert set(cell.metrics) <= set(METRICS)
         assert sum(cell.point.shares.values()) == pytest.approx(1)
     experts = {expert.id: expert for cell in found for expert in cell.point.experts.values()}.values()

@@ -209,7 +209,7 @@ def test_shuffled_batches_show_every_row_once_an_epoch():
 
 
 def test_an_inflated_network_sees_a_still_film_as_its_picture():
-    """Away from the first and last frames, where the film's padding stands for frames that are not there."""
+    """Away from the first and last frames, where the video's padding stands for frames that are not there."""
     torch.manual_seed(0)
     model = UnivalModel(CONFIG).eval()
     for norm in model.encoder.get_submodule("embed_images").modules():
@@ -219,9 +219,9 @@ def test_an_inflated_network_sees_a_still_film_as_its_picture():
     image = torch.randn(1, 3, 48, 48)
     with torch.no_grad():
         flat = model.encoder.get_submodule("embed_images")(image)
-        film = model.encoder.get_submodule("embed_videos")(image.unsqueeze(2).expand(-1, -1, 64, -1, -1))
-    assert film.shape == (1, 128, 16, 6, 6)
-    torch.testing.assert_close(film[:, :, 8], flat, rtol=1e-4, atol=1e-5)
+        video = model.encoder.get_submodule("embed_videos")(image.unsqueeze(2).expand(-1, -1, 64, -1, -1))
+    assert video.shape == (1, 128, 16, 6, 6)
+    torch.testing.assert_close(video[:, :, 8], flat, rtol=1e-4, atol=1e-5)
     assert torch.equal(
         model.encoder.get_submodule("video_proj").weight, model.encoder.get_submodule("image_proj").weight
     )

@@ -20,17 +20,20 @@ from typer.testing import CliRunner
 
 from experiments.commands import app
 from experiments.errors import StudyError
-from experiments.unival.world import sizes
+from experiments.unival.world import tasks
 from experiments.unival.world.audit import audit, box_overlap
 from experiments.unival.world.build import make_world
 from experiments.unival.world.concepts import COLOURS, DIGITS, KEYPAD, RGB, VOCABULARY, is_held_out
 from experiments.unival.world.grammar import audio_captions
-from experiments.unival.world.images import DOMAINS, cell_labels, draw_film, draw_picture
-from experiments.unival.world.scenes import Pool, film_path, load_scans, sample_film, sample_scene
+from experiments.unival.world.images import DOMAINS, cell_labels, draw_image, draw_video
+from experiments.unival.world.scenes import Pool, load_scans, motion_path, sample_scene, sample_video
 from experiments.unival.world.sheet import contact_sheet
-from experiments.unival.world.tables import LAYOUTS, TASKS, read_rows, read_world, weighted, weights, words
+from experiments.unival.world.tables import LAYOUTS, read_world, weighted, weights
+from experiments.unival.world.tasks import TASKS, read_rows
 from tests import ROOT
 from unival_core.tasks import TASKS as CORE_TASKS
+
+TEXTS = ("caption", "question", "text", "hypothesis")  # columns of words
 
 
 @pytest.fixture(scope="module")
@@ -38,12 +41,12 @@ def world(tmp_path_factory):
     return make_world(tmp_path_factory.mktemp("world") / "micro", seed=3, size="micro")
 
 
-def pool_of(count, novel=False, film=False, split="test"):
+def pool_of(count, novel=False, video=False, split="test"):
     rng, scans = np.random.default_rng(0), load_scans().by_digit[split]
-    return Pool([(sample_film if film else sample_scene)(rng, scans, novel) for _ in range(count)], novel)
+    return Pool([(sample_video if video else sample_scene)(rng, scans, novel) for _ in range(count)], novel)
 
 
-def picture(cell):
+def drawing(cell):
     return Image.open(io.BytesIO(base64.urlsafe_b64decode(cell)))
 
 
@@ -68,6 +71,13 @@ def test_another_seed_gives_another_world(world, tmp_path):
     assert all(other.files[name].sha256 != mine.files[name].sha256 for name in mine.files)
 
 
+def words(row):
+    """Every word of a row that a model reads or writes."""
+    texts = [row[column].replace("&&", " ").replace("?", " ") for column in TEXTS if column in row]
+    texts += list(weights(row["answers"])) if row.get("answers") else []
+    return {word for text in texts for word in text.split()}
+
+
 def test_the_record_tells_what_the_files_hold(world):
     record, seen = read_world(world), set()
     assert {f"{p.parent.name}/{p.stem}" for p in world.rglob("*.tsv")} == set(record.files)
@@ -79,7 +89,7 @@ def test_the_record_tells_what_the_files_hold(world):
         assert len(rows) == file.rows == 12
         assert len({row["uniq_id"] for row in rows}) == 12
         for row in rows:
-            assert tuple(row) == LAYOUTS[TASKS[task][0]]
+            assert tuple(row) == TASKS[task].columns
             seen |= words(row)
             if "answers" in row:
                 assert set(weights(row["answers"])) <= set(record.answers[task])
@@ -106,8 +116,8 @@ def test_published_column_selections_pick_the_right_columns():
 @pytest.mark.parametrize("task", [name for name in TASKS if name != "backbone"])
 def test_the_tasks_read_every_row(world, task):
     reader, splits = CORE_TASKS[task], [s for t, s in (n.split("/") for n in read_world(world).files) if t == task]
-    assert [LAYOUTS[TASKS[task][0]][i] for i in reader.selected_cols] == list(reader.columns)
-    assert reader.medium == TASKS[task][1]
+    assert [TASKS[task].columns[i] for i in reader.selected_cols] == list(reader.columns)
+    assert reader.medium == TASKS[task].medium
     for row in (row for split in splits for row in read_rows(world, task, split)):
         target = reader.target(row, None)
         assert reader.prompt(row)
@@ -130,7 +140,7 @@ def test_references_are_joined_for_evaluation_and_single_in_training(world):
 
 
 def test_the_smaller_world_without_pretraining_files_keeps_every_other_byte(world, tmp_path, monkeypatch):
-    monkeypatch.setitem(sizes.SIZES, "tuning", sizes.finetuning(sizes.SIZES["micro"]))
+    monkeypatch.setitem(tasks.SIZES, "tuning", tasks.finetuning(tasks.SIZES["micro"]))
     full, tuning = read_world(world).files, read_world(make_world(tmp_path / "t", seed=3, size="tuning")).files
     assert all(full[name] == file for name, file in tuning.items())
     assert {name for name in full if "pretrain" in name or "backbone" in name} == set(full) - set(tuning)
@@ -211,7 +221,7 @@ def test_split_domains_change_pictures_of_their_tasks_only(world, tmp_path):
     assert texts[0] == texts[1]
 
 
-# Scenes and pictures
+# Scenes and images
 
 
 def test_no_scan_is_in_two_splits():
@@ -223,8 +233,8 @@ def test_no_scan_is_in_two_splits():
 
 
 def test_held_out_pairs_are_only_seen_in_novel_scenes():
-    for film in (False, True):
-        seen, novel = pool_of(200, film=film), pool_of(200, novel=True, film=film)
+    for video in (False, True):
+        seen, novel = pool_of(200, video=video), pool_of(200, novel=True, video=video)
         assert not any(is_held_out(t.digit, t.colour) for scene in seen.scenes for t in scene.things)
         for scene in novel.scenes:
             assert len(scene.things) == 4 or any(is_held_out(t.digit, t.colour) for t in scene.things)
@@ -236,7 +246,7 @@ def test_held_out_pairs_are_only_seen_in_novel_scenes():
 @pytest.mark.parametrize("domain", DOMAINS)
 def test_boxes_hold_their_digit_and_nothing_of_the_others(domain):
     for i, scene in enumerate(pool_of(60).scenes):
-        drawn = draw_picture(scene, np.random.default_rng(i), domain)
+        drawn = draw_image(scene, np.random.default_rng(i), domain)
         pixels = np.asarray(drawn.image).astype(float)
         hue = pixels / np.maximum(np.linalg.norm(pixels, axis=2, keepdims=True), 1)
         for thing, (x0, y0, x1, y1) in zip(scene.things, drawn.boxes, strict=True):
@@ -256,7 +266,7 @@ def test_boxes_hold_their_digit_and_nothing_of_the_others(domain):
 
 def test_cell_labels_lie_under_the_boxes():
     scene = next(scene for scene in pool_of(50).scenes if scene.card and len(scene.things) == 2)
-    drawn = draw_picture(scene, np.random.default_rng(0))
+    drawn = draw_image(scene, np.random.default_rng(0))
     digits, colours = cell_labels(scene, drawn.boxes, drawn.card)
     assert len(digits) == len(colours) == 36
     assert set(digits) == {thing.digit for thing in scene.things} | {10, 11}
@@ -269,7 +279,7 @@ def test_cell_labels_lie_under_the_boxes():
 
 def test_films_show_the_motions_that_their_captions_name(world):
     for row in read_rows(world, "video-caption", "test"):
-        frames = [np.asarray(f.convert("RGB")).astype(float) for f in ImageSequence.Iterator(picture(row["media"]))]
+        frames = [np.asarray(f.convert("RGB")).astype(float) for f in ImageSequence.Iterator(drawing(row["media"]))]
         assert len(frames) == 8
         for colour, motion in re.findall(
             r"a (\w+) \w+ (?:moves|stands) (\w+|in a circle)", row["caption"].split("&&")[0]
@@ -290,8 +300,8 @@ def test_films_show_the_motions_that_their_captions_name(world):
 
 
 def test_paths_stay_on_the_canvas_and_apart():
-    for scene in pool_of(100, film=True).scenes:
-        for spots in zip(*map(film_path, scene.things), strict=True):
+    for scene in pool_of(100, video=True).scenes:
+        for spots in zip(*map(motion_path, scene.things), strict=True):
             for (x, y), thing in zip(spots, scene.things, strict=True):
                 assert thing.side / 2 <= min(x, y)
                 assert max(x, y) <= 48 - thing.side / 2
@@ -299,7 +309,7 @@ def test_paths_stay_on_the_canvas_and_apart():
                 gap = max(abs(spots[0][0] - spots[1][0]), abs(spots[0][1] - spots[1][1]))
                 assert gap >= (scene.things[0].side + scene.things[1].side) / 2
         assert len({thing.motion for thing in scene.things}) == len(scene.things)
-        assert len(draw_film(scene, np.random.default_rng(0))) == 8
+        assert len(draw_video(scene, np.random.default_rng(0))) == 8
 
 
 def goertzel(samples, hertz, rate):

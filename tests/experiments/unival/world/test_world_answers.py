@@ -10,20 +10,21 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from experiments.unival.world import sizes
+from experiments.unival.world import tasks
 from experiments.unival.world.audit import audit, audit_all
 from experiments.unival.world.build import make_world
 from experiments.unival.world.claims import ENTAILMENT
-from experiments.unival.world.concepts import ANSWERS, COLOURS, DIGITS, MOTIONS, PLACES, VOCABULARY, is_held_out
+from experiments.unival.world.concepts import COLOURS, DIGITS, MOTIONS, PLACES, VOCABULARY, is_held_out
 from experiments.unival.world.grammar import audio_captions, captions, video_captions, web_caption
 from experiments.unival.world.questions import KNOWLEDGE, PRETRAIN_VQA, TRAIN_VQA, VIDEO_QA, draw_rows
 from experiments.unival.world.regions import CARD_BOX, GROUNDING
-from experiments.unival.world.scenes import Pool, load_scans, sample_film, sample_scene
+from experiments.unival.world.scenes import Pool, load_scans, sample_scene, sample_video
+from experiments.unival.world.tasks import TASKS
 
 
-def pool_of(count, novel=False, film=False, split="test"):
+def pool_of(count, novel=False, video=False, split="test"):
     rng, scans = np.random.default_rng(0), load_scans().by_digit[split]
-    return Pool([(sample_film if film else sample_scene)(rng, scans, novel) for _ in range(count)], novel)
+    return Pool([(sample_video if video else sample_scene)(rng, scans, novel) for _ in range(count)], novel)
 
 
 @pytest.fixture(scope="module")
@@ -106,26 +107,26 @@ def solve(scene, question):
     return [{True: "yes", False: "no"}.get(answer, answer) for answer in said]
 
 
-@pytest.mark.parametrize(("makers", "film"), [(TRAIN_VQA, False), (KNOWLEDGE, False), (VIDEO_QA, True)])
+@pytest.mark.parametrize(("makers", "video"), [(TRAIN_VQA, False), (KNOWLEDGE, False), (VIDEO_QA, True)])
 @pytest.mark.parametrize("novel", [False, True])
-def test_every_answer_follows_from_the_scene(makers, film, novel):
-    questions = pool_of(400, novel, film)
+def test_every_answer_follows_from_the_scene(makers, video, novel):
+    questions = pool_of(400, novel, video)
     for ask in draw_rows(makers, questions, 600, np.random.default_rng(1)):
         assert solve(questions.scenes[ask.scene], ask.text) == list(ask.answers)[:1], ask
 
 
 def test_every_word_and_every_answer_is_used(pool):
-    rng, films = np.random.default_rng(9), pool_of(600, film=True)
+    rng, videos = np.random.default_rng(9), pool_of(600, video=True)
     asked = {
         "vqa": [*draw_rows(PRETRAIN_VQA, pool, 4000, rng), *draw_rows(KNOWLEDGE, pool, 1000, rng)],
-        "video-qa": draw_rows(VIDEO_QA, films, 2000, rng),
+        "video-qa": draw_rows(VIDEO_QA, videos, 2000, rng),
         "entailment": draw_rows(ENTAILMENT, pool, 2000, rng),
     }
     texts = [region.text for region in draw_rows(GROUNDING, pool, 500, rng)] + audio_captions(range(10))
     for task, rows in asked.items():
-        assert {answer for ask in rows for answer in ask.answers} == set(ANSWERS[task])
+        assert {answer for ask in rows for answer in ask.answers} == set(TASKS[task].answers)
         texts += [text for ask in rows for text in (ask.text.rstrip("?"), *ask.answers)]
-    for scenes, describe in ((pool.scenes, captions), (films.scenes, video_captions)):
+    for scenes, describe in ((pool.scenes, captions), (videos.scenes, video_captions)):
         texts += [text for scene in scenes[:200] for text in describe(scene)]
     texts += [web_caption(scene, rng) for scene in pool.scenes[:200]]
     assert {word for text in texts for word in text.split()} == set(VOCABULARY)
@@ -208,7 +209,7 @@ def test_a_card_in_sight_does_not_give_the_verdict_away(pool):
 
 
 def test_yes_and_no_come_with_the_same_texts(pool):
-    for makers, scenes in ((TRAIN_VQA, pool), (KNOWLEDGE, pool), (VIDEO_QA, pool_of(600, film=True))):
+    for makers, scenes in ((TRAIN_VQA, pool), (KNOWLEDGE, pool), (VIDEO_QA, pool_of(600, video=True))):
         counts = defaultdict(Counter)
         for ask in draw_rows(makers, scenes, 2000, np.random.default_rng(5)):
             if {"yes", "no"} & set(ask.answers):
@@ -252,9 +253,9 @@ def middling(tmp_path_factory):
         task: {"train": 1800, "test": 600}
         for task in ("vqa", "grounding", "entailment", "image-text-matching", "video-qa")
     }
-    size = sizes.Size({"image": scenes, "video": {"train": 150, "test": 100}, "audio": {}}, rows)
+    size = tasks.Size({"image": scenes, "video": {"train": 150, "test": 100}, "audio": {}}, rows)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sizes.SIZES, "middling", size)
+        patch.setitem(tasks.SIZES, "middling", size)
         return make_world(tmp_path_factory.mktemp("world") / "middling", size="middling")
 
 
