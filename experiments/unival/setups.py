@@ -15,13 +15,13 @@ from typing import ClassVar, Protocol
 from experiments.errors import StudyError
 from experiments.study.study import Cell, Expert
 from experiments.unival.pocket.cache import user_cache
-from experiments.unival.pocket.data import Files
+from experiments.unival.pocket.data import Files, rows_digest
 from experiments.unival.pocket.experts import expert_file, make_experts
 from experiments.unival.pocket.pipeline import Pocket
-from experiments.unival.pocket.table import GREEDY, METRIC
+from experiments.unival.pocket.table import GREEDY
 from experiments.unival.published import BaseSetup
-from experiments.unival.world.sizes import SIZES
 from experiments.unival.world.tables import read_world
+from experiments.unival.world.tasks import TASKS as WORLD_TASKS
 from merge import Input
 from unival_core import TASKS, GenerationOptions, Tokenizer, UnivalConfig, load_tokenizer
 from unival_core.data import MediaCache, TaskDataset
@@ -105,8 +105,7 @@ class PocketSetup:
     @staticmethod
     def shifts(task: str) -> tuple[str, ...]:
         """Those that a world of full size has."""
-        splits = SIZES["full"].rows.get(task, {})
-        return tuple(split for split in splits if split not in ("train", "val", "test") and "pretrain" not in split)
+        return WORLD_TASKS[task].shifts if task in WORLD_TASKS else ()
 
     def source(self, expert: Expert, seed: int) -> Input:
         """Where `experiments.unival.pocket.experts` puts it."""
@@ -127,13 +126,9 @@ class PocketSetup:
         return files.data(task, split)
 
     def data_digest(self, task: str, split: str) -> str:
-        """From the record of the world."""
+        """From the record of the world, or the file of a task that it does not have."""
         folder = self.pocket().world
-        world = read_world(folder)
-        if f"{task}/{split}" not in world.files:
-            known = [name.split("/")[1] for name in world.files if name.startswith(f"{task}/")]
-            raise StudyError(f"{folder} has no {task}/{split}: there are {', '.join(known) or 'none'}")
-        content = "\n".join((world.files[f"{task}/{split}"].sha256, *world.answers.get(task, ())))
+        content = "\n".join((rows_digest(folder, task, split), *read_world(folder).answers.get(task, ())))
         return f"sha256:{sha256(content.encode()).hexdigest()}"
 
     def generation(self, task: str) -> GenerationOptions:
@@ -142,7 +137,7 @@ class PocketSetup:
 
     def metrics(self, task: str) -> tuple[str, ...]:
         """One that has scores of single examples."""
-        return (METRIC.get(task, TASKS[task].metrics[0]),)
+        return (TASKS[task].quoted(self.name),)
 
     def areas(self) -> tuple[float, float]:
         """Terciles of the boxes in training."""

@@ -1,13 +1,15 @@
-"""Files of a world as data sets of the model."""
+"""Files of a world as data sets of the model, and of tasks that the world does not have."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import torch
 
+from experiments.errors import StudyError
 from experiments.unival.world.tables import read_world
 from unival_core import TASKS, Tokenizer, UnivalConfig
 from unival_core.data import Example, MediaCache, Task, TaskDataset, TsvTable, texts_of
@@ -21,6 +23,25 @@ def world_tokenizer(world: Path, config: UnivalConfig) -> Tokenizer:
         prompts += texts_of(task.prompt({**task.example, **texts}))
         examples += task.learnable_texts()
     return Tokenizer.train([*read_world(world).vocabulary, *prompts], config, behind=examples)
+
+
+def rows_file(world: Path, task: str, split: str) -> Path:
+    """Find a split of a task: among the world's files, or for other tasks in `data/<task>/<split>.tsv` beside it.
+
+    Raises StudyError where there is none, naming the splits that there are or the file to write.
+    """
+    known = [name.split("/")[1] for name in read_world(world).files if name.startswith(f"{task}/")]
+    file = world / task / f"{split}.tsv" if known else world.parent / "data" / task / f"{split}.tsv"
+    if (known and split not in known) or not file.exists():
+        way = f"there are {', '.join(known)}" if known else f"write it to {file}, columns as in TASKS[{task!r}]"
+        raise StudyError(f"{world} has no {task}/{split}: {way}")
+    return file
+
+
+def rows_digest(world: Path, task: str, split: str) -> str:
+    """The sha256 of a split's file, from the world's record where it has it."""
+    file, record = rows_file(world, task, split), read_world(world).files
+    return record[f"{task}/{split}"].sha256 if f"{task}/{split}" in record else sha256(file.read_bytes()).hexdigest()
 
 
 class Files:
@@ -45,7 +66,7 @@ class Files:
         kind = Blank if blank else TaskDataset
         return kind(
             TASKS[task],
-            FirstRows(self.world / task / f"{split}.tsv", TASKS[task], part),
+            FirstRows(rows_file(self.world, task, split), TASKS[task], part),
             self.tokenizer,
             self.config,
             training=training,

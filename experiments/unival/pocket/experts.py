@@ -24,6 +24,7 @@ from experiments.study.study import Expert
 from experiments.unival.pocket.backbone import inflate
 from experiments.unival.pocket.cache import fetch, keep, key_of
 from experiments.unival.pocket.costs import measured
+from experiments.unival.pocket.data import rows_digest
 from experiments.unival.pocket.families import FAMILIES
 from experiments.unival.pocket.pipeline import (
     Pocket,
@@ -35,7 +36,6 @@ from experiments.unival.pocket.pipeline import (
     timed,
 )
 from experiments.unival.pocket.pretrainings import BACKBONE, COMPARISONS, TRAININGS, Training
-from experiments.unival.world.tables import read_world
 from merge import Input, Options, Recipe, read_recipe, run
 from unival_core import find_task, train
 from unival_core.training import JOINT, REWARD, REWARDS, STAGES, TrainOptions, choose, options_for
@@ -209,12 +209,10 @@ def run_record(file: Path) -> Path:
 
 def made_of(pocket: Pocket, step: Step) -> dict[str, Any]:
     """All that a run's weights depend on, for its record."""
-    files = read_world(pocket.world).files
     split = "train" if step.training is None else step.training.split
-    names = [f"{task}/{split}" for task in step.tasks]
     record: dict[str, Any] = {
         "init": file_digest(start_of(pocket, step)),
-        "files": {name: files[name].sha256 for name in names},
+        "files": {f"{task}/{split}": rows_digest(pocket.world, task, split) for task in step.tasks},
         "options": None if step.options is None else asdict(step.options),
     }
     if step.training is not None:

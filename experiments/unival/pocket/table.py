@@ -12,17 +12,16 @@ import numpy as np
 from experiments.grid.rows import Row, append_row, content_key, read_rows
 from experiments.pages.tables.formats import pivot, to_markdown
 from experiments.study.study import Expert
+from experiments.unival.pocket.data import rows_digest
 from experiments.unival.pocket.experts import expert_file
 from experiments.unival.pocket.pipeline import Pocket, file_digest, in_processes, open_model, timed
 from experiments.unival.world.audit import audit
-from experiments.unival.world.tables import read_world
 from unival_core import METRICS, TASKS, evaluate
 from unival_core.data import TaskDataset
 from unival_core.metrics import Interval, Scores, score_interval, wilson_interval
 
 STUDY = "pocket-experts"
 GREEDY = 1  # hypotheses: beams of 5 take thrice the time
-METRIC = {"video-caption": "CIDEr-D"}  # where it is not the task's first; BLEU@4 has no scores of single examples
 BLANK, MAJORITY, WORDS = "blank media", "majority answer", "naive Bayes on the text"
 
 
@@ -72,29 +71,19 @@ def cell_key(pocket: Pocket, cell: Cell, split: str) -> str:
     return content_key(
         study=STUDY,
         weights=file_digest(cell.file),
-        data=data_digest(pocket, cell.task, split),
+        data=rows_digest(pocket.world, cell.task, split),
         rows=pocket.plan.rows,
-        metric=metric_of(cell.task),
+        metric=TASKS[cell.task].quoted("pocket"),
         beam=GREEDY,
         blank=cell.blank,
     )
-
-
-def data_digest(pocket: Pocket, task: str, split: str) -> str:
-    """The digest of an evaluated file."""
-    return read_world(pocket.world).files[f"{task}/{split}"].sha256
-
-
-def metric_of(task: str) -> str:
-    """The metric of a task in the table."""
-    return METRIC.get(task, TASKS[task].metrics[0])
 
 
 def measure(pocket: Pocket, cell: Cell, split: str) -> None:
     """Evaluates one cell and appends its row."""
     with timed(pocket, f"evaluation {cell.name} on {cell.task}"):
         model, files = open_model(pocket, cell.file)
-        data, metric = files.data(cell.task, split, blank=cell.blank), metric_of(cell.task)
+        data, metric = files.data(cell.task, split, blank=cell.blank), TASKS[cell.task].quoted("pocket")
         options = replace(data.task.generation, beam=GREEDY)
         result = evaluate(model, data, options=options, metrics=(metric,), limit=pocket.plan.rows, progress=False)
         scores = result.scores[metric]
@@ -113,7 +102,7 @@ def made_row(pocket: Pocket, cell: Cell, split: str, scores: Scores, interval: I
         batchnorm="own",
         task=cell.task,
         split=split,
-        metric=metric_of(cell.task),
+        metric=TASKS[cell.task].quoted("pocket"),
         value=scores.value,
         lo=interval.lo,
         hi=interval.hi,
@@ -122,7 +111,7 @@ def made_row(pocket: Pocket, cell: Cell, split: str, scores: Scores, interval: I
         seed=pocket.seed,
         versions={"torch": version("torch")},
         inputs={},
-        data=data_digest(pocket, cell.task, split),
+        data=rows_digest(pocket.world, cell.task, split),
         key=key,
         note=scores.note,
     )
@@ -134,7 +123,7 @@ def blind_rows(pocket: Pocket, task: str, split: str) -> list[Row]:
     Boxes are guessed as in `experiments.unival.world.audit`.
     """
     data = open_model(pocket, pocket.pretrained)[1]
-    asked, metric = data.data(task, split), metric_of(task)
+    asked, metric = data.data(task, split), TASKS[task].quoted("pocket")
     found: list[tuple[str, Scores, Interval]] = []
     if TASKS[task].writes == "text":
         rows = range(min(pocket.plan.rows, len(asked)))
@@ -149,7 +138,9 @@ def blind_rows(pocket: Pocket, task: str, split: str) -> list[Row]:
             found.append((name, scores, wilson_interval(value * blind.n, blind.n)))
     rows = []
     for name, scores, interval in found:
-        key = content_key(study=STUDY, name=name, data=data_digest(pocket, task, split), rows=scores.n, metric=metric)
+        key = content_key(
+            study=STUDY, name=name, data=rows_digest(pocket.world, task, split), rows=scores.n, metric=metric
+        )
         rows.append(made_row(pocket, Cell(name, pocket.pretrained, task), split, scores, interval, key))
     return rows
 
