@@ -40,12 +40,18 @@ def convert(
     unival-merge convert vqa.pt -o vqa.safetensors
     unival-merge convert vqa.safetensors --shard-size 2GB -o vqa
     """
-    from merge.engine.files import Options
     from merge.recipe.recipe import dtype_named
     from merge.tools.convert import convert as write
 
-    options = Options(overwrite=overwrite, shard_size=byte_size(shard_size), command=command_line())
-    done = write(checkpoint, output, section, None if dtype is None else dtype_named(dtype), options)
+    done = write(
+        checkpoint,
+        output,
+        overwrite=overwrite,
+        section=section,
+        dtype=None if dtype is None else dtype_named(dtype),
+        shard_size=byte_size(shard_size),
+        command=command_line(),
+    )
     same = "the weights are the same" if done.before == done.after else f"{done.before} became"
     text = f"{done.path}: {same}, digest {done.after}"
     _tell(done.notes, json.dumps({**asdict(done), "path": str(done.path)}) if json_ else text)

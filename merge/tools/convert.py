@@ -1,4 +1,4 @@
-"""A checkpoint in another format, streamed by the engine as a merge of one: every tensor's bytes stay as they are."""
+"""Write a checkpoint in another format, streamed as a merge of one: every tensor's bytes stay as they are."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from merge.checkpoint.open import Checkpoint
 from merge.checkpoint.save import recipe_path
 from merge.engine.files import Options, run
 from merge.errors import MergeError
@@ -17,7 +18,13 @@ from merge.recipe.recipe import Input, Recipe
 
 @dataclass(frozen=True)
 class Converted:
-    """What was written. `before` and `after` are the digests of the weights: equal unless a dtype was asked for."""
+    """What `convert` wrote.
+
+    Attributes:
+        path: the output.
+        before, after: digests of the weights, as read and as written: equal unless a dtype was asked for.
+        notes: what the format of the output cannot hold, one line each.
+    """
 
     path: Path
     before: str
@@ -26,25 +33,38 @@ class Converted:
 
 
 def convert(
-    source: str | Path,
+    source: str | Path | Checkpoint,
     output: str | Path,
+    *,
+    overwrite: bool = False,
     section: str = "auto",
     dtype: torch.dtype | None = None,
-    options: Options | None = None,
+    shard_size: int | None = None,
+    command: str = "",
 ) -> Converted:
-    """Write a checkpoint (or one section of it) in the format that the name of `output` says.
+    """Write a checkpoint's file (or one section of it) in the format that the name of `output` says.
 
     `.safetensors`, torch (`.pt .pth .bin .ckpt`), `.npz`, `.t5x` (a T5X folder), no suffix for a folder of safetensors.
-    Ties stay where the format can hold them; `dtype` rounds the floating tensors, otherwise all bytes stay.
+    Ties stay where the format can hold them; `dtype` rounds the floating tensors, otherwise all bytes stay. With
+    `shard_size`, in bytes, the output is a folder of safetensors; `command` is noted in the recipe beside it.
 
         >>> convert("unified-io.t5x", "unified-io.safetensors", dtype=torch.float16)        # doctest: +SKIP
 
     Raises MergeError also where the bytes written are not those read.
     """
+    if isinstance(source, Checkpoint):
+        source, section = source.path, source.section
     policy = Policy(dtype=dtype, allow_nonfinite=True)
-    path = run(Recipe("linear", (Input("input", Path(source), section),), policy=policy), output, options)
+    recipe = Recipe("linear", (Input("input", _path(source), section),), policy=policy)
+    path = run(recipe, output, Options(overwrite=overwrite, shard_size=shard_size, command=command))
     record = json.loads(recipe_path(path).read_text(encoding="utf-8"))
     before, after = str(record["inputs"][0]["digest"]), str(record["output"]["digest"])
     if dtype is None and before != after:
         raise MergeError(f"{path}: has other weights than {source}: their digests are {after} and {before}")
     return Converted(path, before, after, tuple(record["output"]["notes"]))
+
+
+def _path(source: object) -> Path:
+    if isinstance(source, (str, Path)):
+        return Path(source)
+    raise MergeError(f"convert takes a file, not a {type(source).__name__}: save_checkpoint writes tensors in memory")

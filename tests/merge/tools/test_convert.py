@@ -50,6 +50,18 @@ def test_a_dtype_is_rounded_to_once(tmp_path: Path) -> None:
     assert converted.before != converted.after
 
 
+def test_an_open_checkpoint_is_converted_and_overwriting_is_asked_for(
+    tmp_path: Path, fairseq_pair: tuple[Path, Path]
+) -> None:
+    opened, output = merge.open_checkpoint(fairseq_pair[0], "model"), tmp_path / "a.safetensors"
+    assert merge.convert(opened, output).before == merge.digest(opened)
+    with pytest.raises(merge.MergeError, match="exists"):
+        merge.convert(opened, output)
+    assert merge.convert(opened, output, overwrite=True, dtype=torch.float16).path == output
+    with pytest.raises(merge.MergeError, match="convert takes a file, not a dict: save_checkpoint writes"):
+        merge.convert({"w": torch.ones(2)}, output)  # pyright: ignore[reportArgumentType]
+
+
 def test_t5x_to_shards_and_back(tmp_path: Path) -> None:
     source = t5x_folder(tmp_path / "checkpoint_7", jax_weights())
     shown = done("convert", source, "--shard-size", "130B", "-o", tmp_path / "shards")
