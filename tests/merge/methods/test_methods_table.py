@@ -123,10 +123,10 @@ def test_the_documented_method_runs_everywhere(
     made = merged_every_way(merge.Recipe("midpoint", inputs), tmp_path / "out.safetensors")
     assert made["weight"].unique().tolist() == [1.5]
     again = tmp_path / "again.safetensors"
-    monkeypatch.setattr(
-        sys, "argv", ["unival-merge", "run", str(tmp_path / "out.safetensors.recipe.json"), "-o", str(again)]
-    )
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code in (0, None), capsys.readouterr().err
+    for words in (["merge", "midpoint", *map(str, paths.values()), "-o", str(again)], ["methods", "midpoint"]):
+        monkeypatch.setattr(sys, "argv", ["unival-merge", *words])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code in (0, None), capsys.readouterr().err
     assert torch.equal(merge.load_checkpoint(again)["weight"], made["weight"])
+    assert "The middle of two checkpoints." in capsys.readouterr().out
