@@ -20,18 +20,19 @@ def plot(
     """Draw every figure of a study from its rows alone, as PNG, SVG and PDF.
 
     \b
-    unival-merge study plot interpolation results/interpolation -o figures
+    unival-merge study plot interpolation results/pocket-interpolation -o figures
     """
-    from experiments.pages.figures.choice import figures
-    from experiments.pages.figures.drawing import save
+    from experiments.pages.figures import draw, save
     from experiments.pages.views import open_study
 
-    drawn, missing = figures(name, open_study(folder, name)[0])
+    drawn, missing = draw(open_study(folder, name)[0])
     output.mkdir(parents=True, exist_ok=True)
-    for stem, _, figure in drawn:
-        typer.echo(" ".join(str(path) for path in save(figure, output / stem)))
+    for one in drawn:
+        typer.echo(" ".join(str(path) for path in save(one.figure, output / one.stem)))
     for line in missing:
         typer.echo(f"not drawn: {line}", err=True)
+    if not drawn and not missing:
+        typer.echo("nothing to draw: no points between experts, no averages, no shifted splits", err=True)
 
 
 def table(
@@ -42,14 +43,15 @@ def table(
     """Print the scores of a study with their intervals.
 
     \b
-    unival-merge study table averaging results/averaging --format latex
+    unival-merge study table averaging results/pocket-averaging --format latex
     """
-    from experiments.pages.tables.choice import written
-    from experiments.pages.views import open_study
+    from experiments.pages.tables import written
+    from experiments.pages.views import experts_of, open_study, read_notes
     from experiments.unival.costs import costs_table
 
-    typer.echo(written(name, *open_study(folder, name), form), nl=False)
-    costs = costs_table(folder) if name == "pretraining" and form == "markdown" else ""
+    rows, scores = open_study(folder, name)
+    typer.echo(written(rows, scores, form, read_notes(folder, name).tables), nl=False)
+    costs = costs_table(folder, {one for row in rows for one in experts_of(row)}) if form == "markdown" else ""
     typer.echo(f"\n## costs\n\n{costs}" * bool(costs), nl=False)
 
 
@@ -61,7 +63,7 @@ def report(
     """Write one HTML page of a study: findings, sliders between experts, figures, tables, the rows behind them.
 
     \b
-    unival-merge study report interpolation results/interpolation -o report.html
+    unival-merge study report interpolation results/pocket-interpolation -o report.html
     """
     from experiments.pages.report import write_report
 
@@ -78,7 +80,7 @@ def samples(
     """Let the merged models of a study answer a few examples, for its report; goes on where it was stopped.
 
     \b
-    unival-merge study samples interpolation results/interpolation --pocket pocket-full
+    unival-merge study samples interpolation results/pocket-interpolation --pocket pocket-full
     """
     from experiments.unival.samples import make_samples
     from experiments.unival.setups import PocketSetup

@@ -89,7 +89,7 @@ def run(
         raise StudyError(f"the best point of split {split} would flatter itself there: choose it with --split val")
     mixtures = study.mixtures_of(choice) if save else []
     place = setup_named(setup, folder, checkpoints=checkpoints, data=data)
-    grid = Grid(name, UnivalSubject(place, limit), _numbers(seed), device)
+    grid = Grid(name, UnivalSubject(place, limit), _numbers(seed), device, study.notes)
     cells = study.cells(choice)
     if dry_run:
         typer.echo(forecast(grid, cells, folder, place.pace(cells, limit), place.size))

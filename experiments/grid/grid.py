@@ -22,6 +22,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from experiments.errors import StudyError
+from experiments.grid.notes import Notes, write_notes
 from experiments.grid.rows import Row, append_row, content_key, names_in, read_rows, read_scores
 from experiments.grid.subject import Subject
 from experiments.grid.worker import Done, Job
@@ -57,12 +58,16 @@ class Summary:
 
 @dataclass
 class Grid:
-    """The cells of a study, by its name, as jobs with the keys of their rows. Every file is digested once."""
+    """The cells of a study, by its name, as jobs with the keys of their rows. Every file is digested once.
+
+    `notes` say what the study is about, for the pages made of its rows.
+    """
 
     study: str
     subject: Subject
     seeds: tuple[int, ...] = (0,)
     device: str = "cpu"
+    notes: Notes = field(default_factory=Notes)
     _weights: dict[tuple[int, str], str] = field(default_factory=dict[tuple[int, str], str], repr=False)
     _data: dict[tuple[str, str], str] = field(default_factory=dict[tuple[str, str], str], repr=False)
 
@@ -133,6 +138,7 @@ def run_cells(grid: Grid, cells: Sequence[Cell], folder: Path, engine: Engine, *
     began = time.perf_counter()
     file, summary = folder / ROWS, Summary()
     jobs = grid.jobs(cells)
+    write_notes(folder, grid.study, grid.notes)
     todo = missing_jobs(jobs, file)
     summary.known = len(jobs) - len(todo)
     todo, summary.copied = copy_known(grid, todo, file)

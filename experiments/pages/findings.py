@@ -16,6 +16,7 @@ from experiments.pages.views import (
     PRETRAINED,
     Pair,
     experts_of,
+    is_average,
     main_metrics,
     on_split,
     one_policy,
@@ -55,7 +56,7 @@ def findings(rows: Rows, scores: Examples | None = None) -> list[str]:
 
 def tension(rows: Records, scores: Examples) -> str:
     """Compare every expert with the pretrained model, on its own task and on the others; tests are Holm-corrected."""
-    here = on_split(rows, reported_split(rows)) if rows else []
+    here = on_split(rows, reported_split(rows))
     kind = _kind(here)
     cells = {(experts_of(row)[0], row["task"]) for row in here if row["experts"] == kind}
     gaps: dict[tuple[str, str], Gap] = {}
@@ -142,7 +143,7 @@ def front_of(rows: Records, pair: Pair, kind: str, scores: Examples) -> tuple[st
 
 def averages(rows: Records, scores: Examples) -> str:
     """Compare averages of three experts or more with the pretrained model, and ratatouille's with the other kinds'."""
-    merged = [row for row in rows if len(experts_of(row)) > 2 and len(set(row["shares"].values())) == 1]
+    merged = [row for row in rows if is_average(row)]
     start = [row for row in rows if experts_of(row) == [PRETRAINED]]
     if not merged or not start:
         return ""

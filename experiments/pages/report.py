@@ -10,7 +10,7 @@ import base64
 import json
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from html import escape
 from pathlib import Path
@@ -18,11 +18,9 @@ from typing import Any
 
 from experiments.errors import StudyError
 from experiments.grid.rows import Records, mean_of, names_in, share_label
-from experiments.pages.figures import drawing as plots
-from experiments.pages.figures.choice import FIGURES, Drawn, figures
+from experiments.pages import figures
 from experiments.pages.findings import findings
-from experiments.pages.tables.choice import study_tables
-from experiments.pages.tables.formats import COLUMNS, Table, to_html
+from experiments.pages.tables import COLUMNS, study_tables, to_html
 from experiments.pages.views import (
     Pair,
     experts_of,
@@ -30,31 +28,35 @@ from experiments.pages.views import (
     open_study,
     pairs_of,
     policies_of,
+    read_notes,
     read_samples,
     reported_split,
     with_series,
 )
-from experiments.unival.studies import STUDIES
 
 TEMPLATE = Path(__file__).parent / "templates" / "report.html"
 
 
 def write_report(folder: str | Path, study: str, output: str | Path, *, command: str = "") -> Path:
-    """Writes the page of the study in FOLDER/rows.jsonl to `output`, whole or not at all.
+    """Write the page of the study in FOLDER/rows.jsonl to `output`, whole or not at all.
 
-    `command` is what remakes it, quoted on the page. Samples are taken from FOLDER/samples.jsonl where there are any.
+    `command` is what remakes it, quoted on the page. Samples are taken from FOLDER/samples.jsonl and what the study is
+    about from FOLDER/study.json, where there are any.
     """
     folder, output = Path(folder), Path(output)
     rows, scores = open_study(folder, study)
-    drawn, missing = figures(study, rows) if study in FIGURES else ([], [])
-    known = STUDIES.get(study)
+    notes = read_notes(folder, study)
+    source = f" ({notes.source})" if notes.source else ""
     parts = {
         "title": escape(f"Study: {study}"),
-        "question": escape(f"{known.question} ({known.source})" if known else ""),
+        "question": escape(f"{notes.question}{source}"),
         "findings": _findings(findings(rows, scores)),
         "explorer": "" if pairs_of(rows) else " hidden",
-        "figures": _figures(drawn, missing, f"unival-merge study plot {study} {folder} -o FIGURES"),
-        "tables": _tables(study_tables(study, rows, scores)),
+        "figures": _figures(*figures.draw(rows), f"unival-merge study plot {study} {folder} -o FIGURES"),
+        "tables": "\n".join(
+            f"<h3>{escape(title)}</h3>\n" * bool(title) + f'<div class="wide">{to_html(table)}</div>'
+            for title, table in study_tables(rows, scores, notes.tables).items()
+        ),
         "made": _made(rows, command),
         "rows": _provenance(rows),
         "data": as_script(page_data(folder, study, rows)),
@@ -73,19 +75,19 @@ def write_report(folder: str | Path, study: str, output: str | Path, *, command:
 
 
 def as_script(value: Any) -> str:
-    """JSON that can stand in a script element: no sign in it ends the element or starts a comment."""
+    """Write JSON that can stand in a script element: no sign in it ends the element or starts a comment."""
     text = json.dumps(value, allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def page_data(folder: Path, study: str, rows: Records) -> dict[str, Any]:
-    """What the page's script reads: the points of every pair by series, and the samples by row key."""
+    """Collect what the page's script reads: the points of every pair by series, and the samples by row key."""
     own = with_series(main_metrics(rows))
     keys = {row["key"] for row in own}
     samples = {key: value for key, value in read_samples(folder).items() if key in keys}
     names = dict.fromkeys(one["image"] for several in samples.values() for one in several if one["image"])
     return {
-        "split": reported_split(own) if own else "",
+        "split": reported_split(own),
         "pairs": [_pair_data(own, pair) for pair in pairs_of(own)],
         "samples": samples,
         "images": {name: _data_uri(folder / "samples" / name, "image/png") for name in names},
@@ -94,76 +96,65 @@ def page_data(folder: Path, study: str, rows: Records) -> dict[str, Any]:
 
 
 def _pair_data(rows: Records, pair: Pair) -> dict[str, Any]:
-    between = _with_policies([row for row in rows if set(experts_of(row)) == set(pair)])
-    series: list[dict[str, Any]] = []
-    for name in names_in(between, "series"):
-        own = [row for row in between if row["series"] == name]
-        kinds = {row["experts"] for row in own}
-        ends = [row for row in rows if len(experts_of(row)) == 1 and experts_of(row)[0] in pair]
-        ends = [row for row in ends if row["experts"] in kinds]
-        points = {float(row["shares"].get(pair[1], 0.0)): row for row in [*ends, *own]}
-        series.append({"name": name, "points": [_point_data([*ends, *own], pair, share) for share in sorted(points)]})
+    """The points of a pair by series; a series under several BatchNorm policies is one of each."""
+    between = [row for row in rows if set(experts_of(row)) == set(pair)]
+    ends = [row for row in rows if len(experts_of(row)) == 1 and experts_of(row)[0] in pair]
+    named: dict[str, Records] = {}
+    by_series = {name: [row for row in between if row["series"] == name] for name in names_in(between, "series")}
+    several = {name for name, own in by_series.items() if len(policies_of(own)) > 1}
+    for row in between:
+        policy = f", BatchNorm {row['batchnorm']}" * (row["series"] in several)
+        named.setdefault(row["series"] + policy, []).append(row)
     tasks = [task for task in names_in(between, "task") if task in pair] or names_in(between, "task")
-    return {"first": pair[0], "second": pair[1], "tasks": sorted(tasks, key=_order(pair)), "series": series}
+
+    def order(task: str) -> int:
+        return pair.index(task) if task in pair else len(pair)
+
+    series: list[dict[str, Any]] = []
+    for name, own in named.items():
+        kinds = {row["experts"] for row in own}
+        points: dict[float, Records] = {}
+        for row in [*(row for row in ends if row["experts"] in kinds), *own]:
+            points.setdefault(float(row["shares"].get(pair[1], 0.0)), []).append(row)
+        found = [_point_data(points[share], pair, share, order) for share in sorted(points)]
+        series.append({"name": name, "points": found})
+    return {"first": pair[0], "second": pair[1], "tasks": sorted(tasks, key=order), "series": series}
 
 
-def _point_data(rows: Records, pair: Pair, share: float) -> dict[str, Any]:
-    here = [row for row in rows if float(row["shares"].get(pair[1], 0.0)) == share]
+def _point_data(rows: Records, pair: Pair, share: float, order: Callable[[str], int]) -> dict[str, Any]:
     groups: dict[tuple[str, ...], Records] = {}
-    for row in here:
+    for row in rows:
         groups.setdefault(tuple(row[name] for name in COLUMNS), []).append(row)
-    cells = [
-        {
-            **dict(zip(COLUMNS, label, strict=True)),
-            **{name: _number(mean_of(own, name)) for name in ("value", "lo", "hi")},
-            "n": int(own[0]["n"]),
-            "keys": [row["key"] for row in own],
-        }
-        for label, own in groups.items()
-    ]
-    cells.sort(key=lambda cell: _order(pair)(cell["task"]))
+    cells: list[dict[str, Any]] = []
+    for label, own in groups.items():
+        means = {name: mean_of(own, name) for name in ("value", "lo", "hi")}
+        numbers = {name: None if value != value else value for name, value in means.items()}  # JSON has no NaN
+        keys = {"n": int(own[0]["n"]), "keys": [row["key"] for row in own]}
+        cells.append(dict(zip(COLUMNS, label, strict=True)) | numbers | keys)
+    cells.sort(key=lambda cell: order(cell["task"]))
     return {"share": share, "label": share_label({pair[0]: 1 - share, pair[1]: share}), "cells": cells}
 
 
-def _with_policies(rows: Records) -> Records:
-    """Rows between two experts, with the BatchNorm policy in the name of a series that has several."""
-    several = {
-        name for name in names_in(rows, "series") if len(policies_of([r for r in rows if r["series"] == name])) > 1
-    }
-    return [
-        {**row, "series": f"{row['series']}, BatchNorm {row['batchnorm']}"} if row["series"] in several else row
-        for row in rows
-    ]
-
-
-def _findings(told: list[str]) -> str:
-    if not told:
-        return "<p>The rows of this study tell of none of the three findings.</p>"
+def _findings(texts: Iterable[str]) -> str:
     parts: list[str] = []
-    for text in told:
+    for text in texts:
         first, *details = text.split("\n")
         items = "".join(f"<li>{escape(line)}</li>" for line in details)
-        parts.append(f"<p>{escape(first)}</p>" + (f"<ul>{items}</ul>" if items else ""))
-    return "\n".join(parts)
+        parts.append(f"<p>{escape(first)}</p>" + f"<ul>{items}</ul>" * bool(items))
+    return "\n".join(parts) or "<p>None of the three findings can be stated from the rows of this study.</p>"
 
 
-def _figures(drawn: list[Drawn], missing: list[str], command: str) -> str:
-    parts = [f'<p class="quiet">As PNG, SVG and PDF: <code>{escape(command)}</code></p>'] if drawn else []
-    with tempfile.TemporaryDirectory() as folder:
-        for stem, caption, figure in drawn:
-            image = _data_uri(plots.save(figure, Path(folder) / stem, [".svg"])[0], "image/svg+xml")
-            words = escape(caption)
-            parts.append(f'<figure><img src="{image}" alt="{words}"><figcaption>{words}.</figcaption></figure>')
-    parts += [f'<p class="quiet">Not drawn: {escape(line)}</p>' for line in missing]
-    return "\n".join(parts) or "<p>This study has no figures.</p>"
-
-
-def _tables(tables: Mapping[str, Table]) -> str:
+def _figures(drawn: Iterable[figures.Drawn], missing: Iterable[str], command: str) -> str:
     parts: list[str] = []
-    for title, table in tables.items():
-        parts += [f"<h3>{escape(title)}</h3>"] if title else []
-        parts.append(f'<div class="wide">{to_html(table)}</div>')
-    return "\n".join(parts)
+    with tempfile.TemporaryDirectory() as folder:
+        for stem, title, caption, figure in drawn:
+            image = _data_uri(figures.save(figure, Path(folder) / stem, [".svg"])[0], "image/svg+xml")
+            words = f"<figcaption>{escape(title)}. {escape(caption)}</figcaption>"
+            parts.append(f'<figure><img src="{image}" alt="{escape(title)}">{words}</figure>')
+    if parts:
+        parts.insert(0, f'<p class="quiet">As PNG, SVG and PDF: <code>{escape(command)}</code></p>')
+    parts += [f'<p class="quiet">Not drawn: {escape(line)}</p>' for line in missing]
+    return "\n".join(parts) or "<p>Nothing in these rows can be drawn: no points between experts, no averages.</p>"
 
 
 def _made(rows: Records, command: str) -> str:
@@ -171,7 +162,7 @@ def _made(rows: Records, command: str) -> str:
     seconds = sum(row["seconds"] for row in rows)
     facts = f"{len(rows)} rows, seeds {', '.join(names_in(rows, 'seed'))}, {seconds:,.0f} s of evaluation; "
     facts += f"evaluated with {', '.join(versions)}."
-    return f"<p>{escape(facts)}</p>" + (f"<pre><code>{escape(command)}</code></pre>" if command else "")
+    return f"<p>{escape(facts)}</p>" + f"<pre><code>{escape(command)}</code></pre>" * bool(command)
 
 
 def _provenance(rows: Records) -> str:
@@ -195,11 +186,3 @@ def _data_uri(file: Path, kind: str) -> str:
     if not file.is_file():
         raise StudyError(f"{file}: a sample's picture is missing: remove samples.jsonl and make the samples again")
     return f"data:{kind};base64,{base64.b64encode(file.read_bytes()).decode('ascii')}"
-
-
-def _number(value: float) -> float | None:
-    return None if value != value else value
-
-
-def _order(pair: Pair) -> Any:
-    return lambda task: pair.index(task) if task in pair else len(pair)

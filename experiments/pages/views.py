@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.errors import StudyError
+from experiments.grid.notes import read_notes as read_notes
 from experiments.grid.rows import Records, Rows, entries, names_in, read_rows, read_scores, records, scores_path
 
 PRETRAINED = "pretrained"
@@ -65,6 +66,12 @@ def pairs_of(rows: Records) -> list[Pair]:
     return list(found)
 
 
+def is_average(row: dict[str, Any]) -> bool:
+    """Whether a point is of three experts or more in equal shares."""
+    names = experts_of(row)
+    return len(names) > 2 and len({row["shares"][name] for name in names}) == 1
+
+
 def weights_only(rows: Records) -> Records:
     """Rows of one set of weights each, so not of ensembles."""
     return [row for row in rows if row["method"] in MIXING]
@@ -104,9 +111,9 @@ def on_split(rows: Records, split: str) -> Records:
 
 
 def reported_split(rows: Records) -> str:
-    """`test`, or the first split if it was not evaluated."""
+    """Name the split that scores are reported on: `test`, or the first one if that was not evaluated."""
     splits = names_in(rows, "split")
-    return REPORTED if REPORTED in splits else splits[0]
+    return REPORTED if REPORTED in splits or not splits else splits[0]
 
 
 def shifted_splits(rows: Records, task: str | None = None) -> list[str]:

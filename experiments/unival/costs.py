@@ -1,7 +1,7 @@
 """What the trainings of a study took, as a table of its own: seconds and megabytes are no scores."""
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from experiments.errors import StudyError
@@ -15,14 +15,18 @@ LEGEND = (
 )
 
 
-def costs_table(folder: Path) -> str:
-    """The costs in FOLDER/costs.csv as a pipe table with a legend; "" if there are none. Of one training measured
-    more than once the last counts; seeds have lines of their own."""
+def costs_table(folder: Path, names: Collection[str]) -> str:
+    """Write the costs in FOLDER/costs.csv as a pipe table with a legend; "" if none of the trainings named is there.
+
+    Of one training measured more than once the last counts; seeds have lines of their own.
+    """
     file = folder / "costs.csv"
     if not file.exists():
         return ""
     with file.open(newline="") as lines:
         costs = {(line["seed"], line["training"]): line for line in csv.DictReader(lines)}
+    if not {name for _, name in costs} & set(names):
+        return ""
     try:
         body = [_line(place, costs) for place in costs]
     except (KeyError, TypeError, ValueError) as error:

@@ -14,11 +14,10 @@ from pathlib import Path
 from experiments.errors import StudyError
 from experiments.grid.engines import engine_named
 from experiments.grid.grid import Grid, experts_of, run_cells
-from experiments.pages.figures.choice import figures
-from experiments.pages.figures.drawing import save
+from experiments.pages.figures import draw, save
 from experiments.pages.findings import findings
 from experiments.pages.report import write_report
-from experiments.pages.tables.choice import written
+from experiments.pages.tables import written
 from experiments.pages.views import open_study
 from experiments.unival.pocket.pipeline import Pocket, make_start
 from experiments.unival.samples import make_samples
@@ -62,9 +61,10 @@ def run_demo(folder: Path, name: str = "quick", processes: int = 2, *, progress:
     make_start(Pocket(folder, demo.preset, SEED), progress=progress)
     subject = UnivalSubject(PocketSetup(folder), demo.limit)
     for study, choice in demo.studies.items():
-        cells = study_named(study).cells(choice)
+        known = study_named(study)
+        cells = known.cells(choice)
         subject.setup.train(experts_of(cells), SEED, processes)
-        grid = Grid(study, subject, (SEED,))
+        grid = Grid(study, subject, (SEED,), notes=known.notes)
         run_cells(grid, cells, folder, engine_named("local", processes), progress=progress)
     make_samples(folder, "interpolation", subject)
     for study in demo.studies:
@@ -77,10 +77,10 @@ def write_pages(folder: Path, study: str, command: str) -> Iterator[str]:
     pages = folder / study
     pages.mkdir(exist_ok=True)
     yield f"{study}: {study_named(study).question}"
-    for stem, _, figure in figures(study, rows)[0]:
-        yield f"  {save(figure, pages / stem)[0]}"
+    for one in draw(rows)[0]:
+        yield f"  {save(one.figure, pages / one.stem)[0]}"
     table = pages / "tables.md"
-    table.write_text(written(study, rows, scores, "markdown"), encoding="utf-8")
+    table.write_text(written(rows, scores, "markdown"), encoding="utf-8")
     yield f"  {table}"
     yield f"  {write_report(folder, study, pages / 'report.html', command=command)}"
     for told in findings(rows, scores):

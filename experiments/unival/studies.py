@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from experiments.errors import StudyError
+from experiments.grid.notes import Notes
 from experiments.study.study import POLICIES, PRETRAINED, Cell, Expert, Point, line, points_of, single, together
 from experiments.unival.pocket.families import FAMILIES, IMAGE_TASKS, VIDEO_TASKS
 from experiments.unival.pocket.pretrainings import COMPARISONS, comparisons_of, tasks_of
@@ -62,6 +63,11 @@ class UnivalStudy:
     def cells(self, choice: Choice) -> list[Cell]:
         """Every cell once, those of one point together; StudyError where the choice names what there is not."""
         raise NotImplementedError
+
+    @property
+    def notes(self) -> Notes:
+        """What pages made of its rows say of it, and the tables that they show besides."""
+        return Notes(self.question, self.source)
 
     def mixtures_of(self, choice: Choice) -> list[dict[str, Expert]]:
         """The experts of every mixture wanted by name, of every kind apart; StudyError where there are none."""
@@ -162,6 +168,11 @@ class PretrainingStudy(UnivalStudy):
     of the training (experiments.unival.pocket.pretrainings). One that takes part in several is evaluated once."""
 
     comparisons: Mapping[str, Mapping[str, tuple[str, ...]]]
+
+    @property
+    def notes(self) -> Notes:
+        """The comparisons are tables of their own."""
+        return Notes(self.question, self.source, self.comparisons)
 
     def cells(self, choice: Choice) -> list[Cell]:
         """Every cell once, those of one training together; StudyError where the choice names what there is not."""

@@ -5,6 +5,7 @@ import itertools
 
 import numpy as np
 
+from experiments.grid.notes import write_notes
 from experiments.grid.rows import Row, append_row, records
 from experiments.unival.studies import STUDIES, Choice
 
@@ -24,10 +25,12 @@ def straight(share):
     return 0.25 + 0.6 * share
 
 
-def study_rows(study, *, curve=kept, kind=KIND, start=0.55, seeds=(0,), inputs=None, **choice):
+def study_rows(study, *, curve=kept, kind=KIND, start=0.55, seeds=(0,), inputs=None, tasks=None, **choice):
     """Pairs of a row and its scores for every cell of a study; `curve` is the score by the share of a task's expert."""
     for seed, cell in itertools.product(seeds, STUDIES[study].cells(Choice(**choice))):
         point = cell.point
+        if tasks and cell.task not in tasks:
+            continue
         for metric in cell.metrics or (METRIC.get(cell.task, "BLEU@4"),):
             name = metric.rpartition(" ")[2] if cell.metrics and " " in metric else cell.task
             is_reference = point.kind in ("pretrained", "joint")
@@ -69,6 +72,7 @@ def in_memory(study, **made):
 def write_study(folder, study, **made):
     """The same as a study's folder."""
     folder.mkdir(parents=True, exist_ok=True)
+    write_notes(folder, study, STUDIES[study].notes)
     for row, scores in study_rows(study, **made):
         append_row(folder / "rows.jsonl", row, scores)
     return folder

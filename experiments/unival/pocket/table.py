@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments.grid.rows import Row, append_row, content_key, read_rows
-from experiments.pages.tables.formats import pivot, to_markdown
+from experiments.pages.tables import pivot, to_markdown
 from experiments.study.study import Expert
 from experiments.unival.pocket.data import rows_digest
 from experiments.unival.pocket.experts import expert_file

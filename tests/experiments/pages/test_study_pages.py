@@ -2,23 +2,26 @@
 
 import csv
 import io
+import shlex
 import shutil
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from experiments.commands import app
+from experiments.commands import app, pages
 from experiments.errors import StudyError
-from experiments.pages.figures.choice import figures
-from experiments.pages.tables.choice import study_tables
-from experiments.pages.views import main_metrics, one_policy, open_study, pairs_of, shifted_splits
+from experiments.pages.figures import FIGURES, draw
+from experiments.pages.tables import study_tables
+from experiments.pages.views import main_metrics, one_policy, open_study, pairs_of, shifted_splits, with_series
 from tests.experiments.study_rows import in_memory, write_study
 
+SIMPLEX = "ternary_small_medium_large"
 RECALIBRATED = ("average", "recalibrate:mixture")
 
 
-def stems(rows, study):
-    drawn, missing = figures(study, rows)
+def stems(rows):
+    drawn, missing = draw(rows)
     return [one.stem for one in drawn], missing
 
 
@@ -29,14 +32,14 @@ def pair():
 
 
 def test_every_figure_of_a_pair(pair):
-    names, missing = stems(pair, "interpolation")
+    names, missing = stems(pair)
     own = ["curves_vqa_caption", "plane_vqa_caption", "batchnorm_vqa_caption"]
     assert names == [*own, "ood_vqa", "ood_caption", "ood_grounding", "ood_entailment"]
     assert missing == []
 
 
 def test_figures_show_one_policy_and_all_models(pair):
-    drawn, _ = figures("interpolation", pair)
+    drawn, _ = draw(pair)
     curves, plane, policies = (one.figure for one in drawn[:3])
     labels = [text.get_text().split(",")[0] for text in curves.axes[0].get_legend().get_texts()]
     assert labels == ["vanilla", "vanilla", "ratatouille", "pretrained", "joint"]  # the second one is the ensemble
@@ -47,18 +50,48 @@ def test_figures_show_one_policy_and_all_models(pair):
 @pytest.mark.parametrize("study", ["averaging", "ood", "rewarded-soups"])
 def test_figures_of_the_other_studies(study):
     options = {"points": 3} if study == "rewarded-soups" else {}
-    names, missing = stems(in_memory(study, **options)[0], study)
-    expected = {
-        "averaging": ["radar"],
-        "ood": [f"ood_{task}" for task in ("vqa", "caption", "grounding", "entailment")],
-        "rewarded-soups": ["ternary_small_medium_large", "curves_small_medium", "plane_small_medium"],
-    }
-    assert names[: len(expected[study])] == expected[study]
-    assert missing == []
+    names, missing = stems(in_memory(study, **options)[0])
+    shifted = [f"ood_{task}" for task in ("vqa", "caption", "grounding", "entailment")]
+    pairs = ("small_medium", "small_large", "medium_large")
+    planes = [f"{name}_{pair}" for pair in pairs for name in ("curves", "plane")]
+    expected = {"averaging": ["radar", *shifted], "ood": shifted, "rewarded-soups": [SIMPLEX, *planes]}
+    assert (names, missing) == (expected[study], [])
+
+
+def test_figures_follow_from_the_rows_whatever_the_study_is_called(pair):
+    own = [{**row, "study": "digits"} for row in pair if row["task"] in ("vqa", "caption") and row["split"] == "test"]
+    turned = {"vqa": "upright", "caption": "turned"}
+    for row in own:
+        row["shares"] = {turned.get(name, name): share for name, share in row["shares"].items()}
+        row["task"] = turned[row["task"]]
+    names, missing = stems(own)
+    assert (names, missing) == ([f"{name}_upright_turned" for name in ("curves", "plane", "batchnorm")], [])
+
+
+def test_a_third_of_a_triangle_is_no_simplex():
+    pairs = [in_memory("interpolation", only=only, points=5)[0] for only in ("vqa+caption", "caption+grounding")]
+    names, _ = stems([row for rows in pairs for row in rows if row["split"] == "test"])
+    assert not [name for name in names if name.startswith("ternary")]
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_every_kind_of_figure_is_whole(name):
+    """An entry says when it applies, what is drawn and how it is read, and the rows of some study have its shape."""
+    kind = FIGURES[name]
+    assert kind.caption.endswith("."), f"figure {name} does not say how it is to be read"
+    studies = {"ternary": "rewarded-soups", "radar": "averaging"}
+    options = {"only": "vqa+caption", "batchnorm": RECALIBRATED} if name not in studies else {}
+    rows = with_series(main_metrics(in_memory(studies.get(name, "interpolation"), **options)[0]))
+    subjects = kind.subjects(rows)
+    assert subjects, f"no rows of a study have the shape of figure {name}"
+    title = kind.title.format(*subjects[0])
+    assert all(word in title for word in subjects[0]), f"the title of figure {name} does not name its subject"
+    singles = [row for row in rows if row["method"] == "single" and row["split"] == "test"]
+    assert kind.subjects(singles) == [], f"figure {name} would be drawn of rows without its shape"
 
 
 def test_radar_has_charts_that_can_be_read():
-    figure = figures("averaging", in_memory("averaging")[0])[0][0].figure
+    figure = draw(in_memory("averaging")[0])[0][0].figure
     titles = [axis.get_title() for axis in figure.axes if axis.name == "polar"]
     inside, outside = "in distribution", "out of distribution: "
     assert titles == [inside, f"{outside}novel", f"{outside}lowquality", f"{outside}printed, knowledge"]
@@ -72,7 +105,7 @@ def test_radar_has_charts_that_can_be_read():
 
 def test_what_lacks_rows_is_named_and_the_rest_drawn(pair):
     rows = [row for row in pair if (row["task"], row["point"]) != ("vqa", "1.00 vqa")]
-    drawn, missing = figures("interpolation", rows)
+    drawn, missing = draw(rows)
     assert "curves_vqa_caption" in [one.stem for one in drawn]
     assert missing == [
         "plane_vqa_caption: vanilla: caption and vqa are not scored at the same shares: evaluate the missing cells"
@@ -102,7 +135,7 @@ def test_rewards_become_tasks_of_their_own():
 
 def test_a_table_a_pair():
     sides = [in_memory("interpolation", only=only, points=3)[0] for only in ("vqa+caption", "caption+grounding")]
-    tables = study_tables("interpolation", [*sides[0], *sides[1]], {})
+    tables = study_tables([*sides[0], *sides[1]], {})
     assert list(tables) == ["vqa → caption", "caption → grounding"]
     points = {label[-1] for label in tables["caption → grounding"].rows}
     assert points == {
@@ -114,22 +147,30 @@ def test_a_table_a_pair():
     }
 
 
-def test_commands_need_nothing_but_the_rows_file(tmp_path):
-    copied = tmp_path / "elsewhere"
-    choice = {"only": "vqa+caption", "points": 3, "kinds": ("vanilla",)}
-    write_study(tmp_path, "interpolation", split="val", **choice)  # no shifted splits: two figures
-    copied.mkdir()
-    shutil.copy(tmp_path / "rows.jsonl", copied)
-    run = CliRunner().invoke(app, ["study", "plot", "interpolation", str(copied), "-o", str(tmp_path / "figures")])
-    assert run.exit_code == 0, run.output
-    written = {path.name for path in (tmp_path / "figures").iterdir()}
+def test_what_helps_show_runs_and_needs_nothing_but_the_rows_file(tmp_path, monkeypatch):
+    choice = {"split": "val", "kinds": ("vanilla",)}  # no shifted splits: two figures
+    written = write_study(tmp_path / "made", "interpolation", only="vqa+caption", points=3, **choice)
+    write_study(written, "averaging", **choice)
+    for name in ("interpolation", "averaging"):
+        (tmp_path / "results" / f"pocket-{name}").mkdir(parents=True)
+        shutil.copy(written / "rows.jsonl", tmp_path / "results" / f"pocket-{name}")
+    monkeypatch.chdir(tmp_path)
+    shown = {}
+    for function in (pages.plot, pages.table, pages.report):
+        example = function.__doc__.split("\b\n")[1].strip()
+        run = CliRunner().invoke(app, shlex.split(example)[1:])
+        assert run.exit_code == 0, f"{example}: {run.output}"
+        shown[function.__name__] = run.output
     names = ("curves_vqa_caption", "plane_vqa_caption")
-    assert written == {f"{name}.{suffix}" for name in names for suffix in ("png", "svg", "pdf")}
-    table = ["study", "table", "interpolation", str(copied), "--format"]
+    assert {file.name for file in Path("figures").iterdir()} == {
+        f"{name}.{suffix}" for name in names for suffix in ("png", "svg", "pdf")
+    }
+    assert r"\begin{tabular}" in shown["table"]
+    assert Path(shown["report"].strip()).is_file()
+    table = ["study", "table", "interpolation", "made", "--format"]
     markdown = CliRunner().invoke(app, [*table, "markdown"]).output
     assert markdown.startswith("## vqa → caption\n\n| experts | method | batchnorm | point | vqa val, VQA accuracy (n")
-    latex = CliRunner().invoke(app, [*table, "latex"]).output
-    assert latex.startswith("% vqa → caption\n")
+    assert CliRunner().invoke(app, [*table, "latex"]).output.startswith("% vqa → caption\n")
     lines = list(csv.reader(io.StringIO(CliRunner().invoke(app, [*table, "csv"]).output)))
     assert lines[0][:5] == ["experts", "method", "batchnorm", "point", "vqa val VQA accuracy value"]
     assert lines[1][:5] == ["pretrained", "single", "average", "1.00 pretrained", "0.55"]
@@ -139,5 +180,4 @@ def test_errors_say_what_there_is(tmp_path):
     write_study(tmp_path, "rewarded-soups", points=2)
     with pytest.raises(StudyError, match="holds rows of rewarded-soups, none of averaging: run the study first"):
         open_study(tmp_path, "averaging")
-    with pytest.raises(StudyError, match="study pretraining has no figures"):
-        figures("pretraining", [])
+    assert draw([]) == ([], [])

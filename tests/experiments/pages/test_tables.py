@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 
 from experiments.errors import StudyError
-from experiments.pages.tables import formats as tables
+from experiments.grid.rows import records
+from experiments.pages import tables
 
 N = 400
 
@@ -90,3 +91,19 @@ def test_csv_keeps_the_unit_and_leaves_holes_empty():
 def test_nothing_to_tabulate():
     with pytest.raises(StudyError, match="no rows to tabulate"):
         tables.pivot([])
+
+
+def test_tables_of_the_notes_compare_what_they_name():
+    singles = [row(0.0, "vqa", 0.9), row(0.0, "caption", 0.5), row(1.0, "vqa", 0.8), row(1.0, "caption", 0.6)]
+    rows = [{"method": "single", "batchnorm": "average", **one} for one in records(singles)]
+    made = tables.study_tables(rows, {}, {"who": {"caption": ["vqa"], "vqa": ["vqa"]}, "none": {"joint": ["vqa"]}})
+    assert list(made) == ["who"]
+    assert made["who"].rows == [("1.00 caption",), ("1.00 vqa",)]
+    assert made["who"].columns == [("vqa", "test", "accuracy")]
+    assert tables.written(rows, {}, "markdown", {"who": {"vqa": ["vqa"]}}).startswith("## who\n\n| point | vqa test")
+
+
+def test_a_table_shows_itself():
+    table = tables.pivot(ROWS)
+    assert repr(table) == "<Table: 2 x 2 scores by experts, point>"
+    assert table._repr_html_() == tables.to_html(table)

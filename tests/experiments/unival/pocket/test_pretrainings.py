@@ -13,8 +13,8 @@ from experiments.commands import app
 from experiments.errors import StudyError
 from experiments.grid.engines import engine_named
 from experiments.grid.grid import Grid, experts_of, run_cells
-from experiments.pages.tables.choice import study_tables
-from experiments.pages.views import open_study
+from experiments.pages.tables import study_tables
+from experiments.pages.views import open_study, read_notes
 from experiments.study.study import Expert
 from experiments.unival.costs import costs_table
 from experiments.unival.pocket.backbone import fresh_model
@@ -188,7 +188,7 @@ def test_other_portions_are_another_training(pocket):
 
 
 def test_rows_of_a_comparison_its_tables_and_its_costs(pocket):
-    grid = Grid("pretraining", UnivalSubject(PocketSetup(pocket.folder), 2))
+    grid = Grid("pretraining", UnivalSubject(PocketSetup(pocket.folder), 2), notes=STUDY.notes)
     cells = STUDY.cells(Choice(only="curriculum"))
     assert run_cells(grid, cells, pocket.folder, engine_named("local", 1), progress=False).evaluated == 12
     assert run_cells(grid, cells, pocket.folder, engine_named("local", 1), progress=False).known == 12
@@ -197,7 +197,7 @@ def test_rows_of_a_comparison_its_tables_and_its_costs(pocket):
         ("1.00 video-from-start", "curriculum", "single", 2),
         ("1.00 image-then-video", "curriculum+modalities", "single", 2),
     }
-    tables = study_tables("pretraining", rows, scores)
+    tables = study_tables(rows, scores, read_notes(pocket.folder, "pretraining").tables)
     assert tables["curriculum"].rows == [("1.00 video-from-start",), ("1.00 image-then-video",)]
     assert len(tables["curriculum"].columns) == 6
     assert [column[0] for column in tables["modalities"].columns] == ["caption", "vqa", "grounding", "entailment"]
@@ -230,16 +230,17 @@ def test_of_a_training_that_goes_on_the_rest_is_measured(tmp_path):
 
 
 def test_costs_add_up_along_the_lineage(tmp_path):
-    assert costs_table(tmp_path) == ""
+    assert costs_table(tmp_path, ["image"]) == ""
     head = "training,seed,start,updates,measured,examples,cpu_seconds,start_mb,peak_mb\n"
     first, second = "image,0,backbone,400,100,25600,30.0,300,500\n", "both,0,image,100,100,6400,50.0,300,700\n"
     (tmp_path / "costs.csv").write_text(head + first + second)
-    lines = costs_table(tmp_path).splitlines()
+    lines = costs_table(tmp_path, ["both"]).splitlines()
     assert lines[2] == "| image | backbone | 400 | 25600 | 120 | 120 | 500 |"
     assert lines[3] == "| both | image | 100 | 6400 | 50 | 170 | 700 |"
     (tmp_path / "costs.csv").write_text(head + second)
     with pytest.raises(StudyError, match="is not whole"):
-        costs_table(tmp_path)
+        costs_table(tmp_path, ["both"])
+    assert costs_table(tmp_path, ["another study's expert"]) == ""
 
 
 # -- what there is not

@@ -1,0 +1,49 @@
+"""What the rows of a folder are about, in words: FOLDER/study.json, written by the grid beside rows.jsonl.
+
+It holds an object by study: its question and source, and tables that set models beside each other, where it has any.
+Pages are made from the folder alone, whatever became of the code that defined the study.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from experiments.errors import StudyError
+
+FILE = "study.json"
+
+
+@dataclass(frozen=True)
+class Notes:
+    """A study in words. `tables` hold by title the models to compare, by name, each with its tasks."""
+
+    question: str = ""
+    source: str = ""
+    tables: Mapping[str, Mapping[str, Sequence[str]]] = field(default_factory=dict[str, Mapping[str, Sequence[str]]])
+
+
+def read_notes(folder: str | Path, study: str) -> Notes:
+    """Read what a folder says of a study; nothing if it says nothing."""
+    return Notes(**_read(Path(folder) / FILE).get(study, {}))
+
+
+def write_notes(folder: str | Path, study: str, notes: Notes) -> None:
+    """Note what a study is about, if anything, whole or not at all; what is noted of others stays."""
+    path = Path(folder) / FILE
+    known = _read(path)
+    if notes != Notes() and known.get(study) != json.loads(json.dumps(asdict(notes))):
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(known | {study: asdict(notes)}, indent=1) + "\n", encoding="utf-8")
+        partial.replace(path)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        known = json.loads(path.read_bytes()) if path.is_file() else {}
+        for own in known.values():
+            Notes(**own)
+    except (ValueError, AttributeError, TypeError) as error:
+        raise StudyError(f"{path} does not describe studies ({error}): remove it, the next run writes it") from None
+    return known

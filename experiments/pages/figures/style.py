@@ -1,0 +1,94 @@
+"""What all figures share: colours, markers, axes, legends, and writing files.
+
+Colours are Okabe and Ito's, and every series has its own marker and dashes, so that a figure survives colour blindness
+and a grey printer.
+"""
+
+from collections.abc import Iterable, Sequence
+from itertools import cycle
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from experiments.grid.rows import Records, is_made_of, mean_of
+
+GREY, GREEN = "#666666", "#009E73"
+SMALL, TEXT = 7.5, 8.5  # points
+_UNDATED: dict[str, dict[str, Any] | None] = {".png": None, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
+
+
+class Style(NamedTuple):
+    """How a series is drawn: colour, marker, dashes of its line, size of its marker in points."""
+
+    color: str
+    marker: str
+    dashes: Any
+    size: float
+
+    def line(self) -> dict[str, Any]:
+        """Options of `plot` for a line with markers."""
+        return {"color": self.color, "marker": self.marker, "ls": self.dashes, "ms": self.size, "mew": 0, "lw": 1.4}
+
+
+KNOWN = {  # the same in every figure
+    "vanilla": Style("#0072B2", "o", "-", 4.5),
+    "ratatouille": Style("#E69F00", "s", (0, (5, 1.5)), 5),
+    "fusing": Style("#D55E00", "^", (0, (1, 1)), 5.5),
+    "average": Style("#0072B2", "o", "-", 4.5),
+    "pretrained": Style("#9A8FBF", "*", (0, (1, 2)), 9),
+    "joint": Style("#009E73", "P", (0, (4, 2, 1, 2)), 7),
+}
+OTHERS = (
+    Style("#CC79A7", "D", (0, (3, 1, 1, 1)), 4.5),
+    Style("#56B4E9", "v", (0, (6, 1)), 5.5),
+    Style("#000000", "d", (0, (2, 1)), 5),
+    Style("#009E73", "X", (0, (1, 1)), 5.5),
+    Style("#D55E00", "<", (0, (5, 2)), 5.5),
+    Style("#0072B2", ">", (0, (3, 1, 1, 1, 1, 1)), 5.5),
+)
+
+
+def styles_of(names: Iterable[str]) -> dict[str, Style]:
+    """Give every series its style: a known one, or the next of the others."""
+    others = cycle(OTHERS)
+    return {name: KNOWN[name] if name in KNOWN else next(others) for name in names}
+
+
+def save(figure: Figure, stem: str | Path, suffixes: Sequence[str] = tuple(_UNDATED)) -> list[Path]:
+    """Write STEM.png, .svg and .pdf, or some of them, and return their paths. Equal figures give equal bytes."""
+    written = [Path(f"{stem}{suffix}") for suffix in suffixes]
+    with matplotlib.rc_context({"svg.hashsalt": "unival-merge", "pdf.fonttype": 42}):
+        for file in written:
+            figure.savefig(file, dpi=200, metadata=_UNDATED[file.suffix])
+    return written
+
+
+def score_name(rows: Records) -> str:
+    """Name the scores of rows of one task, split and metric, with their unit."""
+    unit = "%" if "acc" in rows[0]["metric"].lower() else "× 100"
+    return f"{rows[0]['task']}, {rows[0]['split']}: {rows[0]['metric']} ({unit})"
+
+
+def level(rows: Records, name: str) -> float | None:
+    """Mean score, times 100, of a model by itself; None if it has no rows."""
+    own = [row for row in rows if is_made_of(row, [name])]
+    return 100 * mean_of(own, "value") if own else None
+
+
+def legend_below(figure: Figure, axes: Iterable[Axes], title: str | None = None) -> None:
+    """Add one legend for all axes under them, every label once."""
+    found = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    style: dict[str, Any] = {"loc": "outside lower center", "fontsize": SMALL, "frameon": False}
+    columns = max(1, min(5, int(figure.get_size_inches()[0] / 1.4)))
+    figure.legend(list(found.values()), list(found), ncols=columns, title=title, title_fontsize=SMALL, **style)
+
+
+def tidy(axis: Axes) -> None:
+    """Draw a light grid behind the data and no frame on the right and above."""
+    axis.grid(color="#dddddd", lw=0.5)
+    axis.set_axisbelow(True)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.tick_params(labelsize=SMALL)

@@ -1,0 +1,227 @@
+"""Tables of rows: points down, (task, split, metric) across, as markdown, CSV, LaTeX and HTML.
+
+Scores are printed times 100, with 95 % intervals; CSV keeps the metrics' own units. Rows of several seeds are averaged.
+The best of a column is marked only where it beats every other row in paired tests, Holm-corrected, at p < 0.05.
+"""
+
+import csv
+import io
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+
+import numpy as np
+
+from experiments.errors import StudyError
+from experiments.grid.rows import Records, Rows, mean_of, names_in, records
+from experiments.pages.views import experts_of, pairs_of, references_of
+from experiments.statistics.tests import Examples, holm, paired_test
+
+COLUMNS = ("task", "split", "metric")
+INDEX = ("experts", "method", "batchnorm", "point")
+Label = tuple[str, ...]
+Groups = Mapping[str, Mapping[str, Sequence[str]]]  # by title the models to compare, each with its tasks
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Mean score, its interval, examples, the note of a score that was not computed, the key of the first row, and
+    whether it is marked."""
+
+    value: float
+    lo: float
+    hi: float
+    n: int
+    note: str
+    key: str
+    marked: bool
+
+
+@dataclass(frozen=True, repr=False)
+class Table:
+    """Cells by row label and column label; a label is a tuple of the values of `index`, or of task, split, metric.
+
+    `tested` says that bests were looked for by tests.
+    """
+
+    index: tuple[str, ...]
+    rows: list[Label]
+    columns: list[Label]
+    cells: dict[tuple[Label, Label], Cell]
+    tested: bool
+
+    def __repr__(self) -> str:
+        return f"<Table: {len(self.rows)} x {len(self.columns)} scores by {', '.join(self.index)}>"
+
+    def _repr_html_(self) -> str:
+        return to_html(self)
+
+    def title(self, column: Label) -> str:
+        """Name a column, with the number of examples behind its scores."""
+        sizes = {cell.n for (_, name), cell in self.cells.items() if name == column}
+        return f"{' '.join(column[:2])}, {column[2]} (n = {', '.join(f'{size:,}' for size in sorted(sizes))})"
+
+    def texts(self, label: Label, mark: str, interval: str) -> list[str]:
+        """Write the scores of a row, with formats for what is marked and for the bounds of an interval."""
+        found: list[str] = []
+        for column in self.columns:
+            cell = self.cells.get((label, column))
+            if cell is None or math.isnan(cell.value):
+                found.append("" if cell is None else "not computed")
+                continue
+            value = f"{100 * cell.value:.1f}"
+            bounds = "" if math.isnan(cell.lo) else interval.format(f"{100 * cell.lo:.1f}", f"{100 * cell.hi:.1f}")
+            found.append((mark.format(value) if cell.marked else value) + bounds)
+        return found
+
+    @property
+    def legend(self) -> str:
+        """What the numbers and the bold ones are, and why scores are missing."""
+        text = "Scores times 100 with 95 % intervals."
+        if self.tested:
+            text += " Bold: better than every other row of the column (paired tests, Holm-corrected, p < 0.05)."
+        notes = {cell.note for cell in self.cells.values() if math.isnan(cell.value)}
+        return " ".join([text, *sorted(notes)])
+
+
+def study_tables(rows: Records, scores: Examples, groups: Groups | None = None) -> dict[str, Table]:
+    """Tabulate a study, by title: one table of each of `groups`; else one of each pair, where all that is merged lies
+    between two experts; else one of all rows, with no title.
+
+    `scores` are per example by row key, for tests. Points along a line or a plane are not tested for a best: a maximum
+    of many is likely to be too high.
+    """
+    if groups:
+        kept = {title: [row for name in own for row in _asked(rows, name, own[name])] for title, own in groups.items()}
+        return {title: pivot(found, scores or None, index=("point",)) for title, found in kept.items() if found}
+    pairs = pairs_of(rows)
+    if not pairs or any(len(experts_of(row)) > 2 for row in rows):
+        return {"": pivot(rows, None if pairs else scores or None, index=INDEX)}
+    tables: dict[str, Table] = {}
+    for pair in pairs:
+        tasks = {row["task"] for row in rows if set(experts_of(row)) == set(pair)}
+        names = {*pair, *references_of(rows)}
+        own = [row for row in rows if set(experts_of(row)) <= names and row["task"] in tasks]
+        tables[f"{pair[0]} → {pair[1]}"] = pivot(own, index=INDEX)
+    return tables
+
+
+def written(rows: Records, scores: Examples, form: str, groups: Groups | None = None) -> str:
+    """Write a study's tables as markdown or latex, each behind its title, or as csv, which is one table of all rows."""
+    if form not in FORMATS:
+        raise StudyError(f"no format {form!r}: choose {', '.join(FORMATS)}")
+    write, heading = FORMATS[form]
+    tables = study_tables(rows, scores, groups) if heading else {"": pivot(rows, index=INDEX)}
+    return "\n".join(heading.format(title) * bool(title) + write(table) for title, table in tables.items())
+
+
+def pivot(rows: Rows, scores: Examples | None = None, *, index: Sequence[str] = ("experts", "point")) -> Table:
+    """Make one table row of each value of the `index` columns, in order of appearance.
+
+    Without `scores` (per example by row key, from `read_scores`) no best is marked, and none in a column where a row
+    has no scores.
+    """
+    found = records(rows)
+    if not found:
+        raise StudyError("no rows to tabulate: run the study first")
+    groups: dict[Label, dict[Label, Records]] = {}
+    for row in found:
+        groups.setdefault(_label(row, COLUMNS), {}).setdefault(_label(row, index), []).append(row)
+    cells: dict[tuple[Label, Label], Cell] = {}
+    for column, own in groups.items():
+        marked = None if scores is None else _best(own, scores)
+        for label, group in own.items():
+            value, lo, hi = (mean_of(group, name) for name in ("value", "lo", "hi"))
+            note, first = "; ".join(names_in(group, "note")), group[0]
+            cells[label, column] = Cell(value, lo, hi, int(first["n"]), note, str(first["key"]), label == marked)
+    labels = list(dict.fromkeys(_label(row, index) for row in found))
+    return Table(tuple(index), labels, list(groups), cells, scores is not None)
+
+
+def to_markdown(table: Table) -> str:
+    """Write a pipe table, and a line that says what the numbers and the bold ones are."""
+    head = [*table.index, *map(table.title, table.columns)]
+    body = [[*label, *table.texts(label, "**{}**", " [{}, {}]")] for label in table.rows]
+    lines = [head, ["---"] * len(table.index) + ["---:"] * len(table.columns), *body]
+    text = "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+    return f"{text}\n\n{table.legend}\n"
+
+
+def to_latex(table: Table) -> str:
+    """Write a tabular for the booktabs package, with the legend as a comment."""
+    head = map(_escaped, [*table.index, *map(table.title, table.columns)])
+    body = [
+        [*map(_escaped, label), *table.texts(label, r"\textbf{{{}}}", r" {{\scriptsize [{}, {}]}}")]
+        for label in table.rows
+    ]
+    shape = "l" * len(table.index) + "r" * len(table.columns)
+    start = [f"% {table.legend}", rf"\begin{{tabular}}{{{shape}}}", r"\toprule", " & ".join(head) + r" \\", r"\midrule"]
+    return "\n".join([*start, *(" & ".join(line) + r" \\" for line in body), r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
+def to_csv(table: Table) -> str:
+    """Write value, lo, hi and n of every column, in the metric's own unit; empty where there is no score."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    fields = ("value", "lo", "hi", "n")
+    writer.writerow([*table.index, *(f"{' '.join(column)} {field}" for column in table.columns for field in fields)])
+    for label in table.rows:
+        cells = [table.cells.get((label, column)) for column in table.columns]
+        numbers = [math.nan if cell is None else getattr(cell, field) for cell in cells for field in fields]
+        writer.writerow([*label, *("" if math.isnan(number) else f"{number:.6g}" for number in numbers)])
+    return out.getvalue()
+
+
+def to_html(table: Table) -> str:
+    """Write a table element with the legend as its caption; every number leads to its first row, `#row-<key>`."""
+    head = [f'<th scope="col">{escape(name)}</th>' for name in table.index]
+    head += [f'<th scope="col" class="number">{escape(table.title(column))}</th>' for column in table.columns]
+    lines: list[str] = []
+    for label in table.rows:
+        cells = [f"<td>{escape(part)}</td>" for part in label]
+        texts = table.texts(label, "<strong>{}</strong>", " [{}, {}]")
+        for column, text in zip(table.columns, texts, strict=True):
+            cell = table.cells.get((label, column))
+            linked = text if cell is None else f'<a href="#row-{escape(cell.key)}">{text}</a>'
+            cells.append(f'<td class="number">{linked}</td>')
+        lines.append(f"<tr>{''.join(cells)}</tr>")
+    body = f"<thead><tr>{''.join(head)}</tr></thead><tbody>{''.join(lines)}</tbody>"
+    return f"<table><caption>{escape(table.legend)}</caption>{body}</table>"
+
+
+# What a form is written by, and the line above a table with a title ("" for one table of all rows).
+FORMATS: dict[str, tuple[Callable[[Table], str], str]] = {
+    "markdown": (to_markdown, "## {}\n\n"),
+    "csv": (to_csv, ""),
+    "latex": (to_latex, "% {}\n"),
+}
+
+
+def _asked(rows: Records, name: str, tasks: Sequence[str]) -> Records:
+    return [row for row in rows if experts_of(row) == [name] and row["task"] in tasks]
+
+
+def _best(groups: Mapping[Label, Records], scores: Examples) -> Label | None:
+    """Find the label that beats every other one, of rows with the same seeds."""
+    seeds = {tuple(sorted(str(row["seed"]) for row in group)) for group in groups.values()}
+    if len(groups) < 2 or len(seeds) > 1 or any(row["key"] not in scores for group in groups.values() for row in group):
+        return None
+    examples = {
+        label: np.concatenate([scores[row["key"]] for row in sorted(group, key=lambda row: str(row["seed"]))])
+        for label, group in groups.items()
+    }
+    top = max(groups, key=lambda label: mean_of(groups[label], "value"))
+    tests = [paired_test(examples[label], examples[top]) for label in groups if label != top]
+    won = all(test.difference > 0 for test in tests) and holm([test.p for test in tests]).max() < 0.05
+    return top if won else None
+
+
+def _label(row: Mapping[str, object], columns: Sequence[str]) -> Label:
+    return tuple(str(row[name]) for name in columns)
+
+
+def _escaped(text: str) -> str:
+    for sign in "&%#_$":
+        text = text.replace(sign, rf"\{sign}")
+    return text
