@@ -18,7 +18,11 @@ def make(
     domains: Annotated[str, typer.Option(help="shared, or split: tasks see images of different domains.")] = "shared",
     overwrite: Overwrite = False,
 ) -> None:
-    """Write the world into DIR as UnIVAL's tab-separated files, with a record in world.json."""
+    """Write the world into DIR as UnIVAL's tab-separated files, with a record in world.json.
+
+    \b
+    unival-merge world make world
+    """
     from experiments.unival.world.build import make_world
     from experiments.unival.world.tables import read_world
 
@@ -35,7 +39,11 @@ def show(
     task: Annotated[str | None, typer.Option(help="Draw one task only.")] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Draw rows of every split, and print what the answers are worth without the images."""
+    """Draw rows of every split, and print what the answers are worth without the images.
+
+    \b
+    unival-merge world show world
+    """
     from experiments.errors import StudyError
     from experiments.unival.world.audit import audit_all
     from experiments.unival.world.sheet import contact_sheet

@@ -241,7 +241,7 @@ def run(program: typer.Typer) -> None:
     signal.signal(signal.SIGINT, _interrupted)
     # Imports and plans make objects that stay: looking through them for garbage costs a quarter of a second.
     gc.set_threshold(100_000, 50, 50)
-    typer.main.get_command(program)()
+    typer.main.get_command(program)(prog_name="unival-merge")
 
 
 def _interrupted(number: int, frame: object) -> None:
