@@ -250,7 +250,7 @@ def names_of(paths: Sequence[Path]) -> list[str]:
     """Names by which checkpoints are told apart: file names without suffix, where those are equal the folders'.
 
     Of equal file names each is called by the nearest folder above it that no other of them shares, and where there is
-    none by several folders in a row.
+    none by several folders in a row, or by them and the file.
 
         >>> names_of([Path("vqa.pt"), Path("runs/caption.pt")])
         ['vqa', 'caption']
@@ -265,10 +265,10 @@ def names_of(paths: Sequence[Path]) -> list[str]:
         places = [index for index, word in enumerate(stems) if word == double]
         folders = [paths[index].resolve().parent.parts[:0:-1] for index in places]
         others = {word for word in names if word != double}
-        deepest = max(map(len, folders))
-        levels = [[parts[level : level + 1] for parts in folders] for level in range(deepest)]
-        joined = [[parts[level::-1] for parts in folders] for level in range(1, deepest)]
-        for candidate in (*levels, *joined):
+        levels = range(max(map(len, folders)))
+        single = [[parts[level : level + 1] for parts in folders] for level in levels]
+        rows = [[(*parts[level::-1], *end) for parts in folders] for level in levels for end in ((), (double,))]
+        for candidate in (*single, *rows):
             called = ["-".join(parts) for parts in candidate]
             if all(called) and len(set(called)) == len(called) and not others & set(called):
                 for index, name in zip(places, called, strict=True):
