@@ -1,9 +1,10 @@
 """Pickles as data: read without importing or calling anything that they name.
 
-A pickle is a program; `pickle.load` runs it. This reader is a machine for the same opcodes in which a global is only a
-pair of words: nothing is imported, nothing is called, so a hostile file can at worst be refused. What the published
-training files carry besides tensors (`argparse.Namespace`, omegaconf containers, enums, numpy scalars) comes back as
-inert `Opaque` values that the writer can put into a file again unchanged.
+A pickle is a program; `pickle.load` runs it. Here the standard library's `pickletools` takes the bytes apart, and a
+machine executes the opcodes on stand-ins, a global being only a pair of words: nothing is imported, nothing is called,
+so a hostile file can at worst be refused. What the published training files carry besides tensors
+(`argparse.Namespace`, omegaconf containers, enums, numpy scalars) comes back as inert `Opaque` values that the writer
+can put into a file again unchanged.
 """
 
 # What a pickle holds has no type until it is looked at.
@@ -12,7 +13,7 @@ inert `Opaque` values that the writer can put into a file again unchanged.
 
 from __future__ import annotations
 
-import struct
+import pickletools
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
@@ -26,30 +27,18 @@ _MARK = object()
 class _Machine:
     """The stack machine. `reduce(factory, args)` may replace an `Opaque` by a value of its own."""
 
-    def __init__(self, data: bytes, reduce: Reduce):
-        self.data, self.at, self.reduce = data, 0, reduce
+    def __init__(self, reduce: Reduce):
+        self.reduce = reduce
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
 
-    # -- reading ----------------------------------------------------------------------------------------------------
-    def take(self, count: int) -> bytes:
-        if count < 0 or self.at + count > len(self.data):
-            raise PickleBroken(f"{count} bytes wanted at byte {self.at} of {len(self.data)}")
-        self.at += count
-        return self.data[self.at - count : self.at]
+    def pop_many(self, count: int) -> tuple[Any, ...]:
+        if count > len(self.stack):
+            raise PickleBroken(f"{count} values are wanted, {len(self.stack)} are there")
+        items = tuple(self.stack[len(self.stack) - count :])
+        del self.stack[len(self.stack) - count :]
+        return items
 
-    def number(self, code: str) -> int:
-        return struct.unpack("<" + code, self.take(struct.calcsize(code)))[0]
-
-    def line(self) -> str:
-        end = self.data.find(b"\n", self.at)
-        if end < 0:
-            raise PickleBroken(f"a line without an end at byte {self.at}")
-        text = self.data[self.at : end].decode("utf-8")
-        self.at = end + 1
-        return text
-
-    # -- stack ------------------------------------------------------------------------------------------------------
     def pop_mark(self) -> list[Any]:
         for index in range(len(self.stack) - 1, -1, -1):
             if self.stack[index] is _MARK:
@@ -58,11 +47,11 @@ class _Machine:
                 return items
         raise PickleBroken("a mark is missing")
 
-    def name(self, module: Any, name: Any) -> Global:
+    def push_name(self, module: Any, name: Any) -> None:
         full = f"{module}.{name}"
         if not ALLOWED.fullmatch(full):
             raise PickleRefused(full)
-        return Global(module, name)
+        self.stack.append(Global(module, name))
 
     def call(self, factory: Any, args: Any, new: bool) -> None:
         if not isinstance(factory, Global) or not isinstance(args, tuple):
@@ -99,17 +88,6 @@ class _Machine:
         else:
             raise PickleBroken(f"items set on {type(target).__name__}")
 
-    # -- the machine ------------------------------------------------------------------------------------------------
-    def run(self) -> Any:
-        while True:
-            code = self.take(1)
-            if code == b".":
-                return self.stack.pop()
-            operation = _OPERATIONS.get(code)
-            if operation is None:
-                raise PickleRefused(f"opcode {code!r}")
-            operation(self)
-
 
 def _key(value: Any, depth: int = 3) -> Any:
     """A dictionary key or set item, if hashing it is harmless: deep or shared tuples would crash or never end."""
@@ -122,161 +100,111 @@ def _key(value: Any, depth: int = 3) -> Any:
     return value
 
 
-def _push(value: Callable[[_Machine], Any]) -> Callable[[_Machine], None]:
-    return lambda m: m.stack.append(value(m))
+def _text(m: _Machine, argument: str) -> None:
+    if not argument.isascii():  # a Python 2 string: nobody knows its encoding
+        raise PickleBroken("a byte string that is not ASCII")
+    m.stack.append(argument)
 
 
-def _tuple(count: int) -> Callable[[_Machine], None]:
-    def make(m: _Machine) -> None:
-        if len(m.stack) < count:
-            raise PickleBroken("a tuple of too few values")
-        items = tuple(m.stack[len(m.stack) - count :])
-        del m.stack[len(m.stack) - count :]
-        m.stack.append(items)
-
-    return make
-
-
-def _memoize(index: Callable[[_Machine], int]) -> Callable[[_Machine], None]:
-    def put(m: _Machine) -> None:
-        m.memo[index(m)] = m.stack[-1]
-
-    return put
-
-
-def _pair(operation: Callable[[_Machine, Any, Any], None]) -> Callable[[_Machine], None]:
-    def apply(m: _Machine) -> None:
-        second, first = m.stack.pop(), m.stack.pop()
-        operation(m, first, second)
-
-    return apply
-
-
-def _on_mark(operation: Callable[[_Machine, Any, list[Any]], None]) -> Callable[[_Machine], None]:
-    def apply(m: _Machine) -> None:
-        items = m.pop_mark()
-        operation(m, m.stack[-1], items)
-
-    return apply
-
-
-def _instance(m: _Machine) -> None:
+def _instance(m: _Machine, argument: str) -> None:
     """The opcode INST of protocol 0: a global and a call in one."""
-    factory = m.name(m.line(), m.line())
-    m.call(factory, tuple(m.pop_mark()), new=False)
+    args = tuple(m.pop_mark())
+    m.push_name(*argument.split(" ", 1))
+    m.call(m.stack.pop(), args, new=False)
 
 
-def _stack_global(m: _Machine, module: Any, name: Any) -> None:
-    m.stack.append(m.name(module, name))
-
-
-def _newobj_ex(m: _Machine) -> None:
-    kwargs, args, factory = m.stack.pop(), m.stack.pop(), m.stack.pop()
+def _newobj_ex(m: _Machine, argument: None) -> None:
+    factory, args, kwargs = m.pop_many(3)
     if kwargs:
         raise PickleRefused(f"a call of {factory} with keywords")
     m.call(factory, args, new=True)
 
 
-def _marked_dict(m: _Machine) -> None:
+def _dict(m: _Machine, argument: None) -> None:
     items = m.pop_mark()
     m.stack.append({})
     m.set_items(m.stack[-1], items)
 
 
-def _append_one(m: _Machine) -> None:
+def _memoize(m: _Machine, argument: int | None) -> None:
+    m.memo[len(m.memo) if argument is None else argument] = m.stack[-1]
+
+
+def _extend(m: _Machine, argument: None) -> None:
+    items = m.pop_mark()
+    m.append(m.stack[-1], items)
+
+
+def _set_items(m: _Machine, argument: None) -> None:
+    items = m.pop_mark()
+    m.set_items(m.stack[-1], items)
+
+
+def _append(m: _Machine, argument: None) -> None:
     item = m.stack.pop()
     m.append(m.stack[-1], [item])
 
 
-def _set_one(m: _Machine) -> None:
-    value, key = m.stack.pop(), m.stack.pop()
-    m.set_items(m.stack[-1], [key, value])
+def _set_item(m: _Machine, argument: None) -> None:
+    pair = m.pop_many(2)
+    m.set_items(m.stack[-1], [*pair])
 
 
-def _build(m: _Machine) -> None:
+def _build(m: _Machine, argument: None) -> None:
     state = m.stack.pop()
     m.build(m.stack[-1], state)
 
 
-def _text_int(m: _Machine) -> int:
-    line = m.line()
-    return {"00": False, "01": True}[line] if line in ("00", "01") else int(line)
-
-
-def _long(m: _Machine, code: str) -> int:
-    return int.from_bytes(m.take(m.number(code)), "little", signed=True)
-
-
-def _float_text(m: _Machine) -> float:
-    return float(m.line())
-
-
-_OPERATIONS: dict[bytes, Callable[[_Machine], object]] = {
-    b"\x80": lambda m: _check_protocol(m.number("B")),
-    b"\x95": lambda m: m.take(8),
-    b"(": lambda m: m.stack.append(_MARK),
-    b"0": lambda m: m.stack.pop(),
-    b"1": lambda m: m.pop_mark(),
-    b"2": lambda m: m.stack.append(m.stack[-1]),
-    b"N": _push(lambda m: None),
-    b"\x88": _push(lambda m: True),
-    b"\x89": _push(lambda m: False),
-    b"I": _push(_text_int),
-    b"L": _push(lambda m: int(m.line().rstrip("L"))),
-    b"J": _push(lambda m: m.number("i")),
-    b"K": _push(lambda m: m.number("B")),
-    b"M": _push(lambda m: m.number("H")),
-    b"\x8a": _push(lambda m: _long(m, "B")),
-    b"\x8b": _push(lambda m: _long(m, "i")),
-    b"F": _push(_float_text),
-    b"G": _push(lambda m: struct.unpack(">d", m.take(8))[0]),
-    b"V": _push(lambda m: m.line().encode("latin-1").decode("raw-unicode-escape")),
-    b"X": _push(lambda m: m.take(m.number("I")).decode("utf-8", "surrogatepass")),
-    b"\x8c": _push(lambda m: m.take(m.number("B")).decode("utf-8", "surrogatepass")),
-    b"\x8d": _push(lambda m: m.take(m.number("Q")).decode("utf-8", "surrogatepass")),
-    b"U": _push(lambda m: m.take(m.number("B")).decode("ascii")),
-    b"T": _push(lambda m: m.take(m.number("i")).decode("ascii")),
-    b"C": _push(lambda m: m.take(m.number("B"))),
-    b"B": _push(lambda m: m.take(m.number("I"))),
-    b"\x8e": _push(lambda m: m.take(m.number("Q"))),
-    b"\x96": _push(lambda m: bytearray(m.take(m.number("Q")))),
-    b")": _push(lambda m: ()),
-    b"\x85": _tuple(1),
-    b"\x86": _tuple(2),
-    b"\x87": _tuple(3),
-    b"t": _push(lambda m: tuple(m.pop_mark())),
-    b"]": _push(lambda m: []),
-    b"l": _push(lambda m: m.pop_mark()),
-    b"}": _push(lambda m: {}),
-    b"d": _marked_dict,
-    b"\x8f": _push(lambda m: set()),
-    b"\x91": _push(lambda m: frozenset(map(_key, m.pop_mark()))),
-    b"a": _append_one,
-    b"e": _on_mark(lambda m, target, items: m.append(target, items)),
-    b"\x90": _on_mark(lambda m, target, items: m.append(target, items)),
-    b"s": _set_one,
-    b"u": _on_mark(lambda m, target, items: m.set_items(target, items)),
-    b"q": _memoize(lambda m: m.number("B")),
-    b"r": _memoize(lambda m: m.number("I")),
-    b"p": _memoize(lambda m: int(m.line())),
-    b"\x94": _memoize(lambda m: len(m.memo)),
-    b"h": _push(lambda m: m.memo[m.number("B")]),
-    b"j": _push(lambda m: m.memo[m.number("I")]),
-    b"g": _push(lambda m: m.memo[int(m.line())]),
-    b"c": _push(lambda m: m.name(m.line(), m.line())),
-    b"\x93": _pair(_stack_global),
-    b"i": _instance,
-    b"R": _pair(lambda m, factory, args: m.call(factory, args, new=False)),
-    b"\x81": _pair(lambda m, factory, args: m.call(factory, args, new=True)),
-    b"\x92": _newobj_ex,
-    b"b": _build,
-    b"Q": _push(lambda m: Persistent(m.stack.pop())),
-}
-
-
-def _check_protocol(protocol: int) -> None:
+def _check_protocol(m: _Machine, protocol: int) -> None:
     if protocol > 5:
         raise PickleBroken(f"protocol {protocol}")
+
+
+# Opcodes whose argument is the value.
+_VALUES = {
+    *("INT", "LONG", "BININT", "BININT1", "BININT2", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
+    *("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
+    *("SHORT_BINBYTES", "BINBYTES", "BINBYTES8", "BYTEARRAY8"),
+}
+_OPERATIONS: dict[str, Callable[[_Machine, Any], object]] = {
+    "PROTO": _check_protocol,
+    "FRAME": lambda m, size: None,
+    "MARK": lambda m, _: m.stack.append(_MARK),
+    "POP": lambda m, _: m.stack.pop(),
+    "POP_MARK": lambda m, _: m.pop_mark(),
+    "DUP": lambda m, _: m.stack.append(m.stack[-1]),
+    "NONE": lambda m, _: m.stack.append(None),
+    "NEWTRUE": lambda m, _: m.stack.append(True),
+    "NEWFALSE": lambda m, _: m.stack.append(False),
+    "BINSTRING": _text,
+    "SHORT_BINSTRING": _text,
+    "EMPTY_TUPLE": lambda m, _: m.stack.append(()),
+    "TUPLE1": lambda m, _: m.stack.append(m.pop_many(1)),
+    "TUPLE2": lambda m, _: m.stack.append(m.pop_many(2)),
+    "TUPLE3": lambda m, _: m.stack.append(m.pop_many(3)),
+    "TUPLE": lambda m, _: m.stack.append(tuple(m.pop_mark())),
+    "EMPTY_LIST": lambda m, _: m.stack.append([]),
+    "LIST": lambda m, _: m.stack.append(m.pop_mark()),
+    "EMPTY_DICT": lambda m, _: m.stack.append({}),
+    "DICT": _dict,
+    "EMPTY_SET": lambda m, _: m.stack.append(set()),
+    "FROZENSET": lambda m, _: m.stack.append(frozenset(map(_key, m.pop_mark()))),
+    "APPEND": _append,
+    "APPENDS": _extend,
+    "ADDITEMS": _extend,
+    "SETITEM": _set_item,
+    "SETITEMS": _set_items,
+    **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"), _memoize),
+    **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), lambda m, index: m.stack.append(m.memo[index])),
+    "GLOBAL": lambda m, names: m.push_name(*names.split(" ", 1)),
+    "STACK_GLOBAL": lambda m, _: m.push_name(*m.pop_many(2)),
+    "INST": _instance,
+    "REDUCE": lambda m, _: m.call(*m.pop_many(2), new=False),
+    "NEWOBJ": lambda m, _: m.call(*m.pop_many(2), new=True),
+    "NEWOBJ_EX": _newobj_ex,
+    "BUILD": _build,
+    "BINPERSID": lambda m, _: m.stack.append(Persistent(m.stack.pop())),
+}
 
 
 def _plain(factory: Global, args: Any) -> Any:
@@ -306,9 +234,17 @@ def loads(data: bytes, reduce: Reduce) -> Any:
         made = reduce(factory, args)
         return _plain(factory, args) if made is NotImplemented else made
 
+    machine = _Machine(both)
     try:
-        return _Machine(data, both).run()
+        for opcode, argument, _ in pickletools.genops(data):
+            if opcode.name in _VALUES:
+                machine.stack.append(argument)
+            elif opcode.name in _OPERATIONS:
+                _OPERATIONS[opcode.name](machine, argument)
+            elif opcode.name != "STOP":
+                raise PickleRefused(f"opcode {opcode.name}")
+        return machine.stack.pop()
     except (PickleRefused, PickleBroken):
         raise
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError, struct.error, OverflowError) as error:
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError) as error:
         raise PickleBroken(f"{type(error).__name__}: {error}") from error
