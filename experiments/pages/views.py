@@ -18,7 +18,7 @@ Scores = dict[str, Any]
 
 
 def open_study(folder: str | Path, study: str) -> tuple[Records, Scores]:
-    """A study's rows in FOLDER/rows.jsonl, and the per-example scores beside them by row key (empty if none)."""
+    """Read a study's rows in FOLDER/rows.jsonl, and the scores of examples by row key (empty if none)."""
     path = Path(folder) / "rows.jsonl"
     everything = records(read_rows(path))
     rows = [row for row in everything if row["study"] == study]
@@ -29,13 +29,13 @@ def open_study(folder: str | Path, study: str) -> tuple[Records, Scores]:
 
 
 def read_samples(folder: str | Path) -> dict[str, list[dict[str, Any]]]:
-    """The samples in a study's folder by row key; none if none were made."""
+    """Read the samples in a study's folder by row key; none if none were made."""
     path = Path(folder) / "samples.jsonl"
     return {entry["key"]: entry["samples"] for _, entry in entries(path)} if path.is_file() else {}
 
 
 def main_metrics(rows: Rows) -> Records:
-    """The computed rows of the metric that comes first for each task.
+    """Keep the computed rows of the metric that comes first for each task.
 
     A metric named after an expert, its reward ("Acc@0.5 small"), makes a task of its own, named after it.
     """
@@ -52,12 +52,12 @@ def main_metrics(rows: Rows) -> Records:
 
 
 def experts_of(row: dict[str, Any]) -> list[str]:
-    """The experts that have a share of a row's point."""
+    """Name the experts that have a share of a row's point."""
     return [name for name, share in row["shares"].items() if share]
 
 
 def pairs_of(rows: Records) -> list[Pair]:
-    """The pairs of experts that have a point between them, each once, in the order of the rows."""
+    """Find the pairs of experts that have a point between them, each once, in the order of the rows."""
     found: dict[Pair, None] = {}
     for row in rows:
         names = experts_of(row)
@@ -67,35 +67,35 @@ def pairs_of(rows: Records) -> list[Pair]:
 
 
 def is_average(row: dict[str, Any]) -> bool:
-    """Whether a point is of three experts or more in equal shares."""
+    """Tell whether a point is of three experts or more in equal shares."""
     names = experts_of(row)
     return len(names) > 2 and len({row["shares"][name] for name in names}) == 1
 
 
 def weights_only(rows: Records) -> Records:
-    """Rows of one set of weights each, so not of ensembles."""
+    """Keep rows of one set of weights each, so not of ensembles."""
     return [row for row in rows if row["method"] in MIXING]
 
 
 def references_of(rows: Records) -> list[str]:
-    """The models that are no pair's expert: the pretrained and the jointly finetuned."""
+    """Name the models that are no pair's expert: the pretrained and the jointly finetuned."""
     single = [row for row in rows if row["experts"] in (PRETRAINED, "joint") and len(experts_of(row)) == 1]
     return list(dict.fromkeys(experts_of(row)[0] for row in single))
 
 
 def with_series(rows: Records) -> Records:
-    """Rows with a `series`: how the experts were trained, and the method where it does not mix weights."""
+    """Add to rows a `series`: how the experts were trained, and the method where it does not mix weights."""
     names = [row["experts"] if row["method"] in MIXING else f"{row['experts']}, {row['method']}" for row in rows]
     return [{**row, "series": name} for row, name in zip(rows, names, strict=True)]
 
 
 def policies_of(rows: Records) -> list[str]:
-    """The BatchNorm policies of points between experts."""
+    """Name the BatchNorm policies of points between experts."""
     return names_in([row for row in rows if len(experts_of(row)) > 1], "batchnorm")
 
 
 def one_policy(rows: Records, policy: str = "") -> Records:
-    """Rows of one policy (default: `average`, or the first there is), and all single models, whose own it is."""
+    """Keep rows of one policy (default: `average`, or the first there is), and all single models, whose own it is."""
     known = policies_of(rows)
     chosen = policy or (POLICY if POLICY in known or not known else known[0])
     single = [row for row in rows if len(experts_of(row)) < 2]
@@ -106,7 +106,7 @@ def one_policy(rows: Records, policy: str = "") -> Records:
 
 
 def on_split(rows: Records, split: str) -> Records:
-    """The rows of a split."""
+    """Keep the rows of a split."""
     return [row for row in rows if row["split"] == split]
 
 
@@ -117,7 +117,7 @@ def reported_split(rows: Records) -> str:
 
 
 def shifted_splits(rows: Records, task: str | None = None) -> list[str]:
-    """The out-of-distribution splits (of a task), in the order of the rows."""
+    """Name the shifted splits (of a task), in the order of the rows."""
     named = names_in([row for row in rows if task in (None, row["task"])], "split")
     return [split for split in named if split not in (REPORTED, *CHOOSING)]
 

@@ -10,7 +10,7 @@ interval, which is evaluation noise only. `by` names the column whose values are
 """
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -50,7 +50,7 @@ class Kind:
 
     title: str
     caption: str
-    subjects: Callable[[Records], list[Subject]]
+    subjects: Callable[[Records], Sequence[Subject]]
     draw: Callable[[Records, Subject], Figure]
 
 
@@ -99,10 +99,6 @@ def _draw_triple(rows: Records, corners: Subject) -> Figure:
     return ternary(own, (first, second, third), tasks=there)
 
 
-def _pairs(rows: Records) -> list[Subject]:
-    return [*pairs_of(_shown(rows))]
-
-
 def _draw_curves(rows: Records, pair: Subject) -> Figure:
     own, levels = _of_pair(rows, pair)
     return accuracy_curves(own, (pair[0], pair[1]), tasks=_tasks(own, pair), by="series", levels=levels)
@@ -110,7 +106,7 @@ def _draw_curves(rows: Records, pair: Subject) -> Figure:
 
 def _pairs_of_tasks(rows: Records) -> list[Subject]:
     """The pairs of experts that each have a task of their own name."""
-    return [pair for pair in _pairs(rows) if set(_tasks(_shown(rows), pair)) == set(pair)]
+    return [pair for pair in pairs_of(rows) if set(_tasks(_shown(rows), pair)) == set(pair)]
 
 
 def _draw_plane(rows: Records, pair: Subject) -> Figure:
@@ -119,7 +115,7 @@ def _draw_plane(rows: Records, pair: Subject) -> Figure:
 
 
 def _pairs_of_policies(rows: Records) -> list[Subject]:
-    return [pair for pair in pairs_of(on_split(rows, reported_split(rows))) if _several_policies(rows, pair)]
+    return [pair for pair in pairs_of(rows) if _several_policies(rows, pair)]
 
 
 def _draw_policies(rows: Records, pair: Subject) -> Figure:
@@ -159,7 +155,7 @@ FIGURES = {
         "Scores between the {} and the {} expert",
         "Thin dashes are the straight line between the two ends, the band is the mean 95 % interval of the examples, "
         "small dots are training seeds. Ringed is the highest point.",
-        _pairs,
+        pairs_of,
         _draw_curves,
     ),
     "plane": Kind(

@@ -15,7 +15,6 @@ def test_mcnemar_by_hand(gained, lost, p):
     first = np.repeat([0.0, 1.0, 1.0, 0.0], [gained, lost, 3, 2])
     second = np.repeat([1.0, 0.0, 1.0, 0.0], [gained, lost, 3, 2])
     result = paired_test(first, second)
-    assert result.test == "McNemar exact"
     assert result.p == pytest.approx(p)
     assert result.difference == pytest.approx((gained - lost) / len(first))
 
@@ -32,16 +31,13 @@ def test_permutation_test_near_full_enumeration():
     signs = np.array(list(itertools.product([-1, 1], repeat=8)))
     exact = (np.abs(signs @ difference) >= abs(difference.sum()) - 1e-12).mean()
     result = paired_test(first, second)
-    assert result.test == "sign permutation"
     assert result.p == pytest.approx(exact, abs=0.015)
     assert paired_test(second, first).difference == pytest.approx(-result.difference)
-    assert result.interval.lo < result.difference < result.interval.hi
 
 
 def test_paired_test_finds_nothing_between_a_point_and_itself():
     values = np.array([0.3, 0.6, 1.0])
     assert paired_test(values, values).p == 1.0
-    assert paired_test(values, values).interval == (0.0, 0.0)
 
 
 def test_holm_by_hand():
