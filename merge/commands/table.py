@@ -120,7 +120,7 @@ class Group(TyperGroup):
             code = super().main(*args, **{**extra, "standalone_mode": False})
             sys.stdout.flush()  # a pipe that nobody reads any more is noticed here, not by the interpreter's end
         except self.errors as error:
-            typer.echo(f"error: {_in_options(str(error), self.at_hand)}", err=True)
+            typer.echo(f"error: {in_options(str(error), self.at_hand)}", err=True)
             code = 2
         except USAGE as error:
             told = " ".join(error.format_message().split()).rstrip(".")
@@ -133,7 +133,7 @@ class Group(TyperGroup):
         sys.exit(code or 0)
 
 
-def _in_options(text: str, command: Any) -> str:
+def in_options(text: str, command: Any) -> str:
     """An error of the library in one line and, where it speaks of arguments that are options here, in options' words.
 
     "pass overwrite=True" is "pass --overwrite", "missing='union'" is "--missing union".
@@ -144,7 +144,7 @@ def _in_options(text: str, command: Any) -> str:
         name, value = match[1], match[2].strip("'\"")
         return match[0] if name not in options else options[name] + ("" if value == "True" else f" {value}")
 
-    return re.sub(r"\b([a-z_]+)=(True|'[^']*'|\"[^\"]*\")", option, " ".join(text.split()))
+    return re.sub(r"(?<![\w.])([a-z_]+)=(True|'[^']*'|\"[^\"]*\")", option, " ".join(text.split()))
 
 
 def _page(name: str, entry: Command) -> Any:

@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+import typer
 
 import merge
 from merge.checkpoint.digest import ALGORITHMS
-from merge.commands import options
+from merge.commands import app, options
 from merge.commands.options import names_of
+from merge.commands.table import in_options
 from merge.methods import METHODS
 from merge.plan.policy import MISSING, VOCAB_ROWS
 from merge.recipe.recipe import dtype_named
@@ -258,3 +260,24 @@ def test_choices_are_those_of_the_library() -> None:
     assert options.VOCAB_ROWS == VOCAB_ROWS
     assert set(options.DIGESTS) == set(ALGORITHMS)
     assert all(dtype_named(name) for name in options.DTYPES)
+
+
+def test_the_library_speaks_python_and_the_command_line_options(folder: Path) -> None:
+    with pytest.raises(merge.MergeError, match=r"^missing='zero-delta' says"):
+        merge.interpolate(weights(0), weights(1), 0.5, policy=merge.Policy(missing="zero-delta"))
+    words = ("interpolate", "vqa.pt", "caption.pt", "--ratio", "0.5", "-o", "m.pt", "--missing", "zero-delta")
+    assert refused(*words).startswith("--missing zero-delta says")
+
+
+@pytest.mark.parametrize(
+    ("python", "told"),
+    [
+        ("m.pt: exists; pass overwrite=True", "m.pt: exists; pass --overwrite"),
+        ("give vocab_rows='keep-first' or\nbatchnorm=\"from:a\"", "give --vocab-rows keep-first or --batchnorm from:a"),
+        ("pass extrapolate=True or other=True", "pass --extrapolate or other=True"),  # no option of this command
+        ("the rule a.dtype=True is no rule", "the rule a.dtype=True is no rule"),
+    ],
+)
+def test_arguments_are_told_as_options_of_the_command_at_hand(python: str, told: str) -> None:
+    group: Any = typer.main.get_command(app)
+    assert in_options(python, group.get_command(typer.Context(group), "interpolate")) == told
