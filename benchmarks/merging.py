@@ -97,7 +97,7 @@ def commands(points: int) -> dict[str, list[str]]:
         "interpolate, .pt to .safetensors": ours("a.pt", "b.pt", "out.safetensors", "--no-sync"),
         "interpolate, synced": ours(*pair, "out.safetensors"),
         "dd conv=fsync": [*shell, "dd if=a.safetensors of=out-dd bs=4M conv=fsync 2> /dev/null"],
-        "import merge engine": [sys.executable, "-c", "import merge.engine.files"],
+        "import merge engine": [sys.executable, "-c", "import merge.engine.stream"],
         "10,000 tensors of 16": ours("small-a.safetensors", "small-b.safetensors", "out.safetensors", "--no-sync"),
         f"{points} x cp": [*shell, copies],
         f"{points} ratios, minimal loop": [sys.executable, "-c", LOOP.format(points=points)],

@@ -22,7 +22,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import merge
-from merge.engine.memory import merge_state_dicts
 from merge.methods import METHODS
 
 RESULTS = Path(__file__).parent / "results" / "methods.json"
@@ -82,8 +81,8 @@ def measure(method: str, folder: Path, repeats: int) -> dict[str, float]:
                 ("files", lambda recipe=recipe: merge.run(recipe, folder / "out.safetensors", options)),
                 (
                     "memory",
-                    lambda recipe=recipe, named=named, base=base: merge_state_dicts(
-                        recipe.method, named, recipe.parameters, base=base
+                    lambda recipe=recipe, named=named, base=base: merge.merge_with(
+                        recipe.method, named, base, **recipe.parameters
                     ),
                 ),
             ):

@@ -2,12 +2,17 @@
 
     import merge
 
-    merged = merge.interpolate(merge.open_checkpoint("vqa.pt"), merge.open_checkpoint("caption.pt"), ratio=0.4)
-    for ratio, state_dict in merge.sweep(a, b, ratios=[i / 10 for i in range(11)]):
+    merged = merge.interpolate("vqa.pt", "caption.pt", 0.4)
+    for ratio, state_dict in merge.sweep("vqa.pt", "caption.pt", merge.ratios(11)):
         ...
 
-Names are loaded on first use, so that importing the package (and `unival-merge --help`) does not import torch.
+A checkpoint is a path, an open `Checkpoint`, a state dict or a module, in every function. Names are loaded on first
+use, so that importing the package (and `unival-merge --help`) does not import torch.
 """
+
+# Users and type checkers see the names in `__all__`, which is made of the table.
+# pyright: reportUnsupportedDunderAll=false, reportUnusedImport=false
+# ruff: noqa: F401
 
 from __future__ import annotations
 
@@ -17,16 +22,67 @@ from typing import TYPE_CHECKING, Any
 from merge._version import VERSION as __version__
 from merge.errors import MergeError
 
+# Where the public names live; a test compares the imports for type checkers below with it.
+_HOME = {
+    "METHODS": "methods",
+    "Adapter": "tools.adapters.folder",
+    "Checkpoint": "checkpoint.open",
+    "Input": "recipe.recipe",
+    "LinearPath": "engine.live",
+    "LivePath": "engine.live",
+    "Options": "engine.files",
+    "PermutationSpec": "tools.align",
+    "Policy": "plan.policy",
+    "Recipe": "recipe.recipe",
+    "Simplex": "engine.live",
+    "TaskVector": "tools.task_vector",
+    "activation_matching": "tools.align",
+    "activation_statistics": "tools.batchnorm",
+    "apply_adapters": "tools.adapters.factors",
+    "apply_permutation": "tools.align",
+    "average": "engine.memory",
+    "convert": "tools.convert",
+    "diff": "tools.diagnose",
+    "digest": "checkpoint.digest",
+    "doctor": "tools.diagnose",
+    "inspect": "tools.diagnose",
+    "interpolate": "engine.memory",
+    "load_checkpoint": "checkpoint.open",
+    "merge_adapters": "tools.adapters.factors",
+    "merge_with": "engine.memory",
+    "open_adapter": "tools.adapters.folder",
+    "open_checkpoint": "checkpoint.open",
+    "permutation_spec": "tools.align",
+    "random_permutation": "tools.align",
+    "ratios": "engine.memory",
+    "read_recipe": "recipe.json",
+    "recalibrate_batchnorm": "tools.batchnorm",
+    "repair": "tools.batchnorm",
+    "run": "engine.stream",
+    "save_checkpoint": "checkpoint.save",
+    "share_label": "recipe.shares",
+    "slerp": "engine.memory",
+    "sweep": "engine.memory",
+    "sweep_to_files": "engine.stream",
+    "task_arithmetic": "engine.memory",
+    "weight_matching": "tools.align",
+}
+
+__all__ = ["MergeError", "__version__", *_HOME]
+
 if TYPE_CHECKING:
     from merge.checkpoint.digest import digest
     from merge.checkpoint.open import Checkpoint, load_checkpoint, open_checkpoint
     from merge.checkpoint.save import save_checkpoint
-    from merge.engine.files import Options, run, sweep_to_files
-    from merge.engine.live import LinearPath, Simplex
-    from merge.engine.memory import add_task_vectors, average, interpolate, ratios, slerp, sweep, task_vector
+    from merge.engine.files import Options
+    from merge.engine.live import LinearPath, LivePath, Simplex
+    from merge.engine.memory import average, interpolate, merge_with, ratios, slerp, sweep, task_arithmetic
+    from merge.engine.stream import run, sweep_to_files
     from merge.methods import METHODS
     from merge.plan.policy import Policy
-    from merge.recipe.recipe import Input, Recipe, read_recipe, share_label
+    from merge.recipe.json import read_recipe
+    from merge.recipe.recipe import Input, Recipe
+    from merge.recipe.shares import share_label
     from merge.tools.adapters.factors import apply_adapters, merge_adapters
     from merge.tools.adapters.folder import Adapter, open_adapter
     from merge.tools.align import (
@@ -39,46 +95,8 @@ if TYPE_CHECKING:
     )
     from merge.tools.batchnorm import activation_statistics, recalibrate_batchnorm, repair
     from merge.tools.convert import convert
-
-_HOME = {
-    "PermutationSpec": "tools.align",
-    "activation_matching": "tools.align",
-    "apply_permutation": "tools.align",
-    "permutation_spec": "tools.align",
-    "random_permutation": "tools.align",
-    "weight_matching": "tools.align",
-    "Adapter": "tools.adapters.folder",
-    "open_adapter": "tools.adapters.folder",
-    "apply_adapters": "tools.adapters.factors",
-    "merge_adapters": "tools.adapters.factors",
-    "convert": "tools.convert",
-    "activation_statistics": "tools.batchnorm",
-    "Checkpoint": "checkpoint.open",
-    "load_checkpoint": "checkpoint.open",
-    "open_checkpoint": "checkpoint.open",
-    "digest": "checkpoint.digest",
-    "Options": "engine.files",
-    "run": "engine.files",
-    "sweep_to_files": "engine.files",
-    "add_task_vectors": "engine.memory",
-    "average": "engine.memory",
-    "interpolate": "engine.memory",
-    "slerp": "engine.memory",
-    "task_vector": "engine.memory",
-    "METHODS": "methods",
-    "LinearPath": "engine.live",
-    "Simplex": "engine.live",
-    "Input": "recipe.recipe",
-    "Recipe": "recipe.recipe",
-    "read_recipe": "recipe.recipe",
-    "recalibrate_batchnorm": "tools.batchnorm",
-    "repair": "tools.batchnorm",
-    "share_label": "recipe.recipe",
-    "Policy": "plan.policy",
-    "ratios": "engine.memory",
-    "sweep": "engine.memory",
-    "save_checkpoint": "checkpoint.save",
-}
+    from merge.tools.diagnose import diff, doctor, inspect
+    from merge.tools.task_vector import TaskVector
 
 
 def __getattr__(name: str) -> Any:
@@ -89,44 +107,5 @@ def __getattr__(name: str) -> Any:
     return value
 
 
-__all__ = [
-    "METHODS",
-    "Adapter",
-    "Checkpoint",
-    "Input",
-    "LinearPath",
-    "MergeError",
-    "Options",
-    "PermutationSpec",
-    "Policy",
-    "Recipe",
-    "Simplex",
-    "__version__",
-    "activation_matching",
-    "activation_statistics",
-    "add_task_vectors",
-    "apply_adapters",
-    "apply_permutation",
-    "average",
-    "convert",
-    "digest",
-    "interpolate",
-    "load_checkpoint",
-    "merge_adapters",
-    "open_adapter",
-    "open_checkpoint",
-    "permutation_spec",
-    "random_permutation",
-    "ratios",
-    "read_recipe",
-    "recalibrate_batchnorm",
-    "repair",
-    "run",
-    "save_checkpoint",
-    "share_label",
-    "slerp",
-    "sweep",
-    "sweep_to_files",
-    "task_vector",
-    "weight_matching",
-]
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,4 +1,9 @@
-"""The one exception class of the package."""
+"""The one exception class of the package, and the words that its messages share."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
 
 
 class MergeError(ValueError):
@@ -6,3 +11,10 @@ class MergeError(ValueError):
 
     The library raises it; the command line prints it without a traceback and exits with code 2.
     """
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """End a sentence with the known word that is nearest to `word`, or with all of them."""
+    choices = sorted(known)
+    close = difflib.get_close_matches(word, choices, 1, 0.5)
+    return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(choices)}"

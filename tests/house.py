@@ -89,14 +89,17 @@ def wing_of(module: str) -> str:
 
 
 def offered(module: str) -> frozenset[str]:
-    """The names of a module's `__all__`; none where it has none."""
+    """The names of a module's `__all__`, and of the table of lazy names `_HOME`; none where it has neither."""
+    found: set[str] = set()
     for node in parsed(modules()[module]).body:
         targets = (
             node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
         )
-        if any(isinstance(target, ast.Name) and target.id == "__all__" for target in targets):
-            return frozenset(item.value for item in ast.walk(node) if isinstance(item, ast.Constant))  # type: ignore[misc]
-    return frozenset()
+        names = {target.id for target in targets if isinstance(target, ast.Name)}
+        if names & {"__all__", "_HOME"} and isinstance(node, (ast.Assign, ast.AnnAssign)) and node.value:
+            listed = node.value.keys if isinstance(node.value, ast.Dict) else ast.walk(node.value)
+            found |= {item.value for item in listed if isinstance(item, ast.Constant)}  # type: ignore[misc]
+    return frozenset(found)
 
 
 def climbs() -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -51,10 +52,7 @@ def tops(path: Path) -> set[str]:
 
 def exported(package: str) -> set[str]:
     """What a package's `__all__` offers."""
-    for node in parsed(ROOT.joinpath(*package.split("."), "__init__.py")).body:
-        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == "__all__" for t in node.targets):
-            return set(ast.literal_eval(node.value))
-    return set()
+    return set(importlib.import_module(package).__all__)
 
 
 def is_module(dotted: str) -> bool:

@@ -40,7 +40,7 @@ def convert(
     unival-merge convert vqa.pt -o vqa.safetensors
     unival-merge convert vqa.safetensors --shard-size 2GB -o vqa
     """
-    from merge.recipe.recipe import dtype_named
+    from merge.plan.policy import dtype_named
     from merge.tools.convert import convert as write
 
     done = write(

@@ -41,7 +41,7 @@ def methods(
     unival-merge methods ties
     """
     from merge.methods import METHODS
-    from merge.recipe.recipe import method_named
+    from merge.recipe.parameters import method_named
 
     found = METHODS if name is None else {name: method_named(name)}
     if json_:
@@ -109,9 +109,9 @@ def inspect(
     \b
     unival-merge inspect vqa.pt
     """
-    from merge.tools.diagnose import inspect_checkpoint
+    from merge.tools.diagnose import inspect
 
-    _print(inspect_checkpoint(checkpoint, section, check_digest=verify), json_)
+    _print(inspect(checkpoint, section, check_digest=verify), json_)
 
 
 def diff(
@@ -125,11 +125,11 @@ def diff(
     \b
     unival-merge diff vqa.pt caption.pt
     """
-    from merge.tools.diagnose import diff_checkpoints
+    from merge.tools.diagnose import diff
 
     (a, b), _ = inputs_of([first, second], None, section)
     with progress_bar([a, b], "diff") as progress:
-        report = diff_checkpoints(first, second, a.section, second_section=b.section, progress=progress)
+        report = diff(first, second, a.section, second_section=b.section, progress=progress)
     _print(report, json_)
 
 

@@ -68,7 +68,7 @@ def merge(
     unival-merge merge ties vqa.pt caption.pt --base pretrained.pt -p density=0.2,0.5 -o merged.safetensors
     unival-merge merge slerp vqa.pt caption.pt -p ratio=0.3 -p 'ratio=encoder.*=1/2' -o merged.safetensors
     """
-    from merge.recipe.recipe import method_named, parameters_for
+    from merge.recipe.parameters import method_named, parameters_for
 
     chosen = method_named(method)
     if chosen.takes_base != (base is not None):
@@ -176,8 +176,9 @@ def sweep(
     \b
     unival-merge sweep vqa.pt caption.pt --points 11 -o points
     """
-    from merge.engine.files import plan_sweep, sweep_to_files
+    from merge.engine.files import plan_sweep
     from merge.engine.memory import ratios as spaced
+    from merge.engine.stream import sweep_to_files
 
     if ratios is not None and points is not None:
         raise MergeError(f"--points {points} and --ratios {ratios}: give one of them")
@@ -203,7 +204,7 @@ def run(
     \b
     unival-merge run merged.safetensors.recipe.json -o again.safetensors
     """
-    from merge.recipe.recipe import read_recipe
+    from merge.recipe.json import read_recipe
 
     if output.resolve() in (recipe.resolve(), *recipe.resolve().parents):
         raise MergeError(f"{output}: is or holds the recipe {recipe}; choose another output")
@@ -265,8 +266,8 @@ def _merge(recipe: Recipe, output: Path, running: Running) -> None:
     """Run a recipe, or show its plan, and say what was written."""
     from merge.checkpoint.save import recipe_path
     from merge.engine.files import plan_run
-    from merge.engine.files import run as run_recipe
-    from merge.recipe.recipe import describe
+    from merge.engine.stream import run as run_recipe
+    from merge.recipe.shares import describe
 
     if running.dry_run:
         return _show_plan(plan_run(recipe, output, running.options()), running)
@@ -280,7 +281,7 @@ def _merge(recipe: Recipe, output: Path, running: Running) -> None:
 
 
 def _show_plan(plan: Plan, running: Running) -> None:
-    from merge.recipe.recipe import describe
+    from merge.recipe.shares import describe
 
     kinds = {kind: sum(unit.kind == kind for unit in plan.units) for kind in ("merge", "copy", "maximum")}
     rows = [

@@ -201,8 +201,7 @@ class Running:
 
 def policy_of(choices: Choices) -> Policy:
     """The policy that the options say."""
-    from merge.plan.policy import Policy
-    from merge.recipe.recipe import dtype_named
+    from merge.plan.policy import Policy, dtype_named
 
     return Policy(
         keep=tuple(choices.keep or ()),

@@ -1,4 +1,7 @@
-"""Merges from files to files: check everything, stream once, let the outputs appear."""
+"""What a merge to files will do, checked before it is begun: `plan_run`, `plan_sweep`; and what its recipes say."""
+
+# What users give is checked, whatever its type is said to be.
+# pyright: reportUnnecessaryIsInstance=false
 
 from __future__ import annotations
 
@@ -12,16 +15,18 @@ from typing import Any
 import torch
 
 from merge._version import VERSION
-from merge.checkpoint.atomic import check_target, replacing
+from merge.checkpoint.atomic import check_target
 from merge.checkpoint.digest import DEFAULT, Digest
 from merge.checkpoint.formats.format import DICTIONARY, Layout
 from merge.checkpoint.formats.tensors import Spec
 from merge.checkpoint.open import Checkpoint, open_checkpoint
-from merge.checkpoint.save import Writer, lay_out, recipe_path, suffix_like
-from merge.engine.stream import Job, Stream
+from merge.checkpoint.save import lay_out, recipe_path, suffix_like
 from merge.errors import MergeError
-from merge.plan.units import SHOWN, Unit, by_name, dictionary, plan
-from merge.recipe.recipe import SHARES, Recipe, describe, parameters_for, share_label, shares, to_json
+from merge.plan.units import Unit, by_name, dictionary, plan
+from merge.recipe.json import read_recipe, to_json
+from merge.recipe.parameters import parameters_for
+from merge.recipe.recipe import Recipe
+from merge.recipe.shares import SHARES, as_name, describe, file_stem
 
 
 @dataclass(frozen=True)
@@ -51,14 +56,15 @@ class Options:
 
 @dataclass(frozen=True)
 class Target:
-    """One output of a merge: its recipe, where it will lie, how it is laid out."""
+    """One output of a merge: its recipe, every unit's parameters, where it will lie, how it is laid out."""
 
     recipe: Recipe
+    parameters: Mapping[str, Mapping[str, Any]]
     path: Path
     layout: Layout
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Plan:
     """A merge that has been checked and not begun: what `--dry-run` shows."""
 
@@ -67,6 +73,10 @@ class Plan:
     units: Sequence[Unit]
     targets: Sequence[Target]
     options: Options
+
+    def __repr__(self) -> str:
+        count = "1 file" if len(self.targets) == 1 else f"{len(self.targets)} files"
+        return f"Plan({describe(self.recipe)}; {len(self.units)} tensors to {count}, {self.bytes_written:,} bytes)"
 
     @property
     def bytes_read(self) -> int:
@@ -88,124 +98,94 @@ class Plan:
         return found
 
 
-def run(recipe: Recipe, output: str | Path, options: Options | None = None) -> Path:
-    """Merge checkpoints into one file or folder, whose layout follows the name of `output`.
-
-        >>> vqa, caption = Input("vqa", Path("vqa.pt")), Input("caption", Path("caption.pt"))       # doctest: +SKIP
-        >>> run(Recipe("interpolate", (vqa, caption), {"ratio": 0.4}), "merged.safetensors")        # doctest: +SKIP
-
-    Everything is checked before the first tensor is read; the output appears whole or not at all, with its recipe in
-    `<output>.recipe.json`. Raises MergeError.
-    """
-    checked = plan_run(recipe, output, options)
-    (target,), options = checked.targets, checked.options
-    keeping: dict[str, Any] = {"folder": target.layout.folder, "overwrite": options.overwrite, "sync": options.sync}
-    note_path = recipe_path(target.path)
-    # Killed between the two renames, an output has no recipe; it never has that of another merge.
-    if options.overwrite:
-        keeping["before"] = lambda: note_path.unlink(missing_ok=True)
-    with (
-        replacing(note_path, 0, folder=False, overwrite=True, sync=options.sync) as note,  # takes its name last
-        replacing(target.path, checked.bytes_written, **keeping) as partial,
-    ):
-        (record,) = _stream(checked, [partial])
-        note.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    return target.path
-
-
-def sweep_to_files(
-    recipe: Recipe, points: Sequence[Mapping[str, Any]], folder: str | Path, options: Options | None = None
-) -> Path:
-    """Write one checkpoint for every set of parameters in `points`, from a single read of the inputs.
-
-    The folder appears whole; `sweep.json` in it lists the files with their shares. Raises MergeError.
-    """
-    folder = Path(folder)
-    checked = plan_sweep(recipe, points, folder, options)
-    options = checked.options
-    with replacing(
-        folder, checked.bytes_written, folder=True, overwrite=options.overwrite, sync=options.sync
-    ) as partial:
-        files = [partial / target.path.name for target in checked.targets]
-        records = _stream(checked, files)
-        for file, record in zip(files, records, strict=True):
-            recipe_path(file).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        rows = [
-            {"file": file.name, "shares": shares(target.recipe), "parameters": record["parameters"], **record["output"]}
-            for file, target, record in zip(files, checked.targets, records, strict=True)
-        ]
-        common = {key: records[0][key] for key in ("method", "base", "inputs", "policy", "provenance")}
-        (partial / "sweep.json").write_text(json.dumps({**common, "points": rows}, indent=2) + "\n", encoding="utf-8")
-    return folder
-
-
-# -- planning --------------------------------------------------------------------------------------------------------
-
-
-def plan_run(recipe: Recipe, output: str | Path, options: Options | None = None) -> Plan:
+def plan_run(recipe: Recipe | str | Path, output: str | Path, options: Options | None = None) -> Plan:
     """Check a merge as far as headers (and the values of integer tensors) tell. Raises MergeError with all problems."""
-    checked = _plan(recipe, [(recipe, Path(output))], options or Options())
-    (target,) = checked.targets
-    check_target(target.path, target.layout.size, folder=target.layout.folder, overwrite=checked.options.overwrite)
+    recipe = recipe_of(recipe)
+    plan = _checked(recipe, [(recipe, path_of(output))], options)
+    (target,) = plan.targets
+    check_target(target.path, target.layout.size, folder=target.layout.folder, overwrite=plan.options.overwrite)
     check_target(recipe_path(target.path), 0, folder=False, overwrite=True)
-    return checked
+    return plan
 
 
 def plan_sweep(
-    recipe: Recipe, points: Sequence[Mapping[str, Any]], folder: Path, options: Options | None = None
+    recipe: Recipe | str | Path,
+    points: Sequence[Mapping[str, Any]],
+    folder: str | Path,
+    options: Options | None = None,
 ) -> Plan:
     """Check a sweep like `plan_run`; every point is named by its shares, in the format of the first input."""
+    recipe, folder = recipe_of(recipe), path_of(folder)
     if not points:
         raise MergeError(f"{folder}: a sweep needs at least one point")
     recipes = [recipe.with_parameters(**point) for point in points]
     for item in recipes:
         parameters_for(item, [])
     end = suffix_like(recipe.sources[0].path)
-    names = [_point_name(item) + _settings(point, points) + end for item, point in zip(recipes, points, strict=True)]
+    names: list[str] = []
+    for item, point in zip(recipes, points, strict=True):
+        varied = [key for key in point if key not in SHARES and any(other.get(key) != point[key] for other in points)]
+        names.append(file_stem(item) + "".join(f"_{key}-{as_name(str(point[key]))}" for key in varied) + end)
     if len(set(names)) < len(names):
         raise MergeError(f"{folder}: two points have the same shares: {', '.join(names)}")
-    outputs = [(item, folder / name) for item, name in zip(recipes, names, strict=True)]
+    if options is not None and options.shard_size is not None:
+        raise MergeError("a sweep writes one file a point: shard_size is for single merges")
+    plan = _checked(recipe, [(item, folder / name) for item, name in zip(recipes, names, strict=True)], options)
+    check_target(folder, plan.bytes_written, folder=True, overwrite=plan.options.overwrite)
+    _refuse_inputs(folder, plan.checkpoints)
+    return plan
+
+
+def recipe_of(recipe: Recipe | str | Path) -> Recipe:
+    """Give the recipe, read where its path is given. Raises MergeError."""
+    if isinstance(recipe, (str, Path)):
+        return read_recipe(recipe)
+    if not isinstance(recipe, Recipe):
+        raise MergeError(f"a {type(recipe).__name__} is no recipe: give a merge.Recipe or the path of one's file")
+    return recipe
+
+
+def path_of(path: str | Path) -> Path:
+    """Give the path to write to. Raises MergeError for what is none."""
+    if not isinstance(path, (str, Path)):
+        raise MergeError(f"the output must be a path, not a {type(path).__name__}")
+    return Path(path)
+
+
+def _checked(recipe: Recipe, outputs: Sequence[tuple[Recipe, Path]], options: Options | None) -> Plan:
+    """Open the inputs, find what happens to every tensor, lay every output out."""
+    if not isinstance(options, (Options, type(None))):
+        raise MergeError(f"options={options!r}: must be merge.Options, as Options(overwrite=True)")
     options = options or Options()
-    if options.shard_size is not None:
-        raise MergeError("a sweep writes one file a point: --shard-size is for single merges")
-    checked = _plan(recipe, outputs, options)
-    check_target(folder, checked.bytes_written, folder=True, overwrite=checked.options.overwrite)
-    _refuse_inputs(folder, checked.checkpoints)
-    return checked
-
-
-def _point_name(recipe: Recipe) -> str:
-    """A file name that states the shares: `0.20-vqa_0.80-caption`."""
-    parts = shares(recipe)
-    if parts is None:
-        return _as_name(json.dumps(dict(recipe.parameters)))
-    return "_".join(share_label({name: value}).replace(" ", "-") for name, value in parts.items())
-
-
-def _settings(point: Mapping[str, Any], points: Sequence[Mapping[str, Any]]) -> str:
-    """What else tells a point from the others: `_density-0.2`."""
-    varied = [key for key in point if any(other.get(key) != point[key] for other in points)]
-    return "".join(f"_{key}-{_as_name(str(point[key]))}" for key in varied if key not in SHARES)
-
-
-def _as_name(text: str) -> str:
-    """A text without what file names cannot hold."""
-    return "".join(c if c.isalnum() or c in "._-" else "-" for c in text)
-
-
-def _plan(recipe: Recipe, outputs: Sequence[tuple[Recipe, Path]], options: Options) -> Plan:
-    options = replace(options, digest=_algorithm(recipe, options))
-    _check_options(options)
+    stored = {source.digest.partition(":")[0] for source in recipe.sources if source.digest}
+    if len(stored) > 1:
+        raise MergeError(f"the recipe's digests are of several kinds ({', '.join(sorted(stored))}); clear some of them")
+    options = replace(options, digest=stored.pop() if stored else options.digest)  # a recipe is checked with its own
+    Digest(options.digest)
+    if options.threads < 0:
+        raise MergeError(f"threads {options.threads}: must be 0 (as many as are useful) or more")
+    try:
+        torch.zeros(1, device=options.device).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise MergeError(f"device {options.device!r} cannot be used here: {str(error).splitlines()[0]}") from error
     checkpoints = [open_checkpoint(source.path, source.section) for source in recipe.sources]
     for _, path in outputs:
         _refuse_inputs(path, checkpoints)
-    units = plan(
-        checkpoints, [source.name for source in recipe.sources], recipe.policy, has_base=recipe.base is not None
-    )
-    for item, _ in outputs:
-        parameters_for(item, units)
-    draft = Plan(recipe, checkpoints, units, (), options)
-    return replace(draft, targets=[Target(item, path, _layout(draft, item, path)) for item, path in outputs])
+    labels = [source.name for source in recipe.sources]
+    units = plan(checkpoints, labels, recipe.policy, has_base=recipe.base is not None)
+    parameters = [parameters_for(item, units) for item, _ in outputs]
+    first, tokens = checkpoints[0], dictionary(checkpoints, labels, units)
+    specs = {name: Spec(unit.dtype, unit.shape, unit.name) for name, unit in by_name(units, checkpoints).items()}
+    targets: list[Target] = []
+    for (item, path), values in zip(outputs, parameters, strict=True):
+        metadata = dict(first.metadata)
+        if set(metadata) <= {"format"}:  # some models rebuild themselves from their metadata: it is not added to
+            metadata = {"format": "pt", **metadata, "unival_merge": identity(item, options.digest, None)}
+        if tokens is not None:  # without it nobody knows what the rows mean
+            metadata[DICTIONARY] = json.dumps(tokens)
+        layout = lay_out(path, specs, like=first, metadata=metadata, shard_size=options.shard_size)
+        targets.append(Target(item, values, path, layout))
+    return Plan(recipe, checkpoints, units, targets, options)
 
 
 def _refuse_inputs(output: Path, checkpoints: Sequence[Checkpoint]) -> None:
@@ -215,39 +195,14 @@ def _refuse_inputs(output: Path, checkpoints: Sequence[Checkpoint]) -> None:
             raise MergeError(f"{output}: {'is' if whole == file else 'holds'} the input {file}; choose another output")
 
 
-def _algorithm(recipe: Recipe, options: Options) -> str:
-    """The digest to compute: that of the digests which the recipe holds, else the one asked for."""
-    stored = {source.digest.partition(":")[0] for source in recipe.sources if source.digest}
-    if len(stored) > 1:
-        raise MergeError(f"the recipe's digests are of several kinds ({', '.join(sorted(stored))}); clear some of them")
-    return stored.pop() if stored else options.digest
+# -- what an output says of itself -----------------------------------------------------------------------------------
 
 
-def _check_options(options: Options) -> None:
-    Digest(options.digest)
-    if options.threads < 0:
-        raise MergeError(f"threads {options.threads}: must be 0 (as many as are useful) or more")
-    try:
-        torch.zeros(1, device=options.device).cpu()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise MergeError(f"device {options.device!r} cannot be used here: {str(error).splitlines()[0]}") from error
+def identity(recipe: Recipe, algorithm: str, digests: Sequence[str] | None) -> str:
+    """Give the recipe without paths: the same bytes wherever the inputs lie.
 
-
-def _layout(plan: Plan, recipe: Recipe, path: Path) -> Layout:
-    first = plan.checkpoints[0]
-    units = by_name(plan.units, plan.checkpoints)
-    specs = {name: Spec(unit.dtype, unit.shape, unit.name) for name, unit in units.items()}
-    tokens = dictionary(plan.checkpoints, [source.name for source in recipe.sources], plan.units)
-    metadata = dict(first.metadata)
-    if set(metadata) <= {"format"}:  # some models rebuild themselves from their metadata: it is not added to
-        metadata = {"format": "pt", **metadata, "unival_merge": _identity(recipe, plan.options.digest, None)}
-    if tokens is not None:  # without it nobody knows what the rows mean
-        metadata[DICTIONARY] = json.dumps(tokens)
-    return lay_out(path, specs, like=first, metadata=metadata, shard_size=plan.options.shard_size)
-
-
-def _identity(recipe: Recipe, algorithm: str, digests: Sequence[str] | None) -> str:
-    """The recipe without paths: the same bytes wherever the inputs lie. Unknown digests are blanks of equal length."""
+    Digests that are not known yet are blanks of the same length, to be filled in when all is read.
+    """
     blank = " " * len(Digest(algorithm).text())
     data = _traced(recipe, digests or [blank] * len(recipe.sources))
     for source in _sources(data):
@@ -255,9 +210,23 @@ def _identity(recipe: Recipe, algorithm: str, digests: Sequence[str] | None) -> 
     return json.dumps({**data, "version": VERSION})
 
 
-def _quoted(text: str) -> bytes:
-    """A text as it stands inside a JSON header."""
-    return json.dumps(text, ensure_ascii=False).encode()
+def record(
+    target: Target, options: Options, digests: Sequence[str], digest: str, nonfinite: Mapping[str, int]
+) -> dict[str, Any]:
+    """Give what `.recipe.json` holds: the recipe with its inputs' digests, the output's, and where it came from."""
+    output = {
+        "file": target.path.name,
+        "digest": digest,
+        "notes": list(target.layout.notes),
+        "nonfinite": dict(sorted(nonfinite.items())),
+    }
+    provenance = {
+        "command": options.command,
+        "unival-merge": VERSION,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+    return {**_traced(target.recipe, digests), "output": output, "provenance": provenance}
 
 
 def _traced(recipe: Recipe, digests: Sequence[str]) -> dict[str, Any]:
@@ -270,72 +239,3 @@ def _traced(recipe: Recipe, digests: Sequence[str]) -> dict[str, Any]:
 
 def _sources(data: Mapping[str, Any]) -> list[dict[str, str]]:
     return [*([data["base"]] if data["base"] else []), *data["inputs"]]
-
-
-# -- streaming -------------------------------------------------------------------------------------------------------
-
-
-def _stream(checked: Plan, partials: Sequence[Path]) -> list[dict[str, Any]]:
-    """Stream a checked plan into files that nobody sees yet; returns what each output's `.recipe.json` holds.
-
-    Raises MergeError where an input has changed since its recipe was written, and for infinite or NaN results.
-    """
-    options = checked.options
-    jobs: list[Job] = []
-    try:
-        for target, partial in zip(checked.targets, partials, strict=True):
-            writer = Writer(target.layout, partial)
-            jobs.append(
-                Job(target.recipe, parameters_for(target.recipe, checked.units), writer, Digest(options.digest))
-            )
-        sources = [checkpoint.entries for checkpoint in checked.checkpoints]
-        digests = Stream(sources, checked.units, jobs, options).run()
-        _refuse_changed(checked.recipe, digests)
-        _refuse_nonfinite(jobs)
-        for job, target in zip(jobs, checked.targets, strict=True):
-            blank, known = (_identity(target.recipe, options.digest, found) for found in (None, digests))
-            job.writer.fill_in(_quoted(blank), _quoted(known))
-            job.writer.close()
-    finally:
-        for job in jobs:
-            job.writer.release()
-    return [_record(job, target, options, digests) for job, target in zip(jobs, checked.targets, strict=True)]
-
-
-def _refuse_changed(recipe: Recipe, digests: Sequence[str]) -> None:
-    changed = [
-        f"{source.path} ({source.name}) has changed since the recipe was written: its digest was {source.digest}, "
-        f"it is {digest}"
-        for source, digest in zip(recipe.sources, digests, strict=True)
-        if source.digest and source.digest != digest
-    ]
-    if changed:
-        raise MergeError("; ".join([*changed, "clear the digest in the recipe to accept it"]))
-
-
-def _refuse_nonfinite(jobs: Sequence[Job]) -> None:
-    for job in jobs:
-        if job.nonfinite and not job.recipe.policy.allow_nonfinite:
-            worst = sorted(job.nonfinite.items(), key=lambda item: (-item[1], item[0]))[:SHOWN]
-            listed = ", ".join(f"{count} in {name}" for name, count in worst)
-            raise MergeError(
-                f"{describe(job.recipe)}: infinite or NaN values in {len(job.nonfinite)} tensors ({listed}); "
-                "pass --allow-nonfinite to write them"
-            )
-
-
-def _record(job: Job, target: Target, options: Options, digests: Sequence[str]) -> dict[str, Any]:
-    """The recipe with the inputs' digests, the output's, and where it came from."""
-    output = {
-        "file": target.path.name,
-        "digest": job.digest.text(),
-        "notes": list(target.layout.notes),
-        "nonfinite": dict(sorted(job.nonfinite.items())),
-    }
-    provenance = {
-        "command": options.command,
-        "unival-merge": VERSION,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
-    return {**_traced(target.recipe, digests), "output": output, "provenance": provenance}

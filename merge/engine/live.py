@@ -1,23 +1,24 @@
 """Live interpolation: move a model along a path between checkpoints, in place, on its own device."""
 
+# What users give is checked, whatever its type is said to be.
+# pyright: reportUnnecessaryIsInstance=false
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from merge.checkpoint.open import open_checkpoint
-from merge.engine.kernel import computing_dtype, refuse_nonfinite, result_of
+from merge.checkpoint.source import Source, StateDict, opened, opened_all
+from merge.engine.kernel import computing_dtype, merged, refuse_nonfinite
+from merge.engine.memory import Sources, unplaced_recipe
 from merge.errors import MergeError
-from merge.plan.policy import Policy, is_rules, resolve
+from merge.plan.policy import Policy
 from merge.plan.units import Unit, plan
-from merge.recipe.recipe import Input, Recipe, method_named, parameters_for
-
-Source = str | Path | Mapping[str, Tensor]
+from merge.recipe.parameters import is_rules, method_named, parameters_for, resolve
 
 
 class LivePath:
@@ -29,7 +30,7 @@ class LivePath:
     Args:
         model: any module; its state dict must have the names and shapes of the merged checkpoint.
         method: a key of `METHODS`.
-        inputs: checkpoints by name: paths, open checkpoints or state dicts.
+        inputs: checkpoints (paths, open ones, state dicts or modules), by name or in a list.
         base: the common ancestor, for methods that take one.
         policy: see `Policy`; with `dtype=None` values are rounded to the checkpoints' dtype, as in a file.
         resident: keep the endpoints on the model's device; else they are read from the file's map at every `set`.
@@ -43,23 +44,21 @@ class LivePath:
         self,
         model: nn.Module,
         method: str,
-        inputs: Mapping[str, Source],
+        inputs: Sources,
         base: Source | None = None,
         *,
         policy: Policy | None = None,
         resident: bool = True,
     ):
-        self.names = list(inputs)
-        self._recipe = Recipe(
-            method,
-            tuple(Input(name, Path(name)) for name in inputs),
-            base=None if base is None else Input("base", Path("base")),
-            policy=policy or Policy(),
-        )
+        if not isinstance(model, nn.Module):
+            raise MergeError(f"model: a {type(model).__name__} is no nn.Module, whose weights could be set")
+        named = opened_all(inputs)
+        self.names = list(named)
+        self._recipe = unplaced_recipe(method, self.names, base is not None, policy, {})
         self._method = method_named(method)
         self._model = model
         self._targets = self._tensors()
-        sources = [_opened(source) for source in ([] if base is None else [base]) + list(inputs.values())]
+        sources = [*([] if base is None else [opened(base, name="base")]), *named.values()]
         labels = [item.name for item in self._recipe.sources]
         self._units = plan(sources, labels, self._recipe.policy, has_base=base is not None)
         self._check_targets(sources)
@@ -88,8 +87,19 @@ class LivePath:
         recipe = self._recipe.with_parameters(**parameters)
         resolved = parameters_for(recipe, self._units)
         with torch.no_grad():
-            for unit, tensors in zip(self._units, self._endpoints, strict=True):
-                self._write(unit, tensors, resolved.get(unit.name, {}))
+            for unit, endpoints in zip(self._units, self._endpoints, strict=True):
+                point = resolved.get(unit.name, {})
+                ways = {self._targets[name].data_ptr(): self._targets[name] for name in unit.names}
+                target, *others = ways.values()
+                tensors = [tensor.to(target.device) for tensor in endpoints]
+                if self._in_place(unit, target, tensors) and self._method.single(len(tensors), point) is None:
+                    self._method.function(tensors, name=unit.name, out=target, **point)
+                else:
+                    (value,) = merged(unit, tensors, self._method, [point], recipe.policy)
+                    refuse_nonfinite(unit, value, recipe.policy)
+                    target.copy_(value)
+                for other in others:  # tied in the checkpoints, not in the model
+                    other.copy_(target)
         self._set = parameters
 
     def resolution(self) -> str:
@@ -110,29 +120,15 @@ class LivePath:
         """The model's own tensors by name, sharing its memory."""
         return {name: value for name, value in self._model.state_dict().items() if isinstance(value, Tensor)}
 
-    def _write(self, unit: Unit, tensors: Sequence[Tensor], parameters: Mapping[str, Any]) -> None:
-        target, *others = {self._targets[name].data_ptr(): self._targets[name] for name in unit.names}.values()
-        tensors = [tensor.to(target.device) for tensor in tensors]
-        if self._in_place(unit, target, tensors) and self._method.single(len(tensors), parameters) is None:
-            self._method.function(tensors, name=unit.name, out=target, **parameters)
-        else:
-            value = result_of(tensors, self._method, parameters, unit, self._recipe.policy)
-            refuse_nonfinite(unit, value, self._recipe.policy)
-            target.copy_(value)
-        for other in others:  # tied in the checkpoints, not in the model
-            other.copy_(target)
-
     def _in_place(self, unit: Unit, target: Tensor, tensors: Sequence[Tensor]) -> bool:
         """Whether the arithmetic can be done straight into the model's memory: no conversion on the way in or out."""
-        dtype = computing_dtype([tensor.dtype for tensor in tensors], self._recipe.policy)
+        dtype = computing_dtype(tensors, self._recipe.policy)
         same = all(tensor.dtype == dtype for tensor in (target, *tensors))
         certain = self._method.elementwise and not self._recipe.policy.extrapolate
         whole = unit.kind == "merge" and unit.assembly is None
         return whole and same and certain and unit.dtype == dtype
 
-    def _gather(
-        self, unit: Unit, sources: Sequence[Mapping[str, Tensor]], own: set[int], resident: bool
-    ) -> tuple[Tensor, ...]:
+    def _gather(self, unit: Unit, sources: Sequence[StateDict], own: set[int], resident: bool) -> tuple[Tensor, ...]:
         """One unit's endpoints: on the model's device if resident, and never the model's own memory."""
         target = self._targets[unit.name]
         tensors = [sources[index][unit.name].detach() for index in unit.sources]
@@ -143,7 +139,7 @@ class LivePath:
             refuse_nonfinite(unit, tensor, self._recipe.policy)
         return tuple(tensors)
 
-    def _check_targets(self, sources: Sequence[Mapping[str, Tensor]]) -> None:
+    def _check_targets(self, sources: Sequence[StateDict]) -> None:
         """Raise where the checkpoints do not fit the model. A name tied in the model is set by any of its names."""
         merged = {name: unit for unit in self._units for name in unit.names}
         reached = {self._targets[name].data_ptr() for name in merged if name in self._targets}
@@ -152,7 +148,7 @@ class LivePath:
         if lacking or unset:
             raise MergeError(
                 f"the model and the checkpoints differ: not in the model {lacking[:20]}, not in the checkpoints "
-                f"{unset[:20]}; --drop the first, and load a model that has no more than the checkpoints"
+                f"{unset[:20]}; drop='GLOB' leaves the first out; load a model that has no more than the checkpoints"
             )
         first: dict[int, str] = {}
         for name, unit in merged.items():
@@ -199,17 +195,13 @@ class Simplex(LivePath):
     def __init__(
         self,
         model: nn.Module,
-        checkpoints: Mapping[str, Source],
+        inputs: Sources,
         *,
         policy: Policy | None = None,
         resident: bool = True,
     ):
-        super().__init__(model, "average", checkpoints, policy=policy, resident=resident)
+        super().__init__(model, "average", inputs, policy=policy, resident=resident)
 
     def set(self, weights: Mapping[str, Any] | Sequence[float]) -> None:
         """Set the share of every checkpoint: by name, in order, or globs to either."""
         self.set_parameters(weights=weights)
-
-
-def _opened(source: Source) -> Mapping[str, Tensor]:
-    return open_checkpoint(source) if isinstance(source, (str, Path)) else source

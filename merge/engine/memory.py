@@ -1,4 +1,4 @@
-"""The same merges on state dicts in memory: mappings in, a new dict out, inputs untouched."""
+"""The same merges in memory: checkpoints in, a new state dict out, inputs untouched."""
 
 from __future__ import annotations
 
@@ -6,20 +6,58 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from merge.engine.kernel import refuse_nonfinite, result_of, work
+from merge.checkpoint.source import Source, opened, opened_all
+from merge.engine.kernel import merged, refuse_nonfinite
 from merge.errors import MergeError
-from merge.plan.policy import Policy
-from merge.plan.units import Unit, by_name, plan
-from merge.recipe.recipe import Input, Recipe, method_named, parameters_for
+from merge.plan.policy import Policy, policy_of
+from merge.plan.units import by_name, plan
+from merge.recipe.parameters import method_named, parameters_for
+from merge.recipe.recipe import Input, Recipe
 
-StateDict = Mapping[str, Tensor]
+Sources = Mapping[str, Source] | Sequence[Source]
+
+
+def merge_with(
+    method: str, inputs: Sources, base: Source | None = None, *, policy: Policy | None = None, **parameters: Any
+) -> dict[str, Tensor]:
+    """Merge checkpoints by any method of `METHODS`, with that method's parameters.
+
+        >>> base, expert = {"w": torch.tensor([1.0, 2.0])}, {"w": torch.tensor([3.0, 2.0])}
+        >>> merge_with("ties", {"vqa": expert}, base, density=0.5)["w"]
+        tensor([3., 2.])
+
+    Every checkpoint may be a path, an open Checkpoint, a state dict or a module. Tied tensors come out tied; nothing is
+    shared with the inputs. Raises MergeError for every difference that the policy does not resolve, and for infinite or
+    NaN results.
+    """
+    named = opened_all(inputs)
+    ancestor = [] if base is None else [opened(base, name="base")]
+    recipe = unplaced_recipe(method, list(named), base is not None, policy, parameters)
+    sources = [*ancestor, *named.values()]
+    units = plan(sources, [item.name for item in recipe.sources], recipe.policy, has_base=base is not None)
+    chosen, resolved = method_named(method), parameters_for(recipe, units)
+    result: dict[str, Tensor] = {}
+    for unit in units:
+        tensors = [sources[index][unit.name].detach() for index in unit.sources]
+        (value,) = merged(unit, tensors, chosen, [resolved.get(unit.name, {})], recipe.policy)
+        refuse_nonfinite(unit, value, recipe.policy)
+        value = value.clone() if any(value.data_ptr() == tensor.data_ptr() for tensor in tensors) else value
+        result.update(dict.fromkeys(unit.names, value))
+    return {name: result[name] for name in by_name(units, sources)}
+
+
+def unplaced_recipe(
+    method: str, names: Sequence[str], has_base: bool, policy: Policy | None, parameters: Mapping[str, Any]
+) -> Recipe:
+    """Give the recipe of a merge whose inputs may lie in no file: their names stand for their paths."""
+    inputs = tuple(Input(name, Path(name)) for name in names)
+    return Recipe(method, inputs, parameters, Input("base", Path("base")) if has_base else None, policy_of(policy))
 
 
 def interpolate(
-    first: StateDict, second: StateDict, ratio: float | Mapping[str, float], policy: Policy | None = None
+    first: Source, second: Source, ratio: float | Mapping[str, float], *, policy: Policy | None = None
 ) -> dict[str, Tensor]:
     """`(1 - ratio) * first + ratio * second`: the ratio is the share of the second (UnIVAL, section 5).
 
@@ -29,28 +67,46 @@ def interpolate(
 
     `ratio` may be a mapping from globs to ratios ("*" required, the first match wins). Raises MergeError.
     """
-    return merge_state_dicts("interpolate", {"first": first, "second": second}, {"ratio": ratio}, policy)
+    return merge_with("interpolate", {"first": first, "second": second}, policy=policy, ratio=ratio)
 
 
 def average(
-    checkpoints: Mapping[str, StateDict] | Sequence[StateDict],
+    inputs: Sources,
+    *,
     weights: Mapping[str, float] | Sequence[float] | None = None,
     policy: Policy | None = None,
 ) -> dict[str, Tensor]:
-    """`sum_i weights_i * checkpoints_i`; equal weights where none are given (model soups, arXiv 2203.05482)."""
-    named = _named(checkpoints)
-    return merge_state_dicts("average", named, {} if weights is None else {"weights": weights}, policy)
+    """`sum_i weights_i * inputs_i`; equal weights where none are given (model soups, arXiv 2203.05482)."""
+    given = {} if weights is None else {"weights": weights}
+    return merge_with("average", inputs, None, policy=policy, **given)
+
+
+def task_arithmetic(
+    base: Source,
+    experts: Sources,
+    scale: float | Mapping[str, float],
+    weights: Mapping[str, float] | Sequence[float] | None = None,
+    *,
+    policy: Policy | None = None,
+) -> dict[str, Tensor]:
+    """`base + scale * sum_i weights_i * (experts_i - base)`, weights of 1 by default (arXiv 2212.04089).
+
+    `experts` are finetuned checkpoints, not differences: so one expert at scale 1 is that expert to the bit. For
+    differences see `TaskVector`.
+    """
+    given = {} if weights is None else {"weights": weights}
+    return merge_with("task-arithmetic", experts, base, policy=policy, scale=scale, **given)
 
 
 def slerp(
-    first: StateDict, second: StateDict, ratio: float | Mapping[str, float], policy: Policy | None = None
+    first: Source, second: Source, ratio: float | Mapping[str, float], *, policy: Policy | None = None
 ) -> dict[str, Tensor]:
     """Spherical interpolation, tensor by tensor; the ratio is the share of the second (Shoemake 1985)."""
-    return merge_state_dicts("slerp", {"first": first, "second": second}, {"ratio": ratio}, policy)
+    return merge_with("slerp", {"first": first, "second": second}, policy=policy, ratio=ratio)
 
 
 def ratios(points: int) -> list[float]:
-    """`points` ratios from 0 to 1, made as `i / n` so that results join on them.
+    """Give `points` ratios from 0 to 1, made as `i / n` so that results join on them.
 
         >>> ratios(5)
         [0.0, 0.25, 0.5, 0.75, 1.0]
@@ -63,81 +119,8 @@ def ratios(points: int) -> list[float]:
 
 
 def sweep(
-    first: StateDict, second: StateDict, ratios: Iterable[float], policy: Policy | None = None
+    first: Source, second: Source, ratios: Iterable[float], *, policy: Policy | None = None
 ) -> Iterator[tuple[float, dict[str, Tensor]]]:
     """Yield `(ratio, state_dict)` for every ratio, one at a time: only the point in hand is in memory."""
     for ratio in ratios:
-        yield ratio, interpolate(first, second, ratio, policy)
-
-
-def task_vector(base: StateDict, expert: StateDict, policy: Policy | None = None) -> dict[str, Tensor]:
-    """`expert - base` in the computing dtype, for the tensors that a merge would touch (arXiv 2212.04089).
-
-    Integer tensors and tensors kept by the policy have no task vector and are left out.
-    """
-    policy = policy or Policy()
-    units = plan([base, expert], ["base", "expert"], policy, has_base=True)
-    method = method_named("task-arithmetic")
-    vectors: dict[str, Tensor] = {}
-    for unit in (unit for unit in units if unit.kind == "merge"):
-        if unit.assembly is not None:
-            raise MergeError(f"{unit.name}: its parts are of different origins, which no task vector says; --drop it")
-        start, end = work([(base, expert)[index][unit.name] for index in unit.sources], method, unit, policy)
-        difference = torch.view_as_complex(end - start) if unit.dtype.is_complex else end - start
-        vectors.update(dict.fromkeys(unit.names, difference))
-    return vectors
-
-
-def add_task_vectors(
-    base: StateDict,
-    experts: Mapping[str, StateDict] | Sequence[StateDict],
-    scale: float | Mapping[str, float],
-    policy: Policy | None = None,
-) -> dict[str, Tensor]:
-    """`base + scale * sum_i (experts_i - base)` (task arithmetic, arXiv 2212.04089).
-
-    `experts` are finetuned state dicts, not differences: so one expert at scale 1 is that expert to the bit.
-    """
-    return merge_state_dicts("task-arithmetic", _named(experts), {"scale": scale}, policy, base=base)
-
-
-def merge_state_dicts(
-    method: str,
-    inputs: Mapping[str, StateDict],
-    parameters: Mapping[str, Any],
-    policy: Policy | None = None,
-    base: StateDict | None = None,
-) -> dict[str, Tensor]:
-    """Any method of `METHODS` on named state dicts. Tied tensors come out tied; nothing is shared with the inputs.
-
-    Raises MergeError for every difference that the policy does not resolve, and for infinite or NaN results.
-    """
-    recipe = Recipe(
-        method,
-        tuple(Input(name, Path(name)) for name in inputs),
-        parameters,
-        None if base is None else Input("base", Path("base")),
-        policy or Policy(),
-    )
-    sources = [*([] if base is None else [base]), *inputs.values()]
-    units = plan(sources, [item.name for item in recipe.sources], recipe.policy, has_base=base is not None)
-    resolved = parameters_for(recipe, units)
-    result: dict[str, Tensor] = {}
-    for unit in units:
-        tensors = [sources[index][unit.name].detach() for index in unit.sources]
-        value = compute(unit, tensors, recipe, resolved.get(unit.name, {}))
-        result.update(dict.fromkeys(unit.names, value))
-    return {name: result[name] for name in by_name(units, sources)}
-
-
-def compute(unit: Unit, tensors: Sequence[Tensor], recipe: Recipe, parameters: Mapping[str, Any]) -> Tensor:
-    """One unit's new tensor. Raises MergeError where it has infinite or NaN values that the policy does not allow."""
-    value = result_of(tensors, method_named(recipe.method), parameters, unit, recipe.policy)
-    refuse_nonfinite(unit, value, recipe.policy)
-    return value.clone() if any(value.data_ptr() == tensor.data_ptr() for tensor in tensors) else value
-
-
-def _named(checkpoints: Mapping[str, StateDict] | Sequence[StateDict]) -> dict[str, StateDict]:
-    if isinstance(checkpoints, Mapping):
-        return dict(checkpoints)
-    return {str(index): checkpoint for index, checkpoint in enumerate(checkpoints)}
+        yield ratio, interpolate(first, second, ratio, policy=policy)

@@ -1,57 +1,238 @@
-"""One pass over the inputs: any number of outputs, memory bounded by the largest tensor.
+"""Merges from files to files in one pass: any number of outputs, memory bounded by the largest tensor.
 
-Every worker thread takes the next tensor, and block by block reads the inputs, hashes them, computes all results and
-writes them at their planned places. A block stays in the core's cache from the read to the write, and while one thread
-waits for the disk another computes: that is all the overlap there is, and no queue is needed.
+`run` and `sweep_to_files` check everything (`merge.engine.files`), call `stream`, and let the outputs appear. `stream`
+starts the workers and finishes the files. Every worker, `work`, takes the next tensor, and block by block reads the
+inputs, hashes them, computes all results and writes them at their planned places. A block stays in the core's cache
+from the read to the write, and while one thread waits for the disk another computes: that is all the overlap there is,
+and no queue is needed.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import threading
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from merge.checkpoint.atomic import replacing
 from merge.checkpoint.digest import Digest
 from merge.checkpoint.formats.tensors import TensorEntry, raw_bytes
-from merge.checkpoint.save import Writer
-from merge.engine.kernel import BLOCK, combine, nonfinite, work
-from merge.plan.rows import aligned, assembled
+from merge.checkpoint.open import SHOWN
+from merge.checkpoint.save import Writer, recipe_path
+from merge.engine.files import Options, Plan, Target, identity, plan_run, plan_sweep, record
+from merge.engine.kernel import BLOCK, merged, nonfinite
+from merge.errors import MergeError
 from merge.plan.units import Unit
-from merge.recipe.recipe import Recipe, method_named
+from merge.recipe.parameters import method_named
+from merge.recipe.recipe import Recipe
+from merge.recipe.shares import describe, shares
 
 WORTH_A_THREAD = 32 << 20  # bytes of output: many small tensors are quicker without a second thread at the lock
 WIDEST = 16  # bytes of the widest element, complex128
 
 
-class Settings(Protocol):
-    """What a stream needs to know of the options: see `merge.engine.files.Options`."""
+def run(recipe: Recipe | str | Path, output: str | Path, options: Options | None = None) -> Path:
+    """Merge checkpoints into one file or folder, whose layout follows the name of `output`.
 
-    @property
-    def threads(self) -> int: ...
-    @property
-    def device(self) -> str: ...
-    @property
-    def digest(self) -> str: ...
-    @property
-    def progress(self) -> Callable[[int], object] | None: ...
+        >>> vqa, caption = Input("vqa", "vqa.pt"), Input("caption", "caption.pt")                   # doctest: +SKIP
+        >>> run(Recipe("interpolate", (vqa, caption), {"ratio": 0.4}), "merged.safetensors")        # doctest: +SKIP
+
+    `recipe` may be the path of a recipe's file. Everything is checked before the first tensor is read; the output
+    appears whole or not at all, with its recipe in `<output>.recipe.json`. Raises MergeError.
+    """
+    plan = plan_run(recipe, output, options)
+    (target,), options = plan.targets, plan.options
+    keeping: dict[str, Any] = {"folder": target.layout.folder, "overwrite": options.overwrite, "sync": options.sync}
+    note_path = recipe_path(target.path)
+    # Killed between the two renames, an output has no recipe; it never has that of another merge.
+    if options.overwrite:
+        keeping["before"] = lambda: note_path.unlink(missing_ok=True)
+    with (
+        replacing(note_path, 0, folder=False, overwrite=True, sync=options.sync) as note,  # takes its name last
+        replacing(target.path, plan.bytes_written, **keeping) as partial,
+    ):
+        (recorded,) = stream(plan, [partial])
+        note.write_text(json.dumps(recorded, indent=2) + "\n", encoding="utf-8")
+    return target.path
+
+
+def sweep_to_files(
+    recipe: Recipe | str | Path,
+    points: Sequence[Mapping[str, Any]],
+    folder: str | Path,
+    options: Options | None = None,
+) -> Path:
+    """Write one checkpoint for every set of parameters in `points`, from a single read of the inputs.
+
+    The folder appears whole; `sweep.json` in it lists the files with their shares. Raises MergeError.
+    """
+    plan = plan_sweep(recipe, points, folder, options)
+    folder, options = Path(folder), plan.options
+    with replacing(folder, plan.bytes_written, folder=True, overwrite=options.overwrite, sync=options.sync) as partial:
+        files = [partial / target.path.name for target in plan.targets]
+        records = stream(plan, files)
+        rows: list[dict[str, Any]] = []
+        for file, target, recorded in zip(files, plan.targets, records, strict=True):
+            recipe_path(file).write_text(json.dumps(recorded, indent=2) + "\n", encoding="utf-8")
+            told = {"shares": shares(target.recipe), "parameters": recorded["parameters"]}
+            rows.append({"file": file.name, **told, **recorded["output"]})
+        common = {key: records[0][key] for key in ("method", "base", "inputs", "policy", "provenance")}
+        (partial / "sweep.json").write_text(json.dumps({**common, "points": rows}, indent=2) + "\n", encoding="utf-8")
+    return folder
+
+
+def stream(plan: Plan, partials: Sequence[Path]) -> list[dict[str, Any]]:
+    """Read the inputs once and write all outputs of a plan into files that nobody sees yet.
+
+    Returns what each output's `.recipe.json` holds. Raises MergeError where an input has changed since its recipe was
+    written, and for infinite or NaN results.
+    """
+    options, outputs = plan.options, list[_Output]()
+    before = torch.get_num_threads()
+    try:
+        for target, partial in zip(plan.targets, partials, strict=True):
+            outputs.append(_Output(target, Writer(target.layout, partial), Digest(options.digest)))
+        job = _Pass(plan, outputs)
+        cores = os.cpu_count() or 1
+        # With one output most time goes into the kernel's copies: a worker on every core costs more than it saves.
+        count = options.threads or min(4, cores if len(outputs) > 1 else max(1, cores // 2))
+        count = min(count, 1 + sum(unit.nbytes for unit in plan.units) // WORTH_A_THREAD)
+        with ThreadPoolExecutor(count) as pool:
+            workers = [pool.submit(work, job) for _ in range(count)]
+            try:
+                for worker in workers:
+                    worker.result()
+            except BaseException:
+                job.stop = True  # the others leave after their block
+                raise
+        digests = job.finish()
+        _refuse_changed(plan.recipe, digests)
+        for output in outputs:
+            output.refuse_nonfinite()
+            blank, known = (identity(output.target.recipe, options.digest, found) for found in (None, digests))
+            output.writer.fill_in(*(json.dumps(text, ensure_ascii=False).encode() for text in (blank, known)))
+            output.writer.close()
+    finally:
+        torch.set_num_threads(before)
+        for output in outputs:
+            output.writer.release()
+    return [record(item.target, options, digests, item.digest.text(), item.nonfinite) for item in outputs]
+
+
+def work(job: _Pass) -> None:
+    """Take the next tensor until none is left: read it of every input, compute and write it for every output."""
+    torch.set_num_threads(1)  # of this thread: the workers are the parallelism
+    buffers = _Buffers()
+    recipe, outputs, options = job.plan.recipe, job.outputs, job.plan.options
+    method = method_named(recipe.method)
+    try:
+        while unit := job.next_unit():
+            whole = (unit.kind == "merge" and not method.elementwise) or unit.assembly is not None
+            readers = [job.readers(index, unit.names, whole, buffers) for index in range(len(job.sources))]
+            used = [next(reader for reader in readers[index] if unit.name in reader.names) for index in unit.sources]
+            distinct = list(dict.fromkeys(used))  # what an expert lacks is the base's: one reader, one turn
+            points = [output.target.parameters.get(unit.name, {}) for output in outputs]
+            hashes = [output.digest.start() for output in outputs]
+            device = "cpu" if unit.kind == "copy" else options.device
+            numel = math.prod(unit.shape)
+            for start in range(0, numel, max(numel, 1) if whole else BLOCK):
+                if job.stop:
+                    return
+                if whole:
+                    read = {reader: reader.block(reader.entry.numel).view(reader.entry.shape) for reader in distinct}
+                else:
+                    read = {reader: reader.block(min(start + BLOCK, numel)) for reader in distinct}
+                tensors = [read[reader].to(device) for reader in used]
+                results = merged(unit, tensors, method, points, recipe.policy)
+                for output, content, result in zip(outputs, hashes, results, strict=True):
+                    result = result.cpu()
+                    if unit.kind == "merge" and (count := nonfinite(result)):
+                        output.nonfinite[unit.name] = output.nonfinite.get(unit.name, 0) + count
+                    data = raw_bytes(result)
+                    content.update(data)
+                    output.writer.write(unit.names, start * unit.dtype.itemsize, data)
+            for index, mine in enumerate(readers):
+                job.note_digests(index, mine)
+            for output, content in zip(outputs, hashes, strict=True):
+                for name in unit.names:
+                    output.digest.add(name, unit.dtype, unit.shape, content.hexdigest())
+    except BaseException:
+        job.stop = True
+        raise
 
 
 @dataclass
-class Job:
-    """One output of a stream: its coefficients by tensor, where it is written, what was noticed."""
+class _Output:
+    """One output while it is written: what was noticed of it so far."""
 
-    recipe: Recipe
-    parameters: Mapping[str, Mapping[str, Any]]
+    target: Target
     writer: Writer
     digest: Digest
     nonfinite: dict[str, int] = field(default_factory=dict[str, int])
+
+    def refuse_nonfinite(self) -> None:
+        """Raise MergeError where there are infinite or NaN values that the policy does not allow."""
+        if self.nonfinite and not self.target.recipe.policy.allow_nonfinite:
+            worst = sorted(self.nonfinite.items(), key=lambda item: (-item[1], item[0]))[:SHOWN]
+            listed = ", ".join(f"{count} in {name}" for name, count in worst)
+            raise MergeError(
+                f"{describe(self.target.recipe)}: infinite or NaN values in {len(self.nonfinite)} tensors ({listed}); "
+                "pass allow_nonfinite=True to write them"
+            )
+
+
+class _Pass:
+    """What the workers of one pass share: the units that are left, the inputs' digests, whether to stop."""
+
+    def __init__(self, plan: Plan, outputs: Sequence[_Output]):
+        self.plan, self.outputs, self.stop = plan, outputs, False
+        self.sources = [checkpoint.entries for checkpoint in plan.checkpoints]
+        self._digests = [Digest(plan.options.digest) for _ in self.sources]
+        self._units = iter(plan.units)
+        self._lock = threading.Lock()
+
+    def next_unit(self) -> Unit | None:
+        """Give the next unit; None when there is none left, or an error stops all."""
+        with self._lock:
+            return None if self.stop else next(self._units, None)
+
+    def readers(self, index: int, names: Sequence[str], whole: bool, buffers: _Buffers) -> list[_Reader]:
+        """Give a reader for every stored tensor that input `index` has under these names; tied names share one."""
+        entries, found = self.sources[index], dict[Hashable, _Reader]()
+        for name in names:
+            if name in entries:
+                entry = entries[name]
+                key = name if entry.tie is None else entry.tie
+                if key not in found:
+                    found[key] = _Reader(entry, whole, buffers, index, self._digests[index].start())
+                found[key].names.append(name)
+        return list(found.values())
+
+    def note_digests(self, index: int, readers: Sequence[_Reader]) -> None:
+        """Note the digests of tensors of input `index`, reading first what nobody needed."""
+        for reader in readers:
+            content = reader.finish()
+            for name in reader.names:
+                self._digests[index].add(name, reader.entry.dtype, reader.entry.shape, content)
+            if self.plan.options.progress:
+                self.plan.options.progress(reader.entry.nbytes)
+
+    def finish(self) -> list[str]:
+        """Read the tensors that no unit has; give the digest of every input, over all its tensors."""
+        used = {name for unit in self.plan.units for name in unit.names}
+        for index, entries in enumerate(self.sources):
+            self.note_digests(
+                index, self.readers(index, [name for name in entries if name not in used], False, _Buffers())
+            )
+        return [digest.text() for digest in self._digests]
 
 
 class _Buffers:
@@ -61,7 +242,7 @@ class _Buffers:
         self._all: list[tuple[Tensor, memoryview]] = []
 
     def get(self, index: int, size: int = BLOCK * WIDEST) -> tuple[Tensor, memoryview]:
-        """Memory of at least `size` bytes for one input: fresh pages cost more than the read into them."""
+        """Give memory of at least `size` bytes for one input: fresh pages cost more than the read into them."""
         while index >= len(self._all):
             self._all.append((torch.empty(0, dtype=torch.uint8), memoryview(b"")))
         if self._all[index][0].numel() < size:
@@ -83,7 +264,7 @@ class _Reader:
             self.buffer, self.view = buffers.get(index, entry.nbytes) if whole else buffers.get(index)
 
     def block(self, stop: int) -> Tensor:
-        """The elements from where the last block ended to `stop`, valid until the next call."""
+        """Read the elements from where the last block ended to `stop`; they are valid until the next call."""
         start, self.at = self.at, stop
         if self.flat is not None:
             part = self.flat[start:stop]
@@ -96,132 +277,18 @@ class _Reader:
         return self.buffer[: len(view)].view(self.entry.dtype)
 
     def finish(self) -> str:
-        """Read what is left, for the digest alone; the digest in hex."""
+        """Read what is left, for the digest alone; give the digest in hex."""
         while self.at < self.entry.numel:
             self.block(min(self.at + BLOCK, self.entry.numel))
         return self.content.hexdigest()
 
 
-class Stream:
-    """One pass over the sources (each a mapping from names to entries) that feeds all jobs."""
-
-    def __init__(
-        self,
-        sources: Sequence[Mapping[str, TensorEntry]],
-        units: Sequence[Unit],
-        jobs: Sequence[Job],
-        settings: Settings,
-    ):
-        self._sources, self._units, self._jobs, self._settings = sources, units, jobs, settings
-        self._method = method_named(jobs[0].recipe.method)
-        self._policy = jobs[0].recipe.policy
-        self._digests = [Digest(settings.digest) for _ in sources]
-        self._lock = threading.Lock()
-        self._stop = False
-
-    def run(self) -> list[str]:
-        """Stream everything; returns the digest of every source, over all its tensors, used or not."""
-        cores = os.cpu_count() or 1
-        # With one output most time goes into the kernel's copies: a worker on every core costs more than it saves.
-        count = self._settings.threads or min(4, cores if len(self._jobs) > 1 else max(1, cores // 2))
-        count = min(count, 1 + sum(unit.nbytes for unit in self._units) // WORTH_A_THREAD)
-        units = iter(self._units)
-        before = torch.get_num_threads()
-        try:
-            with ThreadPoolExecutor(count) as pool:
-                futures = [pool.submit(self._drain, units) for _ in range(count)]
-                try:
-                    for future in futures:
-                        future.result()
-                except BaseException:
-                    self._stop = True  # the others leave after their block
-                    raise
-        finally:
-            torch.set_num_threads(before)
-        used = {name for unit in self._units for name in unit.names}
-        for index, entries in enumerate(self._sources):
-            self._finish(index, self._readers(index, [name for name in entries if name not in used], False, _Buffers()))
-        return [digest.text() for digest in self._digests]
-
-    def _drain(self, units: Iterator[Unit]) -> None:
-        torch.set_num_threads(1)  # of this thread: the workers are the parallelism
-        buffers = _Buffers()
-        try:
-            while not self._stop:
-                with self._lock:
-                    unit = next(units, None)
-                if unit is None:
-                    return
-                self._unit(unit, buffers)
-        except BaseException:
-            self._stop = True
-            raise
-
-    def _unit(self, unit: Unit, buffers: _Buffers) -> None:
-        """Read one tensor of every input, compute and write it for every job."""
-        whole = (unit.kind == "merge" and not self._method.elementwise) or unit.assembly is not None
-        readers = [self._readers(index, unit.names, whole, buffers) for index in range(len(self._sources))]
-        numel = math.prod(unit.shape)
-        step = max(numel, 1) if whole else BLOCK
-        hashes = [job.digest.start() for job in self._jobs]
-        used = [next(reader for reader in readers[index] if unit.name in reader.names) for index in unit.sources]
-        distinct = list(dict.fromkeys(used))  # what an expert lacks is the base's: one reader, one turn
-        for start in range(0, numel, step):
-            if self._stop:
-                return
-            if whole:
-                read = {reader: reader.block(reader.entry.numel).view(reader.entry.shape) for reader in distinct}
-            else:
-                read = {reader: reader.block(min(start + step, numel)) for reader in distinct}
-            results = self._results(unit, [read[reader] for reader in used])
-            for job, result, content in zip(self._jobs, results, hashes, strict=True):
-                self._deliver(job, unit, start, result, content)
-        for index, mine in enumerate(readers):
-            self._finish(index, mine)
-        for job, content in zip(self._jobs, hashes, strict=True):
-            for name in unit.names:
-                job.digest.add(name, unit.dtype, unit.shape, content.hexdigest())
-
-    def _results(self, unit: Unit, blocks: list[Tensor]) -> Iterator[Tensor]:
-        if unit.kind == "copy":
-            copied = assembled(blocks, unit.assembly, blocks[0], unit.shape)
-            yield from (copied for _ in self._jobs)
-        else:
-            device = self._settings.device
-            moved = blocks if device == "cpu" else [block.to(device) for block in blocks]
-            parts = aligned(moved, unit.assembly)
-            worked = work(parts, self._method, unit, self._policy)
-            for job in self._jobs:
-                merged = combine(parts, worked, self._method, job.parameters[unit.name], unit)
-                yield assembled(moved, unit.assembly, merged, unit.shape).cpu()
-
-    def _deliver(self, job: Job, unit: Unit, start: int, result: Tensor, content: Any) -> None:
-        if unit.kind == "merge":
-            count = nonfinite(result)
-            if count:
-                job.nonfinite[unit.name] = job.nonfinite.get(unit.name, 0) + count
-        data = raw_bytes(result)
-        content.update(data)
-        job.writer.write(unit.names, start * unit.dtype.itemsize, data)
-
-    def _readers(self, index: int, names: Sequence[str], whole: bool, buffers: _Buffers) -> list[_Reader]:
-        """A reader for every stored tensor that input `index` has under these names; tied names share one."""
-        entries, found = self._sources[index], dict[Hashable, _Reader]()
-        for name in names:
-            if name in entries:
-                entry = entries[name]
-                key = name if entry.tie is None else entry.tie
-                if key not in found:
-                    content = self._digests[index].start()
-                    found[key] = _Reader(entry, whole, buffers, index, content)
-                found[key].names.append(name)
-        return list(found.values())
-
-    def _finish(self, index: int, readers: Sequence[_Reader]) -> None:
-        """File the digests of input `index`'s tensors, reading first what nobody needed."""
-        for reader in readers:
-            content = reader.finish()
-            for name in reader.names:
-                self._digests[index].add(name, reader.entry.dtype, reader.entry.shape, content)
-            if self._settings.progress:
-                self._settings.progress(reader.entry.nbytes)
+def _refuse_changed(recipe: Recipe, digests: Sequence[str]) -> None:
+    changed = [
+        f"{source.path} ({source.name}) has changed since the recipe was written: its digest was {source.digest}, "
+        f"it is {digest}"
+        for source, digest in zip(recipe.sources, digests, strict=True)
+        if source.digest and source.digest != digest
+    ]
+    if changed:
+        raise MergeError("; ".join([*changed, "clear the digest in the recipe to accept it"]))

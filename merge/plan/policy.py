@@ -1,16 +1,20 @@
 """The user's explicit choices, and what they decide before any tensor is looked at: which input a name comes from."""
 
+# What users give is checked, whatever its type is said to be.
+# pyright: reportUnnecessaryIsInstance=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 from __future__ import annotations
 
 import difflib
 import fnmatch
 import re
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 
-from merge.errors import MergeError
+from merge.errors import MergeError, nearest
 
 MISSING = ("error", "keep-first", "zero-delta", "union")
 VOCAB_ROWS = ("error", "keep-first", "zero-delta")
@@ -21,8 +25,29 @@ _EVIDENCE = ("embed_avg", "cluster_size")
 _SLICE = re.compile(r"(?P<glob>.+)\[(?P<axis>\d+), ?(?P<index>\d+)\]=(?P<name>[^=]+)")
 NOBODY = -1
 
+_DTYPES = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float8_e4m3fn": torch.float8_e4m3fn,
+    "float8_e5m2": torch.float8_e5m2,
+}
 
-@dataclass(frozen=True)
+
+def dtype_named(name: str) -> torch.dtype:
+    """Give a floating dtype by its torch name. Raises MergeError with the nearest known one."""
+    if name not in _DTYPES:
+        raise MergeError(f"unknown dtype {name!r}{nearest(name, _DTYPES)}")
+    return _DTYPES[name]
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Give a dtype's torch name."""
+    return str(dtype).removeprefix("torch.")
+
+
+@dataclass(frozen=True, repr=False)
 class Policy:
     """The user's explicit choices.
 
@@ -55,6 +80,37 @@ class Policy:
     batchnorm: str = "average"
     allow_nonfinite: bool = False
     extrapolate: bool = False
+
+    def __post_init__(self) -> None:
+        """Read one glob as a list of one and a dtype's name as the dtype. Raises MergeError for other types."""
+        for name in ("keep", "drop", "pick", "slices"):
+            given: Any = getattr(self, name)
+            globs: Any = (given,) if isinstance(given, str) else given
+            if not isinstance(globs, (tuple, list)) or not all(isinstance(item, str) for item in globs):
+                raise MergeError(f"{name}={given!r}: must be a glob or a list of globs, as ['head.*']")
+            object.__setattr__(self, name, tuple(globs))
+        for name in ("dtype", "compute_dtype"):
+            given = getattr(self, name)
+            if isinstance(given, str):
+                object.__setattr__(self, name, dtype_named(given))
+            elif not isinstance(given, torch.dtype) and not (given is None and name == "dtype"):
+                raise MergeError(f"{name}={given!r}: must be a dtype of torch, or its name")
+
+    def __repr__(self) -> str:
+        """Name the choices that are not the defaults."""
+        made = {
+            item.name: getattr(self, item.name) for item in fields(self) if getattr(self, item.name) != item.default
+        }
+        return f"Policy({', '.join(f'{name}={value!r}' for name, value in made.items())})"
+
+
+def policy_of(policy: Policy | None) -> Policy:
+    """Give the policy, by default one that chooses nothing. Raises MergeError for anything else, such as a dict."""
+    if policy is None:
+        return Policy()
+    if not isinstance(policy, Policy):
+        raise MergeError(f"policy={policy!r}: must be a merge.Policy, as Policy(missing='union')")
+    return policy
 
 
 @dataclass(frozen=True)
@@ -93,9 +149,17 @@ def check_policy(policy: Policy, has_base: bool) -> None:
     if policy.missing == "union" and has_base:
         raise MergeError("missing='union' has no meaning beside a base: what an expert lacks is 'zero-delta' there")
     if policy.compute_dtype not in (torch.float32, torch.float64):
-        raise MergeError(
-            f"compute_dtype {str(policy.compute_dtype).removeprefix('torch.')}: must be float32 or float64"
-        )
+        raise MergeError(f"compute_dtype {dtype_name(policy.compute_dtype)}: must be float32 or float64")
+
+
+def statistics_source(batchnorm: object, labels: Sequence[str]) -> int | None:
+    """Give the input that all BatchNorm statistics come from, None where they are averaged. Raises MergeError."""
+    if batchnorm == "average":
+        return None
+    kind, _, name = str(batchnorm).partition(":")
+    if kind != "from" or name not in labels:
+        raise MergeError(f"batchnorm={batchnorm!r}: must be 'average' or 'from:' and one of {', '.join(labels)}")
+    return list(labels).index(name)
 
 
 def matches(name: str, patterns: Sequence[str]) -> bool:
@@ -104,13 +168,14 @@ def matches(name: str, patterns: Sequence[str]) -> bool:
 
 
 def origins(inputs: Sequence[Collection[str]], labels: Sequence[str], policy: Policy) -> dict[str, Origin]:
-    """The names that one input alone decides (`keep`, `drop`, `pick`, codebooks), each with its origin.
+    """Give the names that one input alone decides (`keep`, `drop`, `pick`, codebooks), each with its origin.
 
     Raises MergeError for a glob that decides no name (a typing mistake, or hidden by an earlier one) and for an input
     that is not there.
     """
     names = list(dict.fromkeys(name for tensors in inputs for name in tensors))
-    for option, patterns in (("--keep", policy.keep), ("--drop", policy.drop)):
+    holder = {name: index for index, tensors in reversed(list(enumerate(inputs))) for name in tensors}
+    for option, patterns in (("keep", policy.keep), ("drop", policy.drop)):
         for pattern in patterns:
             refuse_idle(option, pattern, pattern, names)
     found: dict[str, Origin] = {}
@@ -125,98 +190,62 @@ def origins(inputs: Sequence[Collection[str]], labels: Sequence[str], policy: Po
             has = index != NOBODY and name in inputs[index]
             found[name] = Origin(index, f"picked from {labels[index]}") if has else Origin(NOBODY, "left out")
         elif matches(name, policy.keep):
-            found[name] = Origin(_first(name, inputs), "kept")
+            found[name] = Origin(holder[name], "kept")
     for glob, _ in picks:
         if glob not in used and glob != "*":
-            raise MergeError(f"--pick {glob!r} decides no tensor: {_why_idle(glob, names)}")
+            raise MergeError(f"pick={glob!r} decides no tensor: {why_idle(glob, names)}")
     for name in _codebooks(names):
         everywhere = all(name in tensors for tensors in inputs)
         if name not in found and (everywhere or policy.missing != "error"):
-            found[name] = Origin(_first(name, inputs), "codebook")
+            found[name] = Origin(holder[name], "codebook")
     return found
-
-
-def _first(name: str, inputs: Sequence[Collection[str]]) -> int:
-    return next(index for index, tensors in enumerate(inputs) if name in tensors)
 
 
 def _pick(rule: str, labels: Sequence[str]) -> tuple[str, int]:
     glob, equals, name = rule.rpartition("=")
     if not equals or not glob:
-        raise MergeError(f"--pick {rule!r}: must be 'GLOB=INPUT', as 'heads.vqa.*=vqa'")
-    return glob, NOBODY if not name else _input(f"--pick {rule!r}", name, labels)
+        raise MergeError(f"pick={rule!r}: must be 'GLOB=INPUT', as 'heads.vqa.*=vqa'")
+    return glob, NOBODY if not name else _input(f"pick={rule!r}", name, labels)
 
 
 def _input(option: str, name: str, labels: Sequence[str]) -> int:
     if name not in labels:
         close = difflib.get_close_matches(name, labels, 1, 0.5)
-        told = f"did you mean {close[0]!r}?" if close else f"the inputs are {', '.join(labels)}"
-        raise MergeError(f"{option} names no input: {told}")
+        advice = f"did you mean {close[0]!r}?" if close else f"the inputs are {', '.join(labels)}"
+        raise MergeError(f"{option} names no input: {advice}")
     return list(labels).index(name)
 
 
 def _codebooks(names: Sequence[str]) -> list[str]:
     """Names of vector quantisers' buffers, in modules that have the evidence: all the moving sums."""
-    modules = {name.removesuffix(_EVIDENCE[0]) for name in names if name.rpartition(".")[2] == _EVIDENCE[0]}
-    if not modules:
-        return []
     known = set(names)
-    modules = {module for module in modules if all(module + part in known for part in _EVIDENCE)}
-    return [name for name in names if name.endswith(CODEBOOK) and _module(name) in modules]
-
-
-def _module(name: str) -> str:
-    module, dot, last = name.rpartition(".")
-    return module + dot if last in CODEBOOK else "?"
+    marked = (name.removesuffix(_EVIDENCE[0]) for name in names if name.rpartition(".")[2] == _EVIDENCE[0])
+    modules = {module for module in marked if all(module + part in known for part in _EVIDENCE)}
+    return [
+        name for name in names if name.rpartition(".")[2] in CODEBOOK and "".join(name.rpartition(".")[:2]) in modules
+    ]
 
 
 def read_slices(policy: Policy, labels: Sequence[str], names: Sequence[str]) -> list[Slice]:
-    """The policy's slices, read. Raises MergeError for a wrong form, an unknown input, a glob that fits no name."""
+    """Read the policy's slices. Raises MergeError for a wrong form, an unknown input, a glob that fits no name."""
     slices: list[Slice] = []
     for rule in policy.slices:
         read = _SLICE.fullmatch(rule)
         if read is None:
-            raise MergeError(f"--slice {rule!r}: must be 'NAME[AXIS,INDEX]=INPUT', as 'task_embed[0,3]=vqa'")
-        source = _input(f"--slice {rule!r}", read["name"], labels)
-        refuse_idle("--slice", rule, read["glob"], names)
+            raise MergeError(f"slices={rule!r}: must be 'NAME[AXIS,INDEX]=INPUT', as 'task_embed[0,3]=vqa'")
+        source = _input(f"slices={rule!r}", read["name"], labels)
+        refuse_idle("slices", rule, read["glob"], names)
         slices.append(Slice(rule, read["glob"], int(read["axis"]), int(read["index"]), source))
     return slices
-
-
-def slices_of(name: str, slices: Sequence[Slice]) -> list[Slice]:
-    """The slices whose glob fits a name."""
-    return [item for item in slices if fnmatch.fnmatchcase(name, item.glob)]
 
 
 def refuse_idle(option: str, rule: str, glob: str, names: Sequence[str]) -> None:
     """Raise MergeError where a glob fits no name."""
     if not any(fnmatch.fnmatchcase(name, glob) for name in names):
-        raise MergeError(f"{option} {rule!r} matches no tensor; names look like {', '.join(names[:3])}")
+        raise MergeError(f"{option}={rule!r} matches no tensor; names look like {', '.join(names[:3])}")
 
 
-# -- coefficients by module ------------------------------------------------------------------------------------------
-
-
-def is_rules(value: object) -> bool:
-    """Whether a parameter's value is given by module: a mapping from globs with a "*"."""
-    return isinstance(value, Mapping) and "*" in value
-
-
-def resolve(rules: Mapping[str, float], names: Sequence[str]) -> dict[str, tuple[str, float]]:
-    """For every name the first glob of `rules` that fits it, and its value.
-
-    Raises MergeError where "*" is absent or a glob decides no name (a typing mistake, or hidden by an earlier one).
-    """
-    if "*" not in rules:
-        raise MergeError(f"coefficients by module need a rule '*' for the rest; given are {', '.join(rules)}")
-    resolved = {name: next((glob, rules[glob]) for glob in rules if fnmatch.fnmatchcase(name, glob)) for name in names}
-    used = {glob for glob, _ in resolved.values()}
-    idle = [glob for glob in rules if glob not in used and glob != "*"]
-    if idle:
-        raise MergeError(f"coefficient rule {idle[0]!r} decides no tensor: {_why_idle(idle[0], names)}")
-    return resolved
-
-
-def _why_idle(glob: str, names: Sequence[str]) -> str:
-    shadow = any(fnmatch.fnmatchcase(name, glob) for name in names)
-    return "an earlier rule decides all it matches" if shadow else f"names look like {', '.join(names[:3])}"
+def why_idle(glob: str, names: Sequence[str]) -> str:
+    """Say why a glob decides no name: an earlier one hides it, or nothing is called so."""
+    hidden = any(fnmatch.fnmatchcase(name, glob) for name in names)
+    return "an earlier rule decides all it matches" if hidden else f"names look like {', '.join(names[:3])}"

@@ -83,9 +83,9 @@ def patches_for(
     patches: list[Patch] = []
     for item in slices:
         if item.axis >= len(shape) or item.index >= shape[item.axis]:
-            return (), f"--slice {item.rule!r}: {name} has shape {list(shape)}"
+            return (), f"slices={item.rule!r}: {name} has shape {list(shape)}"
         if item.source not in sources:
-            return (), f"--slice {item.rule!r}: that input lacks {name}"
+            return (), f"slices={item.rule!r}: that input lacks {name}"
         at = torch.tensor([item.index])
         patches.append(Patch(sources.index(item.source), item.axis, at, at))
     return tuple(patches), ""
@@ -116,8 +116,8 @@ class Vocabulary:
         """Whether tensors of these shapes, one of each input, have these rows."""
         return all(shape[:1] == (size,) for shape, size in zip(shapes, self.sizes, strict=True))
 
-    def told(self, labels: Sequence[str]) -> str:
-        """What every input lacks, with counts."""
+    def lacking(self, labels: Sequence[str]) -> str:
+        """Say how many rows every input lacks, and which tokens they are."""
         parts: list[str] = []
         names = list(self.tokens or ())
         for label, row in zip(labels, self.rows, strict=True):

@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from merge.checkpoint.open import open_checkpoint
-from merge.errors import MergeError
+from merge.errors import MergeError, nearest
 from merge.methods import METHODS, Mergekit
-from merge.plan.policy import Policy
-from merge.recipe.recipe import Input, Recipe, dtype_named, nearest
+from merge.plan.policy import Policy, dtype_named
+from merge.recipe.recipe import Input, Recipe
 
 _KEYS = ("merge_method", "models", "base_model", "parameters", "dtype", "out_dtype", "name")
 _UNSUPPORTED = {

@@ -10,7 +10,8 @@ import torch
 
 from merge.checkpoint.open import Checkpoint
 from merge.checkpoint.save import recipe_path
-from merge.engine.files import Options, run
+from merge.engine.files import Options
+from merge.engine.stream import run
 from merge.errors import MergeError
 from merge.plan.policy import Policy
 from merge.recipe.recipe import Input, Recipe

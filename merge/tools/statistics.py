@@ -14,12 +14,13 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from merge.engine.kernel import refuse_nonfinite, result_of
-from merge.engine.memory import StateDict
+from merge.checkpoint.source import StateDict
+from merge.engine.kernel import merged, refuse_nonfinite
 from merge.errors import MergeError
 from merge.plan.policy import Policy
 from merge.plan.units import plan
-from merge.recipe.recipe import Input, Recipe, method_named, parameters_for
+from merge.recipe.parameters import method_named, parameters_for
+from merge.recipe.recipe import Input, Recipe
 
 Batch = TypeVar("Batch")
 
@@ -120,7 +121,7 @@ def merge_with_statistics(
             raise MergeError(f"{unit.name}: statistics are of whole tensors that all experts have; --keep or --drop it")
         if unit.kind == "merge":
             tensors += [_statistic(statistics[name], name, unit.name) for name in experts]
-        value = result_of(tensors, chosen, resolved.get(unit.name, {}), unit, recipe.policy)
+        (value,) = merged(unit, tensors, chosen, [resolved.get(unit.name, {})], recipe.policy)
         refuse_nonfinite(unit, value, recipe.policy)
         value = value.clone() if unit.kind == "copy" else value
         result.update(dict.fromkeys(unit.names, value))

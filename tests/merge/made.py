@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from merge.engine.memory import merge_with
 from merge.methods import METHODS, Parameter
 from merge.plan.policy import Policy
 from merge.recipe.recipe import Input, Recipe
@@ -119,3 +120,14 @@ def recipe_of(
     inputs = tuple(Input(f"in{index}", folder / f"{index}{suffix}") for index in range(count_of(method)))
     base = Input("base", folder / f"base{suffix}") if METHODS[method].takes_base else None
     return Recipe(method, inputs, {**parameters_of(method), **parameters}, base, policy or Policy())
+
+
+def in_memory(
+    method: str,
+    inputs: Mapping[str, Any],
+    parameters: Mapping[str, Any],
+    policy: Policy | None = None,
+    base: Any = None,
+) -> dict[str, Tensor]:
+    """`merge_with`, with the parameters in a mapping, as recipes have them."""
+    return merge_with(method, inputs, base, policy=policy, **parameters)

@@ -10,9 +10,8 @@ from torch import Tensor
 
 from merge import Input, Options, Policy, Recipe, load_checkpoint, open_checkpoint, run
 from merge.engine.live import LivePath
-from merge.engine.memory import merge_state_dicts
-from merge.recipe.recipe import read_recipe
-from tests.merge.made import Carrier, assert_same, ordered_as
+from merge.recipe.json import read_recipe
+from tests.merge.made import Carrier, assert_same, in_memory, ordered_as
 
 QUICK = Options(sync=False)
 
@@ -31,7 +30,7 @@ def merged_every_way(recipe: Recipe, out: Path) -> dict[str, Tensor]:
     made = load_checkpoint(run(recipe, out, QUICK))
     opened = {item.name: open_checkpoint(item.path, item.section) for item in recipe.inputs}
     base = None if recipe.base is None else open_checkpoint(recipe.base.path, recipe.base.section)
-    remembered = merge_state_dicts(recipe.method, opened, recipe.parameters, recipe.policy, base)
+    remembered = in_memory(recipe.method, opened, recipe.parameters, recipe.policy, base)
     assert_same(ordered_as(remembered, made), made)
     assert set(remembered) == set(made)
     model = Carrier({name: value.clone() for name, value in made.items()})

@@ -149,7 +149,9 @@ def saved_of(adapters: Sequence[Adapter], weights: Sequence[float] | None) -> di
     if not math.isclose(math.fsum(shares), 1, abs_tol=1e-6):
         name = next(name for adapter in adapters for name in adapter.saved)
         raise MergeError(f"{name} was trained whole and is averaged: weights must sum to 1, not {math.fsum(shares):g}")
-    return average({adapter.name: adapter.saved for adapter in adapters}, shares, Policy(extrapolate=True))
+    return average(
+        {adapter.name: adapter.saved for adapter in adapters}, weights=shares, policy=Policy(extrapolate=True)
+    )
 
 
 # -- factors ---------------------------------------------------------------------------------------------------------

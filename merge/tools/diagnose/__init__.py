@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from merge.tools.diagnose.difference import Diff, diff_checkpoints
+from merge.tools.diagnose.difference import Diff, diff
 from merge.tools.diagnose.findings import Finding
-from merge.tools.diagnose.inspection import Inspection, inspect_checkpoint
+from merge.tools.diagnose.inspection import Inspection, inspect
 from merge.tools.diagnose.report import Report, doctor
 
-__all__ = ["Diff", "Finding", "Inspection", "Report", "diff_checkpoints", "doctor", "inspect_checkpoint"]
+__all__ = ["Diff", "Finding", "Inspection", "Report", "diff", "doctor", "inspect"]

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from merge.checkpoint.open import specs
-from merge.plan.units import SHOWN
-from merge.recipe.recipe import dtype_name
+from merge.checkpoint.open import SHOWN, specs
+from merge.plan.policy import dtype_name
 from merge.tools.diagnose.measure import Measured, Progress, measure_all, pooled
 from merge.tools.diagnose.sources import Source, labels_for, opened
 from merge.tools.diagnose.tables import counted, module_of, number, table
@@ -64,7 +63,7 @@ class Diff:
         return "\n".join(_lines(self))
 
 
-def diff_checkpoints(
+def diff(
     first: Source,
     second: Source,
     section: str = "auto",

@@ -12,8 +12,7 @@ from typing import Literal
 import torch
 
 from merge.checkpoint.formats.tensors import Spec, TensorEntry
-from merge.plan.policy import Policy, matches
-from merge.recipe.recipe import dtype_name
+from merge.plan.policy import Policy, dtype_name, matches
 from merge.tools.diagnose.tables import counted, listed
 
 # A tensor with as many elements has cosines to chance partners of 1 / sqrt(1024) = 0.03.

@@ -10,11 +10,13 @@ from typing import Any
 
 from merge.checkpoint.digest import digest
 from merge.checkpoint.formats.tensors import TensorEntry
-from merge.checkpoint.open import Checkpoint, find_checkpoint
+from merge.checkpoint.open import SHOWN, Checkpoint, find_checkpoint
 from merge.checkpoint.save import recipe_path
 from merge.errors import MergeError
-from merge.plan.units import COUNTER, SHOWN
-from merge.recipe.recipe import describe, dtype_name, read_recipe
+from merge.plan.checks import COUNTER
+from merge.plan.policy import dtype_name
+from merge.recipe.json import read_recipe
+from merge.recipe.shares import describe
 from merge.tools.diagnose.tables import amount, counted, module_of, size, table
 
 TEXT = 60  # characters of a metadata value that are shown
@@ -93,7 +95,7 @@ class Inspection:
         return "\n".join(_lines(self))
 
 
-def inspect_checkpoint(path: str | Path, section: str = "auto", *, check_digest: bool = False) -> Inspection:
+def inspect(path: str | Path, section: str = "auto", *, check_digest: bool = False) -> Inspection:
     """Describe a checkpoint from its headers; of several sections none needs to be chosen.
 
     `check_digest` reads the tensors and compares them with the digest in the recipe beside the file.

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from merge.checkpoint.open import specs
 from merge.errors import MergeError
-from merge.plan.policy import Policy, matches
-from merge.plan.units import COUNTER, plan
+from merge.plan.checks import COUNTER
+from merge.plan.policy import Policy, matches, policy_of
+from merge.plan.units import plan
 from merge.tools.diagnose.findings import Case, Finding, header_findings
 from merge.tools.diagnose.measure import Progress, measure_all
 from merge.tools.diagnose.relations import Pair, differences, relate_all, relation_findings
@@ -81,7 +82,7 @@ def doctor(
     if len(sources) < 2:
         raise MergeError(f"{len(sources)} checkpoint was given; two are needed, or one and its base")
     labels = (*([] if base is None else [BASE]), *labels_for(checkpoints, names))
-    policy = policy or Policy()
+    policy = policy_of(policy)
     described = tuple({k: v for k, v in specs(source).items() if not matches(k, policy.drop)} for source in sources)
     case = Case(labels, described, policy, base is not None)
     alike = [name for name in case.common if len({spec[name].shape for spec in case.specs}) == 1]

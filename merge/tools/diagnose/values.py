@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from merge.recipe.recipe import dtype_name
+from merge.plan.policy import dtype_name
 from merge.tools.diagnose.findings import LARGE, Case, Finding, Severity, is_large_matrix
 from merge.tools.diagnose.measure import Measured
 from merge.tools.diagnose.tables import counted, listed

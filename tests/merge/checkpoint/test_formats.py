@@ -15,7 +15,7 @@ from merge import MergeError, open_checkpoint, save_checkpoint
 from merge.checkpoint.formats import FORMATS
 from merge.checkpoint.formats.format import SIGNATURE, Content, Format, Layout
 from merge.checkpoint.formats.tensors import MappedFile, TensorEntry
-from merge.tools.diagnose import inspect_checkpoint
+from merge.tools.diagnose import inspect
 from tests import ROOT
 from tests.merge.handmade import assert_tensors
 
@@ -101,7 +101,7 @@ def test_a_format_that_is_only_read(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     path.write_bytes(b"RAW0" + torch.tensor([1.5, -2.0]).numpy().tobytes())
     checkpoint = open_checkpoint(path)
     assert checkpoint["w"].tolist() == [1.5, -2.0]
-    assert inspect_checkpoint(path).layout == "raw floats file"
+    assert inspect(path).layout == "raw floats file"
     save_checkpoint(checkpoint, tmp_path / "b.safetensors", like=checkpoint)
     with pytest.raises(MergeError) as refused:
         save_checkpoint(checkpoint, tmp_path / "b.raw")
@@ -134,7 +134,7 @@ def test_the_documented_format_is_read_written_merged_and_shown(bag: Format, tmp
     merge.run(merge.Recipe("interpolate", inputs, {"ratio": 0.25}), tmp_path / "m.bag")
     merged: dict[str, Tensor] = merge.load_checkpoint(tmp_path / "m.bag")
     assert_tensors(merged, {"w": torch.full((2, 3), 1.5)})
-    assert inspect_checkpoint(tmp_path / "m.bag").layout == f"{bag.label} file"
+    assert inspect(tmp_path / "m.bag").layout == f"{bag.label} file"
     merge.convert(tmp_path / "m.bag", tmp_path / "m.npz")
     assert_tensors(open_checkpoint(tmp_path / "m.npz"), merged)
     with pytest.raises(MergeError, match=r"w is torch.float16, bags hold float32"):

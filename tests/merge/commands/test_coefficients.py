@@ -16,8 +16,7 @@ from merge.commands import app, options
 from merge.commands.options import names_of
 from merge.commands.table import in_options
 from merge.methods import METHODS
-from merge.plan.policy import MISSING, VOCAB_ROWS
-from merge.recipe.recipe import dtype_named
+from merge.plan.policy import MISSING, VOCAB_ROWS, dtype_named
 from tests.merge.made import assert_same, ordered_as, weights
 from tests.merge.shell import command, done
 

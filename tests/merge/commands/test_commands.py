@@ -96,9 +96,9 @@ def test_average(folder: Path) -> None:
     three = [file(name) for name in NAMES[:3]]
     outcome = done("average", *three, "-w", 0.5, "-w", 0.3, "-w", 0.2, "-o", "m.safetensors")
     assert outcome.out == "m.safetensors: average: 0.50 vqa + 0.30 caption + 0.20 grounding\n"
-    assert_holds("m.safetensors", merge.average([weights(i) for i in range(3)], [0.5, 0.3, 0.2]))
+    assert_holds("m.safetensors", merge.average([weights(i) for i in range(3)], weights=[0.5, 0.3, 0.2]))
     outcome = done("average", *three, "-o", "equal.safetensors")
-    assert outcome.out == "equal.safetensors: average: 0.333333 vqa + 0.333333 caption + 0.333333 grounding\n"
+    assert outcome.out == "equal.safetensors: average: 0.3333 vqa + 0.3333 caption + 0.3333 grounding\n"
     assert_holds("equal.safetensors", merge.average([weights(i) for i in range(3)]))
 
 
@@ -106,7 +106,7 @@ def test_task_arithmetic(folder: Path) -> None:
     inputs = (file("base"), file("vqa"), file("caption"))
     outcome = done("task-arithmetic", *inputs, "--scale", 0.3, "-o", "m.safetensors")
     assert outcome.out == "m.safetensors: task-arithmetic: base + 0.30 vqa + 0.30 caption\n"
-    assert_holds("m.safetensors", merge.add_task_vectors(weights(3), [weights(0), weights(1)], 0.3))
+    assert_holds("m.safetensors", merge.task_arithmetic(weights(3), [weights(0), weights(1)], 0.3))
     done("task-arithmetic", *inputs, "--scale", 0.3, "-w", 1, "-w", -1, "-o", "less.safetensors")
     recipe = merge.read_recipe(Path("less.safetensors.recipe.json"))
     assert recipe.parameters == {"scale": 0.3, "weights": [1.0, -1.0]}
@@ -207,7 +207,7 @@ def test_missing(folder: Path) -> None:
     four = [f"{index}.safetensors" for index in range(4)]
     outcome = command("average", *four, "-o", "m.safetensors")
     assert outcome.err == (
-        "error: 2 lacks 1 tensor: audio.w; leave them as they are with --keep, leave them out with --drop, "
+        "error: 2 lacks 1 tensor: audio.w; leave them as they are with --keep GLOB, leave them out with --drop GLOB, "
         "or pass --missing keep-first\n"
     )
     done("average", *four, "--missing", "keep-first", "-o", "m.safetensors")
@@ -216,10 +216,10 @@ def test_missing(folder: Path) -> None:
 
 def test_dtypes(folder: Path) -> None:
     got = merged("--dtype", "bfloat16")
-    wanted = merge.interpolate(weights(0), weights(1), 0.25, merge.Policy(dtype=torch.bfloat16))
+    wanted = merge.interpolate(weights(0), weights(1), 0.25, policy=merge.Policy(dtype=torch.bfloat16))
     assert_same(ordered_as(got, wanted), wanted)
     got = merged("--compute-dtype", "float64", out="wide.safetensors")
-    wanted = merge.interpolate(weights(0), weights(1), 0.25, merge.Policy(compute_dtype=torch.float64))
+    wanted = merge.interpolate(weights(0), weights(1), 0.25, policy=merge.Policy(compute_dtype=torch.float64))
     assert_same(ordered_as(got, wanted), wanted)
 
 
@@ -247,7 +247,7 @@ def test_values_that_are_not_finite(folder: Path) -> None:
 
 def test_extrapolate(folder: Path) -> None:
     done("interpolate", file("vqa"), file("caption"), "--ratio", 1.5, "--extrapolate", "-o", "m.safetensors")
-    assert_holds("m.safetensors", merge.interpolate(weights(0), weights(1), 1.5, merge.Policy(extrapolate=True)))
+    assert_holds("m.safetensors", merge.interpolate(weights(0), weights(1), 1.5, policy=merge.Policy(extrapolate=True)))
     done("average", file("vqa"), file("caption"), "-w", 1, "-w", 1, "--extrapolate", "-o", "sum.safetensors")
 
 

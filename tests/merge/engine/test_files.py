@@ -20,13 +20,23 @@ import merge
 from merge import Input, MergeError, Options, Policy, Recipe
 from merge.engine.kernel import BLOCK
 from merge.engine.live import LivePath
-from merge.engine.memory import merge_state_dicts
 from merge.methods import METHODS
 from merge.methods.blocks import dot
 from merge.plan.units import Unit
-from merge.recipe.recipe import parameters_for
+from merge.recipe.parameters import parameters_for
 from tests import ROOT
-from tests.merge.made import Carrier, assert_same, bits, copied, count_of, ordered_as, parameters_of, recipe_of, weights
+from tests.merge.made import (
+    Carrier,
+    assert_same,
+    bits,
+    copied,
+    count_of,
+    in_memory,
+    ordered_as,
+    parameters_of,
+    recipe_of,
+    weights,
+)
 
 QUICK = Options(sync=False)
 METHOD_NAMES = sorted(METHODS)
@@ -89,14 +99,14 @@ def test_9_files_memory_and_live_models_are_equal_to_the_bit(
     inputs, base = save_inputs(tmp_path, method, suffix, lambda seed: make(seed, dtype))
     for share in (0.0, 0.3, 0.7, 1.0):
         parameters = parameters_of(method, share)
-        wanted = merge_state_dicts(method, inputs, parameters, base=base)
+        wanted = in_memory(method, inputs, parameters, base=base)
         out = tmp_path / f"out{share}{suffix}"
         merge.run(recipe_of(method, tmp_path, suffix, **parameters), out, QUICK)
         got = merge.load_checkpoint(out)
         assert_same(ordered_as(got, wanted), wanted)
         opened = {name: merge.open_checkpoint(tmp_path / f"{name[2:]}{suffix}") for name in inputs}
         opened_base = merge.open_checkpoint(tmp_path / f"base{suffix}") if base else None
-        lazily = merge_state_dicts(method, opened, parameters, base=opened_base)
+        lazily = in_memory(method, opened, parameters, base=opened_base)
         assert_same(ordered_as(lazily, wanted), wanted)
         for resident in (True, False):
             model = Carrier(make(5, dtype))
@@ -113,10 +123,10 @@ def test_9_tensors_of_many_blocks_and_torch_threads(
     inputs, base = save_inputs(tmp_path, method, ".safetensors", make)
     recipe = recipe_of(method, tmp_path)
     threads(1)
-    wanted = merge_state_dicts(method, inputs, recipe.parameters, base=base)
+    wanted = in_memory(method, inputs, recipe.parameters, base=base)
     for number in (1, 2, 3, 4) if elementwise else (4,):
         threads(number)
-        assert_same(merge_state_dicts(method, inputs, recipe.parameters, base=base), wanted)
+        assert_same(in_memory(method, inputs, recipe.parameters, base=base), wanted)
         model = Carrier(make(5))
         LivePath(model, method, inputs, base).set_parameters(**recipe.parameters)
         assert_same(model.now(), wanted)
@@ -290,11 +300,11 @@ def test_elementwise_arithmetic_does_not_depend_on_the_layout(method: str, chang
 @pytest.mark.parametrize("method", METHOD_NAMES)
 def test_strided_tensors_in_memory_give_the_bits_of_files(tmp_path: Path, method: str) -> None:
     inputs, base = save_inputs(tmp_path, method, ".safetensors")
-    wanted = merge_state_dicts(method, inputs, parameters_of(method), base=base)
+    wanted = in_memory(method, inputs, parameters_of(method), base=base)
     name = "encoder.layers.0.fc.weight"
     for state in [*inputs.values(), *([base] if base else [])]:
         state[name] = state[name].t().contiguous().t()
-    assert_same(merge_state_dicts(method, inputs, parameters_of(method), base=base), wanted)
+    assert_same(in_memory(method, inputs, parameters_of(method), base=base), wanted)
 
 
 # -- policies from file to file --------------------------------------------------------------------------------------
@@ -321,7 +331,7 @@ def test_policies_hold_in_files_as_in_memory(tmp_path: Path, policy: Policy) -> 
     states = {"a": weights(0), "b": weights(1)}
     recipe = pair(tmp_path, states["a"], states["b"])
     recipe = Recipe(recipe.method, recipe.inputs, recipe.parameters, policy=policy)
-    wanted = merge_state_dicts("interpolate", states, {"ratio": 0.25}, policy)
+    wanted = in_memory("interpolate", states, {"ratio": 0.25}, policy)
     got = merge.load_checkpoint(merge.run(recipe, tmp_path / "m.safetensors", QUICK))
     assert_same(ordered_as(got, wanted), wanted)
 
@@ -338,7 +348,7 @@ def test_missing_names_are_kept_from_the_first_that_has_them(tmp_path: Path, suf
         merge.run(recipe, tmp_path / f"m{suffix}", QUICK)
     recipe = Recipe(recipe.method, recipe.inputs, recipe.parameters, policy=policy)
     got = merge.load_checkpoint(merge.run(recipe, tmp_path / f"m{suffix}", QUICK))
-    wanted = merge.interpolate(first, second, 0.25, policy)
+    wanted = merge.interpolate(first, second, 0.25, policy=policy)
     assert_same(ordered_as(got, wanted), wanted)
     assert torch.equal(got["decoder.scale"], first["decoder.scale"])
     assert torch.equal(got["encoder.layers.0.fc.bias"], second["encoder.layers.0.fc.bias"])
@@ -389,14 +399,14 @@ def test_values_that_are_not_finite_are_counted_per_tensor_and_refused(tmp_path:
         merge.run(recipe, tmp_path / "m.safetensors", QUICK)
     assert str(caught.value) == (
         "interpolate: 0.75 a + 0.25 b: infinite or NaN values in 2 tensors (3 in layer3.weight, 1 in layer1.weight); "
-        "pass --allow-nonfinite to write them"
+        "pass allow_nonfinite=True to write them"
     )
     assert sorted(tmp_path.iterdir()) == before
     accepted = Recipe(recipe.method, recipe.inputs, recipe.parameters, policy=Policy(allow_nonfinite=True))
     out = merge.run(accepted, tmp_path / "m.safetensors", QUICK)
     record = json.loads((tmp_path / "m.safetensors.recipe.json").read_text())
     assert record["output"]["nonfinite"] == {"layer1.weight": 1, "layer3.weight": 3}
-    wanted = merge.interpolate(large(0), broken(1), 0.25, Policy(allow_nonfinite=True))
+    wanted = merge.interpolate(large(0), broken(1), 0.25, policy=Policy(allow_nonfinite=True))
     assert_same(merge.load_checkpoint(out), wanted)
 
 
@@ -414,7 +424,7 @@ def test_a_sweep_with_one_bad_point_writes_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"ratio": 1.5}, r"ratio 1\.5 is outside \[0, 1\]; pass --extrapolate"),
+        ({"ratio": 1.5}, r"ratio 1\.5 is outside \[0, 1\]; pass extrapolate=True"),
         ({"ratio": float("nan")}, "ratio must be a finite number, not nan"),
         ({"ratio": "0.5"}, "ratio must be a finite number, not '0.5'"),
         ({"ratio": True}, "ratio must be a finite number, not True"),

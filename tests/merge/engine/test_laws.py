@@ -12,10 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import merge
-from merge.engine.memory import merge_state_dicts
 from merge.methods import METHODS
 from merge.plan.policy import Policy
-from tests.merge.made import assert_same, copied, count_of, parameters_of, weights
+from tests.merge.made import assert_same, copied, count_of, in_memory, parameters_of, weights
 
 LAW = settings(derandomize=True, deadline=None, max_examples=80)
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
@@ -76,14 +75,14 @@ def test_the_ratio_is_the_share_of_the_second(pair: list[dict[str, Tensor]], rat
 @LAW
 @given(states(2), RATIOS)
 def test_two_way_averages_are_interpolations_to_the_bit(pair: list[dict[str, Tensor]], ratio: float) -> None:
-    assert_same(merge.average(pair, [1 - ratio, ratio]), merge.interpolate(*pair, ratio))
+    assert_same(merge.average(pair, weights=[1 - ratio, ratio]), merge.interpolate(*pair, ratio))
 
 
 @LAW
 @given(st.integers(2, 6).flatmap(lambda n: states(n)))
 def test_equal_weights_are_the_soup(models: list[dict[str, Tensor]]) -> None:
     soup = merge.average(models)
-    assert_same(merge.average(models, [1 / len(models)] * len(models)), soup)
+    assert_same(merge.average(models, weights=[1 / len(models)] * len(models)), soup)
     means = {
         name: torch.stack([model[name].double() for model in models]).mean(0).to(value.dtype)
         for name, value in models[0].items()
@@ -95,17 +94,17 @@ def test_equal_weights_are_the_soup(models: list[dict[str, Tensor]]) -> None:
 @given(states(3), st.permutations(range(3)))
 def test_the_order_of_an_average_matters_only_to_rounding(models: list[dict[str, Tensor]], order: list[int]) -> None:
     shares = [0.5, 0.3, 0.2]
-    merged = merge.average([models[i] for i in order], [shares[i] for i in order])
-    assert_near(merged, merge.average(models, shares), models)
+    merged = merge.average([models[i] for i in order], weights=[shares[i] for i in order])
+    assert_near(merged, merge.average(models, weights=shares), models)
 
 
 @LAW
 @given(states(2, SIGNED))
 def test_base_and_one_task_vector_are_the_expert(pair: list[dict[str, Tensor]]) -> None:
     base, expert = pair
-    assert_same(merge.add_task_vectors(base, [expert], 1.0), expert)
-    assert_same(merge.add_task_vectors(base, [expert], 0.0), base)
-    vector = merge.task_vector(base, expert)
+    assert_same(merge.task_arithmetic(base, [expert], 1.0), expert)
+    assert_same(merge.task_arithmetic(base, [expert], 0.0), base)
+    vector = merge.TaskVector.between(base, expert, policy=Policy()).tensors
     for name, value in vector.items():
         wide = torch.float64 if base[name].dtype == torch.float64 else torch.float32
         assert value.dtype == wide
@@ -122,7 +121,7 @@ def test_task_vectors_add(models: list[dict[str, Tensor]], scale: float) -> None
         ).to(value.dtype)
         for name, value in base.items()
     }
-    merged = merge.add_task_vectors(base, [a, b], scale, Policy(allow_nonfinite=True))
+    merged = merge.task_arithmetic(base, [a, b], scale, policy=Policy(allow_nonfinite=True))
     finite = {name: value for name, value in wanted.items() if torch.isfinite(value).all()}
     assert_near(merged, finite, [{name: 4 * value for name, value in model.items()} for model in models])
 
@@ -134,7 +133,7 @@ def test_a_checkpoint_merged_with_itself_is_unchanged(method: str, data: st.Data
     state = data.draw(states(1))[0]
     inputs = {f"in{i}": copied(state) for i in range(count_of(method))}
     base = copied(state) if METHODS[method].takes_base else None
-    merged = merge_state_dicts(method, inputs, parameters_of(method), base=base)
+    merged = in_memory(method, inputs, parameters_of(method), base=base)
     assert_same(merged, state)
 
 
@@ -154,7 +153,7 @@ def method_inputs(method: str, dtype: torch.dtype = torch.float32) -> tuple[dict
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_method_keeps_dtypes_shapes_names_and_ties(method: str, dtype: torch.dtype) -> None:
     inputs, base = method_inputs(method, dtype)
-    merged = merge_state_dicts(method, inputs, parameters_of(method), base=base)
+    merged = in_memory(method, inputs, parameters_of(method), base=base)
     first = base or inputs["in0"]
     assert {name: (value.dtype, value.shape) for name, value in merged.items()} == {
         name: (value.dtype, value.shape) for name, value in first.items()
@@ -169,7 +168,7 @@ def test_every_method_leaves_its_inputs_alone_and_shares_no_memory(method: str, 
     inputs, base = method_inputs(method)
     before = {name: copied(state) for name, state in inputs.items()}
     base_before = copied(base) if base else None
-    merged = merge_state_dicts(method, inputs, parameters_of(method, share), base=base)
+    merged = in_memory(method, inputs, parameters_of(method, share), base=base)
     for value in merged.values():
         value.fill_(7)
     for name, state in inputs.items():
@@ -181,7 +180,7 @@ def test_every_method_leaves_its_inputs_alone_and_shares_no_memory(method: str, 
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_every_method_moves_away_from_its_inputs(method: str) -> None:
     inputs, base = method_inputs(method)
-    merged = merge_state_dicts(method, inputs, parameters_of(method), base=base)["encoder.layers.0.fc.weight"]
+    merged = in_memory(method, inputs, parameters_of(method), base=base)["encoder.layers.0.fc.weight"]
     for state in inputs.values():
         assert not torch.equal(merged, state["encoder.layers.0.fc.weight"])
 
@@ -189,7 +188,7 @@ def test_every_method_moves_away_from_its_inputs(method: str) -> None:
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_every_method_gives_the_same_bits_twice(method: str) -> None:
     first, second = (
-        merge_state_dicts(method, inputs, parameters_of(method), base=base)
+        in_memory(method, inputs, parameters_of(method), base=base)
         for inputs, base in (method_inputs(method), method_inputs(method))
     )
     assert_same(first, second)

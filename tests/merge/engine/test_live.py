@@ -49,9 +49,9 @@ def test_a_simplex_in_any_order_gives_the_same_bits() -> None:
     for before, after in itertools.product(points, points):
         path.set(before)
         path.set(after)
-        assert_at(model, merge.average(states, after))
+        assert_at(model, merge.average(states, weights=after))
     path.set({"grounding": 0.2, "vqa": 0.5, "caption": 0.3})
-    assert_at(model, merge.average(states, points[1]))
+    assert_at(model, merge.average(states, weights=points[1]))
 
 
 def test_leaving_restores_the_model() -> None:
@@ -224,10 +224,10 @@ def test_a_model_in_another_memory_layout(method: str) -> None:
         wanted = merge.interpolate(*states[:2], 0.3)
         LinearPath(model, *states[:2]).set(0.3)
     elif method == "average":
-        wanted = merge.average(states, [0.2, 0.3, 0.5])
+        wanted = merge.average(states, weights=[0.2, 0.3, 0.5])
         Simplex(model, dict(zip("abc", states, strict=True))).set([0.2, 0.3, 0.5])
     else:
-        wanted = merge.add_task_vectors(states[0], states[1:], 0.3)
+        wanted = merge.task_arithmetic(states[0], states[1:], 0.3)
         path = LivePath(model, method, {"a": states[1], "b": states[2]}, states[0])
         path.set_parameters(scale=0.3, weights=1.0)
     assert_same(model.now(), wanted)
@@ -247,7 +247,7 @@ def test_missing_and_kept_names_and_batchnorm() -> None:
     path = LinearPath(model, first, second, policy=policy)
     for ratio in (0.3, 1.0):
         path.set(ratio)
-        assert_at(model, merge.interpolate(first, second, ratio, policy))
+        assert_at(model, merge.interpolate(first, second, ratio, policy=policy))
 
 
 def test_names_that_the_model_has_not() -> None:

@@ -48,8 +48,8 @@ def test_a_sweep_in_memory_is_lazy() -> None:
 
 def test_a_sweep_in_memory_gives_what_single_merges_give() -> None:
     policy = Policy(dtype=torch.bfloat16, drop=("decoder.*",))
-    for ratio, state in merge.sweep(weights(0), weights(1), merge.ratios(5), policy):
-        assert_same(state, merge.interpolate(weights(0), weights(1), ratio, policy))
+    for ratio, state in merge.sweep(weights(0), weights(1), merge.ratios(5), policy=policy):
+        assert_same(state, merge.interpolate(weights(0), weights(1), ratio, policy=policy))
 
 
 def test_points_do_not_share_memory() -> None:
@@ -130,7 +130,7 @@ def test_points_of_other_methods(recipe: Recipe, tmp_path: Path) -> None:
     merge.save_checkpoint(weights(2), tmp_path / "base.safetensors")
     arithmetic = Recipe("task-arithmetic", recipe.inputs, {}, Input("base", tmp_path / "base.safetensors"))
     folder = merge.sweep_to_files(arithmetic, [{"scale": 0.3}, {"scale": 1.0}], tmp_path / "scales", QUICK)
-    wanted = merge.add_task_vectors(weights(2), [weights(0), weights(1)], 0.3)
+    wanted = merge.task_arithmetic(weights(2), [weights(0), weights(1)], 0.3)
     got = merge.load_checkpoint(folder / "0.30-vqa_0.30-caption.safetensors")
     assert_same(ordered_as(got, wanted), wanted)
     average = Recipe("average", recipe.inputs)

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from merge import MergeError
-from merge.engine.memory import merge_state_dicts
 from merge.methods import METHODS, trimming
 from merge.methods.linear import average
+from tests.merge.made import in_memory
 
 
 def merged(
@@ -21,7 +21,7 @@ def merged(
     """One tensor `w` merged; inputs are lists, in order a, b, c, ..."""
     inputs = {"abcdefg"[i]: {"w": torch.tensor(value, dtype=dtype)} for i, value in enumerate(values)}
     start = None if base is None else {"w": torch.tensor(base, dtype=dtype)}
-    return merge_state_dicts(method, inputs, parameters, base=start)["w"]
+    return in_memory(method, inputs, parameters, base=start)["w"]
 
 
 def near(got: Tensor, wanted: Any, tolerance: float = 1e-6) -> None:
@@ -231,7 +231,7 @@ def test_density_is_by_input_and_by_module() -> None:
     base = {"x.w": torch.zeros(2), "y.w": torch.zeros(2)}
     experts = {"a": {name: torch.tensor([1.0, 3.0]) for name in base}, "b": {name: torch.zeros(2) for name in base}}
     rules = {"x.*": {"a": 0.5, "b": 1.0}, "*": 1.0}
-    result = merge_state_dicts("ties", experts, {"density": rules}, base=base)
+    result = in_memory("ties", experts, {"density": rules}, base=base)
     assert result["x.w"].tolist() == [0.0, 3.0]
     assert result["y.w"].tolist() == [1.0, 3.0]
 
@@ -253,7 +253,7 @@ def test_random_masks_depend_on_seed_and_name_alone(method: str) -> None:
     names = ["first", "second", "third"]
     base = {name: torch.zeros(40, 5) for name in names}
     experts = [{name: torch.randn(40, 5, generator=generator) for name in names} for _ in range(2)]
-    merge_all = lambda order, seed: merge_state_dicts(  # noqa: E731
+    merge_all = lambda order, seed: in_memory(  # noqa: E731
         method,
         {str(i): {name: expert[name] for name in order} for i, expert in enumerate(experts)},
         {"density": 0.5, "seed": seed},

@@ -13,10 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from merge import MergeError
-from merge.engine.memory import merge_state_dicts
 from merge.methods import METHODS
 from merge.methods.blocks import BLOCK, blocks
-from tests.merge.made import assert_same, bits, copied, count_of, parameters_of
+from tests.merge.made import assert_same, bits, copied, count_of, in_memory, parameters_of
 
 NAMES = sorted(METHODS)
 PAIRED = ("fisher", "regmean")  # the second half of their inputs are statistics
@@ -50,7 +49,7 @@ def states_of(method: str, made: list[Tensor]) -> tuple[dict[str, Any], Any]:
 
 def merge_all(method: str, made: list[Tensor], **parameters: Any) -> Tensor:
     inputs, base = states_of(method, made)
-    return merge_state_dicts(method, inputs, {**parameters_of(method), **parameters}, base=base)["w"]
+    return in_memory(method, inputs, {**parameters_of(method), **parameters}, base=base)["w"]
 
 
 def total(method: str) -> int:
@@ -188,6 +187,6 @@ def test_ties_in_the_state_are_merged_once() -> None:
     experts = {name: copied({key: item + shift for key, item in state.items()}) for name, shift in (("x", 1), ("y", 2))}
     for expert in experts.values():
         expert["b"] = expert["a"]
-    result = merge_state_dicts("dare-ties", experts, {"density": 0.5}, base=state)
+    result = in_memory("dare-ties", experts, {"density": 0.5}, base=state)
     assert_same({"w": result["a"]}, {"w": result["b"]})
     assert result["a"].data_ptr() == result["b"].data_ptr()

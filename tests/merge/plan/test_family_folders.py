@@ -84,14 +84,15 @@ def test_rows_that_a_base_has_stand_for_an_expert(tmp_path: Path) -> None:
     states = {name: load_checkpoint(path) for name, path in three.items()}
     for name in (EMBEDDING, HEAD):
         states["b"][name] = torch.cat([states["b"][name], states["base"][name][6:]])
-    wanted = merge.add_task_vectors(states["base"], [states["a"], states["b"]], 0.5)
+    wanted = merge.task_arithmetic(states["base"], [states["a"], states["b"]], 0.5)
     assert_same(ordered_as(made, wanted), wanted)
 
 
 def test_rows_are_only_matched_when_asked_and_only_in_vocabularies(tmp_path: Path) -> None:
     pair = [emu(tmp_path / "a", 0, 8), emu(tmp_path / "b", 10)]
     outcome = command("average", *pair, "-o", tmp_path / "out")
-    assert f"{EMBEDDING} has shape [8, 4] in a and [6, 4] in b: --keep or --drop it, or merge row by row" in outcome.err
+    assert f"{EMBEDDING} has shape [8, 4] in a and [6, 4] in b: pass --keep {EMBEDDING} or --drop" in outcome.err
+    assert "or merge row by row with --vocab-rows keep-first" in outcome.err
     shown = done("average", *pair, "--vocab-rows", "keep-first", "-o", tmp_path / "out", "--dry-run").out
     assert f"{EMBEDDING}, {HEAD}: by row\n" in shown
     states = [{"classifier.weight": tensor(0, rows, 2)} for rows in (3, 4)]
@@ -267,7 +268,7 @@ def test_codebooks_are_copied(tmp_path: Path) -> None:
     assert metadata(tmp_path / "out.safetensors") == {"config": '{"codes": 4}'}
     shown = done("average", *pair.values(), "-o", tmp_path / "x.safetensors", "--dry-run").out
     assert ", ...: codebook\n" in shown
-    other = merge.interpolate(tokenizer(0), tokenizer(10), 0.25, Policy(pick=("quantize.*=second",)))
+    other = merge.interpolate(tokenizer(0), tokenizer(10), 0.25, policy=Policy(pick=("quantize.*=second",)))
     assert torch.equal(other["quantize._codebook.embed"], tokenizer(10)["quantize._codebook.embed"])
 
 

@@ -114,7 +114,7 @@ def test_differing_dictionaries_are_an_error_with_counts(pair: dict[str, Path], 
         run(recipe_of("interpolate", pair, {"ratio": 0.5}, Policy(), "model"), tmp_path / "out.pt", QUICK)
     message = str(error.value)
     assert "the dictionaries differ: a lacks 2 of 6 rows ('<bin_0>', 'dog'); b lacks 1 of 6 rows ('cat')" in message
-    assert message.endswith("keep such rows with --vocab-rows keep-first")
+    assert message.endswith("keep such rows with vocab_rows='keep-first'")
 
 
 def test_a_base_stands_for_an_expert_that_lacks_a_row(pair: dict[str, Path], tmp_path: Path) -> None:
@@ -175,7 +175,7 @@ def test_dry_run_tells_what_is_put_together(pair: dict[str, Path], tmp_path: Pat
     assert (
         "encoder.adaptor.embed_tokens.weight, decoder.adaptor.embed_tokens.weight, decoder.lm_head.bias: by row" in out
     )
-    assert command(*argv[:-1], "some", "-o", tmp_path / "out.pt").err.startswith("error: vocab_rows='some': must be")
+    assert command(*argv[:-1], "some", "-o", tmp_path / "out.pt").err.startswith("error: --vocab-rows some: must be")
 
 
 def test_an_ofa_file_comes_back_whole(tmp_path: Path) -> None:

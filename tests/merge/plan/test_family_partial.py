@@ -10,9 +10,8 @@ from torch import Tensor
 
 import merge
 from merge import MergeError, Policy, load_checkpoint, run
-from merge.engine.memory import merge_state_dicts
 from tests.merge.handmade import random_tensor
-from tests.merge.made import assert_same, ordered_as
+from tests.merge.made import assert_same, in_memory, ordered_as
 from tests.merge.shell import command, done
 from tests.merge.ways import QUICK, merged_every_way, recipe_of
 
@@ -66,11 +65,11 @@ def test_a_missing_name_is_a_task_vector_of_zero(files: dict[str, Path], tmp_pat
     made = merged_every_way(recipe_of("task-arithmetic", files, parameters, policy), tmp_path / "out.pt")
     full = state(files["base"])
     completed = [{**full, **state(files[name])} for name in "ab"]
-    wanted = merge_state_dicts("task-arithmetic", dict(zip("ab", completed, strict=True)), parameters, Policy(), full)
+    wanted = in_memory("task-arithmetic", dict(zip("ab", completed, strict=True)), parameters, Policy(), full)
     assert_same(made, ordered_as(wanted, made))
     for name in TRUNK:
         assert torch.equal(made[name], full[name])
-    average = merge.average(completed, [0.25, 0.75])  # weights of sum 1: the average relative to the base
+    average = merge.average(completed, weights=[0.25, 0.75])  # weights of sum 1: the average relative to the base
     for name, value in made.items():
         torch.testing.assert_close(value, average[name])
 
@@ -81,7 +80,7 @@ def test_sparse_methods_see_a_vector_of_zeros(method: str, files: dict[str, Path
     made = merged_every_way(recipe, tmp_path / "out.pt")
     full = state(files["base"])
     completed = {name: {**full, **state(files[name])} for name in "ab"}
-    wanted = merge_state_dicts(method, completed, {"density": 0.5}, Policy(), full)
+    wanted = in_memory(method, completed, {"density": 0.5}, Policy(), full)
     assert_same(made, ordered_as(wanted, made))
 
 
@@ -101,16 +100,18 @@ def test_shares_of_a_union_are_scaled_to_those_that_have_the_name(files: dict[st
     recipe = recipe_of("average", three, {"weights": [0.5, 0.1, 0.4]}, policy)
     made = merged_every_way(recipe, tmp_path / "out.pt")
     states = {name: state(path) for name, path in three.items()}
-    wanted = merge.average([{ADAPTER: states[name][ADAPTER]} for name in "bc"], [0.2, 0.8])
+    wanted = merge.average([{ADAPTER: states[name][ADAPTER]} for name in "bc"], weights=[0.2, 0.8])
     assert torch.equal(made[ADAPTER], wanted[ADAPTER])
-    at_end = merge.average(states, [1.0, 0.0, 0.0], policy)  # no share at all: equal ones
+    at_end = merge.average(states, weights=[1.0, 0.0, 0.0], policy=policy)  # no share at all: equal ones
     assert torch.equal(at_end[ADAPTER], torch.lerp(states["b"][ADAPTER], states["c"][ADAPTER], 0.5))
     assert torch.equal(at_end[CONNECTOR], states["a"][CONNECTOR])
 
 
 def test_what_the_base_lacks_has_no_task_vector(files: dict[str, Path], tmp_path: Path) -> None:
     short = {**files, "base": write(tmp_path / "short.pt", 0, *TRUNK, CONNECTOR, PROMPT)}
-    with pytest.raises(MergeError, match=f"^base lacks 1 tensor: {ADAPTER}; .*--keep, leave them out with --drop$"):
+    with pytest.raises(
+        MergeError, match=f"^base lacks 1 tensor: {ADAPTER}; .*keep='GLOB', leave them out with drop='GLOB'$"
+    ):
         run(
             recipe_of("task-arithmetic", short, {"scale": 1.0}, Policy(missing="zero-delta")),
             tmp_path / "out.pt",
@@ -124,9 +125,9 @@ def test_what_the_base_lacks_has_no_task_vector(files: dict[str, Path], tmp_path
 def test_policies_that_make_no_sense_are_told(files: dict[str, Path], tmp_path: Path) -> None:
     pair = [files["a"], files["b"], "-o", tmp_path / "out.pt"]
     outcome = command("interpolate", *pair, "--ratio", 0.5, "--missing", "zero-delta")
-    assert outcome.err.startswith("error: missing='zero-delta' says what lacks counts as the base's, and there is no")
+    assert outcome.err.startswith("error: --missing zero-delta says what lacks counts as the base's, and there is no")
     outcome = command("task-arithmetic", files["base"], *pair, "--missing", "union")
-    assert outcome.err.startswith("error: missing='union' has no meaning beside a base")
+    assert outcome.err.startswith("error: --missing union has no meaning beside a base")
     outcome = command("interpolate", *pair, "--ratio", 0.5)
     assert "a lacks 1 tensor" in outcome.err
     shown = done("interpolate", *pair, "--ratio", 0.5, "--missing", "union", "--dry-run").out

@@ -11,10 +11,9 @@ from torch import Tensor
 
 import merge
 from merge import MergeError, Policy, load_checkpoint, open_checkpoint, run
-from merge.engine.memory import merge_state_dicts
-from merge.recipe.recipe import from_json, to_json
+from merge.recipe.json import from_json, to_json
 from tests.merge.handmade import assert_equal, random_tensor
-from tests.merge.made import assert_same
+from tests.merge.made import assert_same, in_memory
 from tests.merge.shell import command, done
 from tests.merge.ways import QUICK, merged_every_way, recipe_of
 
@@ -89,17 +88,17 @@ def test_the_first_pick_that_fits_decides_and_others_names_are_left_out(tmp_path
     first = {"w": tensor(0, 2), "head.a": tensor(1, 2), "head.b": tensor(2, 2)}
     second = {"w": tensor(3, 2), "head.a": tensor(4, 3), "head.c": tensor(5, 2)}
     policy = Policy(pick=("head.a=second", "head.*=first"), keep=("head.a",))
-    made = merge.interpolate(first, second, 0.5, policy)
+    made = merge.interpolate(first, second, 0.5, policy=policy)
     assert list(made) == ["w", "head.a", "head.b"]
     assert torch.equal(made["head.a"], second["head.a"])
-    assert list(merge.interpolate(first, second, 0.5, Policy(pick=("head.*=",)))) == ["w"]
+    assert list(merge.interpolate(first, second, 0.5, policy=Policy(pick=("head.*=",)))) == ["w"]
 
 
 @pytest.mark.parametrize(
     ("pick", "message"),
     [
-        ("heads=iq", "--pick 'heads' decides no tensor: names look like"),
-        ("*.heads.*=qi", "--pick '*.heads.*=qi' names no input: did you mean 'iq'?"),
+        ("heads=iq", "--pick heads decides no tensor: names look like"),
+        ("*.heads.*=qi", "--pick *.heads.*=qi names no input: did you mean 'iq'?"),
         ("*.heads.*", "must be 'GLOB=INPUT'"),
     ],
 )
@@ -112,7 +111,7 @@ def test_wrong_picks_are_told(pair: dict[str, Path], tmp_path: Path, pick: str, 
 def test_a_hidden_pick_is_told() -> None:
     state = {"w": tensor(0, 2), "head": tensor(1, 2)}
     with pytest.raises(MergeError, match="'head' decides no tensor: an earlier rule decides all it matches"):
-        merge.interpolate(state, state, 0.5, Policy(pick=("h*=first", "head=second")))
+        merge.interpolate(state, state, 0.5, policy=Policy(pick=("h*=first", "head=second")))
 
 
 def test_ties_of_a_pick_are_those_of_its_input(tmp_path: Path) -> None:
@@ -152,7 +151,7 @@ def test_slices_of_a_task_come_from_one_input(method: str, ratio: float, tmp_pat
     recipe = recipe_of(method, pair, {"ratio": ratio}, Policy(slices=slices))
     made = merged_every_way(recipe, tmp_path / "out.pth")
     a, b = (load_checkpoint(path) for path in pair.values())
-    whole = merge_state_dicts(method, {"a": a, "b": b}, {"ratio": ratio}, Policy(keep=("module.task_index",)))
+    whole = in_memory(method, {"a": a, "b": b}, {"ratio": ratio}, Policy(keep=("module.task_index",)))
     prompt = whole["module.task_prompt"].clone()
     prompt[3], prompt[1] = b["module.task_prompt"][3], a["module.task_prompt"][1]
     assert torch.equal(made["module.task_prompt"], prompt)
@@ -167,12 +166,12 @@ def test_slices_of_a_task_come_from_one_input(method: str, ratio: float, tmp_pat
 @pytest.mark.parametrize(
     ("rule", "message"),
     [
-        ("w[0,3]=first", "--slice 'w[0,3]=first': w has shape [3, 2]"),
-        ("w[2,0]=first", "--slice 'w[2,0]=first': w has shape [3, 2]"),
+        ("w[0,3]=first", "slices='w[0,3]=first': w has shape [3, 2]"),
+        ("w[2,0]=first", "slices='w[2,0]=first': w has shape [3, 2]"),
         ("w[0,1]=third", "names no input: the inputs are first, second"),
         ("w[0]=first", "must be 'NAME[AXIS,INDEX]=INPUT'"),
-        ("v[0,1]=first", "--slice 'v[0,1]=first' matches no tensor"),
-        ("kept[0,1]=first", "--slice 'kept[0,1]=first': kept is kept, as a whole"),
+        ("v[0,1]=first", "slices='v[0,1]=first' matches no tensor"),
+        ("kept[0,1]=first", "slices='kept[0,1]=first': kept is kept, as a whole"),
         ("ids[0,0]=first", "ids is int64 and differs between first and second"),
     ],
 )
@@ -180,7 +179,7 @@ def test_wrong_slices_are_told(rule: str, message: str) -> None:
     first = {"w": tensor(0, 3, 2), "kept": tensor(1, 2), "ids": torch.tensor([1, 2])}
     second = {"w": tensor(2, 3, 2), "kept": tensor(3, 2), "ids": torch.tensor([1, 3])}
     with pytest.raises(MergeError) as error:
-        merge.interpolate(first, second, 0.5, Policy(slices=(rule,), keep=("kept",)))
+        merge.interpolate(first, second, 0.5, policy=Policy(slices=(rule,), keep=("kept",)))
     assert message in str(error.value)
 
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 import merge
 from merge import MergeError, Policy
-from merge.plan.policy import resolve
 from merge.plan.units import Unit, plan
+from merge.recipe.parameters import resolve
 from tests.merge.made import assert_same, weights
 
 LABELS = ["vqa", "caption"]
@@ -40,7 +40,7 @@ def refused(first: dict[str, Tensor], second: dict[str, Tensor], **policy: objec
 def test_both_set_differences_and_the_options_are_listed() -> None:
     assert refused(named("a", "b", "c", "d"), named("b", "e", "d")) == (
         "vqa lacks 1 tensor: e; caption lacks 2 tensors: a, c; "
-        "leave them as they are with --keep, leave them out with --drop, or pass --missing keep-first"
+        "leave them as they are with keep='GLOB', leave them out with drop='GLOB', or pass missing='keep-first'"
     )
 
 
@@ -92,7 +92,7 @@ def test_keep_of_what_only_the_second_has() -> None:
 def test_keep_resolves_shapes_dtypes_and_integers() -> None:
     first = {"w": torch.ones(2), "head": torch.ones(3), "ids": torch.tensor([1]), "half": torch.ones(1).half()}
     second = {"w": torch.ones(2), "head": torch.ones(4), "ids": torch.tensor([2]), "half": torch.ones(1)}
-    merged = merge.interpolate(first, second, 0.5, Policy(keep=("head", "ids", "half")))
+    merged = merge.interpolate(first, second, 0.5, policy=Policy(keep=("head", "ids", "half")))
     assert_same(merged, first)
 
 
@@ -108,7 +108,7 @@ def test_drop_goes_before_keep() -> None:
 @pytest.mark.parametrize("option", ["keep", "drop"])
 def test_a_pattern_that_matches_nothing_is_an_error(option: str) -> None:
     message = refused(named("encoder.w"), named("encoder.w"), **{option: ("encodr.*",)})
-    assert message == f"--{option} 'encodr.*' matches no tensor; names look like encoder.w"
+    assert message == f"{option}='encodr.*' matches no tensor; names look like encoder.w"
 
 
 def test_patterns_mind_case_and_cross_dots() -> None:
@@ -128,7 +128,7 @@ def test_missing_is_one_of_four_words() -> None:
 
 def test_shapes_are_told_with_both_values() -> None:
     message = refused({"head.w": torch.ones(2, 3)}, {"head.w": torch.ones(3, 2)})
-    assert message == "head.w has shape [2, 3] in vqa and [3, 2] in caption: --keep or --drop it"
+    assert message == "head.w has shape [2, 3] in vqa and [3, 2] in caption: pass keep='head.w' or drop='head.w'"
 
 
 def test_one_element_is_not_broadcast() -> None:
@@ -138,22 +138,24 @@ def test_one_element_is_not_broadcast() -> None:
 
 def test_dtypes_that_differ_need_a_choice() -> None:
     first, second = named("w"), named("w", dtype=torch.float16)
-    assert "w is float32 in vqa and float16 in caption: choose the result's with --dtype" in refused(first, second)
+    assert "w is float32 in vqa and float16 in caption: choose the result's, as dtype='float32'" in refused(
+        first, second
+    )
     assert planned(first, second, dtype=torch.float16)["w"].dtype == torch.float16
 
 
 def test_dtypes_that_differ_are_merged_in_float32() -> None:
     first, second = {"w": torch.tensor([1.0, 1 / 3])}, {"w": torch.tensor([2.0, 0.1]).bfloat16()}
-    merged = merge.interpolate(first, second, 0.25, Policy(dtype=torch.float32))["w"]
+    merged = merge.interpolate(first, second, 0.25, policy=Policy(dtype=torch.float32))["w"]
     assert torch.equal(merged, torch.lerp(first["w"], second["w"].float(), 0.25))
-    endpoint = merge.interpolate(first, second, 1.0, Policy(dtype=torch.float32))["w"]
+    endpoint = merge.interpolate(first, second, 1.0, policy=Policy(dtype=torch.float32))["w"]
     assert torch.equal(endpoint, second["w"].float())
 
 
 @pytest.mark.parametrize("other", [torch.int64, torch.complex64, torch.bool])
 def test_floats_are_not_merged_with_other_kinds(other: torch.dtype) -> None:
     message = refused(named("w"), named("w", dtype=other), dtype=torch.float32)
-    assert f"w is float32 in vqa and {str(other)[6:]} in caption: --keep or --drop it" in message
+    assert f"w is float32 in vqa and {str(other)[6:]} in caption: pass keep='w' or drop='w'" in message
 
 
 def test_integers_of_other_widths_are_an_error() -> None:
@@ -191,7 +193,7 @@ def test_three_names_of_one_tensor() -> None:
 
 
 def test_a_dropped_name_leaves_its_partner() -> None:
-    merged = merge.interpolate(weights(0), weights(1), 0.5, Policy(drop=("encoder.embed.weight",)))
+    merged = merge.interpolate(weights(0), weights(1), 0.5, policy=Policy(drop=("encoder.embed.weight",)))
     wanted = torch.lerp(weights(0)["decoder.output.weight"], weights(1)["decoder.output.weight"], 0.5)
     assert torch.equal(merged["decoder.output.weight"], wanted)
     assert "encoder.embed.weight" not in merged
@@ -199,14 +201,14 @@ def test_a_dropped_name_leaves_its_partner() -> None:
 
 @pytest.mark.parametrize("name", ["encoder.embed.weight", "decoder.output.weight"])
 def test_keeping_one_of_two_tied_names_keeps_it(name: str) -> None:
-    merged = merge.interpolate(weights(0), weights(1), 0.5, Policy(keep=(name,)))
+    merged = merge.interpolate(weights(0), weights(1), 0.5, policy=Policy(keep=(name,)))
     assert torch.equal(merged[name], weights(0)[name])
 
 
 def test_a_tied_name_that_all_have_is_merged() -> None:
     first, second = weights(0), weights(1)
     del second["encoder.embed.weight"]
-    merged = merge.interpolate(first, second, 0.5, Policy(missing="keep-first"))
+    merged = merge.interpolate(first, second, 0.5, policy=Policy(missing="keep-first"))
     name = "decoder.output.weight"
     assert torch.equal(merged[name], torch.lerp(first[name], second[name], 0.5))
 
@@ -227,7 +229,7 @@ def statistics(mean: list[float]) -> dict[str, Tensor]:
 def test_batchnorm_from_an_input_that_lacks_the_tensor() -> None:
     first, second = statistics([1.0]), {"w": torch.ones(1)}
     assert "caption lacks 1 tensor: bn.running_mean" in refused(first, second, batchnorm="from:caption")
-    merged = merge.interpolate(first, second, 0.5, Policy(batchnorm="from:second", missing="keep-first"))
+    merged = merge.interpolate(first, second, 0.5, policy=Policy(batchnorm="from:second", missing="keep-first"))
     assert merged["bn.running_mean"].tolist() == [1.0]
 
 

@@ -11,11 +11,12 @@ import torch
 
 import merge
 from merge import Input, MergeError, Options, Policy, Recipe, read_recipe, share_label
-from merge.engine.memory import merge_state_dicts
 from merge.methods import METHODS
 from merge.plan.units import Unit
-from merge.recipe.recipe import FORMAT, describe, from_json, parameters_for, shares, to_json
-from tests.merge.made import assert_same, parameters_of, weights
+from merge.recipe.json import FORMAT, from_json, to_json
+from merge.recipe.parameters import parameters_for
+from merge.recipe.shares import describe, shares
+from tests.merge.made import assert_same, in_memory, parameters_of, weights
 
 QUICK = Options(sync=False)
 PAIR = (Input("vqa", Path("/x/vqa.pt")), Input("caption", Path("/x/caption.pt")))
@@ -164,13 +165,13 @@ def test_weights_are_given_in_order_or_by_name() -> None:
         (
             "average",
             {"weights": [0.5, 0.5, 0.5]},
-            r"weights 0\.5, 0\.5, 0\.5 sum to 1\.5, not to 1: pass --extrapolate",
+            r"weights 0\.5, 0\.5, 0\.5 sum to 1\.5, not to 1: pass extrapolate=True",
         ),
         ("average", {"weights": [0.0, 0.0, 0.0]}, "sum to 0, not to 1: which erases every tensor"),
         ("average", {"weights": [0.5, 0.5, float("inf")]}, "weights must be a finite number, not inf"),
         ("average", {"weights": [0.5, 0.5, "x"]}, "weights must be a finite number"),
         ("average", {"weights": {"vqa": 1.0}}, "weights names vqa; the inputs are vqa, caption, grounding"),
-        ("average", {"weights": [1.5, -0.5, 0.0]}, r"weights.*outside \[0, 1\].*--extrapolate"),
+        ("average", {"weights": [1.5, -0.5, 0.0]}, r"weights.*outside \[0, 1\].*extrapolate=True"),
         ("average", {"wieghts": [1]}, r"average has no parameter 'wieghts'; did you mean 'weights'\?"),
         ("average", {"ratio": 0.5}, "average has no parameter 'ratio'"),
         ("task-arithmetic", {}, "task-arithmetic needs the parameter 'scale'"),
@@ -190,27 +191,27 @@ def test_weights_beyond_the_simplex_on_request() -> None:
         checked("average", {"weights": [1.0, -1.0, 0.0]}, extrapolate=True)
     assert checked("interpolate", {"ratio": -0.5}, 2, extrapolate=True) == {"ratio": -0.5}
     with pytest.raises(MergeError, match=r"t -1 is outside \[0, inf\]"):  # not a share
-        merge_state_dicts("nearswap", {"a": weights(0)}, {"t": -1}, Policy(extrapolate=True), base=weights(1))
+        in_memory("nearswap", {"a": weights(0)}, {"t": -1}, Policy(extrapolate=True), base=weights(1))
 
 
 def test_extrapolation_goes_on_along_the_line() -> None:
     a, b = {"w": torch.tensor([1.0])}, {"w": torch.tensor([3.0])}
     policy = Policy(extrapolate=True)
-    assert merge.interpolate(a, b, 1.5, policy)["w"].item() == 4.0
-    assert merge.interpolate(a, b, -0.5, policy)["w"].item() == 0.0
-    assert merge.average([a, b], [2.0, 1.0], policy)["w"].item() == 5.0
-    assert merge.average([a, b], [1.5, -0.5], policy)["w"].item() == 0.0
+    assert merge.interpolate(a, b, 1.5, policy=policy)["w"].item() == 4.0
+    assert merge.interpolate(a, b, -0.5, policy=policy)["w"].item() == 0.0
+    assert merge.average([a, b], weights=[2.0, 1.0], policy=policy)["w"].item() == 5.0
+    assert merge.average([a, b], weights=[1.5, -0.5], policy=policy)["w"].item() == 0.0
 
 
 def test_shares_that_are_nearly_one_mean_one() -> None:
     """Three times 0.3333333 is a third each: frozen tensors stay frozen."""
     frozen = {"w": torch.randn(1000)}
-    assert_same(merge.average([frozen, frozen, frozen], [0.3333333] * 3), frozen)
+    assert_same(merge.average([frozen, frozen, frozen], weights=[0.3333333] * 3), frozen)
 
 
 def test_names_are_unique_and_methods_known() -> None:
     twice = (PAIR[0], Input("vqa", Path("other.pt")))
-    with pytest.raises(MergeError, match="two inputs are called 'vqa'; tell them apart with --name"):
+    with pytest.raises(MergeError, match="two inputs are called 'vqa'; tell them apart with name='NAME'"):
         parameters_for(Recipe("interpolate", twice, {"ratio": 0.5}), [])
     with pytest.raises(MergeError, match=r"unknown method 'slrep'; did you mean 'slerp'\?"):
         parameters_for(Recipe("slrep", PAIR, {"ratio": 0.5}), [])
@@ -229,11 +230,12 @@ def test_names_are_unique_and_methods_known() -> None:
     ("parts", "text"),
     [
         ({"vqa": 0.2, "caption": 0.8}, "0.20 vqa + 0.80 caption"),
-        ({"vqa": 1.0, "caption": 0.0}, "1.00 vqa + 0.00 caption"),
+        ({"vqa": 1.0, "caption": 0.0}, "1.00 vqa"),
         ({"vqa": 1 - 0.9, "caption": 0.9}, "0.10 vqa + 0.90 caption"),
         ({"vqa": 0.125, "caption": 0.875}, "0.125 vqa + 0.875 caption"),
-        ({"a": 1 / 3, "b": 2 / 3}, "0.333333 a + 0.666667 b"),
-        ({"a": 1.5, "b": -0.5}, "1.50 a + -0.50 b"),
+        ({"a": 1 / 3, "b": 2 / 3}, "0.3333 a + 0.6667 b"),
+        ({"a": 1.5, "b": -0.5}, "1.50 a - 0.50 b"),
+        ({"a": 0.0}, "nothing"),
     ],
 )
 def test_shares_are_printed_in_one_way(parts: dict[str, float], text: str) -> None:

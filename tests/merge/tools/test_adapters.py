@@ -245,7 +245,7 @@ def test_the_command_over_a_base_gives_what_the_library_gives(adapters: list[Ada
     base = merge.save_checkpoint(base_of(torch.bfloat16), tmp_path / "base.safetensors")
     folders = [adapter.checkpoint.path.parent for adapter in adapters]
     shown = done("adapters", *folders, "-w", 1, "-w", 1, "-w", -0.5, "--base", base, "-o", tmp_path / "out.safetensors")
-    assert shown.out == f"{tmp_path / 'out.safetensors'}: base.safetensors + 1.00 vqa + 1.00 caption + -0.50 ground\n"
+    assert shown.out == f"{tmp_path / 'out.safetensors'}: base.safetensors + 1.00 vqa + 1.00 caption - 0.50 ground\n"
     wanted = merge.apply_adapters(base_of(torch.bfloat16), adapters, [1, 1, -0.5])
     assert_same(merge.load_checkpoint(tmp_path / "out.safetensors"), wanted)
 

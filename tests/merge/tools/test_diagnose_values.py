@@ -11,7 +11,7 @@ from torch import Tensor
 
 import merge
 from merge.engine.kernel import BLOCK
-from merge.tools.diagnose import diff_checkpoints, inspect_checkpoint
+from merge.tools.diagnose import diff, inspect
 from merge.tools.diagnose.measure import _blocks, measure, measure_all, row_mismatch
 from tests.merge.broken import SHAPES, World, batchnorm, tuned, weights
 
@@ -111,18 +111,18 @@ def test_diff_of_hand_made_checkpoints(tmp_path: Path) -> None:
         "new": torch.zeros(1),
     }
     p, q = (merge.save_checkpoint(value, tmp_path / f"{n}.safetensors") for n, value in (("p", first), ("q", second)))
-    diff = diff_checkpoints(p, q)
-    assert (diff.only_first, diff.only_second) == (("old",), ("new",))
-    assert [(item.name, item.first, item.second) for item in diff.shapes] == [("head.weight", "[2, 3]", "[4, 3]")]
-    assert [(item.name, item.first, item.second) for item in diff.dtypes] == [("kind", "float32", "float16")]
-    by_name = {item.name: item for item in diff.modules}
-    assert [item.name for item in diff.modules] == ["a.c", "a.b", "kind"]  # the farthest first; a.d is equal
+    found = diff(p, q)
+    assert (found.only_first, found.only_second) == (("old",), ("new",))
+    assert [(item.name, item.first, item.second) for item in found.shapes] == [("head.weight", "[2, 3]", "[4, 3]")]
+    assert [(item.name, item.first, item.second) for item in found.dtypes] == [("kind", "float32", "float16")]
+    by_name = {item.name: item for item in found.modules}
+    assert [item.name for item in found.modules] == ["a.c", "a.b", "kind"]  # the farthest first; a.d is equal
     assert by_name["a.c"].distance == pytest.approx(math.sqrt(5))
     assert by_name["a.c"].cosine == 0
     assert by_name["a.b"].distance == pytest.approx(1)  # 13 / ||3, 4, 0, 12||
     assert (by_name["a.b"].tensors, by_name["a.b"].equal) == (2, 1)
-    assert (diff.total.tensors, diff.total.equal) == (5, 2)
-    assert diff.text().splitlines() == [
+    assert (found.total.tensors, found.total.equal) == (5, 2)
+    assert found.text().splitlines() == [
         "p and q: 5 tensors compared, 2 equal",
         "",
         "only in p: 1",
@@ -141,44 +141,42 @@ def test_diff_of_hand_made_checkpoints(tmp_path: Path) -> None:
         "a.c           1      0    2.2361  0.00000",
         f"a.b           2      1    1.0000  {by_name['a.b'].cosine:.5f}",
         "kind          1      0    0.0000  1.00000",
-        f"total         5      2    {diff.total.distance:.4f}  {diff.total.cosine:.5f}",
+        f"total         5      2    {found.total.distance:.4f}  {found.total.cosine:.5f}",
     ]
 
 
 def test_equal_checkpoints_have_no_module_to_show() -> None:
-    diff = diff_checkpoints(weights(0), weights(0))
-    assert diff.text() == "input 1 and input 2: 7 tensors compared, 7 equal"
-    assert (diff.total.distance, diff.total.cosine) == (0, pytest.approx(1))
+    found = diff(weights(0), weights(0))
+    assert found.text() == "input 1 and input 2: 7 tensors compared, 7 equal"
+    assert (found.total.distance, found.total.cosine) == (0, pytest.approx(1))
 
 
 def test_diff_leaves_out_and_counts_what_is_not_finite() -> None:
     first, second = weights(0), tuned(weights(0), 1)
     second["encoder.fc1.bias"][:3] = math.nan
-    diff = diff_checkpoints(first, second)
-    encoder = next(item for item in diff.modules if item.name == "encoder.fc1")
+    found = diff(first, second)
+    encoder = next(item for item in found.modules if item.name == "encoder.fc1")
     assert (encoder.nonfinite, encoder.distance) == (3, pytest.approx(0.1))
-    json.dumps(diff.to_json(), allow_nan=False)
+    json.dumps(found.to_json(), allow_nan=False)
 
 
 def test_diff_from_zero_has_no_relative_distance_and_comes_first() -> None:
-    diff = diff_checkpoints(
-        {"a.w": torch.ones(2), "b.w": torch.zeros(2)}, {"a.w": torch.ones(2) * 9, "b.w": torch.ones(2)}
-    )
-    assert [(item.name, item.distance, item.cosine) for item in diff.modules[:1]] == [("b", None, None)]
-    assert diff.text().splitlines()[3].split() == ["b", "1", "0", "-", "-"]
+    found = diff({"a.w": torch.ones(2), "b.w": torch.zeros(2)}, {"a.w": torch.ones(2) * 9, "b.w": torch.ones(2)})
+    assert [(item.name, item.distance, item.cosine) for item in found.modules[:1]] == [("b", None, None)]
+    assert found.text().splitlines()[3].split() == ["b", "1", "0", "-", "-"]
 
 
 def test_diff_counts_integers_by_equality() -> None:
     first = {"a.ids": torch.arange(3), "a.flag": torch.tensor([True])}
-    diff = diff_checkpoints(first, {"a.ids": torch.arange(3) + 1, "a.flag": torch.tensor([True])})
-    assert [(item.name, item.tensors, item.equal) for item in diff.modules] == [("a", 2, 1)]
+    found = diff(first, {"a.ids": torch.arange(3) + 1, "a.flag": torch.tensor([True])})
+    assert [(item.name, item.tensors, item.equal) for item in found.modules] == [("a", 2, 1)]
 
 
 def test_diff_of_two_sections_of_one_file(tmp_path: Path) -> None:
     path = training_file(tmp_path)
-    diff = diff_checkpoints(path, path, "model", second_section="extra_state.ema")
-    assert [item.name for item in diff.modules] == ["layer"]
-    assert diff.total.distance == pytest.approx(math.sqrt(8 / 16))
+    found = diff(path, path, "model", second_section="extra_state.ema")
+    assert [item.name for item in found.modules] == ["layer"]
+    assert found.total.distance == pytest.approx(math.sqrt(8 / 16))
 
 
 # -- inspect -----------------------------------------------------------------------------------------------------------
@@ -204,7 +202,7 @@ def training_file(folder: Path) -> Path:
 
 
 def test_inspect_lists_all_sections_when_none_is_chosen(tmp_path: Path) -> None:
-    seen = inspect_checkpoint(training_file(tmp_path))
+    seen = inspect(training_file(tmp_path))
     assert (seen.layout, seen.section, seen.total, seen.modules) == ("torch zip file", None, None, ())
     assert [(item.name, item.tensors, item.parameters, item.nbytes) for item in seen.sections] == [
         ("model", 3, 8, 16 + 24),
@@ -227,7 +225,7 @@ def test_inspect_lists_all_sections_when_none_is_chosen(tmp_path: Path) -> None:
 
 
 def test_inspect_a_section(tmp_path: Path) -> None:
-    seen = inspect_checkpoint(training_file(tmp_path), "model")
+    seen = inspect(training_file(tmp_path), "model")
     assert seen.total is not None
     assert (seen.section, seen.total.tensors, seen.total.parameters, seen.total.nbytes) == ("model", 3, 8, 40)
     assert seen.ties == (("layer.weight", "output.weight"),)
@@ -243,14 +241,14 @@ def test_inspect_a_section(tmp_path: Path) -> None:
 def test_inspect_counts_batchnorm_counters_on_one_line(tmp_path: Path) -> None:
     world = World()
     batchnorm(world)
-    seen = inspect_checkpoint(merge.save_checkpoint(world.vqa, tmp_path / "vqa.safetensors"))
+    seen = inspect(merge.save_checkpoint(world.vqa, tmp_path / "vqa.safetensors"))
     assert seen.text().splitlines()[-2:] == ["integers", "  1 BatchNorm counter"]
 
 
 def test_inspect_metadata_shards_and_folder(tmp_path: Path) -> None:
     metadata = {"config": "x" * 100, "format": "pt"}
     folder = merge.save_checkpoint(weights(0), tmp_path / "model", metadata, shard_size=9_000)
-    seen = inspect_checkpoint(folder)
+    seen = inspect(folder)
     assert seen.layout == f"{len(seen.files)} safetensors shards under an index"
     assert sum(file.tensors for file in seen.files) == len(SHAPES)
     assert seen.metadata == {"config": "x" * 60 + "... (100 characters)", "format": "pt"}
@@ -259,7 +257,7 @@ def test_inspect_metadata_shards_and_folder(tmp_path: Path) -> None:
 
 def test_inspect_a_flat_torch_file_lists_what_is_no_tensor(tmp_path: Path) -> None:
     torch.save({"w": torch.zeros(2), "epoch": 3, "note": "hello"}, tmp_path / "flat.pt")
-    seen = inspect_checkpoint(tmp_path / "flat.pt")
+    seen = inspect(tmp_path / "flat.pt")
     assert [(item.name, item.kind) for item in seen.others] == [("epoch", "3"), ("note", "'hello'")]
 
 
@@ -270,7 +268,7 @@ def test_inspect_reads_no_tensor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         raise AssertionError("a tensor was read")
 
     monkeypatch.setattr("merge.checkpoint.formats.tensors.TensorEntry.tensor", refuse)
-    assert inspect_checkpoint(path, "model").section == "model"
+    assert inspect(path, "model").section == "model"
 
 
 def test_inspect_shows_the_recipe_and_whether_it_fits(tmp_path: Path) -> None:
@@ -279,15 +277,15 @@ def test_inspect_shows_the_recipe_and_whether_it_fits(tmp_path: Path) -> None:
         path = merge.save_checkpoint(tuned(weights(0), seed), tmp_path / f"{name}.safetensors")
         inputs.append(merge.Input(name, path))
     out = merge.run(merge.Recipe("interpolate", tuple(inputs), {"ratio": 0.8}), tmp_path / "merged.safetensors")
-    seen = inspect_checkpoint(out)
+    seen = inspect(out)
     assert seen.made is not None
     assert (seen.made.description, seen.made.fits) == ("interpolate: 0.20 vqa + 0.80 caption", None)
     assert "made by interpolate: 0.20 vqa + 0.80 caption" in seen.text().splitlines()
-    fits = inspect_checkpoint(out, check_digest=True)
+    fits = inspect(out, check_digest=True)
     assert fits.made is not None
     assert fits.made.fits is True
     merge.save_checkpoint(weights(4), out, overwrite=True)
-    changed = inspect_checkpoint(out, check_digest=True)
+    changed = inspect(out, check_digest=True)
     assert changed.made is not None
     assert changed.made.fits is False
     assert "does not fit: the file was changed since" in changed.text()
@@ -296,16 +294,16 @@ def test_inspect_shows_the_recipe_and_whether_it_fits(tmp_path: Path) -> None:
 def test_inspect_says_that_a_recipe_is_unreadable(tmp_path: Path) -> None:
     path = merge.save_checkpoint(weights(0), tmp_path / "m.safetensors")
     (tmp_path / "m.safetensors.recipe.json").write_text("{}", encoding="utf-8")
-    seen = inspect_checkpoint(path)
+    seen = inspect(path)
     assert seen.made is not None
     assert seen.made.description.startswith("unreadable: ")
 
 
 def test_inspect_errors_are_those_of_opening(tmp_path: Path) -> None:
     with pytest.raises(merge.MergeError, match="no such file"):
-        inspect_checkpoint(tmp_path / "none.pt")
+        inspect(tmp_path / "none.pt")
     with pytest.raises(merge.MergeError, match="has no section 'ema'"):
-        inspect_checkpoint(training_file(tmp_path), "ema")
+        inspect(training_file(tmp_path), "ema")
     (tmp_path / "broken.pt").write_bytes(b"PK\x03\x04 and no more")
     with pytest.raises(merge.MergeError, match="not a whole torch zip file"):
-        inspect_checkpoint(tmp_path / "broken.pt")
+        inspect(tmp_path / "broken.pt")

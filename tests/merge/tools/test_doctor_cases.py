@@ -153,7 +153,7 @@ def never_finetuned(s: Story) -> None:
 
 
 def task_vector_given(s: Story) -> None:
-    s.caption = {**s.caption, **merge.task_vector(s.base, s.caption)}
+    s.caption = {**s.caption, **merge.TaskVector.between(s.base, s.caption, policy=merge.Policy()).tensors}
 
 
 def through_bfloat16(s: Story) -> None:

@@ -39,13 +39,13 @@ def test_the_algebra_is_that_of_vectors(r: float, s: float) -> None:
         ((r * one) * s, (r * s) * one),
         (one - one, 0 * one),
     ]:
-        for name, value in left.items():
-            torch.testing.assert_close(value, right[name], rtol=1e-12, atol=1e-12)
+        for name, value in left.tensors.items():
+            torch.testing.assert_close(value, right.tensors[name], rtol=1e-12, atol=1e-12)
 
 
 def test_arithmetic_agrees_with_the_method() -> None:
     vector = TaskVector.between(BASE, ONE) + TaskVector.between(BASE, TWO)
-    wanted = merge.add_task_vectors(BASE, [ONE, TWO], 0.3)
+    wanted = merge.task_arithmetic(BASE, [ONE, TWO], 0.3)
     for name, value in vector.apply(BASE, 0.3).items():
         torch.testing.assert_close(value, wanted[name])
 
@@ -58,17 +58,17 @@ def test_an_analogy() -> None:
 
 def test_applying_leaves_everything_alone() -> None:
     vector, before = TaskVector.between(BASE, ONE), copied(BASE)
-    kept = copied(dict(vector))
+    kept = copied(dict(vector.tensors))
     for value in vector.apply(BASE).values():
         value.fill_(1)
     assert_same(BASE, before)
-    assert_same(dict(vector), kept)
+    assert_same(dict(vector.tensors), kept)
 
 
 def test_integers_and_what_the_policy_keeps_have_no_vector() -> None:
-    vector = TaskVector.between(BASE, ONE, merge.Policy(keep=("decoder.*",)))
-    assert "encoder.positions" not in vector
-    assert "decoder.scale" not in vector
+    vector = TaskVector.between(BASE, ONE, policy=merge.Policy(keep=("decoder.*",)))
+    assert "encoder.positions" not in vector.tensors
+    assert "decoder.scale" not in vector.tensors
     assert torch.equal(vector.apply(BASE)["decoder.scale"], BASE["decoder.scale"])
 
 

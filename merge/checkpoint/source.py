@@ -1,0 +1,58 @@
+"""What every public function takes for a checkpoint, and how it becomes names and tensors."""
+
+# What users give is checked, whatever its type is said to be.
+# pyright: reportUnnecessaryIsInstance=false
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import cast
+
+from torch import Tensor, nn
+
+from merge.checkpoint.open import Checkpoint, open_checkpoint
+from merge.errors import MergeError
+
+StateDict = Mapping[str, Tensor]
+Source = str | Path | StateDict | nn.Module  # an open Checkpoint is a state dict whose tensors are read when asked for
+
+
+def opened(source: Source, section: str = "auto", name: str = "") -> StateDict:
+    """Give the tensors of a checkpoint by name: a path is opened lazily, a module gives its own tensors, not copies.
+
+    `section` is the part of a training file that a path means; `name` is what messages call the argument. Raises
+    MergeError for a path that cannot be opened and for anything that is no checkpoint.
+    """
+    if isinstance(source, (str, Path)):
+        return open_checkpoint(source, section)
+    if isinstance(source, Checkpoint):
+        return source
+    if isinstance(source, nn.Module):
+        state = source.state_dict()
+        return {key: value.detach() for key, value in state.items() if isinstance(value, Tensor)}
+    called = f"{name}: " if name else ""
+    if not isinstance(source, Mapping):
+        raise MergeError(
+            f"{called}a {type(source).__name__} is no checkpoint: give a path, an open Checkpoint, a state dict or a "
+            "module" + ("; a task vector is applied to its base first" if hasattr(source, "tensors") else "")
+        )
+    if isinstance(source, dict):  # other mappings may read from a disk: their values are looked at when they are used
+        for key, value in cast("dict[object, object]", source).items():
+            if not isinstance(key, str) or not isinstance(value, Tensor):
+                raise MergeError(
+                    f"{called}{str(key)[:80]!r} of this dict is a {type(value).__name__}, not a tensor: give the part "
+                    "that holds the tensors by name"
+                )
+    return source
+
+
+def opened_all(sources: Mapping[str, Source] | Sequence[Source], section: str = "auto") -> dict[str, StateDict]:
+    """Give several checkpoints by name; those of a sequence are called "0", "1", and so on.
+
+    Raises MergeError where the argument is one checkpoint instead of several, and for what `opened` refuses.
+    """
+    if isinstance(sources, (str, Path, Checkpoint, nn.Module)) or not isinstance(sources, (Mapping, Sequence)):
+        raise MergeError(f"several checkpoints are needed, by name or in a list, not one {type(sources).__name__}")
+    items = sources.items() if isinstance(sources, Mapping) else ((str(i), source) for i, source in enumerate(sources))
+    return {str(name): opened(source, section, str(name)) for name, source in items}

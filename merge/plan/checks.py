@@ -1,0 +1,150 @@
+"""What keeps checkpoints from being merged: names, shapes, dtypes, rows and integers that differ, each with advice."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from merge.checkpoint.formats.tensors import Spec, TensorEntry
+from merge.checkpoint.open import SHOWN
+from merge.plan.policy import Origin, Policy, Slice, dtype_name
+from merge.plan.rows import VOCABULARY, Assembly, Vocabulary, by_position, rows_differ
+
+# BatchNorm's count of seen batches: the only integers that differ between experts for a good reason.
+COUNTER = "num_batches_tracked"
+# fairseq notes the version of a module's layout as a floating tensor: it says what the others mean.
+_VERSION = re.compile(r"(.*\.)?version")
+
+
+@dataclass(frozen=True)
+class Case:
+    """What the fate of a tensor depends on.
+
+    Attributes:
+        described: the inputs' dtypes, shapes and ties by name.
+        decided: the names that one input alone decides.
+        vocabulary: the rows that the inputs' dictionaries say, where they differ.
+        statistics_from: the input that BatchNorm statistics come from, None where they are averaged.
+    """
+
+    inputs: Sequence[Mapping[str, Tensor]]
+    described: Sequence[Mapping[str, Spec | TensorEntry]]
+    labels: Sequence[str]
+    policy: Policy
+    decided: Mapping[str, Origin]
+    slices: Sequence[Slice]
+    vocabulary: Vocabulary | None
+    statistics_from: int | None
+
+
+def name_problems(case: Case, names: Sequence[str]) -> list[str]:
+    """Say which inputs lack names, where the policy does not say what then."""
+    if case.policy.missing in ("keep-first", "union"):
+        return []
+    zero = case.policy.missing == "zero-delta"  # experts may lack names, the base may not
+    wanted = [name for name in names if name not in case.decided]
+    problems: list[str] = []
+    for tensors, label in list(zip(case.described, case.labels, strict=True))[: 1 if zero else None]:
+        lacking = [name for name in wanted if name not in tensors]
+        if lacking:
+            problems.append(f"{label} lacks {listed(lacking)}")
+    if problems:
+        least = "" if zero else ", or pass missing='keep-first'"
+        problems.append(f"leave them as they are with keep='GLOB', leave them out with drop='GLOB'{least}")
+    return problems
+
+
+def listed(names: Sequence[str]) -> str:
+    """Show up to 20 names, then counts by module."""
+    text = f"{len(names)} tensor{'s' * (len(names) != 1)}: {', '.join(names[:SHOWN])}"
+    if len(names) <= SHOWN:
+        return text
+    groups = Counter(".".join(name.split(".")[:2]) for name in names[SHOWN:])
+    return text + " and " + ", ".join(f"{count} in {prefix}" for prefix, count in sorted(groups.items())[:SHOWN])
+
+
+def conflict(name: str, sources: Sequence[int], case: Case, *, rows: bool = False) -> str:
+    """Say what keeps a tensor from being merged, with both values, "" where nothing does; `rows` may differ."""
+    first, label = case.described[sources[0]][name], case.labels[sources[0]]
+    for index in sources[1:]:
+        spec, other = case.described[index][name], case.labels[index]
+        if spec.shape != first.shape and not rows:
+            row_wise = VOCABULARY.fullmatch(name) and rows_differ([first.shape, spec.shape])
+            advice = leave(name) + (", or merge row by row with vocab_rows='keep-first'" if row_wise else "")
+            return f"{name} has shape {list(first.shape)} in {label} and {list(spec.shape)} in {other}: {advice}"
+        floats = spec.dtype.is_floating_point and first.dtype.is_floating_point
+        if spec.dtype != first.dtype and not (floats and case.policy.dtype):
+            advice = "choose the result's, as dtype='float32'" if floats else leave(name)
+            return f"{name} is {dtype_name(first.dtype)} in {label} and {dtype_name(spec.dtype)} in {other}: {advice}"
+    return ""
+
+
+def leave(name: str) -> str:
+    """The way out for a tensor that cannot be merged."""
+    return f"pass keep={name!r} or drop={name!r}"
+
+
+def never_merged(name: str, spec: Spec | TensorEntry) -> bool:
+    """Whether a tensor is no arithmetic: integers, and the version of a module's layout."""
+    version = name.endswith("version") and math.prod(spec.shape) == 1 and bool(_VERSION.fullmatch(name))
+    return version or not (spec.dtype.is_floating_point or spec.dtype.is_complex)
+
+
+def integer_problem(name: str, sources: Sequence[int], assembly: Assembly | None, case: Case) -> str:
+    """Say where a tensor that is never merged differs, apart from slices of one input's; "" where it is equal."""
+    spec = case.described[sources[0]][name]
+    if assembly is not None and assembly.put is not None:
+        return f"{name} is {dtype_name(spec.dtype)} and has rows that differ: {leave(name)}"
+    compared: list[Tensor] = []
+    for index in sources:
+        tensor = case.inputs[index][name]
+        for patch in assembly.patches if assembly else ():
+            tensor = tensor.index_fill(patch.axis, patch.put, 0)
+        compared.append(tensor)
+    for index, tensor in zip(sources[1:], compared[1:], strict=True):
+        if not torch.equal(compared[0], tensor):
+            what = "a version is" if spec.dtype.is_floating_point else "integers are"
+            both = f"{case.labels[sources[0]]} and {case.labels[index]}"
+            return f"{name} is {dtype_name(spec.dtype)} and differs between {both}: {what} never merged; {leave(name)}"
+    return ""
+
+
+def rows_policy(policy: Policy) -> str:
+    """What happens to rows that some lack: as is said for rows, else for all that is missing."""
+    if policy.vocab_rows != "error":
+        return policy.vocab_rows
+    return {"union": "keep-first"}.get(policy.missing, policy.missing)
+
+
+def rows_of(name: str, sources: Sequence[int], case: Case) -> tuple[Vocabulary | None, str]:
+    """Give the rows of a vocabulary tensor where they differ between the inputs, or why they cannot be matched."""
+    if case.vocabulary is None and case.policy.vocab_rows == "error":
+        return None, ""
+    shapes = [case.described[index][name].shape for index in sources]
+    if not VOCABULARY.fullmatch(name) or len({shape[1:] for shape in shapes}) > 1:
+        return None, ""
+    found = None if case.vocabulary is None else case.vocabulary.among(sources)
+    if found is not None and found.fits(shapes):
+        if bool((found.rows < 0).all(0).any()):
+            return None, f"{name}: no input that has it has the rows of all tokens; {leave(name)}, or pick it"
+        if rows_policy(case.policy) == "error" and bool((found.rows < 0).any()):
+            lacking = found.lacking([case.labels[index] for index in sources])
+            return None, f"the dictionaries differ: {lacking}; keep such rows with vocab_rows='keep-first'"
+        return found, ""
+    if found is not None or not rows_differ(shapes) or case.policy.vocab_rows == "error":
+        return None, ""
+    return by_position([shape[0] for shape in shapes]), ""
+
+
+def row_problems(counts: Mapping[tuple[int, ...], str]) -> list[str]:
+    """Say which vocabulary tensors have other numbers of rows than the first: not all can be matched by position."""
+    if len(counts) < 2:
+        return []
+    each = ", ".join(f"{name} has {', '.join(map(str, rows))}" for rows, name in counts.items())
+    return [f"rows differ otherwise: {each}; keep or drop the one that is no vocabulary"]

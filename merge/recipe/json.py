@@ -1,0 +1,127 @@
+"""Recipes as JSON: written beside every merged checkpoint, and read back without a change."""
+
+# What a file holds has no type until it is looked at.
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false, reportUnknownMemberType=false
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from merge.errors import MergeError, nearest
+from merge.plan.policy import Policy, dtype_name, dtype_named
+from merge.recipe.mergekit import read_mergekit
+from merge.recipe.recipe import Input, Recipe
+
+FORMAT = "unival-merge recipe 1"
+_KEYS = ("format", "method", "inputs", "base", "parameters", "policy", "output", "provenance")
+
+
+def to_json(recipe: Recipe) -> dict[str, Any]:
+    """Give a recipe as plain JSON data."""
+    policy = recipe.policy
+    rare = {"pick": list(policy.pick), "slices": list(policy.slices), "vocab_rows": policy.vocab_rows}
+    return {
+        "format": FORMAT,
+        "method": recipe.method,
+        "base": None if recipe.base is None else _input_json(recipe.base),
+        "inputs": [_input_json(item) for item in recipe.inputs],
+        "parameters": {
+            key: list(value) if isinstance(value, tuple) else value for key, value in recipe.parameters.items()
+        },
+        "policy": {
+            "keep": list(policy.keep),
+            "drop": list(policy.drop),
+            "missing": policy.missing,
+            "dtype": None if policy.dtype is None else dtype_name(policy.dtype),
+            "compute_dtype": dtype_name(policy.compute_dtype),
+            "batchnorm": policy.batchnorm,
+            "allow_nonfinite": policy.allow_nonfinite,
+            "extrapolate": policy.extrapolate,
+            # Choices that came later and that few merges make are noted where they are made: older files have the same
+            # bytes when they are made again.
+            **{key: value for key, value in rare.items() if value not in ([], "error")},
+        },
+    }
+
+
+def _input_json(item: Input) -> dict[str, str]:
+    return {"name": item.name, "path": str(item.path), "section": item.section, "digest": item.digest}
+
+
+def from_json(data: Any, folder: Path = Path()) -> Recipe:
+    """Read a recipe from JSON data; relative paths are relative to `folder`.
+
+    Raises MergeError for unknown keys (with the nearest known one), missing ones and values of the wrong kind.
+    """
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise MergeError(f"not a recipe: its 'format' must be {FORMAT!r}")
+    _check_keys(data, _KEYS, "a recipe")
+    try:
+        base = data.get("base")
+        return Recipe(
+            method=str(data["method"]),
+            inputs=tuple(_input(item, folder) for item in data["inputs"]),
+            parameters=dict(data.get("parameters", {})),
+            base=None if base is None else _input(base, folder),
+            policy=_policy(data.get("policy", {})),
+        )
+    except KeyError as error:
+        raise MergeError(f"the recipe lacks {error}") from error
+    except (TypeError, AttributeError) as error:
+        raise MergeError(f"the recipe has a value of the wrong kind: {error}") from error
+
+
+def read_recipe(path: str | Path) -> Recipe:
+    """Read a recipe file, as written beside every merged checkpoint, or mergekit's YAML (`.yml`, `.yaml`).
+
+    Raises MergeError naming the file.
+    """
+    path = Path(path)
+    if path.suffix in (".yml", ".yaml"):
+        return read_mergekit(path)
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise MergeError(f"{path}: not a recipe file: {error}") from error
+    try:
+        return from_json(data, path.parent)
+    except MergeError as error:
+        raise MergeError(f"{path}: {error}") from error
+
+
+def _input(data: Mapping[str, Any], folder: Path) -> Input:
+    _check_keys(data, ("name", "path", "section", "digest"), "an input")
+    path = Path(_kind("path", data["path"], str))
+    texts = {key: _kind(key, data[key], str) for key in ("name", "section", "digest") if key in data}
+    return Input(texts.get("name") or path.stem, folder / path, texts.get("section", "auto"), texts.get("digest", ""))
+
+
+def _policy(data: Mapping[str, Any]) -> Policy:
+    defaults = Policy()
+    _check_keys(data, vars(defaults), "a policy")
+    values = dict(data)
+    for key, value in data.items():
+        if key in ("keep", "drop", "pick", "slices"):
+            _kind(key, value, list)
+            values[key] = tuple(_kind(key, item, str) for item in value)
+        elif key in ("dtype", "compute_dtype"):
+            values[key] = None if value is None else dtype_named(_kind(key, value, str))
+        else:
+            _kind(key, value, type(getattr(defaults, key)))
+    return replace(defaults, **values)
+
+
+def _kind(key: str, value: Any, kind: type) -> Any:
+    if type(value) is not kind:
+        raise MergeError(f"the recipe's {key} is {value!r}; it must be a {kind.__name__}")
+    return value
+
+
+def _check_keys(data: Mapping[str, Any], known: Iterable[str], what: str) -> None:
+    for key in data:
+        if key not in set(known):
+            raise MergeError(f"{what} has no key {key!r}{nearest(key, known)}")

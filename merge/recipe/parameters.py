@@ -1,0 +1,165 @@
+"""The parameters of a recipe: completed, checked, and resolved where they differ from tensor to tensor."""
+
+# Values of any type are checked here.
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from merge.errors import MergeError, nearest
+from merge.methods import METHODS, Method, Parameter
+from merge.plan.policy import why_idle
+from merge.plan.units import Unit
+from merge.recipe.recipe import Recipe
+
+_LARGEST = 3.4e38  # arithmetic is in float32
+
+
+def parameters_for(recipe: Recipe, units: Sequence[Unit]) -> dict[str, Mapping[str, Any]]:
+    """Give every unit's parameters by its first name, checked: ranges, counts, finite sums, rules by module resolved.
+
+    Raises MergeError for an unknown method or parameter (with the nearest known one), for a value out of its range and
+    for rules that part names which are one tensor.
+    """
+    method = method_named(recipe.method)
+    check_inputs(recipe, method)
+    for name in recipe.parameters:
+        if name not in method.parameters:
+            raise MergeError(f"{recipe.method} has no parameter {name!r}{nearest(name, method.parameters)}")
+    computed = [unit for unit in units if unit.kind != "copy"]
+    names = [name for unit in computed for name in unit.names]
+    common: dict[str, Any] = {}
+    by_module: dict[str, dict[str, Any]] = {}
+    for key, parameter in method.parameters.items():
+        value = value_of(recipe, key, parameter)
+        if is_rules(value):
+            checked = {str(glob): check(recipe, key, parameter, item) for glob, item in value.items()}
+            by_module[key] = {name: item for name, (_, item) in resolve(checked, names).items()} if names else {}
+        else:
+            common[key] = check(recipe, key, parameter, value)
+    found: dict[str, Mapping[str, Any]] = {}
+    for unit in computed:
+        first, *others = unit.names
+        for key, values in by_module.items():
+            other = next((other for other in others if values[other] != values[first]), None)
+            if other is not None:
+                both = f"{values[first]} and {values[other]}"
+                raise MergeError(f"{first} and {other} are one tensor, but the rules for {key} give {both}")
+        mine = {**common, **{key: values[first] for key, values in by_module.items()}} if by_module else common
+        if recipe.policy.missing == "union" and len(unit.sources) < len(recipe.inputs):
+            mine = {key: _among(unit.sources, value, method.parameters[key]) for key, value in mine.items()}
+        found[first] = mine
+    return found
+
+
+def _among(sources: Sequence[int], value: Any, parameter: Parameter) -> Any:
+    """A parameter for some of the inputs: shares are scaled to the sum 1, equal where all were 0."""
+    if not parameter.each:
+        return value
+    mine = tuple(value[index] for index in sources)
+    if not (parameter.simplex or parameter.relative):
+        return mine
+    total = math.fsum(mine)
+    return tuple(number / total for number in mine) if total else (1 / len(mine),) * len(mine)
+
+
+def value_of(recipe: Recipe, key: str, parameter: Parameter) -> Any:
+    """Give a parameter as the recipe or the method's default has it: a value for all tensors, or rules by name."""
+    value = recipe.parameters.get(key, 1 / len(recipe.inputs) if parameter.simplex else parameter.default)
+    if isinstance(value, Mapping) and not parameter.each and not is_rules(value):
+        resolve(value, ())  # says that "*" is missing
+    if value is None:
+        raise MergeError(f"{recipe.method} needs the parameter {key!r}: {parameter.help}")
+    return value
+
+
+def check(recipe: Recipe, key: str, parameter: Parameter, given: Any) -> Any:
+    """Give one value of a parameter as the method takes it: a number, or one for each input. Raises MergeError."""
+    if not parameter.each:
+        return _number(recipe, key, parameter, given)
+    named, value = [item.name for item in recipe.inputs], given
+    if isinstance(value, Mapping):
+        if set(value) != set(named):
+            raise MergeError(f"{key} names {', '.join(map(str, given))}; the inputs are {', '.join(named)}")
+        value = [given[name] for name in named]
+    if isinstance(value, (int, float)):
+        value = [value] * len(named)
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise MergeError(f"{key} must be a list of numbers or a mapping by name, not {given!r}")
+    if len(value) != len(named):
+        raise MergeError(f"{len(value)} {key} were given for {len(named)} inputs ({', '.join(named)})")
+    numbers = tuple(_number(recipe, key, parameter, item) for item in value)
+    total = math.fsum(numbers)
+    if parameter.simplex and not math.isclose(total, 1, abs_tol=1e-6) and not (recipe.policy.extrapolate and total):
+        advice = "pass extrapolate=True to mean it" if total else "which erases every tensor"
+        raise MergeError(f"{key} {', '.join(f'{x:g}' for x in numbers)} sum to {total:g}, not to 1: {advice}")
+    if parameter.simplex and not recipe.policy.extrapolate:
+        return tuple(number / total for number in numbers)  # 0.333 three times means a third
+    return numbers
+
+
+def _number(recipe: Recipe, key: str, parameter: Parameter, value: Any) -> Any:
+    if parameter.kind is bool and isinstance(value, bool):
+        return value
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value or abs(value) == math.inf:
+        raise MergeError(f"{key} must be a finite number, not {repr(value)[:40]}")
+    if abs(value) > _LARGEST:
+        raise MergeError(f"{key} must be a finite number, below {_LARGEST:g}, which is what float32 holds")
+    share = key == "ratio" or parameter.simplex
+    if not parameter.low <= value <= parameter.high and not (recipe.policy.extrapolate and share):
+        beyond = "; pass extrapolate=True to go beyond" if share else ""
+        raise MergeError(f"{key} {value} is outside [{parameter.low:g}, {parameter.high:g}]{beyond}")
+    if parameter.kind is int and value != int(value):
+        raise MergeError(f"{key} must be a whole number, not {value}")
+    return parameter.kind(value)
+
+
+def method_named(name: str) -> Method:
+    """Give the method, or raise MergeError with the nearest known name."""
+    if name not in METHODS:
+        raise MergeError(f"unknown method {name!r}{nearest(str(name), METHODS)}")
+    return METHODS[name]
+
+
+def check_inputs(recipe: Recipe, method: Method) -> None:
+    """Raise MergeError where the number of inputs, their names or the base do not fit the method."""
+    names = [item.name for item in recipe.sources]
+    for name in names:
+        if names.count(name) > 1:
+            raise MergeError(f"two inputs are called {name!r}; tell them apart with name='NAME'")
+        if not name or name == "*" or "/" in name or "\\" in name:
+            raise MergeError(f"an input is called {name!r}; choose a name='NAME' without slashes that is not '*'")
+    low, high = method.inputs
+    count = len(recipe.inputs)
+    if count < low or (high is not None and count > high):
+        wanted = f"{low}" if low == high else f"at least {low}"
+        raise MergeError(f"{recipe.method} takes {wanted} checkpoints, {count} were given")
+    if method.takes_base != (recipe.base is not None):
+        raise MergeError(f"{recipe.method} {'needs' if method.takes_base else 'takes no'} base")
+
+
+# -- coefficients by module ------------------------------------------------------------------------------------------
+
+
+def is_rules(value: Any) -> bool:
+    """Whether a parameter's value is given by module: a mapping from globs with a "*"."""
+    return isinstance(value, Mapping) and "*" in value
+
+
+def resolve(rules: Mapping[str, Any], names: Sequence[str]) -> dict[str, tuple[str, Any]]:
+    """Give for every name the first glob of `rules` that fits it, and its value.
+
+    Raises MergeError where "*" is absent or a glob decides no name (a typing mistake, or hidden by an earlier one).
+    """
+    if "*" not in rules:
+        raise MergeError(f"coefficients by module need a rule '*' for the rest; given are {', '.join(rules)}")
+    resolved = {name: next((glob, rules[glob]) for glob in rules if fnmatch.fnmatchcase(name, glob)) for name in names}
+    used = {glob for glob, _ in resolved.values()}
+    idle = [glob for glob in rules if glob not in used and glob != "*"]
+    if idle:
+        raise MergeError(f"coefficient rule {idle[0]!r} decides no tensor: {why_idle(idle[0], names)}")
+    return resolved

@@ -1,0 +1,94 @@
+"""Shares: how much of each checkpoint there is in a merge, and the words in which recipes and points are shown."""
+
+# Values of any type are checked here.
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from merge.recipe.parameters import check, is_rules, method_named, value_of
+from merge.recipe.recipe import Recipe
+
+SHARES = ("ratio", "scale", "weights")  # parameters that say how much of each checkpoint there is
+
+
+def shares(recipe: Recipe) -> dict[str, float] | None:
+    """Give the coefficient of every checkpoint by name where one set holds for all tensors.
+
+    None for rules by module and for methods that have no coefficient for each checkpoint (statistics or angles decide
+    there). Raises MergeError for parameters that the method does not accept.
+    """
+    known = method_named(recipe.method).parameters
+    given = [value for key, value in recipe.parameters.items() if key in known]
+    if not set(SHARES) & set(known) or any(map(is_rules, given)):
+        return None
+    names = [item.name for item in recipe.inputs]
+    used = [key for key in (*SHARES, "normalize") if key in known]
+    values = {key: check(recipe, key, known[key], value_of(recipe, key, known[key])) for key in used}
+    if "ratio" in values:
+        return {names[0]: 1 - values["ratio"], names[1]: values["ratio"]}
+    weights = values.get("weights", (1.0,) * len(names))
+    total = math.fsum(weights)
+    if "weights" in known and known["weights"].relative and values.get("normalize", True) and total:
+        weights = [weight / total for weight in weights]
+    return {name: values.get("scale", 1.0) * weight for name, weight in zip(names, weights, strict=True)}
+
+
+def share_label(parts: Mapping[str, float]) -> str:
+    """Print shares in the one way of rows, axes and messages, in the order given; what has share 0 is left out.
+
+    Two decimals, or as many as tell the shares apart from rounded ones, at most four.
+
+        >>> share_label({"vqa": 0.2, "caption": 0.8})
+        '0.20 vqa + 0.80 caption'
+        >>> share_label({"vqa": 1.0, "caption": 0.0})
+        '1.00 vqa'
+    """
+    named = [(name, float(share)) for name, share in parts.items() if share != 0]
+    digits = next((d for d in (2, 3) if all(math.isclose(s, round(s, d), abs_tol=1e-9) for _, s in named)), 4)
+    text = " + ".join(f"{share:.{digits}f} {name}" for name, share in named)
+    return text.replace("+ -", "- ") if named else "nothing"
+
+
+def file_stem(recipe: Recipe) -> str:
+    """Name a file by the shares of all its checkpoints, with six decimals where two are too few.
+
+    `0.20-vqa_0.80-caption`; where there are no shares, by the parameters.
+    """
+    parts = shares(recipe)
+    if parts is None:
+        return as_name(json.dumps(dict(recipe.parameters)))
+    rounded = {name: math.isclose(share, round(share, 2), abs_tol=1e-9) for name, share in parts.items()}
+    digits = {name: f"{share:.2f}" if rounded[name] else f"{share:.6f}".rstrip("0") for name, share in parts.items()}
+    return "_".join(f"{digits[name]}-{name}".replace(" ", "-") for name in parts)
+
+
+def as_name(text: str) -> str:
+    """Replace what file names cannot hold."""
+    return "".join(c if c.isalnum() or c in "._-" else "-" for c in text)
+
+
+def describe(recipe: Recipe) -> str:
+    """Put a recipe in words: shares where the method has them, else names, and what other parameters it gives."""
+    parts = shares(recipe)
+    base = [] if recipe.base is None else [recipe.base.name]
+    names = [item.name for item in recipe.inputs]
+    if parts:
+        text = " + ".join([*base, share_label(parts)])
+    elif method_named(recipe.method).statistics:
+        half = len(names) // 2
+        text = f"{', '.join(names[:half])} by statistics {', '.join(names[half:])}"
+    else:
+        text = ", ".join([*base, *names])
+    rest = [f"{k} {_plain(v)}" for k, v in recipe.parameters.items() if not parts or k not in SHARES]
+    rules = [rule.rpartition("=") for rule in (*recipe.policy.pick, *recipe.policy.slices)]
+    picked = "".join(f", {what} from {name or 'none'}" for what, _, name in rules)
+    return f"{recipe.method}: {text}" + (f" ({', '.join(rest)})" if rest else "") + picked
+
+
+def _plain(value: Any) -> str:
+    return json.dumps(list(value) if isinstance(value, tuple) else value)
