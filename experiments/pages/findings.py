@@ -209,14 +209,14 @@ def _kinds_on(merged: Records, splits: Sequence[str], scores: Examples) -> str:
 
 
 def _area(shares: np.ndarray, table: np.ndarray) -> str:
-    """Say how much of the rectangle between the experts' scores the points cover, and those on the straight line."""
+    """Compare the area under the points with the rectangle between the experts' scores, and that under the line."""
     experts = table[:, [0, -1]].T
     try:
         front, line = (relative_hypervolume(points.T, experts) for points in (table, chord(shares, table)))
     except StudyError:
         return "the experts do not beat each other on their own tasks, so no area is compared"
-    cover = f"the points cover {100 * front:.0f} % of the rectangle between the experts' scores"
-    return f"{cover}, those of the line {100 * line:.0f} %"
+    area = f"the area under the points is {100 * front:.0f} % of the rectangle between the experts' scores"
+    return f"{area}, that under points of the line {100 * line:.0f} %"
 
 
 def _kind(rows: Records) -> str:

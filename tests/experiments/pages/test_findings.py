@@ -61,7 +61,7 @@ def test_a_front_above_the_line():
     )
     assert lines[0].startswith(f"{start} keeps 91 % of vqa and 91 % of caption, mean retention +26.5 [")
     # five even points of the line: 3/8 of the rectangle
-    assert lines[0].endswith("of the rectangle between the experts' scores, those of the line 38 %")
+    assert lines[0].endswith("of the rectangle between the experts' scores, that under points of the line 38 %")
     assert len(lines) == 1
 
 
