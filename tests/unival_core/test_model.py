@@ -430,16 +430,16 @@ def test_trainable_groups() -> None:
 def test_one_batch_can_be_learned() -> None:
     torch.manual_seed(0)
     model = UnivalModel(CONFIGS["pocket"]).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
     inputs, targets = mixed(), draw(5, 7, 6)
     losses = []
-    for _ in range(40):
+    for _ in range(16):
         loss = token_loss(model(inputs, targets[:, :-1]), targets[:, 1:]).mean
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert losses[-1] < 0.2 * losses[0]
+    assert losses[-1] < 0.3 * losses[0]
 
 
 # ---- mistakes

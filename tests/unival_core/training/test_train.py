@@ -1,6 +1,6 @@
 """Training: it learns, it goes on where it was killed, and the ways of computing one update agree.
 
-The file is also a program: subprocesses that are killed or that train together run it (`main`).
+Processes that are killed or that train together run `main`.
 """
 
 import base64
@@ -8,10 +8,9 @@ import csv
 import io
 import json
 import math
+import multiprocessing
 import os
-import signal
-import subprocess
-import sys
+import socket
 import time
 from dataclasses import replace
 from importlib.util import find_spec
@@ -115,6 +114,14 @@ def datasets(folder, *tasks):
 def fresh(seed=0):
     torch.manual_seed(seed)
     return UnivalModel(MICRO)
+
+
+@pytest.fixture(scope="module")
+def processes():
+    """Makes processes that start with torch loaded, once for all of them."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
 
 
 @pytest.fixture(scope="module")
@@ -226,15 +233,15 @@ def test_epochs_count_rows_of_the_largest_set():
 # -- killed and resumed
 
 
-def test_a_run_killed_at_any_step_ends_with_the_same_bits(tables, tmp_path):
+def test_a_run_killed_at_any_step_ends_with_the_same_bits(tables, tmp_path, processes):
     reference = main("reference", tables, tmp_path / "whole")
-    command = [sys.executable, __file__, "slow", str(tables), str(tmp_path / "killed")]
     metrics = tmp_path / "killed" / "metrics.csv"
     for rows in (3, 6):  # behind the save of update 2, and of update 4 at the earliest
-        process = subprocess.Popen(command)
+        process = processes.Process(target=main, args=("slow", tables, tmp_path / "killed"))
+        process.start()
         wait_until(lambda rows=rows: metrics.exists() and metrics.read_text().count("\n") > rows, process)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
+        process.kill()
+        process.join()
         assert not (tmp_path / "killed" / "last.safetensors").exists()
     resumed = main("reference", tables, tmp_path / "killed")
     assert_same(weights(resumed), weights(reference))
@@ -249,7 +256,7 @@ def test_a_run_killed_at_any_step_ends_with_the_same_bits(tables, tmp_path):
 def wait_until(condition, process):
     deadline = time.monotonic() + 120
     while not condition():
-        assert process.poll() is None, "the process ended by itself"
+        assert process.is_alive(), "the process ended by itself"
         assert time.monotonic() < deadline, "nothing happens"
         time.sleep(0.02)
 
@@ -298,9 +305,16 @@ def test_parts_of_a_batch_add_up_to_the_batch(tables, tmp_path):
     assert_close(curve(tables, tmp_path / "parts", replace(SAME, accumulate=4)), whole)
 
 
-def test_two_processes_follow_one_with_twice_the_batch(tables, tmp_path):
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    subprocess.run([*torchrun, __file__, "together", str(tables), str(tmp_path)], check=True, timeout=300)
+def test_two_processes_follow_one_with_twice_the_batch(tables, tmp_path, processes):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    members = [processes.Process(target=join, args=(rank, port, tables, tmp_path)) for rank in (0, 1)]
+    for member in members:
+        member.start()
+    for member in members:
+        member.join(300)
+    assert [member.exitcode for member in members] == [0, 0]
     whole = curve(tables, tmp_path / "whole", SAME)
     for parts in (1, 2):
         out = tmp_path / f"together{parts}"
@@ -535,12 +549,15 @@ def main(mode, tables, folder):
         step = torch.optim.AdamW.step
 
         def slowly(*args, **kwargs):
-            time.sleep(0.15)
+            time.sleep(0.1)
             return step(*args, **kwargs)
 
         torch.optim.AdamW.step = slowly
     return run(tables, folder, options)[1]
 
 
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+def join(rank, port, tables, folder):
+    """What torchrun tells a process of two, and then its part of the training."""
+    told = {"WORLD_SIZE": 2, "RANK": rank, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ |= {name: str(value) for name, value in told.items()}
+    main("together", tables, folder)
