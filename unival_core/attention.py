@@ -17,7 +17,7 @@ MASKED = torch.finfo(torch.float32).min / 4  # a finite minus infinity: a row wi
 @lru_cache(maxsize=32)
 @torch.inference_mode(False)  # else a table first made in evaluation could never be used in training
 def token_buckets(length: int, size: int, longest: int, device: torch.device) -> Tensor:
-    """Bucket of every pair of text positions, `length` x `length` (query, key), in 0..2 * size - 2.
+    """Compute the bucket of every pair of text positions, `length` x `length` (query, key), in 0..2 * size - 2.
 
     Distances up to `size / 2` have a bucket each, larger ones up to `longest - 1` share logarithmically.
     """
@@ -31,7 +31,7 @@ def token_buckets(length: int, size: int, longest: int, device: torch.device) ->
 
 
 def image_buckets(ids: Tensor, side: int) -> Tensor:
-    """Bucket of every pair among position ids `... x n`, as `... x n x n` (query, key): one per offset in the grid.
+    """Number the pairs among position ids `... x n`, as `... x n x n` (query, key): one per offset in the grid.
 
     Ids are 1 + row * side + column; id 0, no cell (bos of an image target), gets three buckets of its own.
     """
@@ -44,40 +44,40 @@ def image_buckets(ids: Tensor, side: int) -> Tensor:
 
 
 def grid_ids(height: int, width: int, side: int, device: torch.device) -> Tensor:
-    """Position ids of a grid of tokens, row by row."""
+    """Compute position ids of a grid of tokens, row by row."""
     row, column = torch.arange(height, device=device), torch.arange(width, device=device)
     return (row[:, None] * side + column + 1).flatten()
 
 
 def position_bias(table: nn.Module, buckets: Tensor) -> Tensor:
-    """The learned bias of each bucket, `... x n x n` to `... x heads x n x n`."""
+    """Return the learned bias of each bucket, `... x n x n` to `... x heads x n x n`."""
     return table(buckets).movedim(-1, -3)
 
 
 def code_ids(config: UnivalConfig) -> Tensor:
-    """Position ids of a target that is an image: bos, the grid of codes, and a tail that names one far cell."""
+    """Compute position ids of a target that is an image: bos, the grid of codes, and a tail that names one far cell."""
     side = config.code_side
     tail = torch.full((CODE_TAIL,), min(CODE_TAIL_ID, config.image_positions - 1))
     return torch.cat((torch.zeros(1, dtype=torch.long), grid_ids(side, side, config.image_bucket, tail.device), tail))
 
 
 def token_tables(config: UnivalConfig, layers: int) -> nn.ModuleList:
-    """Each layer's bias of text offsets."""
+    """Return each layer's bias of text offsets."""
     return nn.ModuleList(nn.Embedding(2 * config.token_bucket - 1, config.heads) for _ in range(layers))
 
 
 def image_tables(config: UnivalConfig, layers: int) -> nn.ModuleList:
-    """Each layer's bias of grid offsets; the last three rows belong to position id 0."""
+    """Return each layer's bias of grid offsets; the last three rows belong to position id 0."""
     return nn.ModuleList(nn.Embedding((2 * config.image_bucket - 1) ** 2 + 3, config.heads) for _ in range(layers))
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
-    """`N x length x width` to `N x heads x length x head width`."""
+    """Reshape `N x length x width` to `N x heads x length x head width`."""
     return x.unflatten(-1, (heads, -1)).transpose(-3, -2)
 
 
 def attention_scale(config: UnivalConfig) -> float:
-    """Of queries: half the usual variance, as content and position add up in one logit."""
+    """Scale queries to half the usual variance, as content and position add up in one logit."""
     return (2 * config.head_width) ** -0.5
 
 
@@ -95,11 +95,11 @@ class Attention(nn.Module):
         self.out_proj = nn.Linear(config.width, config.width)
 
     def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """What queries look at: two of N x heads x length x head width."""
+        """Make what queries look at: two of N x heads x length x head width."""
         return split_heads(self.k_proj(x), self.heads), split_heads(self.v_proj(x), self.heads)
 
     def forward(self, x: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
-        """Attends from x (N x n x width); `bias` is added to the logits, N (or 1) x heads x n x length."""
+        """Attend from x (N x n x width); `bias` is added to the logits, N (or 1) x heads x n x length."""
         query = split_heads(self.q_proj(x), self.heads)
         dropout = self.dropout if self.training else 0.0
         mixed = F.scaled_dot_product_attention(
@@ -123,7 +123,7 @@ class Layer(nn.Module):
         self.final_layer_norm = nn.LayerNorm(config.width)
 
     def join(self, x: Tensor, part: Tensor) -> Tensor:
-        """x + part; in training with dropout and, for whole samples, without the part (arXiv 1603.09382)."""
+        """Add `part` to x; in training with dropout and, for whole samples, without the part (arXiv 1603.09382)."""
         if not self.training:
             return x + part
         part = F.dropout(part, self.dropout)
@@ -133,7 +133,7 @@ class Layer(nn.Module):
         return x + part
 
     def feed_forward(self, x: Tensor) -> Tensor:
-        """The second half of a layer."""
+        """Run the second half of a layer on x, N x n x width."""
         hidden = self.fc1(self.final_layer_norm(x))
         hidden = F.gelu(hidden.float()).to(hidden.dtype)
         return self.join(x, self.fc2(self.ffn_layernorm(hidden)))
@@ -147,7 +147,7 @@ class EncoderLayer(Layer):
         self.attn_ln = nn.LayerNorm(config.width)
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
-        """x: B x S x width; bias: B (or 1) x heads x S x S."""
+        """Run the layer on x: B x S x width; bias: B (or 1) x heads x S x S."""
         normed = self.self_attn_layer_norm(x)
         x = self.join(x, self.attn_ln(self.self_attn(normed, *self.self_attn.keys_values(normed), bias)))
         return self.feed_forward(x)
@@ -164,7 +164,7 @@ class DecoderLayer(Layer):
         self.encoder_attn_layer_norm = nn.LayerNorm(config.width)
 
     def forward(self, x: Tensor, memory: LayerMemory, bias: Tensor, readers: Readers, cross_bias: Tensor) -> Tensor:
-        """x: R x n x width, the next n positions of every row; both biases cover those positions."""
+        """Run the layer on x: R x n x width, the next n positions of every row; both biases cover those positions."""
         normed = self.self_attn_layer_norm(x)
         keys, values = memory.append(*self.self_attn.keys_values(normed))
         x = self.join(x, self.self_attn_ln(self.self_attn(normed, keys, values, bias)))

@@ -50,7 +50,7 @@ def load_model(
     dtype: torch.dtype = torch.float32,
     strict: bool = True,
 ) -> UnivalModel:
-    """The model of a file or folder, in evaluation mode, on `device`, with floating tensors as `dtype`.
+    """Load the model of a file or folder, in evaluation mode, on `device`, with floating tensors as `dtype`.
 
     The config is `config`, or the one stored in the file, or read off the tensors (`infer_config`). `section` chooses
     among the weights of a training file ("model", "extra_state.ema"). What `COMPUTED` names is checked and not kept.
@@ -88,7 +88,7 @@ def save_model(
     metadata: Mapping[str, str] | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Writes the model, atomically: as safetensors with its config, or into the layout of the file `like`.
+    """Write the model, atomically: as safetensors with its config, or into the layout of the file `like`.
 
     With `like`, a published training file and its `section`, the new file has the same names, order and dtypes, the
     tensors of `COMPUTED` and every other entry of `like`; saved right after loading, all tensors are bit-identical.
@@ -109,7 +109,7 @@ def save_model(
 
 
 def config_of(file: Checkpoint) -> UnivalConfig:
-    """The config stored in a file, or else what its tensors imply (`infer_config`)."""
+    """Return the config stored in a file, or else what its tensors imply (`infer_config`)."""
     stored = file.metadata.get(CONFIG_KEY)
     return UnivalConfig.from_json(stored) if stored is not None else infer_config(file)
 
@@ -124,23 +124,23 @@ class _NoNumbers(TorchFunctionMode):
 
 
 def bare_model(config: UnivalConfig) -> UnivalModel:
-    """A model whose tensors have names and shapes but no values (they are on the meta device)."""
+    """Return a model whose tensors have names and shapes but no values (they are on the meta device)."""
     with torch.device("meta"), _NoNumbers():
         return UnivalModel(config)
 
 
 def is_computed(name: str) -> bool:
-    """Whether published files carry a tensor of this name that is no weight."""
+    """Tell whether published files carry a tensor of this name that is no weight."""
     return any(fnmatchcase(name, pattern) for pattern in COMPUTED)
 
 
 def placed(tensor: Tensor, device: torch.device | str, dtype: torch.dtype) -> Tensor:
-    """A copy that no longer depends on the file; integers keep their type."""
+    """Return a copy that no longer depends on the file; integers keep their type."""
     return tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype, copy=True)
 
 
 def check_computed(file: Mapping[str, Tensor], config: UnivalConfig) -> None:
-    """Compares the file's position tables (exactly) and audio front end (to rounding) with what this model computes."""
+    """Compare the file's position tables (exactly) and audio front end (to rounding) with what this model computes."""
     for pattern, compute in computed_tensors(config).items():
         for name in (name for name in file if fnmatchcase(name, pattern)):
             stored, wanted = file[name], compute()
@@ -157,7 +157,7 @@ def check_computed(file: Mapping[str, Tensor], config: UnivalConfig) -> None:
 
 
 def computed_tensors(config: UnivalConfig) -> dict[str, Callable[[], Tensor]]:
-    """How to compute what `COMPUTED` names, by pattern."""
+    """Say how to compute what `COMPUTED` names, by pattern."""
     cpu = torch.device("cpu")
     recipes: dict[str, Callable[[], Tensor]] = {
         "*.token_rp_bucket": lambda: token_buckets(
@@ -174,7 +174,7 @@ def computed_tensors(config: UnivalConfig) -> dict[str, Callable[[], Tensor]]:
 
 
 def fourier_kernels(config: AudioConfig) -> tuple[Tensor, Tensor]:
-    """The windowed Fourier transform as the two convolution kernels of published files, bands x 1 x n_fft."""
+    """Return the windowed Fourier transform as the two convolution kernels of published files, bands x 1 x n_fft."""
     time = torch.arange(config.n_fft, dtype=torch.float64)
     angle = torch.arange(config.n_fft // 2 + 1)[:, None] * time * (2 * math.pi / config.n_fft)
     window = torch.hann_window(config.n_fft, dtype=torch.float64)
@@ -182,7 +182,7 @@ def fourier_kernels(config: AudioConfig) -> tuple[Tensor, Tensor]:
 
 
 def refuse_differences(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path: str) -> None:
-    """Raises UnivalError with every name and shape in which a file differs from a model."""
+    """Raise UnivalError with every name and shape in which a file differs from a model."""
     missing, unexpected = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
     shapes = [
         f"{name} {tuple(tensors[name].shape)} instead of {tuple(wanted[name].shape)}"
@@ -202,7 +202,7 @@ def refuse_differences(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tenso
 
 
 def append_vocabulary(tensors: Tensors, fresh: Mapping[str, Tensor], config: UnivalConfig) -> str | None:
-    """Gives ids that a smaller vocabulary lacked fresh rows, at the end."""
+    """Give ids that a smaller vocabulary lacked fresh rows, at the end."""
     known = len(tensors.get(TOKENS, fresh[TOKENS]))
     if known >= config.vocabulary:
         return None
@@ -213,7 +213,7 @@ def append_vocabulary(tensors: Tensors, fresh: Mapping[str, Tensor], config: Uni
 
 
 def grow_text_positions(tensors: Tensors, fresh: Mapping[str, Tensor], config: UnivalConfig) -> str | None:
-    """Gives text positions beyond those of the file fresh rows."""
+    """Give text positions beyond those of the file fresh rows."""
     grown = []
     for name in ("encoder.embed_positions.weight", "decoder.embed_positions.weight"):
         if name in tensors and len(tensors[name]) < len(fresh[name]):
@@ -224,7 +224,7 @@ def grow_text_positions(tensors: Tensors, fresh: Mapping[str, Tensor], config: U
 
 
 def grow_image_positions(tensors: Tensors, fresh: Mapping[str, Tensor], config: UnivalConfig) -> str | None:
-    """Moves what a smaller grid learned, of cells and of offsets between cells, to its place in the larger one."""
+    """Move what a smaller grid learned, of cells and of offsets between cells, to its place in the larger one."""
     side, known = config.image_bucket, math.isqrt(len(tensors.get(_CELLS, fresh[_CELLS])) - 1)
     if known >= side:
         return None
@@ -241,7 +241,7 @@ def grow_image_positions(tensors: Tensors, fresh: Mapping[str, Tensor], config: 
 
 
 def start_missing(tensors: Tensors, fresh: Mapping[str, Tensor], config: UnivalConfig) -> str | None:
-    """Lets what the file lacks start from scratch."""
+    """Let what the file lacks start from scratch."""
     missing = sorted(fresh.keys() - tensors.keys())
     tensors.update({name: fresh[name] for name in missing})
     tensors.update({name: tensors[TOKENS] for name in TIED if name in missing})
@@ -249,7 +249,7 @@ def start_missing(tensors: Tensors, fresh: Mapping[str, Tensor], config: UnivalC
 
 
 def drop_unexpected(tensors: Tensors, fresh: Mapping[str, Tensor], config: UnivalConfig) -> str | None:
-    """Leaves out what the model has no place for (classification heads of other tasks)."""
+    """Leave out what the model has no place for (classification heads of other tasks)."""
     unexpected = sorted(tensors.keys() - fresh.keys())
     for name in unexpected:
         del tensors[name]
@@ -263,7 +263,7 @@ REPAIRS = (append_vocabulary, grow_text_positions, grow_image_positions)
 
 
 def infer_config(file: Mapping[str, Tensor]) -> UnivalConfig:
-    """The architecture that names and shapes of a published file imply.
+    """Return the architecture that names and shapes of a published file imply.
 
     Not readable from them, and taken to be the published ones: the split of 59,457 ids, and sample rate, hop (200) and
     mel range of the audio encoder.

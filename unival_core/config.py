@@ -26,7 +26,7 @@ class ResNetConfig:
     """A bottleneck residual network in two (image) or three (video) dimensions.
 
     One stage per entry of `depths` and `planes`: `depths[i]` blocks that narrow to `planes[i]` channels and leave with
-    `planes[i] * expansion`. The stem halves the picture, the pooling behind it halves it again, and so does every stage
+    `planes[i] * expansion`. The stem halves the image, the pooling behind it halves it again, and so does every stage
     but the first, so the number of stages sets the stride.
     """
 
@@ -157,12 +157,12 @@ class UnivalConfig:
         return tuple(name for name in ("image", "video", "audio") if getattr(self, name) is not None)
 
     def to_json(self) -> str:
-        """One line of JSON, as stored in a checkpoint."""
+        """Return one line of JSON, as stored in a checkpoint."""
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> "UnivalConfig":
-        """The config `to_json` wrote; unknown or missing fields raise UnivalError."""
+        """Return the config `to_json` wrote; unknown or missing fields raise UnivalError."""
         values = dict(_as_object(text))
         for name, kind in (("image", ResNetConfig), ("video", ResNetConfig), ("audio", AudioConfig)):
             if values.get(name) is not None:
@@ -218,14 +218,14 @@ def _build(kind: Any, values: Mapping[str, Any]) -> Any:
 _RESNET101 = ResNetConfig(depths=(3, 4, 23, 3), planes=(64, 128, 256, 512), classes=1000)
 _RESNEXT101_3D = ResNetConfig(depths=(3, 4, 23, 3), planes=(128, 256, 512, 1024), expansion=2, groups=32)
 _POCKET_NET = ResNetConfig(depths=(2, 2), planes=(32, 64), expansion=2, stem=32, kernel=3)
-_POCKET_SOUND = AudioConfig(
+_POCKET_AUDIO = AudioConfig(
     (8, 16, 32, 64), sample_rate=8_000, samples=16_000, n_fft=512, hop=160, n_mels=32, fmin=500.0, fmax=2_000.0
 )
 _BASE = UnivalConfig(768, 12, 3072, 6, 6, image=_RESNET101, video=_RESNEXT101_3D, audio=AudioConfig())
 _LARGE = replace(_BASE, width=1024, heads=16, ffn=4096, encoder_layers=12, decoder_layers=12)
 _TINY = replace(_BASE, width=64, heads=4, ffn=128, encoder_layers=2, decoder_layers=2)
 _POCKET = UnivalConfig(
-    96, 4, 192, 2, 2, image=_POCKET_NET, video=_POCKET_NET, audio=_POCKET_SOUND, image_bucket=12, code_image_size=48
+    96, 4, 192, 2, 2, image=_POCKET_NET, video=_POCKET_NET, audio=_POCKET_AUDIO, image_bucket=12, code_image_size=48
 )
 
 CONFIGS: dict[str, UnivalConfig] = {
@@ -244,7 +244,7 @@ CONFIGS: dict[str, UnivalConfig] = {
         codes=50,
         bins=50,
     ),
-    # Trains on a laptop: 48 x 48 pictures to 6 x 6 tokens, films of 8 such frames, two seconds of telephone tones. The
-    # picture networks differ only by the time axis, so that the image kernels can start the video network.
+    # Trains on a laptop: 48 x 48 images to 6 x 6 tokens, videos of 8 such frames, two seconds of telephone tones. The
+    # image networks differ only by the time axis, so that the image kernels can start the video network.
     "pocket": replace(_POCKET, text_ids=384, codes=16, bins=24, max_positions=64, token_bucket=32),
 }

@@ -19,7 +19,7 @@ class Encoded(NamedTuple):
     layout: Tensor
 
     def pick(self, samples: Tensor) -> "Encoded":
-        """These samples only (int64 numbers); the layouts stay."""
+        """Keep these samples only (int64 numbers); the layouts stay."""
         return self._replace(states=self.states[samples], padding=self.padding[samples], layout=self.layout[samples])
 
 
@@ -31,14 +31,14 @@ class LayerMemory:
         self.keys = self.values = cross_keys.new_empty(0)
 
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of all target positions so far, the new ones included."""
+        """Return keys and values of all target positions so far, the new ones included."""
         if self.keys.numel():
             keys, values = torch.cat((self.keys, keys), dim=2), torch.cat((self.values, values), dim=2)
         self.keys, self.values = keys, values
         return keys, values
 
     def select(self, rows: Tensor, samples: Tensor | None) -> None:
-        """Keeps these rows, and these samples (None: all of them)."""
+        """Keep these rows, and these samples (None: all of them)."""
         if self.keys.numel():
             self.keys, self.values = self.keys[rows], self.values[rows]
         if samples is not None:
@@ -65,11 +65,11 @@ class Readers:
         self.one_to_one = len(source) == samples and bool((self.place == self.row).all())
 
     def gather(self, x: Tensor) -> Tensor:
-        """R x n x width to B x (most * n) x width."""
+        """Gather R x n x width into B x (most * n) x width."""
         return x if self.one_to_one else x[self.row].unflatten(0, (self.samples, self.most)).flatten(1, 2)
 
     def scatter(self, x: Tensor) -> Tensor:
-        """Undoes `gather`."""
+        """Undo `gather`."""
         return x if self.one_to_one else x.unflatten(1, (self.most, -1)).flatten(0, 1)[self.place]
 
     def widen(self, bias: Tensor) -> Tensor:
@@ -101,11 +101,11 @@ class DecoderCache:
 
     @property
     def rows(self) -> int:
-        """R."""
+        """Count the rows, R."""
         return len(self.readers.source)
 
     def select(self, rows: Tensor) -> None:
-        """Makes row i continue the former row `rows[i]` (int64 indices, any order, repeated or left out).
+        """Make row i continue the former row `rows[i]` (int64 indices, any order, repeated or left out).
 
         >>> cache.select(torch.arange(batch).repeat_interleave(beam))  # doctest: +SKIP
         """

@@ -76,11 +76,11 @@ class Rows:
 
     @property
     def step(self) -> int:
-        """Tokens written so far."""
+        """Count the tokens written so far."""
         return self.scores.shape[1]
 
     def grow(self, parents: Tensor, tokens: Tensor, totals: Tensor) -> Rows:
-        """Row i becomes the former row `parents[i]` with one more token."""
+        """Make row i become the former row `parents[i]` with one more token."""
         gain = (totals - self.total[parents]).unsqueeze(1)
         written = torch.cat((self.tokens[parents], tokens.unsqueeze(1)), dim=1)
         return Rows(self.sample[parents], written, torch.cat((self.scores[parents], gain), dim=1), totals)

@@ -41,7 +41,7 @@ class Ensemble(nn.Module):
 
     @property
     def shares(self) -> list[float]:
-        """The members' shares of every probability."""
+        """Return the members' shares of every probability."""
         return self._shares
 
     @shares.setter
@@ -53,16 +53,16 @@ class Ensemble(nn.Module):
         self._asked = [(model, share) for model, share in zip(models, self._shares, strict=True) if share]
 
     def encode(self, inputs: Inputs) -> EncodedByAll:
-        """What every member's decoder reads."""
+        """Return what every member's decoder reads."""
         return EncodedByAll([model.encode(inputs) for model, _ in self._asked])
 
     def start(self, encoded: EncodedByAll, code_rows: Tensor | None = None) -> CacheOfAll:
-        """Every member's cache."""
+        """Return every member's cache."""
         pairs = zip(self._asked, encoded.parts, strict=True)
         return CacheOfAll([model.start(part, code_rows) for (model, _), part in pairs])
 
     def decode(self, tokens: Tensor, cache: CacheOfAll) -> Tensor:
-        """Logits as of `UnivalModel.decode`."""
+        """Compute logits as of `UnivalModel.decode`."""
         pairs = zip(self._asked, cache.parts, strict=True)
         logits = [(model.decode(tokens, part), share) for (model, share), part in pairs]
         if len(logits) == 1:
@@ -78,7 +78,7 @@ class EncodedByAll:
         self.parts = parts
 
     def pick(self, samples: Tensor) -> EncodedByAll:
-        """These samples only."""
+        """Keep these samples only."""
         return EncodedByAll([part.pick(samples) for part in self.parts])
 
 
@@ -89,6 +89,6 @@ class CacheOfAll:
         self.parts = parts
 
     def select(self, rows: Tensor) -> None:
-        """Makes row i continue the former row `rows[i]`."""
+        """Make row i continue the former row `rows[i]`."""
         for part in self.parts:
             part.select(rows)

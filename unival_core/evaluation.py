@@ -68,12 +68,12 @@ def evaluate(
     output: Path | None = None,
     progress: bool = True,
 ) -> Evaluation:
-    """Answers every row of a dataset (or the first `limit`) and scores the answers.
+    """Answer every row of a dataset (or the first `limit`) and score the answers.
 
     `options` and `metrics` default to the task's; `amp` is "bf16" or "fp16" for mixed precision. The model runs, and
     stays, on `device` (default: where it is), in evaluation mode, and is put back into the mode it was in. With
     `output`, the predictions are written there as JSON lines before they are scored, all or nothing. Raises UnivalError
-    where no row is sound.
+    where no row is valid.
     """
     started = time.perf_counter()
     task = dataset.task
@@ -115,7 +115,7 @@ def predict(
     answers: Answers | None = None,
     options: GenerationOptions | None = None,
 ) -> list[Prediction]:
-    """The answers to a batch of one task (`sized_for` the model), which lies on the model's device."""
+    """Return the answers to a batch of one task (`sized_for` the model), which lies on the model's device."""
     prefix = batch.prefix if task.repeats_prompt else None
     if answers is not None and task.rank_answers:
         ranks, places = score_candidates(model, batch.inputs, answers.ids, prefix=prefix).max(dim=1)
@@ -138,7 +138,7 @@ def predict(
 
 
 def written_ids(task: Task, tokenizer: Tokenizer) -> IdRange | None:
-    """The ids that a task without a list of answers may write; None for all."""
+    """Return the ids that a task without a list of answers may write; None for all."""
     if task.writes == "box":
         return IdRange(tokenizer.bin_offset, tokenizer.size)
     return IdRange(tokenizer.code_offset, tokenizer.bin_offset) if task.writes == "codes" else None
@@ -147,7 +147,7 @@ def written_ids(task: Task, tokenizer: Tokenizer) -> IdRange | None:
 def told(
     ids: Sequence[int], task: Task, tokenizer: Tokenizer, answers: Answers | None, size: tuple[int, int] | None
 ) -> Any:
-    """What ids say: text, a box in pixels of a picture of `size` (NaN where they are not four bins), or image codes."""
+    """What ids say: text, a box in pixels of an image of `size` (NaN where they are not four bins), or image codes."""
     if answers is not None:
         return answers.text(ids)
     if task.writes == "codes":
@@ -158,20 +158,20 @@ def told(
 
 
 def known_metrics(names: Sequence[str]) -> Sequence[str]:
-    """The names, if all of them are metrics."""
+    """Return the names, if all of them are metrics."""
     if unknown := [name for name in names if name not in METRICS]:
         raise UnivalError(f"no metric {unknown[0]!r}: choose from {', '.join(METRICS)}")
     return names
 
 
 def score(predictions: Sequence[Prediction], metrics: Sequence[str]) -> dict[str, Scores]:
-    """Scores by the names of metrics."""
+    """Return the scores by the names of metrics."""
     answers, references = [p.answer for p in predictions], [p.reference for p in predictions]
     return {name: METRICS[name](answers, references) for name in metrics}
 
 
 def write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
-    """Writes one JSON object a line, all or nothing."""
+    """Write one JSON object a line, all or nothing."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         with partial.open("w", encoding="utf-8") as file:
@@ -186,7 +186,7 @@ def write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
 
 
 def mixed_precision(amp: str | None, device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """Autocast to "bf16" or "fp16"; nothing for None."""
+    """Set autocast to "bf16" or "fp16"; nothing for None."""
     if amp is None:
         return contextlib.nullcontext()
     if amp not in AMP:

@@ -62,7 +62,7 @@ class Hypothesis:
 
     @property
     def answer(self) -> list[int]:
-        """The tokens between the forced prefix and eos."""
+        """Return the tokens between the forced prefix and eos."""
         return self.tokens[self.prefix_length : -1]
 
 
@@ -76,7 +76,7 @@ def generate(
     prefix: Sequence[Sequence[int]] | None = None,
     code_rows: Tensor | None = None,
 ) -> list[list[Hypothesis]]:
-    """The best sentences of each of B samples, best first (arXiv 2307.16184, as evaluated there).
+    """Return the best sentences of each of B samples, best first (arXiv 2307.16184, as evaluated there).
 
     `constraint` is a trie of the allowed answers, or a range of ids: `IdRange(config.bin_offset, config.vocabulary)`
     with `min_len=4, max_len_b=4` gives four bins exactly, that is a box. `prefix` forces the first tokens (after bos)
@@ -216,7 +216,7 @@ def _search(options: GenerationOptions, vocabulary: int, device: torch.device) -
 def _filters(
     options: GenerationOptions, constraint: Trie | IdRange | None, limits: Limits, vocabulary: int
 ) -> tuple[list[Filter], list[Filter]]:
-    """What comes before and after the softmax."""
+    """Return what comes before and after the softmax."""
     only: list[Filter] = []
     if isinstance(constraint, IdRange):
         only = [OnlyRange(constraint, vocabulary, limits.length.device)]
@@ -242,7 +242,7 @@ def _begin(model: NextToken, cache: Any, limits: Limits, temperature: float) -> 
 def _next_scores(
     logits: Tensor, rows: Rows, limits: Limits, filters: tuple[list[Filter], list[Filter]], temperature: float
 ) -> Tensor:
-    """Log-probabilities of every next token, R x vocabulary, in float32; -inf for what must not follow."""
+    """Compute log-probabilities of every next token, R x vocabulary, in float32; -inf for what must not follow."""
     before, after = filters
     free = logits.float() / temperature
     scores = free.clone() if rows.step < limits.prefix.shape[1] else free
@@ -257,14 +257,14 @@ def _next_scores(
 
 
 def _force(scores: Tensor, free: Tensor, rows: Rows, limits: Limits) -> Tensor:
-    """Rows still within their prefix have one way to go on, with the probability it has among all ids (`free`)."""
+    """Let rows within their prefix go on one way, with the probability it has among all ids (`free`)."""
     token = limits.prefix[rows.sample, rows.step].unsqueeze(1)
     only = torch.full_like(scores, NEVER).scatter(1, token, free.log_softmax(-1).gather(1, token))
     return torch.where(token == PAD, scores, only)
 
 
 def _finish(rows: Rows, row: int, total: Tensor, options: GenerationOptions, limits: Limits) -> Hypothesis:
-    """The sentence of a row, ended with eos."""
+    """Return the sentence of a row, ended with eos."""
     length = rows.step + 1
     score = float(total) if options.unnormalized else float(total) / length**options.len_penalty
     return Hypothesis(
@@ -276,12 +276,12 @@ def _finish(rows: Rows, row: int, total: Tensor, options: GenerationOptions, lim
 
 
 def _first_rows(rows: Rows, samples: int) -> Tensor:
-    """Number of the first row of each running sample, n x 1."""
+    """Number the first row of each running sample, n x 1."""
     count = len(rows.total)
     return torch.arange(0, count, count // samples, device=rows.total.device).unsqueeze(1)
 
 
 def _pad(ids: Sequence[Sequence[int]], device: torch.device) -> Tensor:
-    """B x longest, right-padded."""
+    """Pad ids to B x longest, right-padded."""
     width = max(map(len, ids), default=0)
     return torch.tensor([[*row, *[PAD] * (width - len(row))] for row in ids], dtype=torch.int64, device=device)

@@ -13,7 +13,7 @@ MEDIA = ("image", "video", "audio")
 
 @dataclass(frozen=True)
 class Inputs:
-    """One batch of B samples for the encoder; each sample has a text and at most one picture, film or sound.
+    """One batch of B samples for the encoder; each sample has a text and at most one image, video or audio.
 
     `tokens` B x T ids, right-padded with 1. `images` holds only the rows of samples that have one, in batch order:
     N x 3 x height x width; `videos` N x 3 x frames x height x width; `audios` N x samples, a waveform in -1..1 at the
@@ -29,12 +29,12 @@ class Inputs:
     media_mask: Tensor | None = None
 
     def to(self, device: torch.device | str) -> "Inputs":
-        """The same batch on another device."""
+        """Return the same batch on another device."""
         present = {field.name: value for field in fields(self) if (value := getattr(self, field.name)) is not None}
         return Inputs(**{name: value.to(device) for name, value in present.items()})
 
     def media(self) -> list[tuple[int, Tensor, Tensor]]:
-        """(modality, media, numbers of the samples they belong to) of each modality present.
+        """List (modality, media, numbers of the samples they belong to) of each modality present.
 
         Raises UnivalError where `modality` and the media do not fit together.
         """

@@ -93,14 +93,14 @@ class Encoder(nn.Module):
         return Encoded(self.layer_norm(x), padding, positions, vision.layout)
 
     def embed_text(self, tokens: Tensor) -> Tensor:
-        """B x T ids to B x T x width."""
+        """Embed B x T ids as B x T x width."""
         if tokens.shape[1] > self.config.max_positions:
             raise UnivalError(f"text of {tokens.shape[1]} tokens: the model reads {self.config.max_positions}, cut it")
         x = self.layernorm_embedding(self.embed_tokens(tokens) + self.type_embedding.weight[0])
         return F.dropout(x, self.dropout, self.training)
 
     def embed_media(self, inputs: Inputs) -> Tokens:
-        """The vision tokens of the whole batch, padded to the longest; V is 0 without media.
+        """Return the vision tokens of the whole batch, padded to the longest; V is 0 without media.
 
         Batches of one modality have one layout. In mixed ones layout 0 is that of samples without media, and every
         sample gets the tokens of its own medium, whatever the order.
@@ -128,7 +128,7 @@ class Encoder(nn.Module):
         return vision
 
     def embed_medium(self, name: str, media: Tensor) -> Tokens:
-        """One modality's media through its network; each cell of the feature map becomes a token."""
+        """Run one modality's media through its network; each cell of the feature map becomes a token."""
         if name not in self.config.encoders:
             raise UnivalError(
                 f"the model reads {', '.join(self.config.encoders)}, not {name}: load one with its encoder"
@@ -153,8 +153,8 @@ class Encoder(nn.Module):
         return Tokens(x, ids, positions, layout, padding)
 
     def cell_ids(self, shape: torch.Size, name: str) -> Tensor:
-        """Position ids of the cells of a feature map: image cells by row and column, films the same for every time
-        step, sound (time, mel) laid out row by row on the smallest square that holds it."""
+        """Position ids of the cells of a feature map: image cells by row and column, videos the same for every time
+        step, audio (time, mel) laid out row by row on the smallest square that holds it."""
         side, device = self.config.image_bucket, self.embed_positions.weight.device
         height, width = shape[-2:]
         cells = math.prod(shape[2:])
@@ -176,7 +176,7 @@ class Encoder(nn.Module):
         return F.interpolate(grid, size=(height, width), mode="bilinear")[0].flatten(1).t()
 
     def absolute_bias(self, positions: Tensor, layout: Tensor, padding: Tensor) -> Tensor:
-        """What queries and keys think of each other's places, B (1 if all samples agree) x heads x S x S."""
+        """Compute the biases of absolute positions, B (1 if all samples agree) x heads x S x S."""
         query = split_heads(self.pos_q_linear(positions) * attention_scale(self.config), self.config.heads)
         key = split_heads(self.pos_k_linear(positions), self.config.heads)
         bias = (query @ key.transpose(-1, -2)).float()  # half precision cannot hold MASKED
@@ -185,7 +185,7 @@ class Encoder(nn.Module):
         return bias.masked_fill(padding[:, None, None, :], MASKED) if padding.any() else bias
 
     def add_relative_bias(self, shared: Tensor, index: int, vision_buckets: Tensor, layout: Tensor) -> Tensor:
-        """The bias of one layer: `shared` plus what it learned of offsets among vision and among text tokens."""
+        """Add to `shared` a layer's learned biases of offsets among vision tokens and among text tokens."""
         text, vision = shared.shape[-1] - vision_buckets.shape[-1], vision_buckets.shape[-1]
         buckets = token_buckets(text, self.config.token_bucket, self.config.max_positions, shared.device)
         among_text = position_bias(self.token_rel_pos_table_list[index], buckets)
@@ -224,7 +224,7 @@ class Decoder(nn.Module):
         self.image_rel_pos_table_list = image_tables(config, config.decoder_layers)
 
     def start(self, encoded: Encoded, code_rows: Tensor | None) -> DecoderCache:
-        """Everything about the encoded samples that every step needs, computed once."""
+        """Return everything about the encoded samples that every step needs, computed once."""
         if code_rows is None:
             code_rows = torch.zeros_like(encoded.layout, dtype=torch.bool)
         layers = [cast(DecoderLayer, layer) for layer in self.layers]
@@ -250,7 +250,7 @@ class Decoder(nn.Module):
         return self.output_projection(self.layer_norm(x))
 
     def embed(self, tokens: Tensor, kind: Tensor, kinds: tuple[bool, ...]) -> Tensor:
-        """R x n ids to R x n x width; text and image codes are normalised differently."""
+        """Embed R x n ids as R x n x width; text and image codes are normalised differently."""
         x = self.embed_tokens(tokens)
         norms = [self.code_layernorm_embedding if code else self.layernorm_embedding for code in kinds]
         mixed = norms[0](x)
@@ -282,21 +282,21 @@ class Decoder(nn.Module):
         cache.capacity = length
 
     def places(self, length: int, code: bool) -> Tensor:
-        """Normalised embeddings of the first target positions, of text or of image codes."""
+        """Return normalised embeddings of the first target positions, of text or of image codes."""
         if not code:
             return self.pos_ln(self.embed_positions.weight[:length])
         ids = code_ids(self.config)[:length].to(self.embed_image_positions.weight.device)
         return self.image_pos_ln(self.embed_image_positions(ids))
 
     def buckets(self, length: int, code: bool) -> Tensor:
-        """Bucket of every pair of target positions."""
+        """Compute the bucket of every pair of target positions."""
         c, device = self.config, self.embed_positions.weight.device
         if code:
             return image_buckets(code_ids(c)[:length], c.image_bucket).to(device)
         return token_buckets(length, c.token_bucket, c.max_positions, device)
 
     def relative_bias(self, layer: int, kinds: tuple[bool, ...], buckets: list[Tensor]) -> Tensor:
-        """What a layer learned of offsets between target positions, kinds x heads x length x length."""
+        """Look up a layer's learned biases of offsets between target positions, kinds x heads x length x length."""
         tables = [self.image_rel_pos_table_list if code else self.token_rel_pos_table_list for code in kinds]
         return torch.stack([position_bias(table[layer], b) for table, b in zip(tables, buckets, strict=True)])
 
@@ -324,11 +324,11 @@ class UnivalModel(nn.Module):
         self.regularize(regularization or Regularization())
 
     def tie(self) -> None:
-        """Makes the output projection the token matrix, which both stacks share already."""
+        """Make the output projection the token matrix, which both stacks share already."""
         self.decoder.output_projection.weight = self.encoder.embed_tokens.weight
 
     def regularize(self, options: Regularization) -> None:
-        """Sets what training mode does; evaluation mode never does any of it."""
+        """Set what training mode does; evaluation mode never does any of it."""
         for stack in (self.encoder, self.decoder):
             stack.dropout = options.dropout
             last = max(1, len(stack.layers) - 1)
@@ -344,7 +344,7 @@ class UnivalModel(nn.Module):
         self.encoder.patches = options.patches
 
     def encode(self, inputs: Inputs) -> Encoded:
-        """Vision tokens, then text tokens, through the encoder."""
+        """Run vision tokens, then text tokens, through the encoder."""
         return self.encoder(inputs)
 
     def start(self, encoded: Encoded, code_rows: Tensor | None = None) -> DecoderCache:
@@ -365,7 +365,7 @@ class UnivalModel(nn.Module):
 
 
 def trainable(model: UnivalModel, group: str = "all") -> list[nn.Parameter]:
-    """Lets only `group` of the parameters be trained, and returns them for the optimizer.
+    """Let only `group` of the parameters be trained, and return them for the optimizer.
 
     Groups: "all"; "all but embeddings" (the token matrix, and with it the output projection, stays as it is);
     "projections" (the linear maps from media features to tokens). Batch-norm statistics follow train() and eval().
@@ -380,7 +380,7 @@ def trainable(model: UnivalModel, group: str = "all") -> list[nn.Parameter]:
 
 
 def initialise(module: nn.Module) -> None:
-    """Start of training from scratch: normal(0, 0.02) in matrices and tables, He's for convolutions."""
+    """Start training from scratch: normal(0, 0.02) in matrices and tables, He's for convolutions."""
     if isinstance(module, (nn.Linear, nn.Embedding)):
         nn.init.normal_(module.weight, std=0.02)
         if isinstance(module, nn.Linear) and module.bias is not None:

@@ -6,8 +6,8 @@
 share one absolute bias; `c_attn` and the columns of the relative tables move along.
 `*.keys`, `*.values`: channels within each head, by layer, and those of the position projections.
 `*.hidden`: units of each feed-forward part, with the norm between its two maps.
-`*.stem`, `*.layerN`: the stream of each stage of a picture or film network; `*.in`, `*.out`: channels within a block;
-`*.groups`: groups of its middle convolution. `*.conv1`, `*.conv2`: channels of the sound network.
+`*.stem`, `*.layerN`: the stream of each stage of an image or video network; `*.in`, `*.out`: channels within a block;
+`*.groups`: groups of its middle convolution. `*.conv1`, `*.conv2`: channels of the audio network.
 
 Left as they are: rows of the token matrix, positions, mel bands, pixels, the unused ImageNet head's classes, and the
 continuous symmetries (scales between a map and the next, rotations between queries and keys).
@@ -59,7 +59,7 @@ def align_checkpoint(
     overwrite: bool = False,
     progress: Callable[[str], object] | None = None,
 ) -> Alignment:
-    """Writes the second model with its units in the first one's order, as near to its weights as an order can come.
+    """Write the second model with its units in the first one's order, as near to its weights as an order can come.
 
     What the file computes stays the same, and so does its layout; other sections of a training file keep their order,
     and no longer belong to the aligned one. `section` is used of both files; `progress` is called with each group that
@@ -81,7 +81,7 @@ def align_checkpoint(
 
 
 def refuse_others(a: Checkpoint, b: Checkpoint, spec: PermutationSpec, both: str) -> None:
-    """Raises UnivalError where one model has parts that the other lacks, or of another size."""
+    """Raise UnivalError where one model has parts that the other lacks, or of another size."""
     wrong = [name for name in spec.axes if name not in a or a[name].shape != b[name].shape]
     wrong += [name for name in a if name not in b and not is_computed(name)]
     if wrong:
@@ -90,7 +90,7 @@ def refuse_others(a: Checkpoint, b: Checkpoint, spec: PermutationSpec, both: str
 
 
 def cosine(spec: PermutationSpec, first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> float:
-    """Of the angle between two models' weights; the tied matrix counts once."""
+    """Compute the cosine of the angle between two models' weights; the tied matrix counts once."""
     dot = squares = others = 0.0
     for name in (name for name in spec.axes if name not in TIED):
         x, y = first[name].double().flatten(), second[name].double().flatten()
@@ -112,27 +112,29 @@ def permutations(config: UnivalConfig, tensors: Mapping[str, Tensor]) -> Permuta
 
 
 def encoder_inputs(config: UnivalConfig) -> Patterns:
-    """Embeddings of the encoder, and the networks of its media."""
+    """Return embeddings of the encoder, and the networks of its media."""
     patterns = {f"encoder.{name}.weight": f"_ {WIDTH}" for name in ("embed_tokens", "type_embedding")}
     patterns |= norm("encoder.patch_layernorm_embedding", WIDTH)
     patterns |= {"encoder.embed_positions.weight": "_ encoder.places"}
     patterns |= positions("encoder.pos", "encoder.heads", "encoder.places", "encoder.places")
     for medium in config.encoders:
         name, part = f"encoder.embed_{medium}s", getattr(config, medium)
-        network, last = sound(name, part) if medium == "audio" else pictures(name, part, 3 if medium == "video" else 2)
+        network, last = (
+            audio_network(name, part) if medium == "audio" else image_network(name, part, 3 if medium == "video" else 2)
+        )
         patterns |= network | linear(f"encoder.{medium}_proj", WIDTH, last)
         patterns |= {f"encoder.embed_{medium}_positions.weight": "_ encoder.places"}
     return patterns
 
 
 def positions(name: str, heads: str, query: str, key: str) -> Patterns:
-    """The two projections of an absolute position bias, added to the logits of every layer."""
+    """Return the two projections of an absolute position bias, added to the logits of every layer."""
     look = f"({heads} {name}.keys)"
     return linear(f"{name}_q_linear", look, query) | linear(f"{name}_k_linear", look, key)
 
 
 def stack(name: str, layers: int) -> Patterns:
-    """What encoder and decoder have in common: norms, position norms, relative tables, layers."""
+    """Return what encoder and decoder have in common: norms, position norms, relative tables, layers."""
     patterns = norm(f"{name}.layernorm_embedding", WIDTH) | norm(f"{name}.layer_norm", WIDTH)
     patterns |= norm(f"{name}.pos_ln", f"{name}.places") | norm(f"{name}.image_pos_ln", f"{name}.places")
     for index in range(layers):
@@ -143,7 +145,7 @@ def stack(name: str, layers: int) -> Patterns:
 
 
 def layer(name: str, stack: str) -> Patterns:
-    """One layer; only the decoder's look at the encoder."""
+    """Name the groups of one layer; that of a decoder also looks at the encoder."""
     hidden = f"{name}.hidden"
     patterns = attention(f"{name}.self_attn", f"{stack}.heads", WIDTH, WIDTH)
     patterns |= {f"{name}.self_attn.c_attn": f"{stack}.heads"}
@@ -160,8 +162,8 @@ def layer(name: str, stack: str) -> Patterns:
     return patterns | linear(f"{name}.fc2", WIDTH, hidden)
 
 
-def pictures(name: str, config: ResNetConfig, dims: int) -> tuple[Patterns, str]:
-    """A residual network, and the group of its features."""
+def image_network(name: str, config: ResNetConfig, dims: int) -> tuple[Patterns, str]:
+    """Return a residual network, and the group of its features."""
     stream = f"{name}.stem"
     patterns = linear(f"{name}.conv1", stream, "_", bias=False, kernel=dims) | norm(f"{name}.bn1", stream, running=True)
     entering = config.stem
@@ -178,8 +180,8 @@ def pictures(name: str, config: ResNetConfig, dims: int) -> tuple[Patterns, str]
     return patterns, stream
 
 
-def sound(name: str, config: AudioConfig) -> tuple[Patterns, str]:
-    """The convolutions on a spectrogram, and the group of their features."""
+def audio_network(name: str, config: AudioConfig) -> tuple[Patterns, str]:
+    """Return the convolutions on a spectrogram, and the group of their features."""
     patterns, stream = norm(f"{name}.bn0", "_", running=True), "_"
     for index in range(1, len(config.channels) + 1):
         for part in (1, 2):

@@ -25,7 +25,7 @@ def clean_question(text: str, max_words: int | None = None) -> str:
 
 
 def clean_caption(text: str, max_words: int | None = None) -> str:
-    """`clean_question`, and the data sets' placeholder `<person>` becomes the word.
+    """Clean as `clean_question`, and the data sets' placeholder `<person>` becomes the word.
 
     >>> clean_caption("<person> and a dog")
     'person and a dog'
@@ -78,20 +78,20 @@ class Trie:
         self._first = torch.searchsorted(self._keys, torch.arange(len(children) + 2) << 32)
 
     def to(self, device: torch.device) -> Trie:
-        """The same trie with its tables on `device`."""
+        """Return the same trie with its tables on `device`."""
         moved = copy.copy(self)
         moved._keys, moved._tokens = self._keys.to(device), self._tokens.to(device)
         moved._children, moved._first = self._children.to(device), self._first.to(device)
         return moved
 
     def walk(self, nodes: Tensor, tokens: Tensor) -> Tensor:
-        """The node behind each of `tokens` (R) from each of `nodes` (R)."""
+        """Return the node behind each of `tokens` (R) from each of `nodes` (R)."""
         keys = nodes << 32 | tokens
         edges = torch.searchsorted(self._keys, keys).clamp_max(len(self._keys) - 1)
         return torch.where(self._keys[edges] == keys, self._children[edges], self.dead)
 
     def keep_allowed(self, scores: Tensor, nodes: Tensor) -> Tensor:
-        """`scores` (R x vocabulary) with -inf for every id that does not follow its row's node."""
+        """Give `scores` (R x vocabulary) with -inf for every id that does not follow its row's node."""
         first, count = self._first[nodes], self._first[nodes + 1] - self._first[nodes]
         rows = torch.repeat_interleave(count)
         edges = torch.arange(len(rows), device=rows.device) + (first - count.cumsum(0) + count)[rows]

@@ -48,7 +48,7 @@ class Tokenizer:
         self.size = text_ids + codes + bins
 
     def encode(self, text: str) -> list[int]:
-        """Ids of the text alone, without bos and eos. `<bin_0>` in it is plain text."""
+        """Return ids of the text alone, without bos and eos. `<bin_0>` in it is plain text."""
         return self._text.encode(text).ids
 
     def unknown(self, text: str) -> list[str]:
@@ -59,13 +59,13 @@ class Tokenizer:
         ]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of `ids`, without bos and eos; whatever is no text appears by its name, as `<unk>` or `<bin_7>`."""
+        """Give text of `ids`, without bos and eos; whatever is no text appears by its name, as `<unk>` or `<bin_7>`."""
         return self._text.decoder.decode([self._name(int(index)) for index in ids if index not in (BOS, EOS)])
 
     def box_to_ids(
         self, box: Sequence[float], image_size: tuple[int, int], *, side: int = 512, max_side: int = 512
     ) -> list[int]:
-        """Four ids of a box x0, y0, x1, y1 in pixels of an image of `image_size` (width, height).
+        """Return four ids of a box x0, y0, x1, y1 in pixels of an image of `image_size` (width, height).
 
         The image is thought resized to `side` squared and a coordinate quantised over `max_side` (they differ only in
         pretraining); what lies outside is moved to the edge.
@@ -77,7 +77,7 @@ class Tokenizer:
     def ids_to_box(
         self, ids: Sequence[int], image_size: tuple[int, int], *, side: int = 512, max_side: int = 512
     ) -> tuple[float, float, float, float]:
-        """The box that four bin ids stand for, in pixels of the image; the inverse of `box_to_ids`."""
+        """Return the box that four bin ids stand for, in pixels of the image; the inverse of `box_to_ids`."""
         numbers = np.asarray(ids, dtype=np.float32) - self.bin_offset
         if len(ids) != 4 or (numbers < 0).any() or (numbers >= self.bins).any():
             raise UnivalError(f"a box is four ids in {self.bin_offset}..{self.size - 1}, got {list(ids)}")
@@ -85,19 +85,19 @@ class Tokenizer:
         return float(x0), float(y0), float(x1), float(y1)
 
     def codes_to_ids(self, codes: Sequence[int]) -> list[int]:
-        """Ids of the codes of an image tokenizer."""
+        """Return ids of the codes of an image tokenizer."""
         if any(not 0 <= code < self.codes for code in codes):
             raise UnivalError(f"image codes lie in 0..{self.codes - 1}, got {min(codes)}..{max(codes)}")
         return [self.code_offset + code for code in codes]
 
     def ids_to_codes(self, ids: Sequence[int]) -> list[int]:
-        """The codes that `ids` stand for; the inverse of `codes_to_ids`."""
+        """Return the codes that `ids` stand for; the inverse of `codes_to_ids`."""
         if any(not self.code_offset <= index < self.bin_offset for index in ids):
             raise UnivalError(f"ids of codes lie in {self.code_offset}..{self.bin_offset - 1}, got {list(ids)}")
         return [index - self.code_offset for index in ids]
 
     def check(self, config: UnivalConfig) -> Tokenizer:
-        """Itself, if it has the layout of `config`; UnivalError otherwise."""
+        """Return itself, if it has the layout of `config`; UnivalError otherwise."""
         own, wanted = (self.mask + 1, self.codes, self.bins), (config.text_ids, config.codes, config.bins)
         if own != wanted:
             raise UnivalError(f"text ids, codes and bins are {own} in the tokenizer and {wanted} in the model")
@@ -105,7 +105,7 @@ class Tokenizer:
 
     @classmethod
     def published(cls, *folders: Path) -> Tokenizer:
-        """The vocabulary of the published models, from the first of `folders` that holds its three files.
+        """Return the vocabulary of the published models, from the first of `folders` that holds its three files.
 
         They are third-party data that the project does not ship: the folder utils/BPE of the UnIVAL repository.
         Raises `UnivalError` when a file is missing or is not the published one.
@@ -147,7 +147,7 @@ class Tokenizer:
 
     @classmethod
     def from_json(cls, text: str) -> Tokenizer:
-        """The tokenizer that `to_json` wrote."""
+        """Return the tokenizer that `to_json` wrote."""
         try:
             stored = json.loads(text)
             words, layout = stored["words"], (stored["text_ids"], stored["codes"], stored["bins"])
@@ -156,7 +156,7 @@ class Tokenizer:
         return cls(_word_level(words), *layout)
 
     def _name(self, index: int) -> str:
-        """A text piece, or the name of what stands at `index`."""
+        """Return a text piece, or the name of what stands at `index`."""
         if not 0 <= index < self.size:
             raise UnivalError(f"id {index} is outside the vocabulary 0..{self.size - 1}")
         if index >= self.bin_offset:
@@ -218,6 +218,6 @@ def _published_file(name: str, folders: Sequence[Path]) -> str:
 
 
 def _ratios(image_size: tuple[int, int], side: int) -> np.ndarray:
-    """Resized over original pixels for x0, y0, x1, y1."""
+    """Return resized over original pixels for x0, y0, x1, y1."""
     width, height = image_size
     return np.array([side / width, side / height] * 2, dtype=np.float32)

@@ -85,7 +85,7 @@ def filled(config: UnivalConfig, scale: float = 1.0) -> UnivalModel:
 
 
 def inputs_of(tensors: dict[str, Tensor]) -> Inputs:
-    """The encoder's inputs of a recording. Where films or sounds were recorded, its images were only placeholders."""
+    """The encoder's inputs of a recording. Where videos or audios were recorded, its images were only placeholders."""
     kind = next((kind for kind in ("videos", "audios", "images") if f"in.patch_{kind}" in tensors), None)
     media = {kind: tensors[f"in.patch_{kind}"]} if kind else {}
     return Inputs(tokens=tensors["in.src_tokens"], media_mask=tensors.get("in.patch_masks"), **media)

@@ -1,4 +1,4 @@
-"""Lines of every published layout, made from nothing: pictures, films, sounds, texts, and a vocabulary for them."""
+"""Lines of every published layout, made from nothing: images, videos, audios, texts, and a vocabulary for them."""
 
 import base64
 import io
@@ -32,21 +32,21 @@ TOKENIZER = Tokenizer.train(WORDS, POCKET)
 RATE = 8_000
 
 
-def picture(seed: int, size: tuple[int, int] = (60, 40)) -> Image.Image:
+def image(seed: int, size: tuple[int, int] = (60, 40)) -> Image.Image:
     pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     return Image.fromarray(pixels)
 
 
 def png(seed: int, size: tuple[int, int] = (60, 40)) -> bytes:
     data = io.BytesIO()
-    picture(seed, size).save(data, "PNG")
+    image(seed, size).save(data, "PNG")
     return data.getvalue()
 
 
 def gif(seed: int, frames: int = 8) -> bytes:
     data = io.BytesIO()
-    pictures = [picture(100 * seed + step, (48, 48)) for step in range(frames)]
-    pictures[0].save(data, "GIF", save_all=True, append_images=pictures[1:])
+    images = [image(100 * seed + step, (48, 48)) for step in range(frames)]
+    images[0].save(data, "GIF", save_all=True, append_images=images[1:])
     return data.getvalue()
 
 
@@ -58,7 +58,7 @@ def mp4(seed: int, frames: int = 12) -> bytes:
         stream = container.add_stream("mpeg4", rate=4)
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
         for step in range(frames):
-            frame = av.VideoFrame.from_ndarray(np.asarray(picture(100 * seed + step, (64, 48))))
+            frame = av.VideoFrame.from_ndarray(np.asarray(image(100 * seed + step, (64, 48))))
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return data.getvalue()

@@ -1,6 +1,5 @@
 """Evaluation from file to score: every task, every layout, the command line, a task of one's own."""
 
-import importlib.util
 import json
 import re
 from dataclasses import replace
@@ -11,8 +10,7 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
-from tests.unival_core.golden import ROOT
-from tests.unival_core.made_rows import POCKET, TOKENIZER, cell, cells, dataset, png, table, write_file
+from tests.unival_core.made_rows import POCKET, TOKENIZER, cells, dataset, table, write_file
 from unival_core.checkpoint import save_model
 from unival_core.commands import app as program
 from unival_core.config import replace as replace_config
@@ -167,37 +165,6 @@ def test_a_model_that_knows_is_told_so(tmp_path, pocket):
 
 
 # a task of one's own, as docs/tasks.md shows it
-
-
-def documented_task(folder: Path):
-    code = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "tasks.md").read_text(), re.DOTALL)
-    assert code is not None
-    (folder / "counting.py").write_text(code[1])
-    spec = importlib.util.spec_from_file_location("counting", folder / "counting.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.TASK
-
-
-def test_a_task_of_ones_own_is_one_file_and_one_line(tmp_path, pocket, monkeypatch):
-    task = documented_task(tmp_path)
-    monkeypatch.setitem(TASKS, "counting", task)  # the line
-    path = tmp_path / "cups.tsv"
-    rows = [("a", "red cup", "2"), ("b", "cup", "many"), ("c", "digit", "0")]
-    path.write_text("".join(f"{name}\t{cell('image', 1, None)}\t{thing}\t{n}\n" for name, thing, n in rows))
-    data = TaskDataset(task, TsvTable(path, task.columns), TOKENIZER, POCKET)
-    with pytest.warns(UserWarning, match=r"cups\.tsv:2: count 'many' is not one of 0 to 4"):
-        result = evaluate(pocket, data, progress=False)
-    assert [(p.name, p.reference) for p in result.predictions] == [("a", "two"), ("c", "zero")]
-    checkpoint = save(pocket, tmp_path)
-    said = run("evaluate", checkpoint, "counting", "--data", str(path))
-    assert said.exit_code == 0
-    assert said.stdout.startswith(f"counting on {path}: 2 rows")
-    (tmp_path / "shelf.png").write_bytes(png(1))
-    said = run("generate", checkpoint, "counting", "--image", str(tmp_path / "shelf.png"), "--text", "red cup")
-    assert said.stdout.strip() == result.predictions[0].answer
 
 
 # the command line

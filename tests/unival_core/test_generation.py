@@ -189,14 +189,14 @@ def test_a_sample_gets_in_a_batch_what_it_gets_alone(
 
 
 def test_a_sample_of_a_mixed_batch_gets_what_it_gets_alone(writer: UnivalModel) -> None:
-    films, options = torch.randn(1, 3, 8, 48, 48), GenerationOptions(beam=3, max_len_b=8)
+    videos, options = torch.randn(1, 3, 8, 48, 48), GenerationOptions(beam=3, max_len_b=8)
     plain = batch()
     assert plain.images is not None
-    mixed = replace(plain, images=plain.images[:1], videos=films, modality=torch.tensor([-1, 1, 0]))
+    mixed = replace(plain, images=plain.images[:1], videos=videos, modality=torch.tensor([-1, 1, 0]))
     found = generate(writer, mixed, options)
     kept = [plain.tokens[row : row + 1, :length] for row, length in enumerate((9, 5, 3))]
     same(found[0], generate(writer, Inputs(kept[0]), options)[0])
-    same(found[1], generate(writer, Inputs(kept[1], videos=films), options)[0])
+    same(found[1], generate(writer, Inputs(kept[1], videos=videos), options)[0])
     same(found[2], generate(writer, Inputs(kept[2], images=plain.images[:1]), options)[0])
 
 

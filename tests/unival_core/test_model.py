@@ -210,7 +210,7 @@ MODALITY = torch.tensor([2, -1, 0, 1, 0, -1, 1], dtype=torch.int8)
 
 
 def mixed(frames: int = 8) -> Inputs:
-    """Seven samples: sound, text, image, film, image, text, film."""
+    """Seven samples: audio, text, image, video, image, text, video."""
     return Inputs(
         tokens=draw(1, 7, 9),
         images=noise(2, 2, 3, 48, 48),
@@ -453,7 +453,7 @@ def test_one_batch_can_be_learned() -> None:
         (Inputs(draw(1, 2, 4), modality=torch.tensor([0, -1])), "1 samples .* modality image, but 0 images"),
         (Inputs(draw(1, 1, 70)), "text of 70 tokens: the model reads 64"),
         (Inputs(draw(1, 1, 4), images=noise(1, 1, 3, 16, 104)), "image of 2 x 13 tokens: .* up to 12 x 12"),
-        (Inputs(draw(1, 1, 4), audios=noise(1, 1, 900)), "sound of 900 samples: the model needs 1120"),
+        (Inputs(draw(1, 1, 4), audios=noise(1, 1, 900)), "audio of 900 samples: the model needs 1120"),
     ],
 )
 def test_wrong_inputs_are_refused(pocket: UnivalModel, inputs: Inputs, message: str) -> None:

@@ -1,4 +1,4 @@
-"""The command line of the model: answers to one picture, film or sound, scores on a file of them, alignment."""
+"""The command line of the model: answers to one image, video or audio, scores on a file of them, alignment."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ Bpe = Annotated[Path | None, typer.Option(help="Folder with the published encode
 Section = Annotated[str, typer.Option(help="Part of a training file to use.")]
 Device = Annotated[str, typer.Option(help="Where to run: cpu, cuda, ...")]
 BeamWidth = Annotated[int | None, typer.Option(min=1, help="Hypotheses to search with; default: the task's.")]
-Side = Annotated[int | None, typer.Option(min=1, help="Pixels along the side of a picture; default: the task's.")]
+Side = Annotated[int | None, typer.Option(min=1, help="Pixels along the side of an image; default: the task's.")]
 Frames = Annotated[int | None, typer.Option(min=1, help="Frames to look at; default: the task's.")]
-Resample = Annotated[bool, typer.Option("--resample", help="Resample sound of another rate.")]
+Resample = Annotated[bool, typer.Option("--resample", help="Resample audio of another rate.")]
 
 
 def generate(
     checkpoint: Checkpoint,
     task: TaskName,
-    image: Annotated[Path | None, typer.Option(help="Picture to look at.")] = None,
-    video: Annotated[Path | None, typer.Option(help="Film to look at.")] = None,
-    audio: Annotated[Path | None, typer.Option(help="Sound to listen to.")] = None,
+    image: Annotated[Path | None, typer.Option(help="Image to look at.")] = None,
+    video: Annotated[Path | None, typer.Option(help="Video to look at.")] = None,
+    audio: Annotated[Path | None, typer.Option(help="Audio to listen to.")] = None,
     text: Annotated[str, typer.Option(help="Question, hypothesis, description, or box x0,y0,x1,y1.")] = "",
     bpe: Bpe = None,
     section: Section = "auto",
@@ -47,10 +47,10 @@ def generate(
     side: Side = None,
     frames: Frames = None,
     resample: Resample = False,
-    draw: Annotated[Path | None, typer.Option(help="Where to save the picture with the box.")] = None,
+    draw: Annotated[Path | None, typer.Option(help="Where to save the image with the box.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing --draw file.")] = False,
 ) -> None:
-    """Print what the model says about one picture, film or sound.
+    """Print what the model says about one image, video or audio.
 
     \b
     unival-merge generate --checkpoint vqa.pt --task vqa --image dog.jpg --text "what colour is the dog"
@@ -174,7 +174,7 @@ def _task(name: str) -> Task:
 
 
 def _source(task: Task, media: dict[str, Path | None], text: str) -> Path | None:
-    """The file to look at or listen to, if the task wants one; checks that everything is given that it wants."""
+    """Return the file to look at or listen to, if the task wants one; checks that everything is given that it wants."""
     given = [name for name, path in media.items() if path]
     if given != ([task.medium] if task.medium else []):
         wanted = f"needs --{task.medium}" if task.medium else "looks at nothing"
@@ -226,7 +226,7 @@ def _numbers(text: str | None) -> list[int]:
 def _answer(
     model: UnivalModel, tokenizer: Tokenizer, task: Task, source: Path | None, text: str, resample: bool
 ) -> Any:
-    """The answer to one question, through the same steps as the rows of a file."""
+    """Return the answer to one question, through the same steps as the rows of a file."""
     from unival_core.data.answers import allowed_answers
     from unival_core.data.batch import collate
     from unival_core.data.dataset import asked, media_reader
@@ -245,31 +245,31 @@ def _answer(
 
 
 def _said(answer: Any) -> str:
-    """Text as it is, a box with one decimal, codes as numbers."""
+    """Print text as it is, a box with one decimal, codes as numbers."""
     if isinstance(answer, str):
         return answer
     return " ".join(f"{value:.1f}" if isinstance(value, float) else str(value) for value in answer)
 
 
 def _draw(box: Sequence[float], source: Path, draw: Path) -> None:
-    """Saves the picture with the box in it."""
+    """Save the image with the box in it."""
     from PIL import ImageDraw
 
     from unival_core.media.image import load_image
 
-    picture = load_image(source)
+    image = load_image(source)
     x0, y0, x1, y1 = box
     left, top, right, bottom = min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)
-    width = max(1, min(picture.size) // 150)
-    ImageDraw.Draw(picture).rectangle((left, top, right, bottom), outline=(255, 0, 0), width=width)
+    width = max(1, min(image.size) // 150)
+    ImageDraw.Draw(image).rectangle((left, top, right, bottom), outline=(255, 0, 0), width=width)
     try:
-        picture.save(draw)
+        image.save(draw)
     except (OSError, ValueError) as error:
         raise UnivalError(f"{draw}: {error}") from None
 
 
 def _print_scores(result: Evaluation, data: str) -> None:
-    """Scores times 100, as papers print them; on stderr the rows that were left out."""
+    """Print scores times 100, as papers print them; on stderr the rows that were left out."""
     from unival_core.metrics import score_interval
 
     for place, reason in result.broken[:SHOWN]:

@@ -33,7 +33,7 @@ class Answers:
         return text in self._known
 
     def text(self, ids: Sequence[int]) -> str:
-        """The answer that ids spell, the first in the list of several; "" for ids that are none."""
+        """Return the answer that ids spell, the first in the list of several; "" for ids that are none."""
         return self._by_ids.get(tuple(ids), "")
 
 
@@ -55,7 +55,7 @@ def allowed_answers(texts: Sequence[str], tokenizer: Tokenizer, config: UnivalCo
 
 
 def found_answers(task: Task, table: TsvTable) -> list[str]:
-    """The targets of all sound rows of a table (the training data), most frequent first."""
+    """Return the targets of all valid rows of a table (the training data), most frequent first."""
     counts: Counter[str] = Counter()
     for row in range(len(table)):
         try:

@@ -23,7 +23,7 @@ class Example:
 
     Ids come without bos and eos: `source` is what the encoder reads, `prefix` what the decoder is given, `target` what
     it has to write. `media` is the medium as exact small integers: uint8 3 x height x width pixels, or 3 x frames x
-    height x width, or int16 samples. `size` is (width, height) of the picture before it was resized, which boxes refer
+    height x width, or int16 samples. `size` is (width, height) of the image before it was resized, which boxes refer
     to; `reference` is what the metrics of the task compare an answer with; `place` is file:line. `answers` are the only
     ones that training chooses among.
     """
@@ -66,18 +66,18 @@ class Batch:
 
     @property
     def tokens(self) -> int:
-        """Number of targets that count."""
+        """Count the targets that are learnt."""
         return int((self.targets != PAD).sum())
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch with its tensors on another device."""
+        """Return the same batch with its tensors on another device."""
         names = ("inputs", "target_inputs", "targets", "confidence", "allowed", "code_rows")
         present = {name: value for name in names if (value := getattr(self, name)) is not None}
         return replace(self, **{name: value.to(device) for name, value in present.items()})
 
 
 def collate(examples: Sequence[Example]) -> Batch:
-    """One batch of any mixture of examples, texts right-padded; media of one kind must have one shape."""
+    """Return one batch of any mixture of examples, texts right-padded; media of one kind must have one shape."""
     if not examples:
         raise UnivalError("a batch needs at least one example")
     return Batch(
@@ -93,13 +93,13 @@ def collate(examples: Sequence[Example]) -> Batch:
 
 
 def collate_by_task(examples: Sequence[Example]) -> list[Batch]:
-    """One batch for each task among the examples, in the order of their first appearance."""
+    """Return one batch for each task among the examples, in the order of their first appearance."""
     tasks = dict.fromkeys(example.task for example in examples)
     return [collate([example for example in examples if example.task == task]) for task in tasks]
 
 
 def right_pad(rows: Sequence[Sequence[int]]) -> Tensor:
-    """Rows of ids as one matrix, padded with 1."""
+    """Return rows of ids as one matrix, padded with 1."""
     width = max(map(len, rows))
     return torch.tensor([[*row, *[PAD] * (width - len(row))] for row in rows], dtype=torch.int64)
 
@@ -112,7 +112,7 @@ def _inputs(examples: Sequence[Example]) -> Inputs:
 
 
 def _stack(examples: Sequence[Example]) -> Tensor | None:
-    """Media of one kind as the model reads them."""
+    """Return media of one kind as the model reads them."""
     values = [e.media for e in examples if e.media is not None]
     if not values:
         return None
@@ -126,7 +126,7 @@ def _stack(examples: Sequence[Example]) -> Tensor | None:
 
 
 def _allowed(examples: Sequence[Example]) -> Tensor | None:
-    """Which ids each target may be chosen from: those that go on with some allowed answer."""
+    """Tell which ids each target may be chosen from: those that go on with some allowed answer."""
     rows_of: dict[Answers, list[int]] = {}
     for row, example in enumerate(examples):
         if example.answers is not None:

@@ -12,7 +12,7 @@ _NO_MARKS = str.maketrans("", "", string.punctuation)
 
 
 def plain(text: str) -> str:
-    """A caption without punctuation, single-spaced, as the published captioners write it.
+    """Return a caption without punctuation, single-spaced, as the published captioners write it.
 
     >>> plain(" A man's dog,  asleep. ")
     'A mans dog asleep'
@@ -21,14 +21,14 @@ def plain(text: str) -> str:
 
 
 def several(cell: str) -> list[str]:
-    """The texts of a cell that are joined by &&, at least one."""
+    """Return the texts of a cell that are joined by &&, at least one."""
     if texts := [text for text in (part.strip() for part in cell.split("&&")) if text]:
         return texts
     raise UnivalError("the cell of texts is empty")
 
 
 def weighted(cell: str) -> dict[str, float]:
-    """Answers and their confidence, in the order of the cell.
+    """Read answers and their confidence, in the order of the cell.
 
     >>> weighted("1.0|!+red&&0.3|!+dark red")
     {'red': 1.0, 'dark red': 0.3}
@@ -46,13 +46,13 @@ def weighted(cell: str) -> dict[str, float]:
 
 
 def best(cell: str) -> str:
-    """The most confident of the weighted answers, of equals the first."""
+    """Return the most confident of the weighted answers, of equals the first."""
     answers = weighted(cell)
     return max(answers, key=answers.__getitem__)
 
 
 def region(cell: str) -> Box:
-    """A box given as 'x0,y0,x1,y1'."""
+    """Return a box given as 'x0,y0,x1,y1'."""
     try:
         box = Box(*(float(value) for value in cell.split(",")))
     except (TypeError, ValueError):
@@ -63,7 +63,7 @@ def region(cell: str) -> Box:
 
 
 def codes(cell: str) -> Codes:
-    """Image codes given as integers between spaces."""
+    """Return image codes given as integers between spaces."""
     try:
         values = Codes(tuple(int(value) for value in cell.split()))
     except ValueError:

@@ -34,7 +34,7 @@ class TaskDataset:
     """The examples of a table, for training or for evaluation.
 
     `media_dir` is the folder of media given by path (default: that of the file); `side` and `frames` replace the task's
-    sizes of pictures and films; `resample` lets sound of any rate in. `answers` limits the answers of a task that has
+    sizes of images and videos; `resample` lets audio of any rate in. `answers` limits the answers of a task that has
     no list of its own; a training row whose answer is not in it counts as broken. In training, `seed` and the number of
     the draw decide all that is random, so that workers and processes do not matter. With a `cache` media are decoded
     once, and whole examples are kept in evaluation.
@@ -79,7 +79,7 @@ class TaskDataset:
 
     @property
     def broken(self) -> list[Broken]:
-        """The broken rows met so far, in the order of the table."""
+        """Return the broken rows met so far, in the order of the table."""
         return [self._broken[row] for row in sorted(self._broken)]
 
     def read(self, row: int, number: int = 0) -> Example:
@@ -106,7 +106,7 @@ class TaskDataset:
         return example
 
     def get(self, row: int, number: int = 0) -> Example | None:
-        """`read`, or None where the row is broken."""
+        """Read like `read`, or return None where the row is broken."""
         try:
             return self.read(row, number)
         except UnivalError as error:
@@ -114,14 +114,14 @@ class TaskDataset:
             return None
 
     def draw(self, row: int, number: int) -> Example:
-        """The example of draw `number` of a training run; in the place of a broken row comes the next sound one."""
+        """The example of draw `number` of a training run; in the place of a broken row comes the next valid one."""
         for step in range(len(self)):
             if (example := self.get((row + step) % len(self), number)) is not None:
                 return example
         raise UnivalError(f"{self.table.paths[0]}: every row is broken, the first: {self.broken[0].reason}")
 
     def length(self, row: int) -> int:
-        """Tokens of the prompt, 0 where the row is broken: what evaluation sorts by. Decodes no medium."""
+        """Count the tokens of the prompt, 0 where the row is broken: what evaluation sorts by. Decodes no medium."""
         if row in self._kept:
             return len(self._kept[row].source)
         try:
@@ -130,7 +130,7 @@ class TaskDataset:
             return 0
 
     def _limited(self, example: Example, cells: Row) -> Example:
-        """In training with the allowed answers, of which the target has to be one."""
+        """Add in training the allowed answers, of which the target has to be one."""
         if self.answers is None or not self.training:
             return example
         target = self.task.target(cells, None)
@@ -153,7 +153,7 @@ class TaskDataset:
 def media_reader(
     task: Task, config: UnivalConfig, *, resample: bool = False, cache: MediaCache | None = None
 ) -> MediaReader | None:
-    """What reads the media of a task, None if it has none; UnivalError if the model cannot see or hear them."""
+    """Make what reads the media of a task, None if it has none; UnivalError if the model cannot see or hear them."""
     if task.medium is None:
         return None
     if task.medium not in config.encoders:
@@ -162,7 +162,7 @@ def media_reader(
 
 
 def asked(task: Task, row: Row, medium: Medium | None, tokenizer: Tokenizer, place: str = "") -> Example:
-    """The half of an example that the model is given."""
+    """Return the half of an example that the model is given."""
     size = None if medium is None else medium.size
     source = to_ids(task.prompt(row), tokenizer, size)
     return Example(
@@ -180,14 +180,14 @@ def asked(task: Task, row: Row, medium: Medium | None, tokenizer: Tokenizer, pla
 
 
 def answered(task: Task, example: Example, row: Row, tokenizer: Tokenizer, generator: Random | None) -> Example:
-    """With the half that it has to find out."""
+    """Add the half of an example that the model has to find out."""
     target = task.target(row, generator)
     ids = to_ids(f" {target}" if isinstance(target, str) else target, tokenizer, example.size)
     return replace(example, target=ids, confidence=task.confidence(row), reference=task.reference(row))
 
 
 def check_lengths(example: Example, config: UnivalConfig) -> None:
-    """Raises UnivalError where an example is longer than the model has positions for."""
+    """Raise UnivalError where an example is longer than the model has positions for."""
     source, written = len(example.source) + 2, 1 + len(example.prefix) + len(example.target)
     if example.writes_image:
         if len(example.target) != config.code_side**2:
@@ -198,13 +198,13 @@ def check_lengths(example: Example, config: UnivalConfig) -> None:
 
 
 def to_ids(words: Words, tokenizer: Tokenizer, size: tuple[int, int] | None) -> list[int]:
-    """Text, boxes (in a picture of `size`) and image codes as ids."""
+    """Return text, boxes (in an image of `size`) and image codes as ids."""
     if isinstance(words, str):
         return tokenizer.encode(words)
     if isinstance(words, Codes):
         return tokenizer.codes_to_ids(words.values)
     if isinstance(words, Box):
         if size is None:
-            raise UnivalError("a box needs a picture that it lies in")
+            raise UnivalError("a box needs an image that it lies in")
         return tokenizer.box_to_ids(words, size)
     return [index for part in words for index in to_ids(part, tokenizer, size)]

@@ -44,11 +44,11 @@ class TrainingStream:
             yield examples
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the stream stands, as plain values for JSON."""
+        """Tell where the stream stands, as plain values for JSON."""
         return self._state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on behind the list after which `state` was taken."""
+        """Go on behind the list after which `state` was taken."""
         self.sampler.load_state_dict(state)
         self._state = self.sampler.state_dict()
 
@@ -63,19 +63,19 @@ class TrainingStream:
 def evaluation_batches(
     dataset: TaskDataset, batch_size: int, *, limit: int | None = None, workers: int = 0
 ) -> Iterator[tuple[list[int], Batch]]:
-    """Every sound row of a dataset once (of the first `limit` rows), with the numbers of the rows in each batch.
+    """Return every valid row of a dataset once (of the first `limit` rows), with the numbers of the rows in each batch.
 
     Rows with prompts of similar length come together, so that little is padded; the order is the same every time.
     """
     rows = range(len(dataset) if limit is None else min(limit, len(dataset)))
     for group, numbers in _prepared(dataset.get, _by_length(dataset, rows, batch_size), workers):
-        sound = [(number, example) for number, example in zip(numbers, group, strict=True) if example is not None]
-        if sound:
-            yield [number for number, _ in sound], collate([example for _, example in sound])
+        valid = [(number, example) for number, example in zip(numbers, group, strict=True) if example is not None]
+        if valid:
+            yield [number for number, _ in valid], collate([example for _, example in valid])
 
 
 def _by_length(dataset: TaskDataset, rows: range, batch_size: int) -> Iterator[tuple[list[int], list[int]]]:
-    """Batches of row numbers, twice."""
+    """Sort row numbers into batches by length of prompt; each comes twice, as items and as their note."""
     for start in range(0, len(rows), batch_size * _WINDOW):
         window = sorted(rows[start : start + batch_size * _WINDOW], key=dataset.length)
         for first in range(0, len(window), batch_size):
@@ -86,7 +86,7 @@ def _by_length(dataset: TaskDataset, rows: range, batch_size: int) -> Iterator[t
 def _prepared(
     make: Callable[[Item], Made], groups: Iterator[tuple[list[Item], Note]], workers: int
 ) -> Iterator[tuple[list[Made], Note]]:
-    """Makes every item of every group, in order, with the group's note; threads work up to `_AHEAD` groups ahead."""
+    """Make every item of every group, in order, with the group's note; threads work up to `_AHEAD` groups ahead."""
     if not workers:
         for items, note in groups:
             yield [make(item) for item in items], note

@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 class Medium(NamedTuple):
-    """A decoded medium as exact small integers (see `Example`), and the (width, height) its picture had in the file."""
+    """A decoded medium as exact small integers (see `Example`), and the (width, height) its image had in the file."""
 
     values: Tensor
     size: tuple[int, int]
@@ -25,7 +25,7 @@ class MediaCache:
     """Media by their content, up to `memory` bytes in RAM and `disk` bytes in `folder`.
 
     What is in stays in: a sweep goes through the same rows again and again, and throwing out the oldest would throw out
-    each one just before it is wanted. Tasks and rows that show the same picture share it. Safe to use from several
+    each one just before it is wanted. Tasks and rows that show the same image share it. Safe to use from several
     threads; several processes may share a folder, and a broken file in it is only missing.
     """
 
@@ -44,12 +44,12 @@ class MediaCache:
         return len(self._kept)
 
     def get(self, key: str) -> Medium | None:
-        """What is kept under a key."""
+        """Look up what is kept under a key; None for nothing."""
         medium = self._kept.get(key)
         return medium if medium is not None or self.folder is None else _read(self.folder / f"{_digest(key)}.npz")
 
     def put(self, key: str, medium: Medium) -> bool:
-        """Keeps it if there is room; whether it now is in RAM."""
+        """Keep a medium if there is room; tell whether it is in RAM now."""
         size = medium.values.nbytes
         path = None if self.folder is None else self.folder / f"{_digest(key)}.npz"
         with self._lock:

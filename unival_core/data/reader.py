@@ -36,9 +36,9 @@ class MediaReader:
     cache: MediaCache | None = None
 
     def __call__(self, cell: str, folder: Path, generator: Random | None = None) -> tuple[Medium, bool]:
-        """The medium of a cell, and whether it is in RAM to stay.
+        """Return the medium of a cell, and whether it is in RAM to stay.
 
-        A `generator` draws the frames of a film and the part of a long sound (training); without one they are the
+        A `generator` draws the frames of a video and the part of a long audio (training); without one they are the
         middle ones. What is drawn is not kept, and what is kept is never given for a draw that could differ.
         """
         if self.cache is None:
@@ -57,29 +57,29 @@ class MediaReader:
         """The medium of a file, and whether it is whole, so that no draw could give another; UnivalError if damaged."""
         try:
             if self.kind == "image":
-                return self._picture(data), True
-            return self._film(data, generator) if self.kind == "video" else self._sound(data, generator)
+                return self._image(data), True
+            return self._video(data, generator) if self.kind == "video" else self._audio(data, generator)
         except (UnivalError, MemoryError):
             raise
         except Exception as error:  # decoders answer damaged bytes with nearly any exception there is
             raise UnivalError(f"damaged {self.kind} ({type(error).__name__}: {error})") from error
 
-    def _picture(self, data: bytes | Path) -> Medium:
-        picture = load_image(data)
-        return Medium(integers(image_to_tensor(picture, self.side), 127.5, 127.5, torch.uint8), picture.size)
+    def _image(self, data: bytes | Path) -> Medium:
+        image = load_image(data)
+        return Medium(integers(image_to_tensor(image, self.side), 127.5, 127.5, torch.uint8), image.size)
 
-    def _film(self, data: bytes | Path, generator: Random | None) -> tuple[Medium, bool]:
+    def _video(self, data: bytes | Path, generator: Random | None) -> tuple[Medium, bool]:
         lengths: list[int] = []
 
         def choose(length: int) -> list[int]:
             lengths.append(length)
             return choose_frames(length, self.frames, generator)
 
-        film = load_video(data, choose)
-        values = integers(video_to_tensor(film, self.side), 127.5, 127.5, torch.uint8)
-        return Medium(values, (film.shape[2], film.shape[1])), lengths[0] <= self.frames
+        video = load_video(data, choose)
+        values = integers(video_to_tensor(video, self.side), 127.5, 127.5, torch.uint8)
+        return Medium(values, (video.shape[2], video.shape[1])), lengths[0] <= self.frames
 
-    def _sound(self, data: bytes | Path, generator: Random | None) -> tuple[Medium, bool]:
+    def _audio(self, data: bytes | Path, generator: Random | None) -> tuple[Medium, bool]:
         if self.audio is None:
             raise UnivalError("the model has no audio encoder: load one that has")
         samples, rate = load_audio(data)
@@ -88,7 +88,7 @@ class MediaReader:
         return Medium(integers(values, 32767.0, 0.0, torch.int16), (0, 0)), is_whole
 
     def _key(self, cell: str, folder: Path) -> str:
-        """What the decoded medium depends on."""
+        """Return what the decoded medium depends on."""
         content = blake2b(cell.encode(), digest_size=16).hexdigest()
         if is_path(cell):
             path = folder / cell
@@ -98,17 +98,17 @@ class MediaReader:
 
 
 def integers(values: Tensor, scale: float, shift: float, dtype: torch.dtype) -> Tensor:
-    """Model inputs back to the integers they were made of: a quarter or half of the bytes, and nothing is lost."""
+    """Turn model inputs into the integers they were made of, a quarter or half of the bytes; nothing is lost."""
     return (values * scale + shift).round().to(dtype)
 
 
 def is_path(cell: str) -> bool:
-    """Whether a media cell names a file: neither alphabet of base64 has a dot."""
+    """Tell whether a media cell names a file: neither alphabet of base64 has a dot."""
     return "." in cell
 
 
 def cell_bytes(cell: str, folder: Path) -> bytes:
-    """The bytes of a file that a cell holds or names."""
+    """Return the bytes of a file that a cell holds or names."""
     if is_path(cell):
         return read_source(folder / cell)[0]
     text = cell.strip()

@@ -61,7 +61,7 @@ class BalancedSampler:
             yield self.draw()
 
     def draw(self) -> list[Draw]:
-        """The next batch of this process."""
+        """Return the next batch of this process."""
         total = self.batch_size * self.world
         draws: list[Draw] = []
         for task, count in self._counts(total).items():
@@ -72,11 +72,11 @@ class BalancedSampler:
         return draws[self.rank :: self.world]
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the stream stands, as plain values for JSON; the same in every process."""
+        """Tell where the stream stands, as plain values for JSON; the same in every process."""
         return {"step": self.step, "seen": dict(self.seen), "made_of": self._made_of()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on where another sampler of the same data, weights, seed and total batch size stood."""
+        """Go on where another sampler of the same data, weights, seed and total batch size stood."""
         if state["made_of"] != self._made_of():
             raise UnivalError(f"a sampler of {state['made_of']} cannot go on as one of {self._made_of()}")
         self.step, self.seen = int(state["step"]), {task: int(count) for task, count in state["seen"].items()}
@@ -90,7 +90,7 @@ class BalancedSampler:
         }
 
     def _counts(self, total: int) -> dict[str, int]:
-        """Draws by task in this step: `total` evenly spaced marks on the line of shares, moved by a random offset."""
+        """Count draws by task: `total` evenly spaced marks on the line of shares, moved by a random offset."""
         offset = np.random.default_rng([self.seed, crc32(b"shares"), self.step]).random()
         ends = np.minimum(np.cumsum(list(self.shares.values())), 1.0)
         ends[-1] = 1.0
@@ -98,7 +98,7 @@ class BalancedSampler:
         return dict(zip(self.shares, np.diff(marks, prepend=0).tolist(), strict=True))
 
     def _row(self, task: str, place: int) -> int:
-        """The row at a place of the task's endless stream of shuffled epochs."""
+        """Return the row at a place of the task's endless stream of shuffled epochs."""
         epoch, within = divmod(place, self.sizes[task])
         known = self._orders.get(task)
         if known is None or known[0] != epoch:

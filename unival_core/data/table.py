@@ -68,12 +68,12 @@ class TsvTable:
             raise UnivalError(f"{data.count(_TAB) + 1} columns, at least {wanted} are wanted") from None
 
     def place(self, row: int) -> str:
-        """The file and line of a row, as file:line."""
+        """Return the file and line of a row, as file:line."""
         file, line = self._locate(row)
         return f"{self.paths[file]}:{line + 1}"
 
     def folder(self, row: int) -> Path:
-        """The folder of the file that holds a row."""
+        """Return the folder of the file that holds a row."""
         return self.paths[self._locate(row)[0]].parent
 
     def _locate(self, row: int) -> tuple[int, int]:
@@ -112,7 +112,7 @@ def _mapped(path: Path) -> mmap.mmap:
 
 
 def _index_places(path: Path) -> tuple[Path, Path]:
-    """Beside the file, and where to go if that is not possible."""
+    """Name the place of the index beside the file, and the one where that is not possible."""
     absolute = path.absolute()
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unival-merge" / "index"
     digest = blake2b(str(absolute).encode(), digest_size=8).hexdigest()
@@ -135,7 +135,7 @@ def _scan(path: Path, size: int) -> np.ndarray:
 
 
 def _save(place: Path, index: np.ndarray) -> bool:
-    """Whether the index could be written, all or nothing."""
+    """Tell whether the index could be written, all or nothing."""
     partial = place.with_name(f"{place.name}.{os.getpid()}.partial")
     try:
         place.parent.mkdir(parents=True, exist_ok=True)

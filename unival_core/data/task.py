@@ -79,7 +79,7 @@ class Task:
     `target` is what the decoder learns to write, with the generator of a training run, or None in evaluation, where it
     is the first of several; `confidence` is its weight. `reference` is what each of `metrics` (names of METRICS, the
     one to quote first) compares with an answer, which for text is what `answer` makes of the decoded text. Functions
-    raise UnivalError where a row is broken. `example` are the cells of a sound row, but for its media.
+    raise UnivalError where a row is broken. `example` are the cells of a valid row, but for its media.
 
     `answers` are the only ones allowed; () where the user may give a list or leave them free. With `rank_answers` all
     of them are scored, otherwise they are searched for as `generation` says. With `repeats_prompt` the decoder begins
@@ -129,7 +129,7 @@ class Task:
 
     @property
     def selected_cols(self) -> tuple[int, ...]:
-        """The number, from 0, of each of `columns` in a file of the task's layout."""
+        """Return the number, from 0, of each of `columns` in a file of the task's layout."""
         return tuple((self.layout or self.columns).index(name) for name in self.columns)
 
     def quoted(self, setup: str) -> str:
@@ -138,7 +138,7 @@ class Task:
         return (means or self.metrics)[0]
 
     def learnable_texts(self) -> list[str]:
-        """Every text of the example row and of the answers: what a vocabulary has to hold to put the task."""
+        """Return every text of the example row and of the answers: what a vocabulary has to hold to put the task."""
         words = (self.prompt(self.example), self.target(self.example, None), *self.answers)
         return [text for each in words for text in texts_of(each)]
 

@@ -1,1 +1,1 @@
-"""Networks that turn a picture, a film or a sound into a map of features; the model turns each cell into a token."""
+"""Networks that turn an image, a video or an audio into a map of features; the model turns each cell into a token."""

@@ -47,7 +47,7 @@ class Cnn14(nn.Module):
         c, halvings = self.config, len(self.blocks) - 1
         shortest = max(c.hop * (2**halvings - 1), c.n_fft // 2 + 1)
         if waveforms.shape[1] < shortest:
-            raise UnivalError(f"sound of {waveforms.shape[1]} samples: the model needs {shortest}, repeat or pad it")
+            raise UnivalError(f"audio of {waveforms.shape[1]} samples: the model needs {shortest}, repeat or pad it")
         x = log_mel(waveforms, c).to(self.bn0.weight.dtype)
         x = self.bn0(x.transpose(1, 2)).transpose(1, 2)
         if self.training:
@@ -62,7 +62,7 @@ class Cnn14(nn.Module):
 
 
 def blank(x: Tensor, dim: int, longest: int) -> Tensor:
-    """Zeros two stripes of 0 to `longest - 1` cells along `dim` (1 or 2) of each sample of N x frames x bands."""
+    """Zero two stripes of 0 to `longest - 1` cells along `dim` (1 or 2) of each sample of N x frames x bands."""
     if not longest:
         return x
     cells = x.shape[dim]

@@ -15,7 +15,7 @@ _POOL: dict[int, type[nn.Module]] = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
 
 
 def normalised(x: Tensor, conv: nn.Module, norm: nn.Module) -> Tensor:
-    """A bias-free convolution and the batch norm behind it.
+    """Run a bias-free convolution and the batch norm behind it.
 
     In evaluation the norm is a scale and a shift, which go into the kernel: one pass over the features less. They are
     folded anew in every call, as weights may change in place at any time.
@@ -63,7 +63,7 @@ class ResNet(nn.Module):
     def __init__(self, config: ResNetConfig) -> None:
         super().__init__()
         dims = self.dims
-        stride = (2,) * dims if dims == 2 else (1, 2, 2)  # a film keeps every frame until the pooling
+        stride = (2,) * dims if dims == 2 else (1, 2, 2)  # a video keeps every frame until the pooling
         self.conv1 = _CONV[dims](3, config.stem, config.kernel, stride=stride, padding=config.kernel // 2, bias=False)
         self.bn1 = _NORM[dims](config.stem)
         self.maxpool = _POOL[dims](3, stride=2, padding=1)

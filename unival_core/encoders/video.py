@@ -4,7 +4,7 @@ from unival_core.encoders.image import ResNet
 
 
 class VideoResNet(ResNet):
-    """Films N x 3 x frames x height x width to features N x `config.width` x time x height / stride x width / stride.
+    """Videos N x 3 x frames x height x width to features N x `config.width` x time x height / stride x width / stride.
 
     The pooling and every stage but the first halve the number of frames, rounding up.
     """

@@ -8,7 +8,7 @@ __all__ = ["read_source"]
 
 
 def read_source(source: bytes | str | Path) -> tuple[bytes, str]:
-    """The bytes of a file, given as such or by its path, and what to call it in an error."""
+    """Return the bytes of a file, given as such or by its path, and what to call it in an error."""
     if isinstance(source, bytes):
         return source, f"the given {len(source)} bytes"
     try:

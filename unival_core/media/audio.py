@@ -1,4 +1,4 @@
-"""Sound: reading, resampling, fixed length, and the log-mel front end of the audio network."""
+"""Audio: reading, resampling, fixed length, and the log-mel front end of the audio network."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MEL_BREAK_HZ, _HZ_PER_MEL, _MELS_PER_NEPER = 1000.0, 200.0 / 3.0, 27.0 / math.l
 
 
 def load_audio(source: bytes | str | Path) -> tuple[np.ndarray, int]:
-    """Read a sound file as float32 mono samples in [-1, 1] (the mean of its channels) and its rate in Hz.
+    """Read an audio file as float32 mono samples in [-1, 1] (the mean of its channels) and its rate in Hz.
 
     16-bit PCM .wav needs nothing but the standard library; every other format needs the extra `audio`.
     """
@@ -34,13 +34,13 @@ def load_audio(source: bytes | str | Path) -> tuple[np.ndarray, int]:
 
 
 def int16_round_trip(samples: np.ndarray) -> np.ndarray:
-    """Clip to [-1, 1], truncate to 16-bit integers and back, as the published data pipeline stores sound."""
+    """Clip to [-1, 1], truncate to 16-bit integers and back, as the published data pipeline stores audio."""
     clipped = np.clip(samples.astype(np.float64), -1.0, 1.0)
     return (clipped * 32767.0).astype(np.int16).astype(np.float32) / np.float32(32767.0)
 
 
 def fit_length(samples: np.ndarray, length: int, generator: random.Random | None = None) -> np.ndarray:
-    """Exactly `length` samples: short sound is repeated whole, then zero-padded; long sound is cropped.
+    """Cut or fill to exactly `length` samples: a short one is repeated whole, then zero-padded; a long one is cropped.
 
     The crop is the middle one, or a random one drawn from `generator` in training.
     """
@@ -53,7 +53,7 @@ def fit_length(samples: np.ndarray, length: int, generator: random.Random | None
 
 
 def resample(samples: Tensor, rate: int, target_rate: int) -> Tensor:
-    """Band-limited resampling of `... x N` samples to `... x ceil(N * target_rate / rate)`.
+    """Compute band-limited resampling of `... x N` samples to `... x ceil(N * target_rate / rate)`.
 
     A Hann-windowed sinc of six zero crossings a side, cut off at 0.99 of the lower Nyquist frequency
     (Smith, "Digital Audio Resampling"); one convolution kernel for each output phase.
@@ -83,15 +83,15 @@ def prepare_audio(
     resampling: bool = False,
     generator: random.Random | None = None,
 ) -> Tensor:
-    """One model input: `config.samples` float32 values, after the 16-bit round trip and `fit_length`.
+    """Return one model input: `config.samples` float32 values, after the 16-bit round trip and `fit_length`.
 
     Raises `UnivalError` when `rate` is not the model's and `resampling` was not asked for: the published pipeline
-    never resamples by itself, and sound at a wrong rate gives a wrong answer without a sign of it.
+    never resamples by itself, and audio at a wrong rate gives a wrong answer without a sign of it.
     """
     if rate != config.sample_rate:
         if not resampling:
             raise UnivalError(
-                f"the sound has {rate} samples a second, the model expects {config.sample_rate}: ask for resampling"
+                f"the audio has {rate} samples a second, the model expects {config.sample_rate}: ask for resampling"
             )
         samples = resample(torch.from_numpy(samples), rate, config.sample_rate).numpy()
     return torch.from_numpy(fit_length(int16_round_trip(samples), config.samples, generator))
@@ -99,7 +99,7 @@ def prepare_audio(
 
 @functools.lru_cache(maxsize=8)
 def mel_matrix(config: AudioConfig) -> Tensor:
-    """The `(n_fft // 2 + 1) x n_mels` matrix from power spectrum to mel bands: triangles on Slaney's scale (linear
+    """Give the `(n_fft // 2 + 1) x n_mels` matrix from power spectrum to mel bands: triangles on Slaney's scale (linear
     to 1 kHz, logarithmic above), each of unit area. float32 on the CPU; shared by all callers, so never write into it.
     """
     frequencies = np.fft.rfftfreq(config.n_fft, 1.0 / config.sample_rate)
@@ -112,7 +112,7 @@ def mel_matrix(config: AudioConfig) -> Tensor:
 
 
 def log_mel(waveforms: Tensor, config: AudioConfig) -> Tensor:
-    """Decibel mel spectrogram, `B x N` samples to `B x (N // hop + 1) x n_mels`, always in float32.
+    """Compute decibel mel spectrogram, `B x N` samples to `B x (N // hop + 1) x n_mels`, always in float32.
 
     Power of a Hann-windowed transform of `n_fft` samples every `hop`, centred by reflection (N > n_fft / 2), through
     `mel_matrix`, as 10 log10(max(., 1e-10)): the front end of the PANN networks (arXiv 1912.10211).
@@ -138,7 +138,7 @@ def _mel_to_hz(mels: np.ndarray) -> np.ndarray:
 
 
 def _read_pcm16_wav(data: bytes) -> tuple[np.ndarray, int] | None:
-    """The samples of a 16-bit PCM .wav, or None for anything else."""
+    """Return the samples of a 16-bit PCM .wav, or None for anything else."""
     try:
         with wave.open(io.BytesIO(data)) as file:
             if file.getsampwidth() != 2:
@@ -160,5 +160,5 @@ def _read_soundfile(data: bytes, name: str) -> tuple[np.ndarray, int]:
     try:
         values, rate = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as error:
-        raise UnivalError(f"{name}: not a sound file that soundfile reads ({error})") from None
+        raise UnivalError(f"{name}: not an audio file that soundfile reads ({error})") from None
     return values.mean(axis=1), rate

@@ -1,4 +1,4 @@
-"""Pictures: reading and the published transform."""
+"""Images: reading and the published transform."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from unival_core.media import read_source
 
 
 def load_image(source: bytes | str | Path) -> Image.Image:
-    """Read a picture, from the bytes of a file or its path, as RGB."""
+    """Read an image, from the bytes of a file or its path, as RGB."""
     data, name = read_source(source)
     try:
         with Image.open(io.BytesIO(data)) as image:
             return image.convert("RGB")
     except OSError as error:  # pillow's own errors included
-        raise UnivalError(f"{name}: not a picture that pillow reads ({error})") from None
+        raise UnivalError(f"{name}: not an image that pillow reads ({error})") from None
 
 
 def image_to_tensor(image: Image.Image, side: int) -> Tensor:
-    """One model input, 3 x side x side in [-1, 1]: bicubic to a square, the proportions are not kept."""
+    """Return one model input, 3 x side x side in [-1, 1]: bicubic to a square, the proportions are not kept."""
     square = image.convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
     return scale_pixels(torch.from_numpy(np.array(square)).permute(2, 0, 1))
 
 
 def scale_pixels(pixels: Tensor) -> Tensor:
-    """uint8 values as float32 in [-1, 1]."""
+    """Scale uint8 values to float32 in [-1, 1]."""
     return (pixels.float() / 255.0 - 0.5) / 0.5

@@ -1,4 +1,4 @@
-"""Films: reading, choice of frames, the published crop."""
+"""Videos: reading, choice of frames, the published crop."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from unival_core.media.image import scale_pixels
 
 
 def load_video(source: bytes | str | Path, choose: Callable[[int], list[int]] | None = None) -> np.ndarray:
-    """Read a film, from the bytes of a file or its path, as uint8 T x H x W x 3.
+    """Read a video, from the bytes of a file or its path, as uint8 T x H x W x 3.
 
     `choose` gets the number of frames and names those wanted, `functools.partial(choose_frames, count=16)` for example,
-    so that a long film need not fit into memory. Animated PNG, WebP and GIF are read by pillow; every other format
+    so that a long video need not fit into memory. Animated PNG, WebP and GIF are read by pillow; every other format
     needs the extra `video`.
     """
     data, name = read_source(source)
     try:
-        with Image.open(io.BytesIO(data)) as film:
-            wanted = choose(getattr(film, "n_frames", 1)) if choose else None
-            return _stack((np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(film)), wanted, name)
+        with Image.open(io.BytesIO(data)) as video:
+            wanted = choose(getattr(video, "n_frames", 1)) if choose else None
+            return _stack((np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(video)), wanted, name)
     except UnidentifiedImageError:
         return _decode_with_av(data, name, choose)
     except OSError as error:
@@ -37,13 +37,13 @@ def load_video(source: bytes | str | Path, choose: Callable[[int], list[int]] | 
 
 
 def choose_frames(length: int, count: int, generator: random.Random | None = None) -> list[int]:
-    """`count` ascending frame numbers, one from each of `count` equal parts of a film of `length` frames.
+    """Choose `count` ascending frame numbers, one from each of `count` equal parts of a video of `length` frames.
 
     Evaluation takes the middle of each part; training (a `generator`) a random one but the part's last. Where some
-    part has a single frame, training draws from the whole film instead. Short films repeat their last frame.
+    part has a single frame, training draws from the whole video instead. Short videos repeat their last frame.
     """
     if length < 1 or count < 1:
-        raise UnivalError(f"cannot choose {count} frames of a film of {length}")
+        raise UnivalError(f"cannot choose {count} frames of a video of {length}")
     wanted = min(count, length)
     bounds = np.linspace(0, length, wanted + 1).astype(int).tolist()
     parts = [(start, end - 1) for start, end in itertools.pairwise(bounds)]
@@ -67,7 +67,7 @@ def video_to_tensor(frames: np.ndarray, side: int) -> Tensor:
 
 
 def _centre(size: int, side: int) -> tuple[int, int, int]:
-    """Where the centre starts in the source and in the target, and how long it is."""
+    """Tell where the centre starts in the source and in the target, and how long it is."""
     return max(0, round((size - side) / 2)), max(0, (side - size) // 2), min(size, side)
 
 
@@ -87,11 +87,11 @@ def _decode_with_av(data: bytes, name: str, choose: Callable[[int], list[int]] |
         with av.open(io.BytesIO(data)) as container:
             return _stack((frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)), wanted, name)
     except (FFmpegError, IndexError) as error:
-        raise UnivalError(f"{name}: not a film that PyAV reads ({error})") from None
+        raise UnivalError(f"{name}: not a video that PyAV reads ({error})") from None
 
 
 def _stack(frames: Iterable[np.ndarray], wanted: list[int] | None, name: str) -> np.ndarray:
-    """The wanted frames (all by default); a film that ends before its container said repeats its last frame."""
+    """Return the wanted frames (all by default); a video that ends before its container said repeats its last frame."""
     if wanted is None:
         chosen = list(frames)
     else:

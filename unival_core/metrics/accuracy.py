@@ -15,7 +15,7 @@ SIZES = ("small", "medium", "large")
 
 
 def vqa_accuracy(predictions: Sequence[str], references: Sequence[Mapping[str, float]]) -> Scores:
-    """Confidence of the given answer among the weighted answers, 0 when it is not one of them.
+    """Compute the confidence of the given answer among the weighted answers, 0 when it is not one of them.
 
     Answers are compared as written, without the white space around them.
 
@@ -31,13 +31,13 @@ def vqa_accuracy(predictions: Sequence[str], references: Sequence[Mapping[str, f
 
 
 def exact_match(predictions: Sequence[str], references: Sequence[str]) -> Scores:
-    """Share of answers equal to the reference, without the white space around them."""
+    """Compute the share of answers equal to the reference, without the white space around them."""
     check_pairs(predictions, references)
     return mean_scores(np.array([float(a.strip() == b.strip()) for a, b in zip(predictions, references, strict=True)]))
 
 
 def code_accuracy(predictions: Sequence[Sequence[int]], references: Sequence[Sequence[int]]) -> Scores:
-    """Share of places of the reference image where the predicted one has the same code."""
+    """Compute the share of places of the reference image where the predicted one has the same code."""
     check_pairs(predictions, references)
     pairs = zip(predictions, references, strict=True)
     return mean_scores(
@@ -46,7 +46,7 @@ def code_accuracy(predictions: Sequence[Sequence[int]], references: Sequence[Seq
 
 
 def box_iou(first: ArrayLike, second: ArrayLike) -> np.ndarray:
-    """Intersection over union, (n,), of boxes (n, 4) given as x0, y0, x1, y1 in pixels; 0 without overlap.
+    """Compute the intersection over union, (n,), of boxes (n, 4) given as x0, y0, x1, y1 in pixels; 0 without overlap.
 
     1e-6 is added to the union, as UnIVAL does.
     """
@@ -64,9 +64,9 @@ def box_accuracy(
     size: str | None = None,
     areas: tuple[float, float] = COCO_AREAS,
 ) -> Scores:
-    """Share of boxes whose overlap with the reference box reaches `threshold` (Acc@IoU).
+    """Compute the share of boxes whose overlap with the reference box reaches `threshold` (Acc@IoU).
 
-    Boxes are (n, 4): x0, y0, x1, y1 in pixels of one picture; a prediction of NaN is a miss. `size` keeps only the
+    Boxes are (n, 4): x0, y0, x1, y1 in pixels of one image; a prediction of NaN is a miss. `size` keeps only the
     examples whose reference box is small, medium or large by `areas`, its two bounds in square pixels.
     """
     a, b = _boxes(predictions), _boxes(references)

@@ -31,7 +31,7 @@ ROUGE_BETA = 1.2
 def tokenize_pairs(
     predictions: Sequence[str], references: References, tokens: str
 ) -> tuple[list[Tokens], list[list[Tokens]]]:
-    """Tokens of every caption and of its references; UnivalError when they do not pair up."""
+    """Tokenise every caption and its references; UnivalError when they do not pair up."""
     check_pairs(predictions, references)
     if tokens not in TOKENIZERS:
         raise UnivalError(f"unknown tokenisation {tokens!r}: choose from {', '.join(TOKENIZERS)}")
@@ -44,7 +44,7 @@ def tokenize_pairs(
 
 @lru_cache(maxsize=1 << 16)
 def _tokens(text: str, tokens: str) -> Tokens:
-    """Kept between metrics and between the points of a sweep, which share their references; never to be changed."""
+    """Tokenise; kept between metrics and between the points of a sweep, which share their references. Never change it."""
     return TOKENIZERS[tokens](text)
 
 
@@ -53,7 +53,7 @@ def _ngrams(words: Tokens) -> Counter[Ngram]:
 
 
 def bleu(predictions: Sequence[str], references: References, *, order: int = 4, tokens: str = "ptb") -> Scores:
-    """BLEU of n-grams up to `order` (1 to 4), brevity by the closest reference length (Papineni et al., 2002).
+    """Compute BLEU of n-grams up to `order` (1 to 4), brevity by the closest reference length (Papineni et al., 2002).
 
     `value` is the score of the corpus; `per_example` are sentence scores, whose mean is another number.
     """
@@ -66,7 +66,7 @@ def bleu(predictions: Sequence[str], references: References, *, order: int = 4, 
 
 
 def _bleu_statistics(words: Tokens, references: list[Tokens]) -> list[float]:
-    """Matches and n-grams by order, then the caption's and the closest reference's length."""
+    """Return matches and n-grams by order, then the caption's and the closest reference's length."""
     counts = _ngrams(words)
     most: dict[Ngram, int] = {}
     for reference in references:
@@ -130,7 +130,7 @@ class DocumentFrequencies(NamedTuple):
 
 
 def document_frequencies(references: References, *, tokens: str = "ptb") -> DocumentFrequencies:
-    """Frequencies of the n-grams (1 to 4) of these references, one example a document."""
+    """Compute frequencies of the n-grams (1 to 4) of these references, one example a document."""
     _, answers = tokenize_pairs([""] * len(references), references, tokens)
     return _frequencies([[_ngrams(words) for words in texts] for texts in answers])
 
@@ -146,7 +146,7 @@ def cider_d(
     tokens: str = "ptb",
     frequencies: DocumentFrequencies | None = None,
 ) -> Scores:
-    """CIDEr-D: clipped tf-idf cosine of n-grams with a penalty on length, times 10 (Vedantam et al., 2015).
+    """Compute CIDEr-D: clipped tf-idf cosine of n-grams with a penalty on length, times 10 (Vedantam et al., 2015).
 
     Without `frequencies` (a cached table) the references given are the documents; a single example then scores 0, as
     in the reference. Papers print the value times 100.
@@ -175,7 +175,7 @@ class _TfIdf(NamedTuple):
 def _tf_idf(
     counts: Counter[Ngram], frequencies: Mapping[Ngram, float], log_documents: float, known: dict[Ngram, float]
 ) -> _TfIdf:
-    """`known` caches inverse document frequencies over the calls."""
+    """Weigh n-grams; `known` caches inverse document frequencies over the calls."""
     vector: dict[Ngram, float] = {}
     norms = [0.0] * ORDERS
     length = 0

@@ -23,7 +23,7 @@ class Interval(NamedTuple):
 
 
 def wilson_interval(successes: float, n: int, level: float = LEVEL) -> Interval:
-    """Score interval of a proportion (Wilson, 1927)."""
+    """Compute the score interval of a proportion (Wilson, 1927)."""
     if not (n > 0 and 0 <= successes <= n):
         raise UnivalError(f"{successes} successes of {n}: give 0 <= successes <= n and n > 0")
     z = NormalDist().inv_cdf((1 + level) / 2)
@@ -41,7 +41,7 @@ def bootstrap_interval(
     samples: int = 2000,
     seed: int = 0,
 ) -> Interval:
-    """Percentile bootstrap of the mean of `examples` (n,), or of `combine` applied to the means of rows (n, k)."""
+    """Give percentile bootstrap of the mean of `examples` (n,), or of `combine` applied to the means of rows (n, k)."""
     values = np.asarray(examples, dtype=np.float64)
     table = values if values.ndim == 2 else values[:, None]
     means = resampled_means(table, samples, seed)
@@ -51,7 +51,7 @@ def bootstrap_interval(
 
 
 def score_interval(scores: Scores, *, seed: int = 0) -> Interval:
-    """95 % interval of a metric's value: Wilson for 0/1 examples, bootstrap otherwise, NaN where not computed.
+    """Give the 95 % interval of a metric's value: Wilson for 0/1 examples, bootstrap otherwise, NaN where not computed.
 
     Of a corpus score without statistics (METEOR) it is the interval of the examples' mean, moved onto the value.
     """
@@ -67,7 +67,7 @@ def score_interval(scores: Scores, *, seed: int = 0) -> Interval:
 
 
 def resampled_means(table: np.ndarray, samples: int, seed: int) -> np.ndarray:
-    """Means (samples, k) of rows (n, k) drawn with replacement."""
+    """Compute means (samples, k) of rows (n, k) drawn with replacement."""
     n = len(table)
     if n == 0:
         raise UnivalError("nothing to resample: the list of examples is empty")
@@ -79,5 +79,5 @@ def resampled_means(table: np.ndarray, samples: int, seed: int) -> np.ndarray:
 
 
 def is_binary(values: np.ndarray) -> bool:
-    """Whether all scores are 0 or 1."""
+    """Tell whether all scores are 0 or 1."""
     return bool(((values == 0) | (values == 1)).all())

@@ -14,7 +14,7 @@ from unival_core.metrics.scores import Scores, not_computed
 
 
 def meteor(predictions: Sequence[str], references: References, *, tokens: str = "ptb") -> Scores:
-    """METEOR 1.5 for English (Denkowski and Lavie, 2014); `value` aggregates the corpus.
+    """Compute METEOR 1.5 for English (Denkowski and Lavie, 2014); `value` aggregates the corpus.
 
     Needs Java and `pip install 'unival-merge[coco]'`; without them the scores are reported as not computed.
     """
@@ -31,7 +31,7 @@ def meteor(predictions: Sequence[str], references: References, *, tokens: str = 
 
 
 def _jar() -> Path | str:
-    """The program, or why it cannot run."""
+    """Return the program, or why it cannot run."""
     package = importlib.util.find_spec("pycocoevalcap")
     folders = None if package is None else package.submodule_search_locations
     if not folders:

@@ -62,7 +62,7 @@ _PLAIN = re.compile(r"[^\w\s]")
 
 
 def ptb_tokens(text: str) -> list[str]:
-    """Lower-cased Penn Treebank tokens without punctuation, as the COCO caption evaluation counts them.
+    """Return lower-cased Penn Treebank tokens without punctuation, as the COCO caption evaluation counts them.
 
     Follows the Stanford tokenizer 3.4.1 on captions; rare web text (nested mark-up, exotic symbols) may differ.
 
@@ -85,7 +85,7 @@ def _written(token: str) -> str:
 
 
 def plain_tokens(text: str) -> list[str]:
-    """Lower-cased words, every other sign turned into a space.
+    """Return lower-cased words, every other sign turned into a space.
 
     >>> plain_tokens("A man's dog, 5:30.")
     ['a', 'man', 's', 'dog', '5', '30']
@@ -94,7 +94,7 @@ def plain_tokens(text: str) -> list[str]:
 
 
 def raw_tokens(text: str) -> list[str]:
-    """Lower-cased pieces between white space, punctuation kept.
+    """Return lower-cased pieces between white space, punctuation kept.
 
     >>> raw_tokens("A dog.")
     ['a', 'dog.']

@@ -21,7 +21,7 @@ class Average:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Moves by 1 - decay towards the model."""
+        """Move by 1 - decay towards the model."""
         for name, tensor in _unique(model).items():
             mean = self.tensors[name]
             if mean.is_floating_point():
@@ -31,7 +31,7 @@ class Average:
 
     @contextmanager
     def worn_by(self, model: nn.Module) -> Iterator[None]:
-        """The model has the averaged weights in this block, and exactly its own ones again behind it."""
+        """Give the model the averaged weights in this block, and exactly its own ones again behind it."""
         own = {name: tensor.clone() for name, tensor in _unique(model).items()}
         _fill(model, self.tensors)
         try:
@@ -41,7 +41,7 @@ class Average:
 
 
 def _unique(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers, tied ones once."""
+    """Collect parameters and buffers, tied ones once."""
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 

@@ -55,7 +55,7 @@ class LossValue:
 
     @property
     def mean(self) -> Tensor:
-        """Loss per token."""
+        """Compute the loss per token."""
         return self.loss / max(1, self.tokens)
 
 
@@ -68,7 +68,7 @@ def token_loss(
     confidence: Tensor | None = None,
     allowed: Tensor | None = None,
 ) -> LossValue:
-    """Loss of B x U x V `logits` for B x U `targets`, of which those equal to 1 (padding) do not count.
+    """Compute the loss of B x U x V `logits` for B x U `targets`, of which those equal to 1 (padding) do not count.
 
     `confidence` (B) multiplies each sample's log-probabilities; `allowed` (B x U x V, bool) tells the ids that a
     position may choose from, all others get probability 0; `update` numbers the training step, for the drop options.
@@ -100,7 +100,7 @@ def token_loss(
 
 
 def smoothed(scores: Tensor, targets: Tensor, smoothing: float, allowed: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Label-smoothed loss and negative log-likelihood of each of n tokens, from n x V log-probabilities."""
+    """Compute the label-smoothed loss and negative log-likelihood of each of n tokens, from n x V log-probabilities."""
     likelihood = -scores.gather(1, targets[:, None]).squeeze(1)
     if not smoothing:
         return likelihood, likelihood
@@ -113,7 +113,7 @@ def smoothed(scores: Tensor, targets: Tensor, smoothing: float, allowed: Tensor 
 
 
 def encouragement(scores: Tensor, targets: Tensor, smoothing: float, until: float) -> Tensor:
-    """Sum over tokens of ln(1 - p), linear beyond p = `until`: it keeps well-known tokens worth learning."""
+    """Give the sum over tokens of ln(1 - p), linear beyond p = `until`: it keeps well-known tokens worth learning."""
     p = scores.exp()
     bonus = (1 - p).clamp_min(1e-5).log()
     if until != 1:
@@ -133,7 +133,7 @@ class TokenLoss(nn.Module):
         self.model, self.options = model, options
 
     def count(self, batches: Sequence[Batch], update: int) -> Counter[str]:
-        """Tokens of each task that its mean is over."""
+        """Count the tokens of each task that its mean is over."""
         counts: Counter[str] = Counter()
         for batch in batches:
             for task, rows in rows_by_task(batch).items():
@@ -144,7 +144,7 @@ class TokenLoss(nn.Module):
         return counts
 
     def forward(self, batches: Sequence[Batch], scale: Mapping[str, float], update: int) -> dict[str, Tensor]:
-        """The summed loss of each task times its `scale`. Each batch goes through the model at once."""
+        """Return the summed loss of each task times its `scale`. Each batch goes through the model at once."""
         losses: dict[str, Tensor] = {}
         for batch in batches:
             logits = self.model(batch.inputs, batch.target_inputs, batch.code_rows)
@@ -163,7 +163,7 @@ class TokenLoss(nn.Module):
 
 
 def rows_by_task(batch: Batch) -> dict[str, Tensor]:
-    """Numbers of each task's samples, in order of appearance."""
+    """Return numbers of each task's samples, in order of appearance."""
     rows: dict[str, list[int]] = {}
     for row, example in enumerate(batch.examples):
         rows.setdefault(example.task, []).append(row)

@@ -19,7 +19,7 @@ from unival_core.model import UnivalModel
 
 
 def recompute_layers(model: UnivalModel) -> None:
-    """Lets transformer layers and blocks of the media networks keep only what enters them while training."""
+    """Let transformer layers and blocks of the media networks keep only what enters them while training."""
     for module in model.modules():
         if isinstance(module, (EncoderLayer, Bottleneck, ConvBlock)):
             module.forward = _twice(module)
@@ -58,7 +58,7 @@ def _decoder_twice(module: DecoderLayer) -> Any:
 
 @contextmanager
 def _kept_statistics(module: nn.Module) -> Iterator[None]:
-    """Batch norms of the module normalise as ever but do not count the second pass as another batch."""
+    """Let batch norms of the module normalise as ever but do not count the second pass as another batch."""
     norms = [norm for norm in module.modules() if isinstance(norm, _BatchNorm)]
     own = [dict(norm.named_buffers(recurse=False)) for norm in norms]
     for norm, buffers in zip(norms, own, strict=True):

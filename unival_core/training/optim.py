@@ -11,14 +11,14 @@ from unival_core.training.options import TrainOptions
 
 
 def make_optimizer(parameters: Sequence[nn.Parameter], options: TrainOptions) -> torch.optim.AdamW:
-    """The optimiser of the published recipes: weight decay on every parameter, norms and biases included."""
+    """Return the optimiser of the published recipes: weight decay on every parameter, norms and biases included."""
     return torch.optim.AdamW(
         parameters, lr=options.lr, betas=options.betas, eps=options.eps, weight_decay=options.weight_decay
     )
 
 
 def learning_rate(update: int, total: int, options: TrainOptions) -> float:
-    """The rate of an update (counted from 1): a linear rise, then a linear fall that would reach 0 one later.
+    """Return the rate of an update (counted from 1): a linear rise, then a linear fall that would reach 0 one later.
 
     >>> [learning_rate(update, 5, TrainOptions(lr=1.0, updates=5, warmup=0.4)) for update in (1, 2, 3, 5)]
     [0.5, 1.0, 1.0, 0.3333333333333333]
@@ -30,6 +30,6 @@ def learning_rate(update: int, total: int, options: TrainOptions) -> float:
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Gives every group of parameters this rate."""
+    """Give every group of parameters this rate."""
     for group in optimizer.param_groups:
         group["lr"] = rate

@@ -20,7 +20,7 @@ class RewardOptions:
 
     `samples` boxes are drawn for every example; one is rewarded with 1 where it overlaps the right box by at least
     `overlap`. Only examples whose right box has an area in `areas` (first included, last not; square pixels of the
-    picture as it is in the file) count.
+    image as it is in the file) count.
     """
 
     samples: int = 5
@@ -83,5 +83,5 @@ class TrainOptions:
             raise UnivalError(f"warmup {self.warmup} is a share of the updates, ema {self.ema} a decay below 1")
 
     def length(self, rows: int) -> int:
-        """Number of updates, where the largest data set has so many rows."""
+        """Count the updates, where the largest data set has so many rows."""
         return self.updates or math.ceil(self.epochs * rows / self.batch)

@@ -23,11 +23,11 @@ class Team:
 
     @property
     def leads(self) -> bool:
-        """Whether this is the process that writes files and talks."""
+        """Tell whether this is the process that writes files and talks."""
         return self.rank == 0
 
     def sum(self, counts: Mapping[str, float]) -> dict[str, float]:
-        """The counts added up over all processes; every process names the same ones."""
+        """Return the counts added up over all processes; every process names the same ones."""
         if self.size == 1:
             return dict(counts)
         total = torch.tensor(list(counts.values()), dtype=torch.float64, device=self.device)
@@ -35,14 +35,14 @@ class Team:
         return dict(zip(counts, total.tolist(), strict=True))
 
     def wait(self) -> None:
-        """Until all processes are here."""
+        """Wait until all processes are here."""
         if self.size > 1:
             distributed.barrier()
 
 
 @contextmanager
 def team(device: str = "cpu") -> Iterator[Team]:
-    """The processes that torchrun started, joined (gloo on CPU, nccl on GPU); one alone without torchrun.
+    """Return the processes that torchrun started, joined (gloo on CPU, nccl on GPU); one alone without torchrun.
 
     A device of `cuda` becomes the process's own one.
     """

@@ -28,13 +28,13 @@ Choice = TypeVar("Choice")
 
 
 def open_model(file: Path, bpe: Path | None = None, section: str = "auto") -> tuple[UnivalModel, Tokenizer]:
-    """A model and its tokenizer."""
+    """Load a model and its tokenizer."""
     model = load_model(file, section=section)
     return model, load_tokenizer(file, model.config, bpe=bpe, section=section)
 
 
 def tensors_digest(file: Path, section: str = "auto") -> str:
-    """The SHA-256 of a checkpoint's tensors with their names, shapes and dtypes."""
+    """Return the SHA-256 of a checkpoint's tensors with their names, shapes and dtypes."""
     tensors, found = open_checkpoint(file, section), sha256()
     for name in sorted(tensors):
         tensor = tensors[name].contiguous()
@@ -49,14 +49,14 @@ def setup_of(config: UnivalConfig) -> str:
 
 
 def choose(choices: Mapping[str, Choice], name: str, what: str) -> Choice:
-    """The choice of this name; UnivalError if there is none."""
+    """Return the choice of this name; UnivalError if there is none."""
     if name not in choices:
         raise UnivalError(f"no {what} {name!r}: choose one of {', '.join(choices)}")
     return choices[name]
 
 
 def change(options: TrainOptions, given: Mapping[str, Any]) -> TrainOptions:
-    """The options with what was given (not None); a length given in updates or epochs replaces the other."""
+    """Return the options with what was given (not None); a length given in updates or epochs replaces the other."""
     given = {name: value for name, value in given.items() if value is not None}
     if given.get("updates") and not given.get("epochs"):
         given["epochs"] = 0.0
@@ -80,7 +80,7 @@ class Data:
     def __call__(
         self, task: str, split: str, *, training: bool = False, side: int | None = None, frames: int | None = None
     ) -> TaskDataset:
-        """The rows of a split."""
+        """Return the rows of a split."""
         kind = find_task(task)
         limited = self.answers is not None and "answers" in kind.columns and not kind.answers
         own = setup_of(self.config) == "pocket"  # whose media have one size
@@ -99,7 +99,7 @@ class Data:
 
 
 def validation(data: TaskDataset, rows: int, workers: int) -> Callable[[UnivalModel], float]:
-    """A function that scores a model on the first rows by the task's first metric."""
+    """Return a function that scores a model on the first rows by the task's first metric."""
     metric = data.task.metrics[0]
 
     def score(model: UnivalModel) -> float:

@@ -33,14 +33,14 @@ class RewardLoss(nn.Module):
         self.model, self.tokenizer, self.options = model, tokenizer, options
 
     def count(self, batches: Sequence[Batch], update: int) -> Counter[str]:
-        """Drawn tokens that count, by task."""
+        """Count the drawn tokens that count, by task."""
         counts: Counter[str] = Counter()
         for example in (example for batch in batches for example in batch.examples):
             counts[example.task] += self.options.samples * BOX * self.counts(example)
         return counts
 
     def counts(self, example: Example) -> bool:
-        """Whether the right box has the size that is rewarded."""
+        """Tell whether the right box has the size that is rewarded."""
         if example.reference is None or len(example.reference) != BOX or example.size is None:
             raise UnivalError(f"{example.place}: task {example.task} has no box to reward: train it on its targets")
         x0, y0, x1, y1 = example.reference
@@ -48,7 +48,7 @@ class RewardLoss(nn.Module):
         return low <= (x1 - x0) * (y1 - y0) < high
 
     def forward(self, batches: Sequence[Batch], scale: Mapping[str, float], update: int) -> dict[str, Tensor]:
-        """The summed loss of each task times its `scale`."""
+        """Return the summed loss of each task times its `scale`."""
         losses: dict[str, Tensor] = {}
         for batch in batches:
             drawn = self.draw(batch)
@@ -60,7 +60,7 @@ class RewardLoss(nn.Module):
 
     @torch.no_grad()
     def draw(self, batch: Batch) -> Tensor:
-        """Boxes from the model without dropout, B x samples x 4 ids."""
+        """Return boxes from the model without dropout, B x samples x 4 ids."""
         modes = {module: module.training for module in self.model.modules()}
         options = GenerationOptions(
             beam=self.options.samples, sample=True, min_len=BOX, max_len_b=BOX, seed=int(torch.randint(2**31, ()))
@@ -74,7 +74,7 @@ class RewardLoss(nn.Module):
         return torch.tensor([[box.answer for box in boxes] for boxes in found], device=batch.targets.device)
 
     def advantages(self, batch: Batch, drawn: Tensor) -> Tensor:
-        """Reward minus the mean of the others', B x samples x 1; 0 where the example does not count."""
+        """Compute reward minus the mean of the others', B x samples x 1; 0 where the example does not count."""
         rewards = np.zeros(drawn.shape[:2])
         for row, (example, boxes) in enumerate(zip(batch.examples, drawn.tolist(), strict=True)):
             if self.counts(example):
@@ -85,7 +85,7 @@ class RewardLoss(nn.Module):
         return torch.from_numpy(rewards - others).float().to(drawn.device).unsqueeze(-1)
 
     def log_probabilities(self, batch: Batch, drawn: Tensor) -> Tensor:
-        """Of each drawn bin among all bins, B x samples x 4, with gradient."""
+        """Compute the log-probability of each drawn bin among all bins, B x samples x 4, with gradient."""
         samples, bins = self.options.samples, slice(self.tokenizer.bin_offset, self.tokenizer.size)
         rows = torch.arange(len(batch), device=drawn.device).repeat_interleave(samples)
         cache = self.model.start(self.model.encode(batch.inputs))

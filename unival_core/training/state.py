@@ -35,7 +35,7 @@ class RunFolder:
         self.metrics = self.path / _METRICS
 
     def open(self, run: Mapping[str, Any], *, overwrite: bool = False) -> None:
-        """Makes the folder for this run, or finds the same run in it; UnivalError if it holds anything else."""
+        """Make the folder for this run, or finds the same run in it; UnivalError if it holds anything else."""
         self.path.mkdir(parents=True, exist_ok=True)
         record, wanted = self.path / _RUN, json.loads(json.dumps(run))
         if overwrite:
@@ -54,11 +54,11 @@ class RunFolder:
         write_atomically(record, json.dumps(wanted, indent=1) + "\n")
 
     def weights(self, update: int) -> Path:
-        """The file of the weights after an update."""
+        """Return the file of the weights after an update."""
         return self.path / _WEIGHTS.replace("*", f"{update:08d}")
 
     def save_state(self, state: Mapping[str, Any]) -> None:
-        """Makes `state`, with the `weights(state["update"])` written before, the place where the run goes on."""
+        """Make `state`, with the `weights(state["update"])` written before, the place where the run goes on."""
         partial = self.path / f"{_STATE}.partial"
         with partial.open("wb") as file:
             torch.save(dict(state), file)
@@ -68,12 +68,12 @@ class RunFolder:
         self._forget_weights(self.weights(state["update"]))
 
     def load_state(self) -> dict[str, Any] | None:
-        """Where the run stands; None at its beginning."""
+        """Tell where the run stands; None at its beginning."""
         file = self.path / _STATE
         return torch.load(file, weights_only=True, map_location="cpu") if file.exists() else None
 
     def finish(self) -> None:
-        """Removes what only a run under way needs."""
+        """Remove what only a run under way needs."""
         (self.path / _STATE).unlink(missing_ok=True)
         self._forget_weights(None)
 
@@ -83,7 +83,7 @@ class RunFolder:
                 file.unlink()
 
     def _clear(self) -> None:
-        """Removes the files of a run, and nothing else."""
+        """Remove the files of a run, and nothing else."""
         self._forget_weights(None)
         for name in (_STATE, _RUN, _METRICS, BEST, LAST):
             (self.path / name).unlink(missing_ok=True)
@@ -107,17 +107,17 @@ class MetricsFile:
         path.with_suffix(".partial").replace(path)
 
     def write(self, row: Mapping[str, object]) -> None:
-        """Adds a row; floats with six digits."""
+        """Add a row; floats with six digits."""
         self._writer.writerow({name: f"{v:.6g}" if isinstance(v, float) else v for name, v in row.items()})
         self._file.flush()
 
     def close(self) -> None:
-        """No more rows."""
+        """Close the file."""
         self._file.close()
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """The whole text or nothing."""
+    """Write the whole text or nothing."""
     partial = path.with_name(f"{path.name}.partial")
     partial.write_text(text)
     partial.replace(path)

@@ -62,7 +62,7 @@ def train(
     progress: bool = True,
     overwrite: bool = False,
 ) -> Path:
-    """Trains the model on the data sets by task, and returns the file of the weights to use.
+    """Train the model on the data sets by task, and returns the file of the weights to use.
 
     Those are the best by `validate` (a score, higher is better) if given, else the last; both are kept in `folder`
     (`training/state.py` lists its files). `weights` are the tasks' shares of every batch, equal by default. `record` is
@@ -98,7 +98,7 @@ def train(
 
 
 def is_due(update: int, every: int) -> bool:
-    """Whether an update is one of every so many (0: of none)."""
+    """Tell whether an update is one of every so many (0: of none)."""
     return every > 0 and update % every == 0
 
 
@@ -149,7 +149,7 @@ class Run:
             self.parallel = DistributedDataParallel(self.losses, device_ids=own, find_unused_parameters=True)
 
     def step(self, update: int, examples: list[Example]) -> dict[str, float]:
-        """One update; returns what is worth logging."""
+        """Return one update; returns what is worth logging."""
         self.seed(update)
         set_mode(self.model, self.options)
         rate = learning_rate(update, self.total, self.options)
@@ -171,13 +171,13 @@ class Run:
         return self.told(losses, scale, {"lr": rate, "gradient norm": norm})
 
     def batches(self, examples: Sequence[Example]) -> list[Batch]:
-        """One batch for each medium, so that no picture is padded to the length of a film."""
+        """Return one batch for each medium, so that no image is padded to the length of a video."""
         media = dict.fromkeys(example.medium for example in examples)
         batches = [collate([example for example in examples if example.medium == medium]) for medium in media]
         return [batch.to(self.team.device) for batch in batches]
 
     def scale(self, parts: list[list[Batch]], update: int) -> dict[str, float]:
-        """What a token of each task counts, so that all processes and parts together lower the mean over the tasks."""
+        """Weigh a token of each task, so that all processes and parts together lower the mean over the tasks."""
         counts = dict.fromkeys(self.tasks, 0.0)
         for part in parts:
             for task, count in self.losses.count(part, update).items():
@@ -186,7 +186,7 @@ class Run:
         return {task: self.team.size / (len(counts) * count) for task, count in counts.items()}
 
     def backward(self, part: list[Batch], scale: dict[str, float], update: int, *, is_last: bool) -> dict[str, float]:
-        """Adds the gradients of one part; they are exchanged among processes with the last one."""
+        """Add the gradients of one part; they are exchanged among processes with the last one."""
         dtype, device = _DTYPES[self.options.precision], self.team.device.type
         with nullcontext() if is_last or self.parallel is None else self.parallel.no_sync():
             with torch.autocast(device, dtype, enabled=dtype != torch.float32):
@@ -195,7 +195,7 @@ class Run:
         return {task: float(loss.detach()) for task, loss in losses.items()}
 
     def told(self, losses: dict[str, float], scale: dict[str, float], row: dict[str, float]) -> dict[str, float]:
-        """The row of the log: the loss, and each task's own mean; UnivalError where it is not a number."""
+        """Return the row of the log: the loss, and each task's own mean; UnivalError where it is not a number."""
         losses = {task: loss / self.team.size for task, loss in self.team.sum(losses).items()}
         loss = sum(losses.values())
         if not math.isfinite(loss):
@@ -204,13 +204,13 @@ class Run:
         return {"loss": loss, **row, **own}
 
     def seed(self, update: int) -> None:
-        """Random numbers of an update depend on nothing but its number: a resumed run needs no generator's state."""
+        """Seed what is random in an update by its number alone: a resumed run needs no generator's state."""
         words = np.random.SeedSequence([self.options.seed, self.team.rank, update]).generate_state(2, np.uint64)
         torch.manual_seed(int(words[0]))
         random.seed(int(words[1]))
 
     def validate(self, score: Validate) -> float:
-        """The score of the averaged weights, or of the weights; the best ones are kept. 0 in all processes but one."""
+        """Score the averaged weights, or of the weights; the best ones are kept. 0 in all processes but one."""
         value = 0.0
         if self.team.leads:
             with self.average.worn_by(self.model) if self.average is not None else nullcontext():
@@ -222,7 +222,7 @@ class Run:
         return value
 
     def save(self) -> None:
-        """Makes this update the place to resume at."""
+        """Make this update the place to resume at."""
         if self.team.leads:
             self.write(self.folder.weights(self.update))
             self.folder.save_state(
@@ -238,7 +238,7 @@ class Run:
         self.team.wait()
 
     def resume(self) -> None:
-        """Goes on where the run in the folder was saved, if it was."""
+        """Go on where the run in the folder was saved, if it was."""
         state = self.folder.load_state()
         if state is None:
             return
@@ -252,12 +252,12 @@ class Run:
             self.average.tensors = {name: tensor.to(self.team.device) for name, tensor in state["average"].items()}
 
     def save_weights(self, path: Path) -> None:
-        """Writes the averaged weights, or the weights."""
+        """Write the averaged weights, or the weights."""
         with self.average.worn_by(self.model) if self.average is not None else nullcontext():
             self.write(path)
 
     def write(self, path: Path) -> None:
-        """Writes the model as it is."""
+        """Write the model as it is."""
         save_model(self.model, path, metadata=self.metadata, overwrite=True)
 
 
@@ -289,11 +289,11 @@ class Log:
                 file.close()
 
     def add(self, values: Mapping[str, float]) -> None:
-        """More of the current update's row."""
+        """Add values to the current update's row."""
         self.row |= values
 
     def end(self, update: int) -> None:
-        """The row is complete."""
+        """Write the row of an update, which is complete."""
         if self.file is not None:
             self.file.write({"update": update, "seconds": time.monotonic() - self.began, **self.row})
         if self.board is not None:
@@ -306,7 +306,7 @@ class Log:
 
 
 def set_mode(model: UnivalModel, options: TrainOptions) -> None:
-    """Training mode, in which frozen batch norms stay in that of evaluation."""
+    """Set training mode, in which frozen batch norms stay in that of evaluation."""
     model.train()
     if options.batchnorm == "freeze":
         for module in model.modules():

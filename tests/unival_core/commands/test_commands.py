@@ -31,14 +31,14 @@ def folder(pocket: UnivalModel, tmp_path_factory: pytest.TempPathFactory) -> Pat
     tokenizer = Tokenizer.train(WORDS, POCKET)
     save_model(pocket, folder / "pocket.safetensors", metadata={TOKENIZER_KEY: tokenizer.to_json()})
     save_model(pocket, folder / "wordless.safetensors")
-    pictures = [Image.effect_noise((60, 40), 10 * step).convert("RGB") for step in range(1, 10)]
-    pictures[0].save(folder / "picture.png")
-    pictures[0].save(folder / "film.gif", save_all=True, append_images=pictures[1:])
-    with wave.open(str(folder / "sound.wav"), "wb") as sound:
-        sound.setnchannels(1)
-        sound.setsampwidth(2)
-        sound.setframerate(16000)
-        sound.writeframes((np.sin(np.arange(20000) / 4) * 9000).astype("<i2").tobytes())
+    images = [Image.effect_noise((60, 40), 10 * step).convert("RGB") for step in range(1, 10)]
+    images[0].save(folder / "image.png")
+    images[0].save(folder / "video.gif", save_all=True, append_images=images[1:])
+    with wave.open(str(folder / "audio.wav"), "wb") as audio:
+        audio.setnchannels(1)
+        audio.setsampwidth(2)
+        audio.setframerate(16000)
+        audio.writeframes((np.sin(np.arange(20000) / 4) * 9000).astype("<i2").tobytes())
     return folder
 
 
@@ -47,7 +47,7 @@ def run(folder: Path, task: str, *arguments: str, checkpoint: str = "pocket.safe
     return CliRunner().invoke(program, ["generate", "--checkpoint", str(folder / checkpoint), "--task", task, *files])
 
 
-MEDIA = {"image": "picture.png", "video": "film.gif", "audio": "sound.wav"}
+MEDIA = {"image": "image.png", "video": "video.gif", "audio": "audio.wav"}
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -72,13 +72,13 @@ def test_help_lists_every_task() -> None:
     assert f"Oneof{','.join(sorted(TASKS))}." in text
 
 
-def test_a_box_lies_in_the_picture_and_is_drawn(folder: Path, tmp_path: Path) -> None:
-    ask = ("grounding", "--image", "picture.png", "--text", "a blue 3", "--draw", str(tmp_path / "drawn.png"))
+def test_a_box_lies_in_the_image_and_is_drawn(folder: Path, tmp_path: Path) -> None:
+    ask = ("grounding", "--image", "image.png", "--text", "a blue 3", "--draw", str(tmp_path / "drawn.png"))
     result = run(folder, *ask)
     x0, y0, x1, y1 = map(float, result.stdout.split())
     assert 0 <= min(x0, x1) <= max(x0, x1) <= 60
     assert 0 <= min(y0, y1) <= max(y0, y1) <= 40
-    drawn, plain = (np.asarray(Image.open(path).convert("RGB")) for path in (ask[-1], folder / "picture.png"))
+    drawn, plain = (np.asarray(Image.open(path).convert("RGB")) for path in (ask[-1], folder / "image.png"))
     changed = (drawn != plain).any(axis=2)
     assert (drawn[changed] == (255, 0, 0)).all()
     assert changed.any()
@@ -87,26 +87,26 @@ def test_a_box_lies_in_the_picture_and_is_drawn(folder: Path, tmp_path: Path) ->
 
 
 def test_a_greedy_answer_may_differ_but_repeats(folder: Path) -> None:
-    ask = ("caption", "--image", "picture.png", "--beam", "1")
+    ask = ("caption", "--image", "image.png", "--beam", "1")
     assert run(folder, *ask).stdout == run(folder, *ask).stdout
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("captions", "--image", "picture.png"), "no task 'captions': choose one of caption, vqa, grounding"),
+        (("captions", "--image", "image.png"), "no task 'captions': choose one of caption, vqa, grounding"),
         (("caption",), "caption needs --image, got none"),
-        (("video-qa", "--image", "picture.png"), "video-qa needs --video, got --image"),
-        (("caption", "--image", "picture.png", "--audio", "sound.wav"), "needs --image, got --image --audio"),
-        (("vqa", "--image", "picture.png"), "vqa needs --text"),
-        (("caption", "--image", "picture.png", "--text", "a"), "caption takes no --text"),
-        (("caption", "--image", "picture.png", "--draw", "out.png"), "--draw needs a box, caption has none"),
+        (("video-qa", "--image", "image.png"), "video-qa needs --video, got --image"),
+        (("caption", "--image", "image.png", "--audio", "audio.wav"), "needs --image, got --image --audio"),
+        (("vqa", "--image", "image.png"), "vqa needs --text"),
+        (("caption", "--image", "image.png", "--text", "a"), "caption takes no --text"),
+        (("caption", "--image", "image.png", "--draw", "out.png"), "--draw needs a box, caption has none"),
         (("caption", "--image", "absent.png"), "absent.png: No such file"),
-        (("caption", "--image", "sound.wav"), "not a picture"),
-        (("audio-caption", "--audio", "sound.wav"), "16000 samples a second, the model expects 8000"),
-        (("caption", "--image", "picture.png", "--side", "480"), "positions up to 12 x 12"),
-        (("caption", "--image", "picture.png", "--device", "abacus"), "--device abacus"),
-        (("caption", "--image", "picture.png", "--bpe", "nowhere"), "encoder.json is not in nowhere"),
+        (("caption", "--image", "audio.wav"), "not an image"),
+        (("audio-caption", "--audio", "audio.wav"), "16000 samples a second, the model expects 8000"),
+        (("caption", "--image", "image.png", "--side", "480"), "positions up to 12 x 12"),
+        (("caption", "--image", "image.png", "--device", "abacus"), "--device abacus"),
+        (("caption", "--image", "image.png", "--bpe", "nowhere"), "encoder.json is not in nowhere"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(folder: Path, arguments: tuple[str, ...], message: str) -> None:
@@ -119,17 +119,17 @@ def test_mistakes_are_one_line_and_exit_code_2(folder: Path, arguments: tuple[st
 
 
 def test_a_missing_checkpoint_or_tokenizer_is_told(folder: Path) -> None:
-    picture = ("caption", "--image", "picture.png")
-    result = run(folder, *picture, checkpoint="absent.safetensors")
+    image = ("caption", "--image", "image.png")
+    result = run(folder, *image, checkpoint="absent.safetensors")
     assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
-    assert "no tokenizer is stored in it" in run(folder, *picture, checkpoint="wordless.safetensors").stderr
+    assert "no tokenizer is stored in it" in run(folder, *image, checkpoint="wordless.safetensors").stderr
 
 
 def test_a_model_without_the_encoder_says_which_it_has(folder: Path, tmp_path: Path) -> None:
     model = UnivalModel(replace(POCKET, audio=None)).eval()
     tokenizer = Tokenizer.train(WORDS, POCKET)
     save_model(model, tmp_path / "deaf.safetensors", metadata={TOKENIZER_KEY: tokenizer.to_json()})
-    result = run(tmp_path, "audio-caption", "--audio", str(folder / "sound.wav"), checkpoint="deaf.safetensors")
+    result = run(tmp_path, "audio-caption", "--audio", str(folder / "audio.wav"), checkpoint="deaf.safetensors")
     assert "the model reads image, video, not audio" in result.stderr
 
 

@@ -203,7 +203,7 @@ def test_an_error_in_a_thread_comes_out(tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_evaluation_sees_every_sound_row_once_and_pads_little(tmp_path, workers):
+def test_evaluation_sees_every_audio_row_once_and_pads_little(tmp_path, workers):
     data = dataset(tmp_path / "data.tsv", "vqa", 10)
     batches = list(evaluation_batches(data, 3, workers=workers))
     assert sorted(chain.from_iterable(rows for rows, _ in batches)) == list(range(10))

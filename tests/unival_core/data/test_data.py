@@ -97,12 +97,12 @@ def test_wrong_files_and_rows_say_so(tmp_path):
 
 
 def test_a_cell_is_base64_of_either_alphabet_or_a_path(tmp_path):
-    path = tmp_path / "deep" / "picture.jpg"
+    path = tmp_path / "deep" / "image.jpg"
     path.parent.mkdir()
     path.write_bytes(png(3))
     reader = MediaReader("image", 48)
     texts = (base64.b64encode(png(3)), base64.urlsafe_b64encode(png(3)), base64.urlsafe_b64encode(png(3)).rstrip(b"="))
-    media = [reader(text.decode(), tmp_path)[0] for text in texts] + [reader("deep/picture.jpg", tmp_path)[0]]
+    media = [reader(text.decode(), tmp_path)[0] for text in texts] + [reader("deep/image.jpg", tmp_path)[0]]
     for medium in media:
         assert medium.size == (60, 40)
         assert torch.equal(medium.values, media[0].values)
@@ -110,7 +110,7 @@ def test_a_cell_is_base64_of_either_alphabet_or_a_path(tmp_path):
         ("absent.jpg", r"absent\.jpg: No such file"),
         ("a*b", "neither a path nor base64"),
         ("", "empty"),
-        (base64.b64encode(b"text").decode(), "not a picture"),
+        (base64.b64encode(b"text").decode(), "not an image"),
     ]:
         with pytest.raises(UnivalError, match=message):
             reader(cell, tmp_path)
@@ -131,12 +131,12 @@ def test_small_integers_lose_nothing_of_what_the_model_reads():
         assert torch.equal(getattr(batch.inputs, f"{kind}s")[0], values)
 
 
-def test_a_film_in_a_container_of_its_own():
+def test_a_video_in_a_container_of_its_own():
     pytest.importorskip("av")
     medium, is_whole = MediaReader("video", 32, 8).decode(mp4(1))
-    film = load_video(mp4(1), lambda length: choose_frames(length, 8))
+    video = load_video(mp4(1), lambda length: choose_frames(length, 8))
     assert (medium.size, is_whole) == ((64, 48), False)
-    assert torch.equal(collate([example_of("video", medium)]).inputs.videos[0], video_to_tensor(film, 32))
+    assert torch.equal(collate([example_of("video", medium)]).inputs.videos[0], video_to_tensor(video, 32))
 
 
 def test_training_draws_frames_and_only_what_is_never_drawn_is_kept():
@@ -180,7 +180,7 @@ def test_with_a_cache_nothing_is_decoded_twice(tmp_path):
     examples = [first[row] for row in range(4)]
     assert [first[row] for row in range(4)] == examples
     other = dataset(tmp_path / "caption.tsv", "caption", cache=cache)
-    assert all(other[row].media is examples[row].media for row in range(4))  # the same pictures
+    assert all(other[row].media is examples[row].media for row in range(4))  # the same images
     assert len(cache) == 4
     assert dataset(tmp_path / "big.tsv", "caption", cache=cache, side=64)[0].media.shape == (3, 64, 64)
     assert len(cache) == 5
@@ -307,7 +307,7 @@ REASONS = [
     "2 columns",
     "box '1,2,3' is not",
     "absent.jpg: No such file",
-    "not a picture",
+    "not an image",
     "tokens, the model has posit",
 ]
 
@@ -339,7 +339,7 @@ def test_too_many_broken_rows_are_an_error(tmp_path):
         [data.get(row) for row in range(7)]
 
 
-def test_training_takes_the_next_sound_row_instead(tmp_path):
+def test_training_takes_the_next_audio_row_instead(tmp_path):
     task = TASKS["grounding"]
     rows = TsvTable(broken_file(tmp_path / "data.tsv"), task.columns, task.selected_cols)
     data = TaskDataset(task, rows, TOKENIZER, POCKET, training=True)

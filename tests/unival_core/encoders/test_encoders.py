@@ -36,7 +36,7 @@ def test_pooling_and_later_stages_halve_time(frames: int, left: int) -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("samples", [16_000, 8_000])
-def test_sound_becomes_time_by_mel(samples: int) -> None:
+def test_audio_becomes_time_by_mel(samples: int) -> None:
     config = CONFIGS["pocket"].audio
     assert config is not None
     features = Cnn14(config).eval()(noise(2, samples))
@@ -83,10 +83,10 @@ def test_front_end_equals_the_recorded_one() -> None:
     assert_close(log_mel(tensors["in.patch_audios"][:1], config)[0], tensors["logmel_item0"], atol=1e-4, rtol=1e-4)
 
 
-def test_short_sound_is_refused() -> None:
+def test_short_audio_is_refused() -> None:
     config = CONFIGS["pocket"].audio
     assert config is not None
-    with pytest.raises(UnivalError, match="sound of 1119 samples: the model needs 1120, repeat or pad it"):
+    with pytest.raises(UnivalError, match="audio of 1119 samples: the model needs 1120, repeat or pad it"):
         Cnn14(config)(noise(1, 1119))
     assert Cnn14(config).eval()(noise(1, 1120)).shape[2] == 1
 

@@ -1,4 +1,4 @@
-"""Pictures, films and sounds as model inputs."""
+"""Images, videos and audios as model inputs."""
 
 import functools
 import io
@@ -45,11 +45,11 @@ def animation(kind: str) -> bytes:
 
 def pcm16(samples: np.ndarray, rate: int) -> bytes:
     file = io.BytesIO()
-    with wave.open(file, "wb") as sound:
-        sound.setnchannels(samples.shape[1])
-        sound.setsampwidth(2)
-        sound.setframerate(rate)
-        sound.writeframes(samples.astype("<i2").tobytes())
+    with wave.open(file, "wb") as audio:
+        audio.setnchannels(samples.shape[1])
+        audio.setsampwidth(2)
+        audio.setframerate(rate)
+        audio.writeframes(samples.astype("<i2").tobytes())
     return file.getvalue()
 
 
@@ -68,19 +68,19 @@ class DrawsFrom(random.Random):
         return int(self.state.randint(start))
 
 
-# Pictures
+# Images
 
 
-def test_pictures_as_recorded() -> None:
+def test_images_as_recorded() -> None:
     tensors, note = recorded("preproc")
     for index, case in enumerate(note["images"]):
         image = Image.fromarray(tensors[f"img{index}.uint8_hwc"].numpy())
         square = image_to_tensor(image, case["patch_image_size"])
         assert torch.equal(square, tensors[f"img{index}.square"])
-        assert torch.allclose(square, tensors[f"img{index}.ref"], atol=2e-7)  # grounding: the same picture
+        assert torch.allclose(square, tensors[f"img{index}.ref"], atol=2e-7)  # grounding: the same image
 
 
-def test_a_picture_is_read_from_bytes_and_path_as_rgb(tmp_path: Path) -> None:
+def test_a_image_is_read_from_bytes_and_path_as_rgb(tmp_path: Path) -> None:
     grey = Image.new("L", (5, 4), 128)
     data = encoded(grey, "PNG")
     (tmp_path / "grey.png").write_bytes(data)
@@ -90,16 +90,16 @@ def test_a_picture_is_read_from_bytes_and_path_as_rgb(tmp_path: Path) -> None:
     assert torch.allclose(image_to_tensor(grey, 3), torch.full((3, 3, 3), 128 / 255 * 2 - 1), atol=1e-6)
 
 
-def test_what_is_no_picture_is_refused(tmp_path: Path) -> None:
+def test_what_is_no_image_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UnivalError, match=r"absent\.png: No such file"):
         load_image(tmp_path / "absent.png")
-    with pytest.raises(UnivalError, match="the given 4 bytes: not a picture"):
+    with pytest.raises(UnivalError, match="the given 4 bytes: not an image"):
         load_image(b"text")
-    with pytest.raises(UnivalError, match="not a picture"):
+    with pytest.raises(UnivalError, match="not an image"):
         load_image(encoded(Image.new("RGB", (64, 64)), "JPEG")[:300])
 
 
-# Films
+# Videos
 
 
 def test_frames_as_recorded() -> None:
@@ -138,7 +138,7 @@ def test_training_frames_come_from_each_part_and_from_the_generator_alone() -> N
 
 
 def test_no_frames_are_refused() -> None:
-    with pytest.raises(UnivalError, match="4 frames of a film of 0"):
+    with pytest.raises(UnivalError, match="4 frames of a video of 0"):
         choose_frames(0, 4)
 
 
@@ -170,9 +170,9 @@ def test_animations_are_read_without_the_extra(kind: str, monkeypatch: pytest.Mo
 
 
 @pytest.fixture
-def film(tmp_path: Path) -> Path:
+def video(tmp_path: Path) -> Path:
     av = pytest.importorskip("av")
-    path = tmp_path / "film.mkv"
+    path = tmp_path / "video.mkv"
     with av.open(path, "w") as container:
         stream = container.add_stream("ffv1", rate=10)
         stream.width, stream.height, stream.pix_fmt = 64, 48, "bgr0"
@@ -185,35 +185,35 @@ def film(tmp_path: Path) -> Path:
     return path
 
 
-def test_films_are_read_by_av(film: Path) -> None:
-    frames = load_video(film)
+def test_videos_are_read_by_av(video: Path) -> None:
+    frames = load_video(video)
     assert frames.shape == (12, 48, 64, 3)
     assert frames.dtype == np.uint8
     assert frames[:, 0, 0, 0].tolist() == [20 * number for number in range(12)]
-    some = load_video(film.read_bytes(), functools.partial(choose_frames, count=3))
+    some = load_video(video.read_bytes(), functools.partial(choose_frames, count=3))
     assert np.array_equal(some, frames[[1, 5, 9]])
 
 
-def test_films_without_the_extra_name_it(film: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_videos_without_the_extra_name_it(video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(UnivalError, match=r"film\.mkv: .*install unival-merge\[video\]"):
-        load_video(film)
+    with pytest.raises(UnivalError, match=r"video\.mkv: .*install unival-merge\[video\]"):
+        load_video(video)
 
 
-def test_what_is_no_film_is_refused(tmp_path: Path) -> None:
+def test_what_is_no_video_is_refused(tmp_path: Path) -> None:
     pytest.importorskip("av")
-    with pytest.raises(UnivalError, match="the given 200 bytes: not a film"):
+    with pytest.raises(UnivalError, match="the given 200 bytes: not a video"):
         load_video(b"ab" * 100)
-    with pytest.raises(UnivalError, match=r"damaged|not a film"):
+    with pytest.raises(UnivalError, match=r"damaged|not a video"):
         load_video(animation("PNG")[:-60])
     with pytest.raises(UnivalError, match="absent"):
         load_video(tmp_path / "absent.mp4")
 
 
-# Sounds
+# Audios
 
 
-def test_sound_preparation_as_recorded() -> None:
+def test_audio_preparation_as_recorded() -> None:
     tensors, note = recorded("preproc")
     raw = tensors["audio.raw"].numpy()
     samples = int16_round_trip(raw)
@@ -232,34 +232,34 @@ def test_the_round_trip_truncates_and_clips() -> None:
 
 
 def test_length_by_crop_and_by_whole_repeats() -> None:
-    sound = np.arange(5.0, dtype=np.float32)
-    assert fit_length(sound, 3).tolist() == [1, 2, 3]
-    assert fit_length(sound, 5).tolist() == [0, 1, 2, 3, 4]
-    assert fit_length(sound, 12).tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 0, 0]
-    starts = {fit_length(sound, 3, random.Random(seed))[0] for seed in range(50)}
+    audio = np.arange(5.0, dtype=np.float32)
+    assert fit_length(audio, 3).tolist() == [1, 2, 3]
+    assert fit_length(audio, 5).tolist() == [0, 1, 2, 3, 4]
+    assert fit_length(audio, 12).tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 0, 0]
+    starts = {fit_length(audio, 3, random.Random(seed))[0] for seed in range(50)}
     assert starts == {0.0, 1.0, 2.0}
 
 
 def test_wav_is_read_without_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "soundfile", None)
     data = pcm16(np.array([[16384, -16384], [32767, 32767], [-32768, 0]]), 8000)
-    (tmp_path / "sound.wav").write_bytes(data)
-    for source in (data, tmp_path / "sound.wav"):
+    (tmp_path / "audio.wav").write_bytes(data)
+    for source in (data, tmp_path / "audio.wav"):
         samples, rate = load_audio(source)
         assert (rate, samples.dtype) == (8000, np.float32)
         assert samples.tolist() == [0.0, 32767 / 32768, -0.5]
 
 
-def test_other_sounds_are_read_by_soundfile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_audios_are_read_by_soundfile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     soundfile = pytest.importorskip("soundfile")
     stereo = np.stack([tone(50, 8000, 400), np.zeros(400, dtype=np.float32)], axis=1)
-    soundfile.write(tmp_path / "sound.flac", stereo, 8000, subtype="PCM_24")
-    samples, rate = load_audio(tmp_path / "sound.flac")
+    soundfile.write(tmp_path / "audio.flac", stereo, 8000, subtype="PCM_24")
+    samples, rate = load_audio(tmp_path / "audio.flac")
     assert rate == 8000
     assert samples == pytest.approx(stereo.mean(axis=1), abs=1e-6)
     monkeypatch.setitem(sys.modules, "soundfile", None)
-    with pytest.raises(UnivalError, match=r"sound\.flac: .*install unival-merge\[audio\]"):
-        load_audio(tmp_path / "sound.flac")
+    with pytest.raises(UnivalError, match=r"audio\.flac: .*install unival-merge\[audio\]"):
+        load_audio(tmp_path / "audio.flac")
 
 
 def test_wav_is_the_same_by_either_reader() -> None:
@@ -271,9 +271,9 @@ def test_wav_is_the_same_by_either_reader() -> None:
     assert np.array_equal(samples, other.mean(axis=1))
 
 
-def test_what_is_no_sound_is_refused() -> None:
+def test_what_is_no_audio_is_refused() -> None:
     pytest.importorskip("soundfile")
-    with pytest.raises(UnivalError, match="the given 4 bytes: not a sound file"):
+    with pytest.raises(UnivalError, match="the given 4 bytes: not an audio file"):
         load_audio(b"text")
     with pytest.raises(UnivalError, match="holds no audio samples"):
         load_audio(pcm16(np.zeros((0, 1)), 8000))
@@ -281,15 +281,15 @@ def test_what_is_no_sound_is_refused() -> None:
 
 @pytest.mark.parametrize(("rate", "target"), [(8000, 48000), (44100, 48000), (48000, 16000), (48000, 44100)])
 def test_resampling_keeps_a_tone(rate: int, target: int) -> None:
-    sound = resample(torch.from_numpy(tone(1000, rate, rate // 2)), rate, target)
-    assert len(sound) == math.ceil(rate // 2 * target / rate)
-    wanted = torch.from_numpy(tone(1000, target, len(sound)))
-    assert (sound - wanted)[300:-300].abs().max() < 1e-3
+    audio = resample(torch.from_numpy(tone(1000, rate, rate // 2)), rate, target)
+    assert len(audio) == math.ceil(rate // 2 * target / rate)
+    wanted = torch.from_numpy(tone(1000, target, len(audio)))
+    assert (audio - wanted)[300:-300].abs().max() < 1e-3
 
 
 def test_resampling_removes_what_the_new_rate_cannot_hold() -> None:
-    sound = resample(torch.from_numpy(tone(6000, 48000, 48000)), 48000, 8000)
-    assert sound[100:-100].abs().max() < 2e-3
+    audio = resample(torch.from_numpy(tone(6000, 48000, 48000)), 48000, 8000)
+    assert audio[100:-100].abs().max() < 2e-3
     same = torch.randn(3, 50)
     assert resample(same, 8000, 8000) is same
     assert resample(same, 8000, 16000).shape == (3, 100)
@@ -298,14 +298,14 @@ def test_resampling_removes_what_the_new_rate_cannot_hold() -> None:
 def test_another_rate_needs_resampling_asked_for() -> None:
     config = CONFIGS["pocket"].audio
     assert config is not None
-    sound = tone(700, 16000, 48000)
+    audio = tone(700, 16000, 48000)
     with pytest.raises(UnivalError, match="16000 samples a second, the model expects 8000"):
-        prepare_audio(sound, 16000, config)
-    prepared = prepare_audio(sound, 16000, config, resampling=True)
+        prepare_audio(audio, 16000, config)
+    prepared = prepare_audio(audio, 16000, config, resampling=True)
     assert (prepared.shape, prepared.dtype) == ((16000,), torch.float32)
     assert (prepared[:4000] - torch.from_numpy(tone(700, 8000, 20000)[4000:8000])).abs().max() < 1e-3  # the middle
-    kept = prepare_audio(sound, 8000, config)
-    assert np.array_equal(kept.numpy(), int16_round_trip(sound)[16000:32000])
+    kept = prepare_audio(audio, 8000, config)
+    assert np.array_equal(kept.numpy(), int16_round_trip(audio)[16000:32000])
 
 
 def test_log_mel_as_recorded() -> None:
@@ -332,7 +332,7 @@ def test_a_tone_lights_the_band_that_holds_it() -> None:
 def test_log_mel_is_float32_under_autocast() -> None:
     config = CONFIGS["pocket"].audio
     assert config is not None
-    sound = torch.randn(1, 8000)
+    audio = torch.randn(1, 8000)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        inside = log_mel(sound, config)
-    assert torch.equal(inside, log_mel(sound, config))
+        inside = log_mel(audio, config)
+    assert torch.equal(inside, log_mel(audio, config))

@@ -100,7 +100,7 @@ def whole(name: str, task: Task) -> list[str]:
         try:
             step(task.example)
         except UnivalError as error:
-            lacking += [f"a sound example row ({error})"]
+            lacking += [f"a valid example row ({error})"]
     if not task.published.files and task.published.checkpoint:
         lacking += ["published files for the published checkpoint"]
     return lacking

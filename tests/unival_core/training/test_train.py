@@ -64,8 +64,8 @@ COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (40, 60, 230), 
 PLAIN = TrainOptions(lr=4e-3, updates=12, batch=8, warmup=0.2, seed=3)
 
 
-def picture(colour, corner):
-    """A square of a colour in one quarter of a black 16 x 16 picture, as the text of a media column."""
+def image(colour, corner):
+    """A square of a colour in one quarter of a black 16 x 16 image, as the text of a media column."""
     pixels = np.zeros((16, 16, 3), np.uint8)
     top, left = 8 * (corner // 2), 8 * (corner % 2)
     pixels[top : top + 8, left : left + 8] = COLOURS[colour]
@@ -75,11 +75,11 @@ def picture(colour, corner):
 
 
 def write_tables(folder):
-    """Sixteen pictures for captioning, questions and boxes, in the published layouts."""
+    """Sixteen images for captioning, questions and boxes, in the published layouts."""
     rows = {"caption": [], "vqa": [], "grounding": []}
     for number in range(16):
         colour, corner = list(COLOURS)[number % 4], number // 4
-        media, box = picture(colour, corner), (8 * (corner % 2), 8 * (corner // 2))
+        media, box = image(colour, corner), (8 * (corner % 2), 8 * (corner // 2))
         rows["caption"].append(f"{number}\t{number}\ta {colour} square on black\t\t{media}")
         rows["vqa"].append(f"{number}\t{number}\twhat colour?\t1.0|!+{colour}\t\t{media}")
         x, y = box
@@ -155,7 +155,7 @@ def assert_same(one, other):
 # -- the loop
 
 
-def test_a_few_pictures_are_learnt_by_heart(tables, tmp_path):
+def test_a_few_images_are_learnt_by_heart(tables, tmp_path):
     model, path = run(tables, tmp_path / "run", replace(PLAIN, updates=120, lr=1e-2, batch=16))
     assert path == tmp_path / "run" / "last.safetensors"
     found = losses(tmp_path / "run")
