@@ -164,9 +164,6 @@ def test_a_model_that_knows_is_told_so(tmp_path, pocket):
     assert result.scores["VQA accuracy"].per_example.tolist() == [1.0, 0.0, 1.0, 0.0]
 
 
-# a task of one's own, as docs/tasks.md shows it
-
-
 # the command line
 
 

@@ -44,7 +44,7 @@ def tokenize_pairs(
 
 @lru_cache(maxsize=1 << 16)
 def _tokens(text: str, tokens: str) -> Tokens:
-    """Tokenise; kept between metrics and between the points of a sweep, which share their references. Never change it."""
+    """Tokenise, once for all metrics and points of a sweep, which share their references; not to be changed."""
     return TOKENIZERS[tokens](text)
 
 
