@@ -86,7 +86,7 @@ def run(
     if save not in (None, "best"):
         raise StudyError(f"--save {save!r}: there is only best")
     if save and split != "val":
-        raise StudyError(f"the best point of split {split} would flatter itself there: choose it with --split val")
+        raise StudyError(f"a point chosen on split {split} looks too good there: choose it with --split val")
     mixtures = study.mixtures_of(choice) if save else []
     place = setup_named(setup, folder, checkpoints=checkpoints, data=data)
     grid = Grid(name, UnivalSubject(place, limit), _numbers(seed), device, study.notes)

@@ -49,8 +49,8 @@ class Space:
     def __post_init__(self) -> None:
         self.check_split(self.split)
         if len(self.specialists) < 2 or len(set(self.tasks)) < len(self.specialists):
-            told = ", ".join(f"{name} for {task}" for name, task in self.specialists.items())
-            raise StudyError(f"experts {told or 'none'}: a search needs two or more, each for a task of its own")
+            named = ", ".join(f"{name} for {task}" for name, task in self.specialists.items())
+            raise StudyError(f"experts {named or 'none'}: a search needs two or more, each for a task of its own")
         if self.steps < 2:
             raise StudyError(f"steps {self.steps}: give 2 or more")
 
@@ -58,7 +58,7 @@ class Space:
     def check_split(split: str) -> None:
         """Raise StudyError for a split that is not for validation."""
         if not split.startswith("val"):
-            raise StudyError(f"searching on split {split!r} flatters what is reported there: search on 'val'")
+            raise StudyError(f"points chosen on split {split!r} look too good there: search on 'val'")
 
     @property
     def names(self) -> list[str]:
@@ -73,8 +73,8 @@ class Space:
     def point(self, counts: Sequence[int]) -> dict[str, float]:
         """The shares `counts[i] / sum(counts)`.
 
-        >>> Space({"vqa": "vqa", "caption": "caption"}).point([1, 3])
-        {'vqa': 0.25, 'caption': 0.75}
+        >>> Space({"upright": "upright", "turned": "turned"}).point([1, 3])
+        {'upright': 0.25, 'turned': 0.75}
         """
         whole = sum(counts)
         return {name: count / whole for name, count in zip(self.names, counts, strict=True)}

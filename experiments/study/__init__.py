@@ -1,1 +1,1 @@
-"""The commands `unival-merge study ...`."""
+"""What a study is made of, as data: experts, points between them, cells to evaluate."""

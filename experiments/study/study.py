@@ -1,8 +1,8 @@
 """What is evaluated, as data: experts, points between them, cells. Nothing here knows a model, a task or a study.
 
->>> a, b = Expert("a", "reading", "plain"), Expert("b", "writing", "plain")
->>> [point.label for point in points_of({"a": a, "b": b}, line(["a", "b"], 3))]
-['1.00 a (plain, single)', '1.00 b (plain, single)', '0.50 a + 0.50 b (plain, interpolate)']
+>>> experts = {task: Expert(task, task, "plain") for task in ("upright", "turned")}
+>>> [point.label for point in points_of(experts, line([*experts], 3))][1:]
+['1.00 turned (plain, single)', '0.50 upright + 0.50 turned (plain, interpolate)']
 """
 
 import math
@@ -146,10 +146,10 @@ def share_label(shares: Mapping[str, float]) -> str:
 
     Two decimals, or as many as tell the shares apart from rounded ones, at most four.
 
-    >>> share_label({"vqa": 0.2, "caption": 0.8})
-    '0.20 vqa + 0.80 caption'
-    >>> share_label({"vqa": 1.0, "caption": 0.0})
-    '1.00 vqa'
+    >>> share_label({"upright": 0.2, "turned": 0.8})
+    '0.20 upright + 0.80 turned'
+    >>> share_label({"upright": 1.0, "turned": 0.0})
+    '1.00 upright'
     """
     named = [(name, float(share)) for name, share in shares.items() if share != 0]
     digits = next((d for d in (2, 3) if all(math.isclose(s, round(s, d), abs_tol=1e-9) for _, s in named)), 4)

@@ -100,7 +100,7 @@ class BaseSetup:
 
     @staticmethod
     def shifts(task: str) -> tuple[str, ...]:
-        """Those that were published."""
+        """The splits of a task with shifted data: those that were published."""
         return tuple(split for split in FILES.get(task, {}) if split not in ("train", "val", "test"))
 
     def source(self, expert: Expert, seed: int = 0) -> Input:

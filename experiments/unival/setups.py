@@ -1,6 +1,8 @@
-"""Where weights and data of the UnIVAL study are, and how its tasks are asked: at setup `pocket` or `base`.
+"""Where weights and data of the UnIVAL studies are, and how its tasks are asked: at setup `pocket` or `base`.
 
-A setup is small and can be pickled, so that processes open for themselves what they need.
+Both setups answer the same questions. `lacks` are the kinds of experts that there are none of, `size` the GB of a model
+where no file is there to tell. A setup is small and can be pickled: processes open for themselves what they need. All
+methods raise StudyError where a file is missing, with its name and the way to get it.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 from experiments.errors import StudyError
 from experiments.study.study import Cell, Expert
@@ -25,61 +27,6 @@ from experiments.unival.world.tasks import TASKS as WORLD_TASKS
 from merge import Input
 from unival_core import TASKS, GenerationOptions, Tokenizer, UnivalConfig, load_tokenizer
 from unival_core.data import MediaCache, TaskDataset
-
-
-class Setup(Protocol):
-    """What the studies ask. All raise StudyError where a file is missing, with its name and the way to get it."""
-
-    name: ClassVar[str]
-    lacks: ClassVar[tuple[str, ...]]  # kinds of experts that there are none of
-    size: ClassVar[float]  # GB of a model, 0 where files tell
-
-    @staticmethod
-    def shifts(task: str) -> tuple[str, ...]:
-        """The splits of a task with shifted data."""
-        ...
-
-    def source(self, expert: Expert, seed: int) -> Input:
-        """The checkpoint of an expert."""
-        ...
-
-    def tokenizer(self, config: UnivalConfig) -> Tokenizer:
-        """What reads and writes the text of all models."""
-        ...
-
-    def dataset(
-        self, task: str, split: str, tokenizer: Tokenizer, config: UnivalConfig, cache: MediaCache
-    ) -> TaskDataset:
-        """The rows of a split, asked as in evaluation."""
-        ...
-
-    def data_digest(self, task: str, split: str) -> str:
-        """The content of a split, and of the answers that its task allows."""
-        ...
-
-    def generation(self, task: str) -> GenerationOptions:
-        """How answers are searched for."""
-        ...
-
-    def metrics(self, task: str) -> tuple[str, ...]:
-        """The metrics quoted for a task."""
-        ...
-
-    def areas(self) -> tuple[float, float]:
-        """Square pixels at which boxes stop being small, and start being large."""
-        ...
-
-    def expected(self, experts: Sequence[Expert], seed: int, places: Sequence[tuple[str, str]]) -> dict[Path, str]:
-        """The files that experts and data (pairs of task and split) lie in, each with where it comes from."""
-        ...
-
-    def train(self, experts: Sequence[Expert], seed: int, processes: int) -> None:
-        """Finetune the experts that are missing."""
-        ...
-
-    def pace(self, cells: Sequence[Cell], limit: int | None) -> str:
-        """How long cells may take, before any was evaluated; "" where nothing is known."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -104,11 +51,11 @@ class PocketSetup:
 
     @staticmethod
     def shifts(task: str) -> tuple[str, ...]:
-        """Those that a world of full size has."""
+        """The splits of a task with shifted data: those that a world of full size has."""
         return WORLD_TASKS[task].shifts if task in WORLD_TASKS else ()
 
     def source(self, expert: Expert, seed: int) -> Input:
-        """Where `experiments.unival.pocket.experts` puts it."""
+        """The checkpoint of an expert, where `experiments.unival.pocket.experts` puts it."""
         return Input(expert.name, expert_file(self.pocket(seed), expert))
 
     def tokenizer(self, config: UnivalConfig) -> Tokenizer:
@@ -119,45 +66,46 @@ class PocketSetup:
     def dataset(
         self, task: str, split: str, tokenizer: Tokenizer, config: UnivalConfig, cache: MediaCache
     ) -> TaskDataset:
-        """Rows of the embedded world."""
+        """The rows of a split of the embedded world, asked as in evaluation."""
         files = Files(self.pocket().world, tokenizer, config)
         files.cache = cache
         self.data_digest(task, split)
         return files.data(task, split)
 
     def data_digest(self, task: str, split: str) -> str:
-        """From the record of the world, or the file of a task that it does not have."""
+        """The content of a split and of the answers that its task allows, by the world's record or the file itself."""
         folder = self.pocket().world
         content = "\n".join((rows_digest(folder, task, split), *read_world(folder).answers.get(task, ())))
         return f"sha256:{sha256(content.encode()).hexdigest()}"
 
     def generation(self, task: str) -> GenerationOptions:
-        """Greedy: beams of 5 take thrice the time."""
+        """How answers are searched for: greedily, as beams of 5 take thrice the time."""
         return replace(TASKS[task].generation, beam=GREEDY)
 
     def metrics(self, task: str) -> tuple[str, ...]:
-        """One that has scores of single examples."""
+        """The metric quoted for a task, one that has scores of single examples."""
         return (TASKS[task].quoted(self.name),)
 
     def areas(self) -> tuple[float, float]:
-        """Terciles of the boxes in training."""
+        """Square pixels at which boxes stop being small, and start being large: terciles of the boxes in training."""
         world = read_world(self.pocket().world)
         return world.small_below, world.large_above
 
     def expected(self, experts: Sequence[Expert], seed: int, places: Sequence[tuple[str, str]]) -> dict[Path, str]:
-        """The experts' files; the world comes with the pretrained model."""
+        """The files needed, each with where it comes from: the experts', as the world comes with the pretrained one."""
         return {self.source(expert, seed).path: f"{expert.id} of seed {seed}: add --train" for expert in experts}
 
     def train(self, experts: Sequence[Expert], seed: int, processes: int) -> None:
-        """By the recipes of `experiments.unival.pocket.experts`; finished runs are kept in this user's cache."""
+        """Finetune the experts that are missing; finished runs are kept in this user's cache."""
         make_experts(self.pocket(seed), experts, processes, cache=user_cache())
 
     def pace(self, cells: Sequence[Cell], limit: int | None) -> str:
-        """Machines differ too much to guess."""
+        """How long cells may take before any was evaluated: machines differ too much to guess."""
         return ""
 
 
-SETUPS: dict[str, type[PocketSetup] | type[BaseSetup]] = {"pocket": PocketSetup, "base": BaseSetup}
+Setup = PocketSetup | BaseSetup
+SETUPS: dict[str, type[Setup]] = {"pocket": PocketSetup, "base": BaseSetup}
 
 
 def setup_named(name: str, folder: Path, *, checkpoints: Path | None = None, data: Path | None = None) -> Setup:

@@ -57,7 +57,7 @@ def test_the_command_searches_validation_splits_only(home):
     arguments = ["study", "search", "interpolation", str(home), "--only", "vqa+caption", "--split"]
     outcome = CliRunner().invoke(app, [*arguments, "test"])
     assert outcome.exit_code == 2
-    assert "searching on split 'test' flatters" in outcome.stderr
+    assert "points chosen on split 'test' look too good there" in outcome.stderr
     outcome = CliRunner().invoke(app, [*arguments, "val"])
     assert "vanilla/caption of seed 0: add --train" in outcome.stderr
 
@@ -72,7 +72,7 @@ def test_what_cannot_be_searched_is_told(home, tmp_path):
         told = CliRunner().invoke(app, [*search, *more])
         assert told.exit_code == 2
         assert message in told.stderr
-    with pytest.raises(StudyError, match="'test' flatters"):
+    with pytest.raises(StudyError, match="'test' look too good"):
         mixture_of(home, tmp_path, Choice())
     with pytest.raises(StudyError, match="each for a task of its own"):
         mixture_of(home, tmp_path, Choice(split="val"), STUDIES["rewarded-soups"])
