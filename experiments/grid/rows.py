@@ -28,10 +28,11 @@ except ImportError:  # Windows has no advisory locks: one writer at a time is th
 class Row:
     """One evaluated cell: the score of one point on one split of one task by one metric.
 
-    `shares` are the coefficients by expert name; `experts` says how those were trained. `value` with its 95 % interval `lo`, `hi` is in the metric's own unit (accuracies in 0..1); all three
-    are NaN where the metric could not be computed, and `note` says why. `seed` is the training seed of the experts.
-    `versions` are by package name, `inputs` digests of checkpoints by name, `data` the digest of the evaluated file.
-    `key` names the content (`content_key`): a later row with the same key replaces an earlier one.
+    `shares` are the coefficients by expert name; `experts` says how those were trained. `value` with its 95 % interval
+    `lo`, `hi` is in the metric's own unit (accuracies in 0..1); all three are NaN where the metric could not be
+    computed, and `note` says why. `seed` is the training seed of the experts. `versions` are by package name, `inputs`
+    digests of checkpoints by name, `data` the digest of the evaluated file. `key` names the content (`content_key`): a
+    later row with the same key replaces an earlier one.
     """
 
     study: str
@@ -53,6 +54,10 @@ class Row:
     data: str
     key: str
     note: str = ""
+
+    def __repr__(self) -> str:
+        score = f"{self.metric} {self.value:.4f} [{self.lo:.4f}, {self.hi:.4f}] of {self.n}"
+        return f"<{share_label(self.shares)} ({self.experts}, {self.method}) on {self.task} {self.split}: {score}>"
 
 
 Rows = pd.DataFrame | Iterable[Mapping[str, Any]]

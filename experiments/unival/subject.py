@@ -17,12 +17,11 @@ from experiments.unival.setups import Setup
 from merge import Checkpoint, Input, recalibrate_batchnorm
 from unival_core import COMPUTED, MEDIA, METRICS, TASKS, Ensemble, UnivalConfig, UnivalModel, config_of, evaluate
 from unival_core.data import Batch, MediaCache, TaskDataset, collate
-from unival_core.metrics import SIZES, box_accuracy, score_interval
+from unival_core.metrics import score_interval
 
 RECALIBRATION = 512  # training inputs that BatchNorm statistics are measured on
 BATCH = 64
 OPTIONAL_MEDIA = MEDIA[1:]  # every model sees images
-BOXES = {f"Acc@0.5 {size}": size for size in SIZES}  # metrics of boxes of one size
 
 
 @dataclass
@@ -58,7 +57,7 @@ class UnivalSubject:
         names = cell.metrics or self.setup.metrics(cell.task)
         if unknown := [name for name in names if name not in METRICS]:
             raise StudyError(f"no metric {unknown[0]!r}: choose from {', '.join(METRICS)}")
-        return {name: self.setup.areas() if name in BOXES else () for name in names}
+        return {name: self.setup.areas() if METRICS[name].size else () for name in names}
 
     def conditions(self, task: str) -> Mapping[str, Any]:
         """How answers are searched for, and the limit of rows."""
@@ -118,8 +117,8 @@ class UnivalSubject:
         found: dict[str, Score] = {}
         for name in names:
             own = result.scores[name]
-            if name in BOXES:
-                own = box_accuracy(answers, references, size=BOXES[name], areas=self.setup.areas())
+            if METRICS[name].size:  # boxes are small and large by the setup's areas, not by the published ones
+                own = METRICS[name](answers, references, areas=self.setup.areas())
             note = "; ".join(filter(None, (own.note, broken)))
             found[name] = Score(own.value, *score_interval(own), own.n, own.per_example, note)
         return found

@@ -7,7 +7,6 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-import experiments
 import merge
 from experiments.commands import app
 from experiments.errors import StudyError
@@ -150,9 +149,3 @@ def test_setup_base_names_every_missing_file_and_its_page(tmp_path):
         call(*asked)
     with pytest.raises(StudyError, match="no recipe trains all experts at setup base"):
         call(*asked, *folders, "--train")
-
-
-def test_rows_are_read_through_the_package(home, tmp_path):
-    assert experiments.read_rows is rows_of
-    with pytest.raises(AttributeError, match="no attribute 'rows'"):
-        experiments.rows  # noqa: B018

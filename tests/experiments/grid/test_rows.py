@@ -182,3 +182,10 @@ def test_content_keys_depend_on_content_alone():
 
 def test_examples_in_docstrings():
     assert doctest.testmod(results).failed == 0
+
+
+def test_a_row_is_one_readable_line():
+    row = replace(ROW, shares={"a": 0.5, "b": 0.5}, task="reading", split="test", metric="accuracy", value=0.25)
+    assert "\n" not in repr(row)
+    assert repr(row).startswith("<0.50 a + 0.50 b (")
+    assert "on reading test: accuracy 0.2500 [" in repr(row)

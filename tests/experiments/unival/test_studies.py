@@ -1,9 +1,12 @@
 """Every study loads, at both setups: what it asks for exists, each point and cell once."""
 
+import re
 from itertools import pairwise
 
 import pytest
+from typer.testing import CliRunner
 
+from experiments.commands import app
 from experiments.errors import StudyError
 from experiments.study.study import Cell, Expert, Point, lattice, single
 from experiments.unival.pocket.experts import step_of, with_parents
@@ -13,6 +16,8 @@ from experiments.unival.published import CHECKPOINTS, FILES
 from experiments.unival.studies import STUDIES, Choice, MixtureStudy, study_named
 from experiments.unival.subject import UnivalSubject
 from experiments.unival.world.tasks import TASKS as FILES_OF
+from tests import ROOT
+from tests.experiments.made_pocket import copied
 from unival_core.metrics import METRICS
 from unival_core.tasks import TASKS
 
@@ -158,3 +163,24 @@ def test_a_study_is_data():
     )
     labels = {cell.point.label for cell in own.cells(Choice(split="val"))}
     assert "0.50 a + 0.50 b (vanilla, interpolate)" in labels
+
+
+def test_the_documented_study_runs_as_written(home, tmp_path, monkeypatch):
+    code = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "studies.md").read_text(encoding="utf-8"), re.DOTALL)
+    studies = dict(STUDIES)
+    exec(code[1], {"STUDIES": studies, "MixtureStudy": MixtureStudy})
+    (name,) = set(studies) - set(STUDIES)
+    monkeypatch.setitem(STUDIES, name, studies[name])
+    folder = copied(home, tmp_path / "home")
+
+    def call(*arguments):
+        done = CliRunner().invoke(app, ["study", *map(str, arguments)])
+        assert done.exit_code == 0, done.output
+        return done.stdout
+
+    assert studies[name].question in call("list")
+    assert "18 cells evaluated" in call("run", name, folder, "--limit", "2", "--processes", "1")
+    call("plot", name, folder, "-o", tmp_path / "figures")
+    assert (tmp_path / "figures" / "curves_vqa_entailment.png").stat().st_size > 500
+    call("report", name, folder, "-o", tmp_path / "report.html")
+    assert studies[name].question in (tmp_path / "report.html").read_text(encoding="utf-8")

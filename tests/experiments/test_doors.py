@@ -1,0 +1,35 @@
+"""What `import experiments` offers, and what the generic wings know."""
+
+import ast
+import re
+import subprocess
+import sys
+
+import pytest
+
+import experiments
+from tests import ROOT
+
+WORDS = r"vqa|grounding|caption|entailment|pocket|vanilla|ratatouille|fusing|UnivalModel"
+GENERIC = [path for wing in ("study", "grid", "search") for path in sorted((ROOT / "experiments" / wing).rglob("*.py"))]
+
+
+def test_the_door_shows_every_name_and_opens_it():
+    assert dir(experiments) == sorted(experiments.__all__)
+    for name in experiments.__all__:
+        assert getattr(experiments, name).__name__ == name
+    with pytest.raises(AttributeError, match="no attribute 'rows'"):
+        experiments.rows  # noqa: B018
+
+
+def test_the_door_is_light():
+    code = "import sys, experiments; dir(experiments); print({'torch', 'pandas', 'numpy'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout == "set()\n"
+
+
+@pytest.mark.parametrize("path", GENERIC, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_generic_code_knows_no_task_no_kind_and_no_model(path):
+    text = path.read_text(encoding="utf-8")
+    assert re.findall(WORDS, text, re.IGNORECASE) == []
+    modules = [node.module or "" for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ImportFrom)]
+    assert not [module for module in modules if module.startswith(("unival_core", "experiments.unival"))]

@@ -1,0 +1,58 @@
+"""What rows of UnIVAL are keyed by: the keys of rows that exist, to the last digit."""
+
+from pathlib import Path
+
+from experiments.grid.grid import Grid
+from experiments.unival.published import BaseSetup
+from experiments.unival.studies import Choice, MixtureStudy
+from experiments.unival.subject import UnivalSubject
+
+# By cell the keys by metric, as they have been in all files so far.
+KEYS = [
+    "404e6f6a61a94d55",  # 1.00 pretrained (pretrained, single) vqa
+    "57a06e418989cf20 64731a6caee0aa99",  # 1.00 pretrained (pretrained, single) grounding
+    "3ec9bd25131e92b3",  # 1.00 vqa (vanilla, single) vqa
+    "338e01f46871920e c404454706faf90a",  # 1.00 vqa (vanilla, single) grounding
+    "787acc07fe4edaea",  # 1.00 grounding (vanilla, single) vqa
+    "195bb00d31a53b4c 1fc3b517b581d339",  # 1.00 grounding (vanilla, single) grounding
+    "1166cab59c2fa80a",  # middle (vanilla, interpolate) vqa
+    "7731e3f37c082f81 26222c807e2a08fe",  # middle (vanilla, interpolate) grounding
+    "70a24da3d6a617f2",  # middle (vanilla, interpolate, BatchNorm from:vqa) vqa
+    "218257ed93cb1248 d80d8610bf32d080",  # middle (vanilla, interpolate, BatchNorm from:vqa) grounding
+    "d6968b5d299402d1",  # middle (vanilla, interpolate, BatchNorm from:grounding) vqa
+    "ac18c040bbf20ef3 52265fb80cae9e47",  # middle (vanilla, interpolate, BatchNorm from:grounding) grounding
+    "ec5b9e1e44d2b5ab",  # middle (vanilla, interpolate, BatchNorm recalibrate:mixture) vqa
+    "d9675c69bb376f29 2231491dfe0ecd49",  # middle (vanilla, interpolate, BatchNorm recalibrate:mixture) grounding
+    "9e6b84ba870bbf71",  # middle (vanilla, interpolate, BatchNorm recalibrate:task) vqa
+    "0f112f97b534f4b3 7fa2a1afec397bd9",  # middle (vanilla, interpolate, BatchNorm recalibrate:task) grounding
+    "482900b64c98bbbf",  # middle (vanilla, ensemble) vqa
+    "564484adf696d017 90cb87b7cfdf0b84",  # middle (vanilla, ensemble) grounding
+]
+STUDY = MixtureStudy(
+    name="tiny",
+    question="?",
+    source="here",
+    experts={"vqa": "vqa", "grounding": "grounding"},
+    mixtures=(("vqa", "grounding"),),
+    points=3,
+    ensembles=("vanilla",),
+    shifts=False,
+    metrics={"grounding": ("Acc@0.5", "Acc@0.5 small")},
+)
+
+
+class Named(Grid):
+    """With digests that are words."""
+
+    def inputs(self, cell, seed):
+        return {name: f"weights of {cell.point.experts[name].id} {seed}" for name in cell.point.held}
+
+    def data_digest(self, task, split):
+        return f"{task}/{split}"
+
+
+def test_keys_are_those_of_old_rows(monkeypatch):
+    monkeypatch.setattr(BaseSetup, "data_digest", lambda _, task, split: f"{task}/{split}")
+    grid = Named("tiny", UnivalSubject(BaseSetup(Path(), Path("checkpoints"), Path("data")), limit=7))
+    cells = STUDY.cells(Choice("base", batchnorm=("all",)))
+    assert [" ".join(grid.keys(cell, 1).values()) for cell in cells] == KEYS
