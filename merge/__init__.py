@@ -38,6 +38,7 @@ _HOME = {
     "TaskVector": "tools.task_vector",
     "activation_matching": "tools.align",
     "activation_statistics": "tools.batchnorm",
+    "align_checkpoint": "tools.align",
     "apply_adapters": "tools.adapters.factors",
     "apply_permutation": "tools.align",
     "average": "engine.memory",
@@ -52,9 +53,11 @@ _HOME = {
     "merge_with": "engine.memory",
     "open_adapter": "tools.adapters.folder",
     "open_checkpoint": "checkpoint.open",
+    "patterns": "tools.align",
     "permutation_spec": "tools.align",
     "random_permutation": "tools.align",
     "ratios": "engine.memory",
+    "read_groups": "tools.align",
     "read_recipe": "recipe.json",
     "recalibrate_batchnorm": "tools.batchnorm",
     "repair": "tools.batchnorm",
@@ -88,9 +91,12 @@ if TYPE_CHECKING:
     from merge.tools.align import (
         PermutationSpec,
         activation_matching,
+        align_checkpoint,
         apply_permutation,
+        patterns,
         permutation_spec,
         random_permutation,
+        read_groups,
         weight_matching,
     )
     from merge.tools.batchnorm import activation_statistics, recalibrate_batchnorm, repair

@@ -20,15 +20,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from merge import Checkpoint, open_checkpoint, save_checkpoint
-from merge.tools.align import (
+from merge import (
+    Checkpoint,
     PermutationSpec,
     apply_permutation,
-    attention,
-    bottleneck,
-    linear,
-    norm,
+    open_checkpoint,
+    patterns,
     permutation_spec,
+    save_checkpoint,
     weight_matching,
 )
 from unival_core.checkpoint import TIED, bare_model, config_of, is_computed, refuse_differences
@@ -36,6 +35,7 @@ from unival_core.config import AudioConfig, ResNetConfig, UnivalConfig
 from unival_core.errors import UnivalError
 
 WIDTH = "width"
+attention, bottleneck, linear, norm = patterns.attention, patterns.bottleneck, patterns.linear, patterns.norm
 Patterns = dict[str, str]
 
 

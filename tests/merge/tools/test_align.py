@@ -17,11 +17,6 @@ from merge.tools.align import (
     PermutationSpec,
     activation_matching,
     apply_permutation,
-    attention,
-    bottleneck,
-    chain,
-    linear,
-    norm,
     patterns,
     permutation_spec,
     random_permutation,
@@ -29,6 +24,7 @@ from merge.tools.align import (
     weight_matching,
 )
 from merge.tools.align.assignment import assign, assign_blocks
+from merge.tools.align.patterns import attention, bottleneck, chain, linear, norm
 
 StateDict = Mapping[str, Tensor]
 

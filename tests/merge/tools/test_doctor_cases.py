@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 import merge
-from merge.tools.align import apply_permutation, chain, norm, permutation_spec, random_permutation, weight_matching
+from merge.tools.align import apply_permutation, permutation_spec, random_permutation, weight_matching
+from merge.tools.align.patterns import chain, norm
 from merge.tools.diagnose import Report, doctor
 from merge.tools.task_vector import TaskVector
 

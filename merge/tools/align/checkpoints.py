@@ -1,0 +1,86 @@
+"""A checkpoint with its units in the order of another's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from merge.checkpoint.open import Checkpoint, open_checkpoint, specs
+from merge.checkpoint.save import save_checkpoint
+from merge.errors import MergeError
+from merge.tools.align.groups import derive_groups, read_groups
+from merge.tools.align.spec import PermutationSpec, apply_permutation
+from merge.tools.align.weights import weight_matching
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """What `align_checkpoint` did.
+
+    Attributes:
+        units, moved: how many units there are (those within heads counted by head), and how many changed their place.
+        before, after: cosine of the angle between the two models' weights that have groups.
+    """
+
+    units: int
+    moved: int
+    before: float
+    after: float
+
+
+def align_checkpoint(
+    first: str | Path | Checkpoint,
+    second: str | Path | Checkpoint,
+    output: str | Path,
+    *,
+    groups: str | Path | PermutationSpec | None = None,
+    section: str = "auto",
+    overwrite: bool = False,
+    progress: Callable[[str], object] | None = None,
+) -> Alignment:
+    """Write the second checkpoint with its units in the first one's order, as near to its weights as an order can come.
+
+    For networks trained apart (Git Re-Basin, arXiv 2209.04836); those finetuned from one ancestor are aligned already.
+    What the file computes and its layout stay the same. `groups` says which units move together: a JSON file (see
+    `read_groups`), a specification, or nothing for a plain chain of layers, whose groups are derived. `section` is used
+    of both files; `progress` is called with each group that was solved.
+
+    Raises MergeError where the two differ in names or shapes, where groups do not fit or cannot be derived, for what
+    cannot be read or written, and without SciPy.
+    """
+    a, b = (x if isinstance(x, Checkpoint) else open_checkpoint(x, section) for x in (first, second))
+    told = [{name: tuple(spec.shape) for name, spec in specs(side).items()} for side in (a, b)]
+    wrong = sorted(name for name in told[0].keys() | told[1].keys() if told[0].get(name) != told[1].get(name))
+    if wrong:
+        raise MergeError(
+            f"{a.path} and {b.path} differ in {len(wrong)} tensors ({', '.join(wrong[:3])}): only models with the same "
+            "parts and sizes can be aligned"
+        )
+    if groups is None:
+        groups = derive_groups(b)
+    spec = groups if isinstance(groups, PermutationSpec) else read_groups(groups, b)
+    order = weight_matching(spec, a, b, progress=progress)
+    aligned = apply_permutation(spec, order, b)
+    save_checkpoint(aligned, output, dict(b.metadata) or None, like=b, overwrite=overwrite)
+    moved = sum(int((each != torch.arange(each.shape[-1])).sum()) for each in order.values())
+    units = sum(each.numel() for each in order.values())
+    return Alignment(units, moved, _cosine(spec, a, b), _cosine(spec, a, aligned))
+
+
+def _cosine(spec: PermutationSpec, first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> float:
+    """Of the angle between the weights that have groups; tied tensors count once."""
+    described, seen = specs(second), set[Hashable]()
+    dot = squares = others = 0.0
+    for name in spec.axes:
+        tie = described[name].tie or name
+        if tie in seen:
+            continue
+        seen.add(tie)
+        x, y = first[name].double().flatten(), second[name].double().flatten()
+        dot, squares, others = dot + float(x @ y), squares + float(x @ x), others + float(y @ y)
+    return dot / math.sqrt(squares * others) if squares and others else 0.0
