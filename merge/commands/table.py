@@ -9,13 +9,11 @@ import gc
 import importlib
 import inspect
 import os
-import platform
 import re
 import signal
 import sys
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
-from importlib import metadata
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, ClassVar, Union, get_args, get_origin, get_type_hints
@@ -224,6 +222,9 @@ def _outer(
     version: Annotated[bool, typer.Option("--version", help="Print the versions that matter.")] = False,
 ) -> None:
     if version:
+        import platform
+        from importlib import metadata
+
         typer.echo(f"python {platform.python_version()}, {platform.system()} {platform.machine()}")
         for package in VERSIONS:
             typer.echo(f"{package} {metadata.version(package)}")

@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
+from importlib import metadata
 from typing import Any
 
 import pytest
@@ -184,6 +185,12 @@ def test_the_completion_script_is_shown(monkeypatch: pytest.MonkeyPatch) -> None
     ran = run("--show-completion", "bash")
     assert "complete -o default -F _unival_merge_completion unival-merge" in ran.stdout
     assert "--install-completion" in run("--help").stdout
+
+
+def test_versions() -> None:
+    shown = dict(line.split(" ", 1) for line in run("--version").stdout.splitlines())
+    assert shown["torch"] == metadata.version("torch")
+    assert {"python", "unival-merge", "numpy", "safetensors", "xxhash", "tokenizers", "typer"} <= set(shown)
 
 
 def test_a_pipe_that_nobody_reads_is_no_traceback() -> None:
