@@ -63,7 +63,7 @@ _HOME = {
     "repair": "tools.batchnorm",
     "run": "engine.stream",
     "save_checkpoint": "checkpoint.save",
-    "share_label": "recipe.shares",
+    "share_label": "recipe.label",
     "slerp": "engine.memory",
     "sweep": "engine.memory",
     "sweep_to_files": "engine.stream",
@@ -84,8 +84,8 @@ if TYPE_CHECKING:
     from merge.methods import METHODS
     from merge.plan.policy import Policy
     from merge.recipe.json import read_recipe
+    from merge.recipe.label import share_label
     from merge.recipe.recipe import Input, Recipe
-    from merge.recipe.shares import share_label
     from merge.tools.adapters.factors import apply_adapters, merge_adapters
     from merge.tools.adapters.folder import Adapter, open_adapter
     from merge.tools.align import (

@@ -73,14 +73,14 @@ def search(
 
 def told(shares: Mapping[str, float], scores: Mapping[str, float]) -> str:
     """A point and its scores in words."""
-    from experiments.study.study import share_label
+    from merge import share_label
 
     return f"{share_label(shares)}: {', '.join(f'{task} {score:.4f}' for task, score in scores.items())}"
 
 
 def report(history: History, space: Space) -> str:
     """The whole history as a table, the best point, and what it cost."""
-    from experiments.study.study import share_label
+    from merge import share_label
 
     tasks = "".join(f"{task:>12}" for task in space.tasks)
     lines = [f"{'point':36}{tasks}{history.objective:>12}{'best':>8}{'hypervolume':>13}"]

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from experiments.errors import StudyError
-from experiments.study.study import share_label
+from merge import share_label
 
 try:
     import fcntl

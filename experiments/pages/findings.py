@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from experiments.errors import StudyError
-from experiments.grid.rows import Records, Rows, is_made_of, mean_of, names_in, share_label
+from experiments.grid.rows import Records, Rows, is_made_of, mean_of, names_in
 from experiments.pages.views import (
     PRETRAINED,
     Pair,
@@ -37,6 +37,7 @@ from experiments.statistics.tests import (
     paired_test,
     standard_error,
 )
+from merge import share_label
 
 SIGNIFICANT = 0.05
 LINE = "the straight line between their scores"

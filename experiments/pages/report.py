@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.errors import StudyError
-from experiments.grid.rows import Records, mean_of, names_in, share_label
+from experiments.grid.rows import Records, mean_of, names_in
 from experiments.pages import figures
 from experiments.pages.findings import findings
 from experiments.pages.tables import COLUMNS, study_tables, to_html
@@ -33,6 +33,7 @@ from experiments.pages.views import (
     reported_split,
     with_series,
 )
+from merge import share_label
 
 TEMPLATE = Path(__file__).parent / "templates" / "report.html"
 

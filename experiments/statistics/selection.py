@@ -11,8 +11,9 @@ import numpy as np
 
 import merge
 from experiments.errors import StudyError
-from experiments.grid.rows import Records, Rows, is_made_of, mean_of, names_in, records, share_label
+from experiments.grid.rows import Records, Rows, is_made_of, mean_of, names_in, records
 from experiments.statistics.curves import joint_score
+from merge import share_label
 
 ON, REPORT = "val", "test"
 MERGES = ("single", "interpolate", "average")

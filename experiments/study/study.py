@@ -5,11 +5,11 @@
 ['1.00 turned (plain, single)', '0.50 upright + 0.50 turned (plain, interpolate)']
 """
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from experiments.errors import StudyError
+from merge import share_label
 
 POINT_METHODS = ("single", "interpolate", "average", "ensemble")
 POLICIES = ("average", "recalibrate:mixture", "recalibrate:task")  # and from:<name of an expert>
@@ -139,19 +139,3 @@ def together(cells: Iterable[Cell]) -> list[Cell]:
     for cell in unique.values():
         groups.setdefault(cell.point.id, []).append(cell)
     return [cell for group in groups.values() for cell in group]
-
-
-def share_label(shares: Mapping[str, float]) -> str:
-    """A point in words, in the order given; experts with share 0 are left out.
-
-    Two decimals, or as many as tell the shares apart from rounded ones, at most four.
-
-    >>> share_label({"upright": 0.2, "turned": 0.8})
-    '0.20 upright + 0.80 turned'
-    >>> share_label({"upright": 1.0, "turned": 0.0})
-    '1.00 upright'
-    """
-    named = [(name, float(share)) for name, share in shares.items() if share != 0]
-    digits = next((d for d in (2, 3) if all(math.isclose(s, round(s, d), abs_tol=1e-9) for _, s in named)), 4)
-    text = " + ".join(f"{share:.{digits}f} {name}" for name, share in named)
-    return text.replace("+ -", "- ") if named else "nothing"

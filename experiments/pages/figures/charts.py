@@ -11,8 +11,9 @@ from matplotlib.transforms import Bbox
 from matplotlib.tri import Triangulation
 
 from experiments.errors import StudyError
-from experiments.grid.rows import Records, Rows, is_made_of, mean_of, names_in, records, scored, share_label
+from experiments.grid.rows import Records, Rows, is_made_of, mean_of, names_in, records, scored
 from experiments.pages.figures.style import GREY, SMALL, TEXT, legend_below, score_name, styles_of, tidy
+from merge import share_label
 
 _Means = dict[str, tuple[float, float, float]]  # value, lo, hi times 100 by series
 

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.errors import StudyError
-from experiments.grid.rows import Records, Rows, names_in, records, scored, share_label
+from experiments.grid.rows import Records, Rows, names_in, records, scored
 from experiments.pages.figures.style import (
     GREEN,
     GREY,
@@ -22,6 +22,7 @@ from experiments.pages.figures.style import (
     tidy,
 )
 from experiments.statistics.curves import Line, lines_between
+from merge import share_label
 
 Pair = tuple[str, str]
 

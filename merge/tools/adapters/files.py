@@ -14,7 +14,7 @@ from merge.checkpoint.formats.tensors import raw_bytes
 from merge.checkpoint.open import Checkpoint, open_checkpoint, specs
 from merge.checkpoint.save import Writer, lay_out
 from merge.errors import MergeError
-from merge.recipe.shares import share_label
+from merge.recipe.label import share_label
 from merge.tools.adapters.factors import MergedAdapter, changes_of, merge_adapters, notes_on, shares_of
 from merge.tools.adapters.folder import Adapter, open_adapter, save_adapter
 

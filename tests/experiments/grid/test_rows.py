@@ -13,7 +13,8 @@ import pytest
 
 from experiments.errors import StudyError
 from experiments.grid import rows as results
-from experiments.grid.rows import Row, append_row, content_key, read_rows, read_scores, share_label
+from experiments.grid.rows import Row, append_row, content_key, read_rows, read_scores
+from merge import share_label
 from tests import ROOT
 
 ROW = Row(
