@@ -6,13 +6,12 @@ xxh3-128 tells files apart; it does not protect against somebody who wants two f
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 
 import torch
 import xxhash
-from torch import Tensor
 
 from merge.checkpoint.formats.tensors import raw_bytes
+from merge.checkpoint.source import Source, opened
 from merge.errors import MergeError
 
 ALGORITHMS = {"xxh3_128": xxhash.xxh3_128, "sha256": hashlib.sha256}
@@ -44,14 +43,14 @@ class Digest:
         return f"{self.algorithm}:{whole.hexdigest()}"
 
 
-def digest(tensors: Mapping[str, Tensor], algorithm: str = DEFAULT) -> str:
-    """The digest of a state dict: the same for a file, its copy in another format and the dict in memory.
+def digest(source: Source, algorithm: str = DEFAULT) -> str:
+    """Give the digest of a checkpoint's tensors: the same for a file, its copy and the state dict.
 
     >>> digest({"w": torch.zeros(2)}) == digest({"w": torch.zeros(2)})
     True
     """
     whole = Digest(algorithm)
-    for name, value in tensors.items():
+    for name, value in opened(source).items():
         content = whole.start()
         content.update(raw_bytes(value.detach().cpu()))
         whole.add(name, value.dtype, tuple(value.shape), content.hexdigest())

@@ -20,6 +20,7 @@ from merge.checkpoint.formats import FORMATS
 from merge.checkpoint.formats.format import Layout, Specs
 from merge.checkpoint.formats.tensors import TensorEntry, raw_bytes
 from merge.checkpoint.open import Checkpoint, specs, suffixes
+from merge.checkpoint.source import Source, opened
 from merge.errors import MergeError
 
 SHARD_SIZE = 5_000_000_000  # bytes, of a folder where no size is asked for
@@ -71,7 +72,7 @@ def _beside(like: Checkpoint | None) -> dict[str, Path]:
 
 
 def save_checkpoint(
-    state_dict: Mapping[str, Tensor],
+    source: Source,
     path: str | Path,
     metadata: Mapping[str, str] | None = None,
     *,
@@ -79,14 +80,14 @@ def save_checkpoint(
     overwrite: bool = False,
     shard_size: int | None = None,
 ) -> Path:
-    """Write a state dict atomically; the format follows the suffix of `path` (none: a folder of shards).
+    """Write a checkpoint's tensors atomically; the format follows the suffix of `path` (none: a folder of shards).
 
     `metadata` is text kept in safetensors files. `like` gives the other content of a torch file or folder. Tied tensors
     stay tied where the format can hold ties. Raises MergeError where the output exists (and `overwrite` is not set) or
     cannot be written.
     """
     path = Path(path)
-    tensors = {name: _dense(name, value) for name, value in state_dict.items()}
+    tensors = {name: _dense(name, value) for name, value in opened(source).items()}
     described = specs(tensors)
     tied: dict[Hashable, list[str]] = {}
     for name, spec in described.items():

@@ -137,6 +137,7 @@ def in_options(text: str, command: Any) -> str:
     "pass overwrite=True" is "pass --overwrite", "missing='union'" is "--missing union".
     """
     options = {param.name.rstrip("_"): param.opts[0] for param in getattr(command, "params", ())}
+    options |= {"slices": options["slice"]} if "slice" in options else {}  # several in Python, one by one here
 
     def option(match: re.Match[str]) -> str:
         name, value = match[1], match[2].strip("'\"")

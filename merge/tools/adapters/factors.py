@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from merge.checkpoint.source import Source, opened
 from merge.engine.memory import average
 from merge.errors import MergeError
 from merge.plan.policy import Policy
@@ -236,12 +237,13 @@ def _stored(factors: Factors, parts: Sequence[Part], rank: int) -> Factors:
 
 
 def apply_adapters(
-    base: Mapping[str, Tensor], adapters: Sequence[Adapter], weights: Sequence[float] | None = None
+    base: Source, adapters: Sequence[Adapter], weights: Sequence[float] | None = None
 ) -> dict[str, Tensor]:
     """`base + sum_i w_i s_i B_i A_i`, in float32, rounded once to the base's dtype; other tensors are the base's own.
 
     Raises MergeError for modules that the base lacks or has in another shape.
     """
+    base = opened(base, name="base")
     changes = changes_of(base, adapters, weights)
     return {name: changes[name](value) if name in changes else value for name, value in base.items()} | {
         name: change(None) for name, change in changes.items() if name not in base

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from merge.checkpoint.open import specs
+from merge.checkpoint.source import Source, opened
 from merge.errors import MergeError
 
 FREE = "_"
@@ -68,7 +69,7 @@ class PermutationSpec:
         return result
 
 
-def permutation_spec(patterns: Mapping[str, str], tensors: Mapping[str, Tensor]) -> PermutationSpec:
+def permutation_spec(patterns: Mapping[str, str], tensors: Source) -> PermutationSpec:
     """A specification written as one pattern for each tensor, in the manner of einops; sizes are read off `tensors`.
 
     A pattern names the group of every axis in turn: `_` for an axis that stays, `(heads values)` for blocks of units
@@ -82,7 +83,7 @@ def permutation_spec(patterns: Mapping[str, str], tensors: Mapping[str, Tensor])
     Raises MergeError for names and axes that the tensors do not have, sizes that contradict each other or cannot be
     known, and an inner group that stands in two outer ones or without its own.
     """
-    shapes = {name: tuple(item.shape) for name, item in specs(tensors).items()}
+    shapes = {name: tuple(item.shape) for name, item in specs(opened(tensors)).items()}
     lacking = [name for name in patterns if name not in shapes]
     if lacking:
         raise MergeError(f"the pattern's tensors {lacking[:20]} are not among those given ({len(shapes)} names)")
@@ -133,14 +134,13 @@ def _sizes(axes: Mapping[str, Axes], shapes: Mapping[str, tuple[int, ...]]) -> d
     return sizes
 
 
-def apply_permutation(
-    spec: PermutationSpec, permutation: Permutation, tensors: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
+def apply_permutation(spec: PermutationSpec, permutation: Permutation, tensors: Source) -> dict[str, Tensor]:
     """The tensors with their units in another order; values keep their bits, ties stay ties, the rest is passed on.
 
     Raises MergeError for a permutation that is not one of every group, and tensors that do not fit the specification.
     """
     _check(spec, permutation)
+    tensors = opened(tensors)
     described = specs(tensors)
     wrong = [name for name in spec.axes if name not in described or not _fits(spec, name, described[name].shape)]
     if wrong:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from merge.checkpoint.open import specs
+from merge.checkpoint.source import Source, opened
 from merge.tools.align.assignment import assign, assign_blocks
 from merge.tools.align.spec import Permutation, PermutationSpec, apply_permutation, identity
 
@@ -17,8 +18,8 @@ MOST = 1e-9  # relative gain from which on a sweep counts as progress: above the
 
 def weight_matching(
     spec: PermutationSpec,
-    first: Mapping[str, Tensor],
-    second: Mapping[str, Tensor],
+    first: Source,
+    second: Source,
     *,
     progress: Callable[[str], object] | None = None,
 ) -> dict[str, Tensor]:
@@ -31,6 +32,7 @@ def weight_matching(
 
     Raises MergeError where tensors do not fit the specification, and without SciPy.
     """
+    first = opened(first, name="first")
     apply_permutation(spec, identity(spec), first)
     current = _Current(spec, first, apply_permutation(spec, identity(spec), second))
     before = current.value(current.names)

@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from merge.checkpoint.open import SHOWN, specs
+from merge.checkpoint.source import Source, opened
 from merge.plan.policy import dtype_name
 from merge.tools.diagnose.measure import Measured, Progress, measure_all, pooled
-from merge.tools.diagnose.sources import Source, labels_for, opened
+from merge.tools.diagnose.sources import labels_for
 from merge.tools.diagnose.tables import counted, module_of, number, table
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from merge.checkpoint.open import specs
+from merge.checkpoint.source import Source, opened
 from merge.errors import MergeError
 from merge.plan.checks import COUNTER
 from merge.plan.policy import Policy, matches, policy_of
@@ -16,7 +17,7 @@ from merge.plan.units import plan
 from merge.tools.diagnose.findings import Case, Finding, header_findings
 from merge.tools.diagnose.measure import Progress, measure_all
 from merge.tools.diagnose.relations import Pair, differences, relate_all, relation_findings
-from merge.tools.diagnose.sources import BASE, Source, labels_for, opened
+from merge.tools.diagnose.sources import BASE, labels_for
 from merge.tools.diagnose.tables import number, table
 from merge.tools.diagnose.values import value_findings
 

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from torch import Tensor
-
-from merge.checkpoint.open import Checkpoint, open_checkpoint
+from merge.checkpoint.open import Checkpoint
+from merge.checkpoint.source import Source
 from merge.errors import MergeError
 
-Source = str | Path | Mapping[str, Tensor]
 BASE = "base"
-
-
-def opened(source: Source, section: str = "auto") -> Mapping[str, Tensor]:
-    """A path is opened lazily; an open checkpoint or a state dict stays as it is."""
-    return open_checkpoint(source, section) if isinstance(source, (str, Path)) else source
 
 
 def labels_for(sources: Sequence[Source], names: Sequence[str] | None = None) -> tuple[str, ...]:

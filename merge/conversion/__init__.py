@@ -1,1 +1,0 @@
-"""Checkpoints from one format to another."""
