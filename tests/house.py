@@ -8,6 +8,7 @@ offers.
 from __future__ import annotations
 
 import ast
+import importlib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -88,18 +89,10 @@ def wing_of(module: str) -> str:
     return "" if len(parts) == 1 or parts[1] in ROOMS else parts[1]
 
 
+@cache
 def offered(module: str) -> frozenset[str]:
-    """The names of a module's `__all__`, and of the table of lazy names `_HOME`; none where it has neither."""
-    found: set[str] = set()
-    for node in parsed(modules()[module]).body:
-        targets = (
-            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
-        )
-        names = {target.id for target in targets if isinstance(target, ast.Name)}
-        if names & {"__all__", "_HOME"} and isinstance(node, (ast.Assign, ast.AnnAssign)) and node.value:
-            listed = node.value.keys if isinstance(node.value, ast.Dict) else ast.walk(node.value)
-            found |= {item.value for item in listed if isinstance(item, ast.Constant)}  # type: ignore[misc]
-    return frozenset(found)
+    """The names of a module's `__all__`; none where it has none."""
+    return frozenset(getattr(importlib.import_module(module), "__all__", ()))
 
 
 def climbs() -> list[str]:

@@ -1,9 +1,8 @@
-"""Which package may import what (the dependency rule), read from the sources without running them."""
+"""The dependency rule, read from the sources without running them: wings, floors, doors, what is imported where."""
 
 from __future__ import annotations
 
 import ast
-import importlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,10 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests import ROOT
+from tests import ROOT, house
 
-PACKAGES = ("merge", "unival_core", "experiments")
-BELOW = {"merge": set(), "unival_core": {"merge"}, "experiments": {"merge", "unival_core"}}
+FILES = list(house.modules().values())
 MERGE_NEEDS = {"torch", "numpy", "safetensors", "xxhash", "tqdm"}
 OPTIONAL = {  # extras, imported by the function that needs them
     "merge/checkpoint/formats/t5x.py": {"msgpack"},
@@ -25,91 +23,82 @@ FROM_MERGE = {  # all that unival_core may use
     *("Checkpoint", "open_checkpoint", "save_checkpoint", "MergeError"),
     *("PermutationSpec", "apply_permutation", "patterns", "permutation_spec", "weight_matching"),
 }
-FILES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
+LONGEST = 400  # lines of a file
 
 
 def names(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-def imports(tree: ast.AST) -> Iterator[tuple[str, str]]:
-    """Every import of a file, wherever it stands: the module, and the name taken from it ("" for the module itself)."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            for item in node.names:
-                yield item.name, ""
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"line {node.lineno}: relative imports hide where a name comes from"
-            for item in node.names:
-                yield node.module or "", item.name
-
-
-def parsed(path: Path) -> ast.Module:
-    return ast.parse(path.read_text(encoding="utf-8"), str(path))
-
-
 def tops(path: Path) -> set[str]:
     """The packages that a file imports from, in code that runs or for types only."""
-    return {module.split(".")[0] for module, _ in imports(parsed(path))}
-
-
-def exported(package: str) -> set[str]:
-    """What a package's `__all__` offers."""
-    return set(importlib.import_module(package).__all__)
-
-
-def is_module(dotted: str) -> bool:
-    path = ROOT.joinpath(*dotted.split("."))
-    return path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
+    return {house.package_of(module) for module, _, _ in house.imports(path)}
 
 
 def test_there_is_something_to_read() -> None:
-    assert len(FILES) > 50
-    assert {path.relative_to(ROOT).parts[0] for path in FILES} == set(PACKAGES)
+    assert len(FILES) > 100
+    assert {path.relative_to(ROOT).parts[0] for path in FILES} == set(house.WINGS)
+    assert sum(len(targets) for targets in house.graph().values()) > 300
+
+
+def test_files_import_from_wings_below_their_own() -> None:
+    assert house.climbs() == []
+
+
+def test_no_files_import_each_other() -> None:
+    assert house.circles() == []
+
+
+def test_other_packages_are_used_through_their_doors() -> None:
+    assert house.strangers() == []
+
+
+def test_the_studies_of_any_model_know_nothing_of_unival() -> None:
+    """Only the built-in study and the commands import the model; intervals are written once, beside its metrics."""
+    for module, path in house.modules().items():
+        if house.package_of(module) == "experiments" and house.wing_of(module) not in ("", "unival", "commands"):
+            taken = {source for source, _, _ in house.imports(path) if house.package_of(source) == "unival_core"}
+            assert taken <= {"unival_core.metrics"}, module
+
+
+def test_what_breaks_the_rules_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tests above can fail: an import that climbs, a circle and a name past the door are all told."""
+    graph = {**house.graph(), "merge.errors": {"merge.engine.kernel": 3}}
+    monkeypatch.setattr(house, "graph", lambda: graph)
+    assert house.climbs() == ["merge.errors:3 imports merge.engine.kernel"]
+    assert any({"merge.errors", "merge.engine.kernel"} <= set(group) for group in house.circles())
+    monkeypatch.setattr(house, "offered", lambda module: frozenset())
+    assert any("merge" in line and "__all__ does not offer" in line for line in house.strangers())
 
 
 @pytest.mark.parametrize("path", FILES, ids=names)
-def test_packages_import_downwards_only(path: Path) -> None:
-    package = path.relative_to(ROOT).parts[0]
-    assert tops(path) & set(PACKAGES) - {package} <= BELOW[package]
+def test_files_are_short_and_named_apart(path: Path) -> None:
+    """No file is long, and none lies beside a folder of its name or of its name's plural."""
+    assert house.lines([path]) <= LONGEST
+    assert not any((path.parent / f"{path.stem}{ending}").is_dir() for ending in ("", "s", "es"))
 
 
-@pytest.mark.parametrize("path", FILES, ids=names)
-def test_other_packages_are_used_through_public_names(path: Path) -> None:
-    package = path.relative_to(ROOT).parts[0]
-    for module, name in imports(parsed(path)):
-        top = module.split(".")[0]
-        if top == package or top not in PACKAGES:
+def test_tests_mirror_the_packages() -> None:
+    for package, wings in house.WINGS.items():
+        folders = {path.name for path in (ROOT / "tests" / package).iterdir() if path.is_dir()} - {"__pycache__"}
+        assert folders <= set(wings), f"tests/{package} has folders that are no wings"
+
+
+def test_unival_core_uses_the_reader_the_writer_and_the_aligner_of_merge_only() -> None:
+    for module, path in house.modules().items():
+        if house.package_of(module) != "unival_core" or house.wing_of(module) == "commands":
             continue
-        parts = module.split(".") + [name] * bool(name)
-        assert not [part for part in parts if part.startswith("_") and part != "__version__"], f"{module}: {name}"
-        if module == top and name:
-            assert name in exported(top) or is_module(f"{top}.{name}"), f"{top} offers no {name}"
-
-
-@pytest.mark.parametrize("path", [path for path in FILES if names(path).startswith("unival_core")], ids=names)
-def test_unival_core_uses_the_reader_the_writer_and_the_aligner_of_merge_only(path: Path) -> None:
-    taken = [(module, name) for module, name in imports(parsed(path)) if module.split(".")[0] == "merge"]
-    if names(path) == "unival_core/commands/__init__.py":
-        return  # runs its commands through merge.commands.main
-    for module, name in taken:
-        assert module in ("merge", "merge.errors"), f"from {module} import {name}"
-        if name:
-            assert name in FROM_MERGE, f"from {module} import {name}"
-    attributes = {
-        node.attr
-        for node in ast.walk(parsed(path))
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "merge"
-    }
-    if ("merge", "") in taken:
-        assert attributes <= FROM_MERGE
+        nodes = [node for node in ast.walk(house.parsed(path)) if isinstance(node, ast.Attribute)]
+        used = {node.attr for node in nodes if isinstance(node.value, ast.Name) and node.value.id == "merge"}
+        used |= {name for source, name, _ in house.imports(path) if house.package_of(source) == "merge" and name}
+        assert used <= FROM_MERGE, module
 
 
 @pytest.mark.parametrize("path", FILES, ids=names)
 def test_typer_is_for_command_lines_and_matplotlib_for_plots(path: Path) -> None:
     used = tops(path)
     assert not used & {"typer", "click"} or "commands" in path.parts
-    assert not used & {"matplotlib", "pylab", "seaborn"} or {"figures", "world"} & set(path.parts)
+    assert not used & {"matplotlib", "pylab", "seaborn"} or names(path).startswith("experiments/pages/figures")
     if not names(path).startswith("experiments"):
         assert "pandas" not in used
 
@@ -124,8 +113,10 @@ def test_merge_needs_little(path: Path) -> None:
 
 def test_optional_packages_are_imported_where_they_are_needed() -> None:
     for name, packages in OPTIONAL.items():
-        at_import = [node for node in runs(parsed(ROOT / name)) if isinstance(node, (ast.Import, ast.ImportFrom))]
-        assert not packages & {module.split(".")[0] for node in at_import for module, _ in imports(node)}
+        at_import = [node for node in runs(house.parsed(ROOT / name)) if isinstance(node, (ast.Import, ast.ImportFrom))]
+        taken = {item.name for node in at_import if isinstance(node, ast.Import) for item in node.names}
+        taken |= {node.module or "" for node in at_import if isinstance(node, ast.ImportFrom)}
+        assert not packages & {module.split(".")[0] for module in taken}
 
 
 def runs(tree: ast.Module) -> Iterator[ast.stmt]:
@@ -144,7 +135,7 @@ def test_nothing_happens_at_import(path: Path) -> None:
     """Definitions only: no call stands alone, no loop, no assertion, nothing is opened or printed."""
     if path.name == "__main__.py":
         return
-    for node in runs(parsed(path)):
+    for node in runs(house.parsed(path)):
         line = f"{names(path)}:{node.lineno}"
         assert not isinstance(node, (ast.For, ast.While, ast.With, ast.Assert, ast.Delete)), line
         if isinstance(node, ast.Try):  # an import that some systems lack
