@@ -10,12 +10,47 @@ Names are loaded on first use, so that importing the package does not import tor
 have doors of their own: `unival_core.data`, `unival_core.metrics`, `unival_core.training`.
 """
 
+# pyright: reportUnsupportedDunderAll=false, reportUnusedImport=false
+# ruff: noqa: F401
+
 from __future__ import annotations
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 from unival_core.errors import UnivalError
+
+# Where the public names live; a test compares it with the imports for type checkers below.
+_HOME = {
+    "Attention": "attention",
+    "COMPUTED": "checkpoint",
+    "CONFIGS": "config",
+    "Encoder": "model",
+    "Ensemble": "ensemble",
+    "GenerationOptions": "decoding",
+    "Inputs": "inputs",
+    "MEDIA": "inputs",
+    "METRICS": "metrics",
+    "PUBLISHED_FILES": "vocabulary",
+    "Prediction": "evaluation",
+    "TASKS": "tasks",
+    "TOKENIZER_KEY": "vocabulary",
+    "Tokenizer": "vocabulary",
+    "UnivalConfig": "config",
+    "UnivalModel": "model",
+    "align_checkpoint": "permutations",
+    "config_of": "checkpoint",
+    "evaluate": "evaluation",
+    "find_task": "tasks",
+    "generate": "generation",
+    "load_model": "checkpoint",
+    "load_tokenizer": "vocabulary",
+    "predict": "evaluation",
+    "save_model": "checkpoint",
+    "train": "training.train",
+}
+
+__all__ = ["UnivalError", *_HOME]
 
 if TYPE_CHECKING:
     from unival_core.attention import Attention
@@ -33,36 +68,11 @@ if TYPE_CHECKING:
     from unival_core.training.train import train
     from unival_core.vocabulary import PUBLISHED_FILES, TOKENIZER_KEY, Tokenizer, load_tokenizer
 
-_HOME = {
-    "attention": ("Attention",),
-    "checkpoint": ("COMPUTED", "config_of", "load_model", "save_model"),
-    "config": ("CONFIGS", "UnivalConfig"),
-    "decoding": ("GenerationOptions",),
-    "ensemble": ("Ensemble",),
-    "evaluation": ("Prediction", "evaluate", "predict"),
-    "generation": ("generate",),
-    "inputs": ("MEDIA", "Inputs"),
-    "metrics": ("METRICS",),
-    "model": ("Encoder", "UnivalModel"),
-    "permutations": ("align_checkpoint",),
-    "tasks": ("TASKS", "find_task"),
-    "training.train": ("train",),
-    "vocabulary": ("PUBLISHED_FILES", "TOKENIZER_KEY", "Tokenizer", "load_tokenizer"),
-}
-
-__all__ = [
-    "COMPUTED", "CONFIGS", "MEDIA", "METRICS", "PUBLISHED_FILES", "TASKS", "TOKENIZER_KEY", "Attention", "Encoder",
-    "Ensemble", "GenerationOptions", "Inputs", "Prediction", "Tokenizer", "UnivalConfig", "UnivalError", "UnivalModel",
-    "align_checkpoint", "config_of", "evaluate", "find_task", "generate", "load_model", "load_tokenizer", "predict",
-    "save_model", "train",
-]  # fmt: skip
-
 
 def __getattr__(name: str) -> Any:
-    home = next((module for module, names in _HOME.items() if name in names), None)
-    if home is None:
+    if name not in _HOME:
         raise AttributeError(f"module 'unival_core' has no attribute {name!r}")
-    value = globals()[name] = getattr(importlib.import_module(f"unival_core.{home}"), name)
+    value = globals()[name] = getattr(importlib.import_module(f"unival_core.{_HOME[name]}"), name)
     return value
 
 

@@ -1,8 +1,10 @@
 """What `import unival_core` offers, and when it is loaded."""
 
+import ast
 import importlib
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -15,8 +17,11 @@ NAMES = VERBS | {"UnivalModel", "UnivalConfig", "CONFIGS", "TASKS", "METRICS", "
 
 def test_the_door_shows_what_it_offers() -> None:
     assert set(dir(unival_core)) == set(unival_core.__all__) >= NAMES
-    homes = [name for names in unival_core._HOME.values() for name in names]
-    assert sorted([*homes, "UnivalError"]) == sorted(unival_core.__all__)
+    source = ast.parse(Path(unival_core.__file__).read_text())
+    taken = [node for node in ast.walk(source) if isinstance(node, ast.ImportFrom) and node.module != "__future__"]
+    typed = {name.name: node.module for node in taken for name in node.names if "unival_core" in (node.module or "")}
+    homes = {name: f"unival_core.{home}" for name, home in unival_core._HOME.items()}
+    assert typed == homes | {"UnivalError": "unival_core.errors"}
     for name in unival_core.__all__:
         assert getattr(unival_core, name) is not None
     assert all(callable(getattr(unival_core, verb)) for verb in VERBS)
