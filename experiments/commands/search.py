@@ -57,7 +57,7 @@ def search(
         known = ", ".join("+".join(experts) for experts in mixtures)
         raise StudyError(f"study {name} has {len(mixtures)} mixtures of {kind}: choose one with --only of {known}")
     place = setup_named(setup, folder, checkpoints=checkpoints, data=data)
-    grid = Grid(name, UnivalSubject(place, limit), (seed,), device)
+    grid = Grid(name, UnivalSubject(place, limit), (seed,), device, study.notes)
     mixture = Mixture(grid, mixtures[0], folder, split=split, batchnorm=batchnorm, metrics=study.metrics)
 
     def evaluate(shares: Mapping[str, float]) -> Mapping[str, float]:

@@ -60,14 +60,14 @@ class Summary:
 class Grid:
     """The cells of a study, by its name, as jobs with the keys of their rows. Every file is digested once.
 
-    `notes` say what the study is about, for the pages made of its rows.
+    `notes` say what the study is about, for the pages made of its rows; None leaves what the folder says.
     """
 
     study: str
     subject: Subject
     seeds: tuple[int, ...] = (0,)
     device: str = "cpu"
-    notes: Notes = field(default_factory=Notes)
+    notes: Notes | None = None
     _weights: dict[tuple[int, str], str] = field(default_factory=dict[tuple[int, str], str], repr=False)
     _data: dict[tuple[str, str], str] = field(default_factory=dict[tuple[str, str], str], repr=False)
 
@@ -138,7 +138,8 @@ def run_cells(grid: Grid, cells: Sequence[Cell], folder: Path, engine: Engine, *
     began = time.perf_counter()
     file, summary = folder / ROWS, Summary()
     jobs = grid.jobs(cells)
-    write_notes(folder, grid.study, grid.notes)
+    if grid.notes is not None:
+        write_notes(folder, grid.study, grid.notes)
     todo = missing_jobs(jobs, file)
     summary.known = len(jobs) - len(todo)
     todo, summary.copied = copy_known(grid, todo, file)

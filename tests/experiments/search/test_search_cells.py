@@ -8,9 +8,11 @@ from experiments.commands.search import report
 from experiments.errors import StudyError
 from experiments.grid.engines.local import evaluate
 from experiments.grid.grid import Grid, run_cells
+from experiments.grid.notes import Notes, read_notes, write_notes
 from experiments.grid.rows import read_rows
 from experiments.search.cells import Mixture
 from experiments.search.driver import search
+from experiments.search.searches import SEARCHES
 from experiments.unival.setups import PocketSetup
 from experiments.unival.studies import STUDIES, Choice
 from experiments.unival.subject import UnivalSubject
@@ -78,3 +80,17 @@ def test_what_cannot_be_searched_is_told(home, tmp_path):
         mixture_of(home, tmp_path, Choice(split="val"), STUDIES["rewarded-soups"])
     with pytest.raises(StudyError, match="study pretraining mixes nothing"):
         STUDIES["pretraining"].mixtures_of(Choice())
+
+
+def test_every_search_is_whole_and_in_the_help():
+    lacking = [name for name, entry in SEARCHES.items() if not (entry.help and entry.function.__doc__)]
+    assert lacking == []
+    told = " ".join(CliRunner().invoke(app, ["study", "search", "--help"], env={"COLUMNS": "300"}).output.split())
+    assert [name for name in SEARCHES if name not in told] == []
+
+
+def test_a_search_leaves_what_the_folder_says_of_the_study(home, tmp_path):
+    notes = Notes("Why?", "here")
+    write_notes(tmp_path, "tiny", notes)
+    mixture_of(home, tmp_path, Choice(split="val")).evaluate({"vqa": 1.0})
+    assert read_notes(tmp_path, "tiny") == notes

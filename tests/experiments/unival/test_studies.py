@@ -30,14 +30,33 @@ def points(name, **choice):
     return {cell.point.id: cell.point for cell in cells(name, **choice)}
 
 
+def lacking(name, study):
+    """What an entry of STUDIES still needs, in words."""
+    wanted = {
+        "the name of its key": study.name == name,
+        "a question that ends with ?": study.question.endswith("?"),
+        "a source": bool(study.source),
+        "notes for its pages": (study.notes.question, study.notes.source) == (study.question, study.source),
+        "cells": bool(study.cells(Choice())),
+    }
+    return [f"{name} lacks {what}" for what, there in wanted.items() if not there]
+
+
+def test_every_entry_is_whole():
+    assert [line for name, study in STUDIES.items() for line in lacking(name, study)] == []
+    own = MixtureStudy(name="own", question="No", source="", experts={"a": "vqa"}, mixtures=(("a",),))
+    assert lacking("mine", own) == [
+        "mine lacks the name of its key",
+        "mine lacks a question that ends with ?",
+        "mine lacks a source",
+    ]
+
+
 @pytest.mark.parametrize("setup", ["pocket", "base"])
 @pytest.mark.parametrize("name", STUDIES)
 def test_every_study_asks_for_what_there_is(name, setup, tmp_path):
     if setup == "base" and name == "pretraining":
         return  # which has no setup base, as test_pretrainings says
-    assert STUDIES[name].name == name
-    assert STUDIES[name].question.endswith("?")
-    assert STUDIES[name].source
     found = cells(name, setup=setup, batchnorm=("all",))
     assert found
     for cell in found:
