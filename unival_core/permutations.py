@@ -30,6 +30,9 @@ from merge import (
     save_checkpoint,
     weight_matching,
 )
+from merge import (
+    align_checkpoint as align_any,
+)
 from unival_core.checkpoint import TIED, bare_model, config_of, is_computed, refuse_differences
 from unival_core.config import AudioConfig, ResNetConfig, UnivalConfig
 from unival_core.errors import UnivalError
@@ -55,6 +58,7 @@ def align_checkpoint(
     second: str | Path,
     output: str | Path,
     *,
+    groups: str | Path | None = None,
     section: str = "auto",
     overwrite: bool = False,
     progress: Callable[[str], object] | None = None,
@@ -63,10 +67,14 @@ def align_checkpoint(
 
     What the file computes stays the same, and so does its layout; other sections of a training file keep their order,
     and no longer belong to the aligned one. `section` is used of both files; `progress` is called with each group that
-    was solved. Raises UnivalError where a file is no UnIVAL model or the two have different parts or sizes, and
-    merge.MergeError for what cannot be read or written, or without SciPy.
+    was solved. Of two models that are not UnIVAL's the groups are those of the file `groups`, or derived (see
+    `merge.align_checkpoint`). Raises UnivalError where one file alone is a UnIVAL model or the two have different parts
+    or sizes, and merge.MergeError for what cannot be read, aligned or written, or without SciPy.
     """
     a, b = open_checkpoint(first, section), open_checkpoint(second, section)
+    if groups is not None or not (is_unival(a) or is_unival(b)):
+        done = align_any(a, b, output, groups=groups, overwrite=overwrite, progress=progress)
+        return Alignment(done.units, done.moved, done.before, done.after)
     for path, file in ((first, a), (second, b)):
         weights = {name: file[name] for name in file if not is_computed(name)}
         refuse_differences(weights, bare_model(config_of(file)).state_dict(), str(path))
@@ -78,6 +86,15 @@ def align_checkpoint(
     moved = sum(int((each != torch.arange(each.shape[-1])).sum()) for each in order.values())
     units = sum(each.numel() for each in order.values())
     return Alignment(units, moved, cosine(spec, a, b), cosine(spec, a, aligned))
+
+
+def is_unival(file: Checkpoint) -> bool:
+    """Whether a checkpoint holds a UnIVAL model."""
+    try:
+        config_of(file)
+    except UnivalError:
+        return False
+    return True
 
 
 def refuse_others(a: Checkpoint, b: Checkpoint, spec: PermutationSpec, both: str) -> None:

@@ -19,6 +19,7 @@ COMMANDS = {
     "extract": Command("merge.commands.merging:extract", "Merge", "Take some tensors out of a checkpoint."),
     "graft": Command("merge.commands.merging:graft", "Merge", "Put tensors of one checkpoint into another."),
     "adapters": Command("merge.commands.files:adapters", "Merge", "Merge LoRA adapters, alone or into their base."),
+    "align": Command("merge.commands.files:align", "Merge", "Put a model's units in the order of another's."),
     "convert": Command("merge.commands.files:convert", "Merge", "Write a checkpoint in another format, bit for bit."),
     "inspect": Command("merge.commands.looking:inspect", "Look", "Show what a checkpoint holds."),
     "diff": Command("merge.commands.looking:diff", "Look", "Show how two checkpoints differ."),

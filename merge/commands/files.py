@@ -1,4 +1,4 @@
-"""The commands that make other files of files: another format, merged adapters."""
+"""The commands that make other files of files: another format, merged adapters, another order of units."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from merge.commands.options import (
     command_line,
     one_of,
 )
+from merge.errors import MergeError
 
 
 def convert(
@@ -93,6 +94,51 @@ def adapters(
     )
     report = adapters_to_file(folders, output, options)
     _tell(report.notes, json.dumps(report.data) if json_ else report.text)
+
+
+def align(
+    first: Annotated[Path, typer.Argument(help="Model whose order of units is taken.")],
+    second: Annotated[Path, typer.Argument(help="Model to put into that order.")],
+    output: Output,
+    groups: Annotated[
+        Path | None,
+        typer.Option(
+            help='JSON of which axes move together: {"hidden": {"fc1.weight": 0, "fc1.bias": 0, "fc2.weight": 1}}.'
+        ),
+    ] = None,
+    section: Section = "auto",
+    overwrite: Overwrite = False,
+) -> None:
+    """Write SECOND with its units in the order of FIRST's, so that the two can be averaged. It computes the same.
+
+    For models of one architecture trained apart (Git Re-Basin, arXiv 2209.04836); those finetuned from one ancestor are
+    aligned already. Needs SciPy (the extra `align`), and to know which units move together: UnIVAL's are known, those
+    of a plain chain of layers are read off the shapes, and any other model's are given by --groups.
+
+    \b
+    unival-merge align a.pt b.pt -o b_aligned.pt
+    unival-merge align a.pt b.pt --groups groups.json -o b_by_groups.pt
+    """
+    if output.exists() and not overwrite:  # told before the work, not after it
+        raise MergeError(f"{output}: exists; choose another name or pass --overwrite")
+    from tqdm import tqdm
+
+    from merge.tools.align import align_checkpoint
+
+    with tqdm(desc="align", unit=" groups", disable=None) as bar:
+        done = align_checkpoint(
+            first,
+            second,
+            output,
+            groups=groups,
+            section=section,
+            overwrite=overwrite,
+            progress=lambda _: bar.update(),
+        )
+    typer.echo(
+        f"{output}: {done.moved:,} of {done.units:,} units of {second} moved; cosine with {first} "
+        f"{done.before:.4f} before, {done.after:.4f} now"
+    )
 
 
 def _tell(notes: Sequence[str], text: str) -> None:

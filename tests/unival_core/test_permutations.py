@@ -135,3 +135,21 @@ def test_what_cannot_be_aligned_is_told(pocket: UnivalModel, tmp_path: Path) -> 
         assert done.exit_code == 2
         assert message in done.stderr
         assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_the_command_aligns_other_models_by_groups_given_or_derived(tmp_path: Path) -> None:
+    pytest.importorskip("scipy")
+    layers = torch.nn.Sequential(torch.nn.Linear(5, 8), torch.nn.Linear(8, 3)).state_dict()
+    order = torch.randperm(8, generator=torch.Generator().manual_seed(1))
+    moved = {**layers, "0.weight": layers["0.weight"][order], "0.bias": layers["0.bias"][order]}
+    moved["1.weight"] = layers["1.weight"][:, order]
+    for name, state in (("a", layers), ("b", moved)):
+        merge.save_checkpoint(state, tmp_path / f"{name}.pt")
+    groups = tmp_path / "groups.json"
+    groups.write_text('{"hidden": {"0.weight": 0, "0.bias": 0, "1.weight": 1}}')
+    for words in ((), ("--groups", groups)):
+        done = run(tmp_path / "a.pt", tmp_path / "b.pt", *words, "-o", tmp_path / "out.pt", "--overwrite")
+        assert done.exit_code == 0, done.output
+        assert "1.0000 now" in done.stdout
+        back = merge.load_checkpoint(tmp_path / "out.pt")
+        assert all(torch.equal(back[name], layers[name]) for name in layers)

@@ -141,16 +141,22 @@ def evaluate(
 def align(
     first: Annotated[Path, typer.Argument(help="Model whose order of units is taken.")],
     second: Annotated[Path, typer.Argument(help="Model to put into that order.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="File or folder to write.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="File or folder to write.")],
+    groups: Annotated[
+        Path | None, typer.Option(help="JSON {group: {tensor: axis}} of which axes move together, for other models.")
+    ] = None,
     section: Section = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
 ) -> None:
     """Write SECOND with its heads, channels and hidden units in the order of FIRST's, so that the two can be averaged.
 
-    For models trained apart (Git Re-Basin, arXiv 2209.04836); those finetuned from one ancestor are aligned already.
+    For models of one architecture trained apart (Git Re-Basin, arXiv 2209.04836); those finetuned from one ancestor are
+    aligned already. Needs SciPy (the extra `align`), and to know which units move together: UnIVAL's are known, those
+    of a plain chain of layers are read off the shapes, and any other model's are given by --groups.
 
     \b
     unival-merge align a.pt b.pt -o b_aligned.pt
+    unival-merge align a.pt b.pt --groups groups.json -o b_by_groups.pt
     """
     _check_free(output, overwrite)
     from tqdm import tqdm
@@ -159,7 +165,13 @@ def align(
 
     with tqdm(desc="align", unit=" groups", disable=None) as bar:
         done = align_checkpoint(
-            first, second, output, section=section, overwrite=overwrite, progress=lambda _: bar.update()
+            first,
+            second,
+            output,
+            groups=groups,
+            section=section,
+            overwrite=overwrite,
+            progress=lambda _: bar.update(),
         )
     typer.echo(
         f"{output}: {done.moved:,} of {done.units:,} units of {second} moved; cosine with {first} "

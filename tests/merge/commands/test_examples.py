@@ -45,6 +45,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         merge.save_checkpoint(state, tmp_path / name / "adapter_model.safetensors")
         settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["layer"]}
         (tmp_path / name / "adapter_config.json").write_text(json.dumps(settings))
+    for seed, name in enumerate(("a.pt", "b.pt")):
+        torch.manual_seed(seed)
+        merge.save_checkpoint(torch.nn.Sequential(torch.nn.Linear(5, 8), torch.nn.Linear(8, 3)).state_dict(), name)
+    Path("groups.json").write_text(json.dumps({"hidden": {"0.weight": 0, "0.bias": 0, "1.weight": 1}}))
     done("interpolate", "vqa.pt", "caption.pt", "--ratio", 0.5, "-o", "merged.safetensors")
     return tmp_path
 
