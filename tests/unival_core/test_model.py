@@ -431,15 +431,15 @@ def test_one_batch_can_be_learned() -> None:
     torch.manual_seed(0)
     model = UnivalModel(CONFIGS["pocket"]).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
-    inputs, targets = mixed(), draw(5, 7, 6)
+    inputs, targets = mixed(frames=2), draw(5, 7, 6)
     losses = []
-    for _ in range(16):
+    for _ in range(20):
         loss = token_loss(model(inputs, targets[:, :-1]), targets[:, 1:]).mean
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert losses[-1] < 0.3 * losses[0]
+    assert losses[-1] < 0.2 * losses[0]
 
 
 # ---- mistakes
