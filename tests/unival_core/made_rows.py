@@ -105,8 +105,9 @@ def cell(medium: str, seed: int, folder: Path | None) -> str:
 
 
 def cells(task: str, row: int, folder: Path | None = None) -> dict[str, str]:
-    """A row by column names."""
-    found = {name: texts[row % 2] for name, texts in TEXTS.items()} | {"uniq_id": f"row-{row}"}
+    """A row by column names; columns of a new task are those of its example."""
+    texts = {name: texts[row % 2] for name, texts in TEXTS.items()}
+    found = {**TASKS[task].example, **texts, "uniq_id": f"row-{row}"}
     if "matching" in task:
         found |= {"question": "", "answers": ("1.0|!+yes", "1.0|!+no")[row % 2], "type": "matching"}
     medium = TASKS[task].medium
