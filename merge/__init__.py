@@ -48,7 +48,7 @@ _HOME = {
     "doctor": "tools.diagnose",
     "inspect": "tools.diagnose",
     "interpolate": "engine.memory",
-    "load_checkpoint": "checkpoint.open",
+    "load_checkpoint": "checkpoint.source",
     "merge_adapters": "tools.adapters.factors",
     "merge_with": "engine.memory",
     "open_adapter": "tools.adapters.folder",
@@ -75,8 +75,9 @@ __all__ = ["MergeError", "__version__", *_HOME]
 
 if TYPE_CHECKING:
     from merge.checkpoint.digest import digest
-    from merge.checkpoint.open import Checkpoint, load_checkpoint, open_checkpoint
+    from merge.checkpoint.open import Checkpoint, open_checkpoint
     from merge.checkpoint.save import save_checkpoint
+    from merge.checkpoint.source import load_checkpoint
     from merge.engine.files import Options
     from merge.engine.live import LinearPath, LivePath, Simplex
     from merge.engine.memory import average, interpolate, merge_with, ratios, slerp, sweep, task_arithmetic

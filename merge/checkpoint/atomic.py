@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import glob
 import os
 import secrets
 import shutil
@@ -40,18 +41,18 @@ def replacing(
     partial = target.parent / f".{target.name}{PARTIAL}{secrets.token_hex(4)}"
     lock: list[int] = []
     try:
-        _claim(partial, folder, lock)
-        yield partial
-        if sync:
-            _sync(partial)
-        if before:
-            before()
-        _take_place(partial, target, overwrite)
-        if sync:
-            with contextlib.suppress(OSError):  # some file systems cannot sync a folder; the output is there
-                _sync_one(target.parent)
-    except OSError as error:
-        raise _explained(target, error) from error
+        with _explained(target):
+            _claim(partial, folder, lock)
+            yield partial
+            if sync:
+                for path in (partial, *partial.rglob("*")) if folder else (partial,):
+                    _sync(path)
+            if before:
+                before()
+            _take_place(partial, target, overwrite)
+            if sync:
+                with contextlib.suppress(OSError):  # some file systems cannot sync a folder; the output is there
+                    _sync(target.parent)
     finally:
         try:
             _discard(partial, lock)
@@ -83,40 +84,40 @@ def _discard(partial: Path, lock: list[int]) -> None:
 
 def check_target(target: Path, size: int, *, folder: bool, overwrite: bool) -> None:
     """Raise MergeError where `replacing` could not succeed, before anything is computed."""
+    with _explained(target):
+        if target.name in ("", ".", "..") or (target.is_symlink() and not target.exists()):
+            raise MergeError(f"{target}: not a name for an output")
+        if not target.parent.is_dir():
+            raise MergeError(f"{target}: its folder {target.parent} does not exist; make it first")
+        if target.exists():
+            if target.is_dir() != folder:
+                raise MergeError(f"{target}: is a {'folder' if target.is_dir() else 'file'}; choose another output")
+            if not overwrite:
+                raise MergeError(f"{target}: exists; choose another name or pass overwrite=True")
+        if not os.access(target.parent, os.W_OK | os.X_OK):
+            raise MergeError(f"{target}: no permission to write into {target.parent}")
+        free = shutil.disk_usage(target.parent).free
+        if size > free:
+            raise MergeError(f"{target}: needs {size:,} bytes, {free:,} are free on its disk")
+
+
+@contextlib.contextmanager
+def _explained(target: Path) -> Generator[None]:
+    """Tell what the system refuses as a MergeError about the target."""
     try:
-        _check_target(target, size, folder=folder, overwrite=overwrite)
+        yield
     except OSError as error:
-        raise _explained(target, error) from error
-
-
-def _check_target(target: Path, size: int, *, folder: bool, overwrite: bool) -> None:
-    if target.name in ("", ".", "..") or (target.is_symlink() and not target.exists()):
-        raise MergeError(f"{target}: not a name for an output")
-    if not target.parent.is_dir():
-        raise MergeError(f"{target}: its folder {target.parent} does not exist; make it first")
-    if target.exists():
-        if target.is_dir() != folder:
-            raise MergeError(f"{target}: is a {'folder' if target.is_dir() else 'file'}; choose another output")
-        if not overwrite:
-            raise MergeError(f"{target}: exists; choose another name or pass --overwrite")
-    if not os.access(target.parent, os.W_OK | os.X_OK):
-        raise MergeError(f"{target}: no permission to write into {target.parent}")
-    free = shutil.disk_usage(target.parent).free
-    if size > free:
-        raise MergeError(f"{target}: needs {size:,} bytes, {free:,} are free on its disk")
-
-
-def _explained(target: Path, error: OSError) -> MergeError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return MergeError(f"{target}: the disk is full; nothing was written ({error.strerror})")
-    if error.errno == errno.EFBIG:
-        return MergeError(f"{target}: the file would be larger than allowed; nothing was written ({error.strerror})")
-    return MergeError(f"{target}: cannot be written: {error.strerror or error}")
+        problem = f"cannot be written: {error.strerror or error}"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            problem = f"the disk is full; nothing was written ({error.strerror})"
+        if error.errno == errno.EFBIG:
+            problem = f"the file would be larger than allowed; nothing was written ({error.strerror})"
+        raise MergeError(f"{target}: {problem}") from error
 
 
 def _sweep(target: Path) -> None:
     """Remove partial outputs of this target whose writer is gone: a living writer holds a lock."""
-    for left in target.parent.glob(f".{_escaped(target.name)}{PARTIAL}*"):
+    for left in target.parent.glob(f".{glob.escape(target.name)}{PARTIAL}*"):
         with contextlib.suppress(OSError):
             lock = os.open(left, os.O_RDONLY)
             try:
@@ -124,10 +125,6 @@ def _sweep(target: Path) -> None:
                 _remove(left)
             finally:
                 os.close(lock)
-
-
-def _escaped(name: str) -> str:
-    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
 
 
 def _remove(path: Path) -> None:
@@ -139,16 +136,12 @@ def _remove(path: Path) -> None:
 
 
 def _take_place(partial: Path, target: Path, overwrite: bool) -> None:
+    """Rename; without `overwrite` never destroying what somebody else may have put there meanwhile."""
     if overwrite and target.is_dir() and not target.is_symlink():
-        _exchange(partial, target)
-    elif overwrite:
+        return _exchange(partial, target)
+    if overwrite:
         partial.replace(target)
-    else:
-        _take_free_name(partial, target)
-
-
-def _take_free_name(partial: Path, target: Path) -> None:
-    """Rename without destroying what somebody else may have put there meanwhile."""
+        return None
     try:
         if partial.is_dir():
             partial.rename(target)  # fails where the name is a folder with something in it
@@ -156,8 +149,10 @@ def _take_free_name(partial: Path, target: Path) -> None:
             os.link(partial, target)  # fails where the name exists, as a rename would not
     except OSError as error:
         if target.exists():
-            raise MergeError(f"{target}: was made by someone else meanwhile; pass --overwrite to replace it") from error
+            problem = "was made by someone else meanwhile; pass overwrite=True to replace it"
+            raise MergeError(f"{target}: {problem}") from error
         partial.replace(target)  # a file system without hard links
+    return None
 
 
 def _exchange(partial: Path, target: Path) -> None:
@@ -173,13 +168,6 @@ def _exchange(partial: Path, target: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    if path.is_dir():
-        for inner in path.iterdir():
-            _sync(inner)
-    _sync_one(path)
-
-
-def _sync_one(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -43,14 +43,16 @@ class Digest:
         return f"{self.algorithm}:{whole.hexdigest()}"
 
 
-def digest(source: Source, algorithm: str = DEFAULT) -> str:
+def digest(source: Source, algorithm: str = DEFAULT, *, section: str = "auto") -> str:
     """Give the digest of a checkpoint's tensors: the same for a file, its copy and the state dict.
+
+    `section` is the part of a training file that a path means. Raises MergeError for what is no checkpoint.
 
     >>> digest({"w": torch.zeros(2)}) == digest({"w": torch.zeros(2)})
     True
     """
     whole = Digest(algorithm)
-    for name, value in opened(source).items():
+    for name, value in opened(source, section).items():
         content = whole.start()
         content.update(raw_bytes(value.detach().cpu()))
         whole.add(name, value.dtype, tuple(value.shape), content.hexdigest())

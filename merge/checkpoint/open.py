@@ -15,7 +15,7 @@ from pathlib import Path
 from torch import Tensor
 
 from merge.checkpoint.formats import FORMATS
-from merge.checkpoint.formats.format import SIGNATURE, WHOLE, Content, Format, Specs, dictionary_in
+from merge.checkpoint.formats.format import SIGNATURE, WHOLE, Content, Format, Specs, dictionary_in, path_of
 from merge.checkpoint.formats.tensors import Spec, TensorEntry
 from merge.errors import MergeError
 
@@ -113,16 +113,6 @@ def open_checkpoint(path: str | Path, section: str = "auto") -> Checkpoint:
     return find_checkpoint(path).choose(section)
 
 
-def load_checkpoint(path: str | Path, section: str = "auto") -> dict[str, Tensor]:
-    """A checkpoint's tensors as a plain dict in memory, independent of the file. Ties stay ties."""
-    checkpoint = open_checkpoint(path, section)
-    shared: dict[Hashable, Tensor] = {}
-    for name, entry in checkpoint.entries.items():
-        if (entry.tie or name) not in shared:
-            shared[entry.tie or name] = entry.tensor().clone()
-    return {name: shared[entry.tie or name] for name, entry in checkpoint.entries.items()}
-
-
 def specs(tensors: Mapping[str, Tensor]) -> Specs:
     """Dtypes, shapes and ties of a state dict by name, without touching a value of a lazy one."""
     if isinstance(tensors, Checkpoint):
@@ -155,8 +145,8 @@ class Found:
         if section == "auto":
             section = content.default or sections[0]
             if not content.default and len(sections) > 1:
-                named = ", ".join(sections)
-                raise MergeError(f"{path}: has several sections with weights; choose one with --section: {named}")
+                advice = f"choose one, as section={sections[0]!r}"
+                raise MergeError(f"{path}: has several sections with weights: {', '.join(sections)}; {advice}")
         if section not in sections:
             raise MergeError(f"{path}: has no section {section!r} with weights; it has {', '.join(sections)}")
         metadata = content.metadata or {}
@@ -167,7 +157,7 @@ class Found:
 
 def find_checkpoint(path: str | Path) -> Found:
     """Read the headers of what lies at a path. Raises MergeError as `open_checkpoint` does."""
-    path = Path(path)
+    path = path_of(path, "the checkpoint to open")
     try:
         if path.is_dir():
             return _in_folder(path)

@@ -1,5 +1,8 @@
 """Write checkpoints: an output is laid out byte by byte before its first tensor is known, then filled in any order."""
 
+# What users give is checked, whatever its type is said to be.
+# pyright: reportUnnecessaryIsInstance=false, reportUnnecessaryComparison=false
+
 from __future__ import annotations
 
 import contextlib
@@ -17,9 +20,9 @@ from torch import Tensor
 
 from merge.checkpoint.atomic import replacing
 from merge.checkpoint.formats import FORMATS
-from merge.checkpoint.formats.format import Layout, Specs
+from merge.checkpoint.formats.format import Layout, Specs, path_of
 from merge.checkpoint.formats.tensors import TensorEntry, raw_bytes
-from merge.checkpoint.open import Checkpoint, specs, suffixes
+from merge.checkpoint.open import Checkpoint, open_checkpoint, specs, suffixes
 from merge.checkpoint.source import Source, opened
 from merge.errors import MergeError
 
@@ -53,7 +56,7 @@ def lay_out(
         return replace(planner(tensors, metadata, shard_size or SHARD_SIZE), copied=_beside(like))
     if shard_size is not None:
         labels = ", ".join(format.label for format in sharded)
-        raise MergeError(f"{path}: only {labels} are written in shards; name a folder or leave --shard-size out")
+        raise MergeError(f"{path}: only {labels} are written in shards; name a folder or leave shard_size=... out")
     # Of shards nothing but tensors and metadata was read, so there is nothing else to keep.
     same = like is not None and like.format is format and len(like.files) == 1
     return format.plan(path, tensors, like.content if like is not None and same else None, metadata)
@@ -76,18 +79,27 @@ def save_checkpoint(
     path: str | Path,
     metadata: Mapping[str, str] | None = None,
     *,
-    like: Checkpoint | None = None,
+    section: str = "auto",
+    like: str | Path | Checkpoint | None = None,
     overwrite: bool = False,
     shard_size: int | None = None,
 ) -> Path:
     """Write a checkpoint's tensors atomically; the format follows the suffix of `path` (none: a folder of shards).
 
-    `metadata` is text kept in safetensors files. `like` gives the other content of a torch file or folder. Tied tensors
-    stay tied where the format can hold ties. Raises MergeError where the output exists (and `overwrite` is not set) or
-    cannot be written.
+    `section` is the part that a training file's path means. `metadata` is text kept in safetensors files. `like` gives
+    the other content of a torch file or folder. Tied tensors stay tied where the format can hold ties. Raises
+    MergeError where the output exists (and `overwrite` is not set) or cannot be written.
     """
-    path = Path(path)
-    tensors = {name: _dense(name, value) for name, value in opened(source).items()}
+    path = path_of(path, "the output")
+    if not isinstance(like, (Checkpoint, type(None))):
+        like = open_checkpoint(like, section)
+    if metadata is not None and not (
+        isinstance(metadata, Mapping) and all(isinstance(text, str) for item in metadata.items() for text in item)
+    ):
+        raise MergeError(f"metadata={str(metadata)[:80]}: must be texts by name")
+    if shard_size is not None and (type(shard_size) is not int or shard_size < 1):
+        raise MergeError(f"shard_size={shard_size!r}: must be a number of bytes")
+    tensors = {name: _dense(name, value) for name, value in opened(source, section).items()}
     described = specs(tensors)
     tied: dict[Hashable, list[str]] = {}
     for name, spec in described.items():

@@ -5,13 +5,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
 from torch import Tensor, nn
 
-from merge.checkpoint.open import Checkpoint, open_checkpoint
+from merge.checkpoint.open import Checkpoint, open_checkpoint, specs
 from merge.errors import MergeError
 
 StateDict = Mapping[str, Tensor]
@@ -45,6 +45,20 @@ def opened(source: Source, section: str = "auto", name: str = "") -> StateDict:
                     "that holds the tensors by name"
                 )
     return source
+
+
+def load_checkpoint(source: Source, section: str = "auto") -> dict[str, Tensor]:
+    """Give a checkpoint's tensors as a plain dict in memory that shares nothing with the source. Ties stay ties.
+
+    Raises MergeError as `open_checkpoint` does, and for anything that is no checkpoint.
+    """
+    tensors = opened(source, section)
+    ties = {name: spec.tie or name for name, spec in specs(tensors).items()}
+    shared: dict[Hashable, Tensor] = {}
+    for name, tie in ties.items():
+        if tie not in shared:
+            shared[tie] = tensors[name].detach().clone()
+    return {name: shared[tie] for name, tie in ties.items()}
 
 
 def opened_all(sources: Mapping[str, Source] | Sequence[Source], section: str = "auto") -> dict[str, StateDict]:

@@ -134,16 +134,16 @@ class Group(TyperGroup):
 def in_options(text: str, command: Any) -> str:
     """An error of the library in one line and, where it speaks of arguments that are options here, in options' words.
 
-    "pass overwrite=True" is "pass --overwrite", "missing='union'" is "--missing union".
+    "pass overwrite=True" is "pass --overwrite", "missing='union'" is "--missing union", "rank=..." is "--rank".
     """
     options = {param.name.rstrip("_"): param.opts[0] for param in getattr(command, "params", ())}
     options |= {"slices": options["slice"]} if "slice" in options else {}  # several in Python, one by one here
 
     def option(match: re.Match[str]) -> str:
         name, value = match[1], match[2].strip("'\"")
-        return match[0] if name not in options else options[name] + ("" if value == "True" else f" {value}")
+        return match[0] if name not in options else options[name] + ("" if value in ("True", "...") else f" {value}")
 
-    return re.sub(r"(?<![\w.])([a-z_]+)=(True|'[^']*'|\"[^\"]*\")", option, " ".join(text.split()))
+    return re.sub(r"(?<![\w.])([a-z_]+)=(True|\.{3}|'[^']*'|\"[^\"]*\")", option, " ".join(text.split()))
 
 
 def _page(name: str, entry: Command) -> Any:

@@ -17,7 +17,7 @@ import torch
 from merge._version import VERSION
 from merge.checkpoint.atomic import check_target
 from merge.checkpoint.digest import DEFAULT, Digest
-from merge.checkpoint.formats.format import DICTIONARY, Layout
+from merge.checkpoint.formats.format import DICTIONARY, Layout, path_of
 from merge.checkpoint.formats.tensors import Spec
 from merge.checkpoint.open import Checkpoint, open_checkpoint
 from merge.checkpoint.save import lay_out, recipe_path, suffix_like
@@ -101,7 +101,7 @@ class Plan:
 def plan_run(recipe: Recipe | str | Path, output: str | Path, options: Options | None = None) -> Plan:
     """Check a merge as far as headers (and the values of integer tensors) tell. Raises MergeError with all problems."""
     recipe = recipe_of(recipe)
-    plan = _checked(recipe, [(recipe, path_of(output))], options)
+    plan = _checked(recipe, [(recipe, path_of(output, "the output"))], options)
     (target,) = plan.targets
     check_target(target.path, target.layout.size, folder=target.layout.folder, overwrite=plan.options.overwrite)
     check_target(recipe_path(target.path), 0, folder=False, overwrite=True)
@@ -115,7 +115,7 @@ def plan_sweep(
     options: Options | None = None,
 ) -> Plan:
     """Check a sweep like `plan_run`; every point is named by its shares, in the format of the first input."""
-    recipe, folder = recipe_of(recipe), path_of(folder)
+    recipe, folder = recipe_of(recipe), path_of(folder, "the output")
     if not points:
         raise MergeError(f"{folder}: a sweep needs at least one point")
     recipes = [recipe.with_parameters(**point) for point in points]
@@ -143,13 +143,6 @@ def recipe_of(recipe: Recipe | str | Path) -> Recipe:
     if not isinstance(recipe, Recipe):
         raise MergeError(f"a {type(recipe).__name__} is no recipe: give a merge.Recipe or the path of one's file")
     return recipe
-
-
-def path_of(path: str | Path) -> Path:
-    """Give the path to write to. Raises MergeError for what is none."""
-    if not isinstance(path, (str, Path)):
-        raise MergeError(f"the output must be a path, not a {type(path).__name__}")
-    return Path(path)
 
 
 def _checked(recipe: Recipe, outputs: Sequence[tuple[Recipe, Path]], options: Options | None) -> Plan:

@@ -20,6 +20,13 @@ DICTIONARY = "global_dict_indices"  # an entry that gives every token's row of t
 Specs = Mapping[str, Spec | TensorEntry]
 
 
+def path_of(path: object, what: str) -> Path:
+    """Give what is given as a path. Raises MergeError for what is none."""
+    if not isinstance(path, (str, Path)):
+        raise MergeError(f"{what} must be a path, not a {type(path).__name__}")
+    return Path(path)
+
+
 def dictionary_in(metadata: Mapping[str, str] | None) -> Any:
     """Give every token's row of the embeddings as the metadata notes it, None where it does not."""
     with contextlib.suppress(ValueError, RecursionError):

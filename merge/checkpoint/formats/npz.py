@@ -25,7 +25,7 @@ from merge.checkpoint.formats.dotted import flatten, replaced
 from merge.checkpoint.formats.format import WHOLE, Content, Layout, OutputFile, Specs
 from merge.checkpoint.formats.pickle.reader import loads
 from merge.checkpoint.formats.pickle.values import Blob, Global, Opaque, PickleBroken, PickleRefused
-from merge.checkpoint.formats.pickle.writer import dumps_around_blobs
+from merge.checkpoint.formats.pickle.writer import dumps
 from merge.checkpoint.formats.tensors import Decoded, TensorEntry, check_shape
 from merge.checkpoint.formats.zarr import CODES, DTYPES
 from merge.checkpoint.formats.zips import joined_crc, lay_out
@@ -74,16 +74,12 @@ def _is_leaf(value: Any) -> bool:
     return isinstance(value, Opaque) and isinstance(value.factory, Global) and value.factory.module.startswith("numpy")
 
 
-def _header(file: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    version = np.lib.format.read_magic(file)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read(file)
-    return shape, dtype
-
-
 def _member(path: Path, archive: zipfile.ZipFile, name: str) -> Any:
+    """A file in the zip file: a plain array, or the dictionary in an array of one object."""
     with archive.open(name) as file:
-        shape, code = _header(file)
+        version = np.lib.format.read_magic(file)
+        header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, code = header(file)
         if not code.hasobject:
             dtype = _dtype(path, name, code.str)
             if check_shape(shape, dtype):
@@ -91,7 +87,7 @@ def _member(path: Path, archive: zipfile.ZipFile, name: str) -> Any:
             nbytes = math.prod(shape) * dtype.itemsize
             return _Array(TensorEntry(dtype, shape, Decoded(path, nbytes, lambda: _read(path, name, nbytes)), 0))
         try:
-            value: Any = loads(file.read(), _leave)
+            value: Any = loads(file.read(), lambda factory, args: NotImplemented)
         except PickleRefused as error:
             raise MergeError(f"{path}: {name} names {error}, which is not inert, so nothing was loaded") from error
         except PickleBroken as error:
@@ -100,10 +96,6 @@ def _member(path: Path, archive: zipfile.ZipFile, name: str) -> Any:
     if shape != () or not isinstance(content, list) or len(content) != 1 or not isinstance(content[0], dict):
         raise MergeError(f"{path}: {name} is an array of objects, read are only single dictionaries of arrays")
     return content[0]
-
-
-def _leave(factory: Global, args: Any) -> Any:
-    return NotImplemented
 
 
 def _read(path: Path, name: str, nbytes: int) -> npt.NDArray[np.uint8]:
@@ -165,21 +157,18 @@ def plan(path: Path, specs: Specs, like: Content | None, metadata: Mapping[str, 
     """
     for name, spec in specs.items():
         if CODES.get(spec.dtype, "-")[0] not in "<|":
-            problem = f"{name} is {spec.dtype}, which npz files cannot hold; choose another with --dtype"
+            problem = f"{name} is {spec.dtype}, which npz files cannot hold; choose another, as dtype='float32'"
             raise MergeError(f"{path}: {problem}")
     kinds: dict[torch.dtype, Opaque] = {}
 
     def make(name: str, old: Any) -> Any:
-        spec = specs[name]
-        blob = Blob(name, spec.nbytes)
+        dtype, shape, blob = specs[name].dtype, specs[name].shape, Blob(name, specs[name].nbytes)
         if old is None or isinstance(old, _Array):
-            return _NewArray(spec.dtype, spec.shape, blob)
-        return _as_pickled(blob, spec.dtype, spec.shape, kinds)
+            return _NewArray(dtype, shape, blob)
+        kind = kinds.setdefault(dtype, _pickled_dtype(CODES[dtype][0], CODES[dtype][1:], 0))
+        return _pickled_array(shape, kind, blob)
 
-    if like is None:
-        tree: dict[str, Any] = {name: make(name, None) for name in specs}
-    else:
-        tree = replaced(path, like.kept, _is_leaf, specs, make)
+    tree = replaced(path, like.kept, _is_leaf, specs, make) if like else {name: make(name, None) for name in specs}
     members = {name + _END: _content(path, value) for name, value in tree.items()}
     zipped = lay_out({name: sum(map(_length, parts)) for name, parts in members.items()})
     chunks, starts = list(zipped.chunks), dict[str, int]()
@@ -193,7 +182,12 @@ def plan(path: Path, specs: Specs, like: Content | None, metadata: Mapping[str, 
             at += _length(part)
 
     def closing(crcs: Mapping[Hashable, int]) -> list[tuple[int, bytes]]:
-        return zipped.closing({name: _crc(parts, crcs) for name, parts in members.items()})
+        whole = dict.fromkeys(members, 0)
+        for name, parts in members.items():
+            for part in parts:
+                crc = crcs.get(part.name, 0) if isinstance(part, Blob) else zlib.crc32(part)
+                whole[name] = joined_crc(whole[name], crc, _length(part))
+        return zipped.closing(whole)
 
     return Layout([OutputFile("", zipped.size, chunks, starts, closing=closing)])
 
@@ -205,14 +199,16 @@ class _NewArray:
     blob: Blob
 
 
-def _as_pickled(blob: Blob, dtype: torch.dtype, shape: tuple[int, ...], kinds: dict[torch.dtype, Opaque]) -> Opaque:
+def _pickled_dtype(order: str, kind: str, flags: int) -> Opaque:
+    """A dtype as numpy pickles it."""
+    state = (3, order, None, None, None, -1, -1, flags)
+    return Opaque(Global("numpy", "dtype"), (kind, False, True), state=state, has_state=True)
+
+
+def _pickled_array(shape: tuple[int, ...], dtype: Opaque, data: Any) -> Opaque:
     """An array as numpy pickles it; the module's old name is the one that every numpy knows."""
-    code = CODES[dtype]
-    if dtype not in kinds:
-        state = (3, code[0], None, None, None, -1, -1, 0)
-        kinds[dtype] = Opaque(Global("numpy", "dtype"), (code[1:], False, True), state=state, has_state=True)
     empty = (Global("numpy", "ndarray"), (0,), b"b")
-    state = (1, shape, kinds[dtype], False, blob)
+    state = (1, shape, dtype, False, data)
     return Opaque(Global("numpy.core.multiarray", "_reconstruct"), empty, state=state, has_state=True)
 
 
@@ -226,25 +222,11 @@ def _content(path: Path, value: Any) -> list[bytes | Blob]:
     if not isinstance(value, dict):
         raise MergeError(f"{path}: a {type(value).__name__} has no place in an npz file of weights")
     np.lib.format.write_array_header_1_0(head, {"descr": "|O", "fortran_order": False, "shape": ()})
-    kind = Opaque(
-        Global("numpy", "dtype"), ("O8", False, True), state=(3, "|", None, None, None, -1, -1, 63), has_state=True
-    )
-    empty = (Global("numpy", "ndarray"), (0,), b"b")
-    state = (1, (), kind, False, [value])
-    array = Opaque(Global("numpy.core.multiarray", "_reconstruct"), empty, state=state, has_state=True)
     try:
-        return [head.getvalue(), *dumps_around_blobs(array)]
+        return [head.getvalue(), *dumps(_pickled_array((), _pickled_dtype("|", "O8", 63), [value]))]
     except (TypeError, RecursionError) as error:
         raise MergeError(f"{path}: the output cannot be written as an npz file: {error}") from error
 
 
 def _length(part: bytes | Blob) -> int:
     return part.size if isinstance(part, Blob) else len(part)
-
-
-def _crc(parts: list[bytes | Blob], crcs: Mapping[Hashable, int]) -> int:
-    total = 0
-    for part in parts:
-        crc = crcs.get(part.name, 0) if isinstance(part, Blob) else zlib.crc32(part)
-        total = joined_crc(total, crc, _length(part))
-    return total

@@ -104,13 +104,13 @@ class T5XIndex(Mapping[str, Mapping[str, TensorEntry]]):
     def _entry(self, name: str, leaf: Any, folder: Path | None) -> TensorEntry:
         if folder is None:
             return _inline(self.folder / INDEX, name, leaf.data)
-        array = read_zarray(folder)
+        entry = read_zarray(folder)
         claimed = leaf["metadata"].get("shape") if isinstance(leaf["metadata"], dict) else None
-        if claimed is not None and claimed != list(array.shape):
-            raise MergeError(f"{folder}: has shape {list(array.shape)}, the index gives {str(claimed)[:80]}")
-        if array.dtype == torch.uint16 and self.tree.get("version") == 2:
+        if claimed is not None and claimed != list(entry.shape):
+            raise MergeError(f"{folder}: has shape {list(entry.shape)}, the index gives {str(claimed)[:80]}")
+        if entry.dtype == torch.uint16 and self.tree.get("version") == 2:
             raise MergeError(f"{folder}: version 2 of T5X wrote bfloat16 as uint16; load it with T5X and save it again")
-        return array.entry()
+        return entry
 
     def others(self, section: str, written: Container[str]) -> dict[str, Path]:
         """Files to take over, by relative name: all but what is `written`, the section's arrays, and notes on them."""

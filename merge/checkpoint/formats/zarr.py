@@ -50,8 +50,8 @@ _MOST_CHUNKS = 1_000_000
 
 
 @dataclass(frozen=True)
-class ZarrArray:
-    """A checked `.zarray`. `fill` are the bytes of one element of a chunk that is not there."""
+class _Array:
+    """A checked header. `fill` are the bytes of one element of a chunk that is not there."""
 
     folder: Path
     dtype: torch.dtype
@@ -62,14 +62,9 @@ class ZarrArray:
     separator: str
     fill: bytes
 
-    def entry(self) -> TensorEntry:
-        """The array as a tensor: chunks are read on access."""
-        nbytes = math.prod(self.shape) * self.dtype.itemsize
-        return TensorEntry(self.dtype, self.shape, Decoded(self.folder, nbytes, lambda: decode(self)), 0)
 
-
-def read_zarray(folder: Path) -> ZarrArray:
-    """Read and check an array's header; no chunk is touched. Raises MergeError naming the file."""
+def read_zarray(folder: Path) -> TensorEntry:
+    """Read and check an array's header; chunks are read on access. Raises MergeError naming the file."""
     path = folder / HEADER
     try:
         header = json.loads(path.read_text(encoding="utf-8"))
@@ -85,27 +80,22 @@ def read_zarray(folder: Path) -> ZarrArray:
         raise MergeError(f"{path}: dtype {str(code)[:40]!r} is not one of {', '.join(DTYPES)}")
     if not _are_sizes(shape, 0) or not _are_sizes(chunks, 1) or len(shape) != len(chunks):
         raise MergeError(f"{path}: shape {str(shape)[:80]} and chunks {str(chunks)[:80]} do not fit together")
-    wrong = check_shape(tuple(shape), DTYPES[code]) or check_shape(tuple(chunks), DTYPES[code])
+    dtype, shape, chunks = DTYPES[code], tuple(shape), tuple(chunks)
+    wrong = check_shape(shape, dtype) or check_shape(chunks, dtype)
     if wrong or math.prod(_grid(shape, chunks)) > _MOST_CHUNKS:
         raise MergeError(f"{path}: has {wrong or f'more than {_MOST_CHUNKS:,} chunks'}")
-    kind, value = _compressor(path, compressor), _fill(path, fill, DTYPES[code])
-    return ZarrArray(folder, DTYPES[code], tuple(shape), tuple(chunks), kind, order, separator, value)
+    kind = compressor.get("id") if isinstance(compressor, dict) else None
+    if compressor is not None and kind not in _WINDOW:
+        raise MergeError(
+            f"{path}: chunks are compressed by {str(kind or compressor)[:40]!r}, read are gzip, zlib and none; "
+            "copy the array with tensorstore or numcodecs into one of these"
+        )
+    array = _Array(folder, dtype, shape, chunks, kind, order, separator, _fill(path, fill, dtype))
+    return TensorEntry(dtype, shape, Decoded(folder, math.prod(shape) * dtype.itemsize, lambda: _decode(array)), 0)
 
 
 def _are_sizes(value: Any, least: int) -> bool:
     return isinstance(value, list) and len(value) <= 32 and all(type(n) is int and n >= least for n in value)
-
-
-def _compressor(path: Path, compressor: Any) -> str | None:
-    if compressor is None:
-        return None
-    name = compressor.get("id") if isinstance(compressor, dict) else None
-    if name not in _WINDOW:
-        raise MergeError(
-            f"{path}: chunks are compressed by {str(name or compressor)[:40]!r}, read are gzip, zlib and none; "
-            "copy the array with tensorstore or numcodecs into one of these"
-        )
-    return name
 
 
 def _fill(path: Path, value: Any, dtype: torch.dtype) -> bytes:
@@ -118,11 +108,11 @@ def _fill(path: Path, value: Any, dtype: torch.dtype) -> bytes:
         raise MergeError(f"{path}: fill value {str(value)[:40]!r} is no {dtype}") from error
 
 
-def _grid(shape: Any, chunks: Any) -> list[int]:
+def _grid(shape: tuple[int, ...], chunks: tuple[int, ...]) -> list[int]:
     return [-(-size // chunk) for size, chunk in zip(shape, chunks, strict=True)]
 
 
-def decode(array: ZarrArray) -> npt.NDArray[np.uint8]:
+def _decode(array: _Array) -> npt.NDArray[np.uint8]:
     """The whole array's row-major bytes. Chunks that are not there are the fill value.
 
     Raises MergeError naming the chunk for one that is broken, cut short or of another size.
@@ -138,16 +128,14 @@ def decode(array: ZarrArray) -> npt.NDArray[np.uint8]:
         chunk = _read_chunk(array, array.folder / (array.separator.join(map(str, place)) or "0"))
         if chunk is not None:
             starts = [index * step for index, step in zip(place, array.chunks, strict=True)]
-            ends = [
-                min(start + step, size) for start, step, size in zip(starts, array.chunks, array.shape, strict=True)
-            ]
+            ends = [start + step for start, step in zip(starts, array.chunks, strict=True)]
+            part = result[(*map(slice, starts, ends), ...)]
             whole = np.frombuffer(chunk, element).reshape(array.chunks, order=array.order)
-            inside = tuple(slice(end - start) for start, end in zip(starts, ends, strict=True))
-            result[tuple(map(slice, starts, ends))] = whole[inside]
+            part[...] = whole[tuple(map(slice, part.shape))]  # the last chunks may reach beyond the array
     return result.reshape(-1).view(np.uint8)
 
 
-def _read_chunk(array: ZarrArray, path: Path) -> bytes | None:
+def _read_chunk(array: _Array, path: Path) -> bytes | None:
     wanted = math.prod(array.chunks) * array.dtype.itemsize
     try:
         data = path.read_bytes()
@@ -172,7 +160,7 @@ def one_chunk(dtype: torch.dtype, shape: tuple[int, ...]) -> tuple[dict[str, Any
     Raises MergeError for a dtype without a code.
     """
     if dtype not in CODES:
-        raise MergeError(f"Zarr has no dtype {dtype}; choose another with --dtype")
+        raise MergeError(f"Zarr has no dtype {dtype}; choose another, as dtype='float32'")
     header = {
         "zarr_format": 2,
         "shape": list(shape),

@@ -309,7 +309,7 @@ def test_a_name_that_was_taken_meanwhile(tmp_path: Path, folder: bool) -> None:
             write_into(partial, "mine")
             write_into(target, "theirs")
 
-    with pytest.raises(MergeError, match=r"x: was made by someone else meanwhile; pass --overwrite"):
+    with pytest.raises(MergeError, match=r"x: was made by someone else meanwhile; pass overwrite=True"):
         race()
     assert (target / "file" if folder else target).read_text() == "theirs"
     assert [path.name for path in tmp_path.iterdir()] == ["x"]

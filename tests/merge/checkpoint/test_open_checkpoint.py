@@ -248,7 +248,8 @@ def test_published_layout(tmp_path: Path) -> None:
     assert (model.section, ema.section) == ("model", "extra_state.ema")
     assert_tensors(model, weights(3), ordered=True)
     assert_tensors(ema, weights(53, torch.float32), ordered=True)
-    with pytest.raises(MergeError, match=r"checkpoint_best\.pt.*several sections.*--section: model, extra_state\.ema"):
+    several = r"_best\.pt: has several sections with weights: model, extra_state\.ema; choose one, as section='model'$"
+    with pytest.raises(MergeError, match=several):
         open_checkpoint(path)
     with pytest.raises(MergeError, match=r"no section 'ema' with weights; it has model, extra_state\.ema"):
         open_checkpoint(path, "ema")

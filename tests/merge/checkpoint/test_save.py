@@ -251,7 +251,7 @@ def test_save_and_load(tmp_path: Path, name: str) -> None:
     tensors = mixed(4)
     assert save_checkpoint(tensors, tmp_path / name) == tmp_path / name
     assert_tensors(load_checkpoint(tmp_path / name), tensors)
-    with pytest.raises(MergeError, match=rf"{name}: exists; choose another name or pass --overwrite"):
+    with pytest.raises(MergeError, match=rf"{name}: exists; choose another name or pass overwrite=True"):
         save_checkpoint({"w": torch.ones(1)}, tmp_path / name)
     assert_tensors(load_checkpoint(tmp_path / name), tensors)
     save_checkpoint({"w": torch.ones(1)}, tmp_path / name, overwrite=True)

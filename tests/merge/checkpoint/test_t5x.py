@@ -70,7 +70,7 @@ def test_chunks_of_every_shape(tmp_path: Path, compressor: str | None, chunks: t
     value = torch.arange(1, 21, dtype=torch.int16).view(5, 4)
     value[:2, :3] = 0  # a chunk that is left out
     write_zarr(tmp_path / "a", value, chunks, compressor, **more)
-    assert torch.equal(read_zarray(tmp_path / "a").entry().tensor(), value)
+    assert torch.equal(read_zarray(tmp_path / "a").tensor(), value)
 
 
 @pytest.mark.parametrize(
@@ -82,14 +82,14 @@ def test_a_chunk_that_is_not_there_is_the_fill_value(
 ) -> None:
     write_zarr(tmp_path / "a", torch.zeros(3, dtype=dtype), (2,), fill_value=fill[0])
     wanted = torch.full((3,), fill[1], dtype=dtype)
-    torch.testing.assert_close(read_zarray(tmp_path / "a").entry().tensor(), wanted, rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(read_zarray(tmp_path / "a").tensor(), wanted, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("shape", [(), (0, 3), (1,)], ids=str)
 def test_scalars_and_empty_arrays(tmp_path: Path, shape: tuple[int, ...]) -> None:
     value = torch.full(shape, 3.0)
     write_zarr(tmp_path / "a", value, tuple(max(1, size) for size in shape))
-    read = read_zarray(tmp_path / "a").entry().tensor()
+    read = read_zarray(tmp_path / "a").tensor()
     assert read.shape == value.shape
     assert torch.equal(read, value)
 
@@ -256,7 +256,7 @@ def test_a_broken_chunk_is_named_and_never_read_as_numbers(data: st.DataObject) 
         whole = chunk.read_bytes()
         chunk.write_bytes(whole[: data.draw(st.integers(0, len(whole) - 1))])
         with pytest.raises(merge.MergeError, match="0: broken chunk"):
-            read_zarray(folder).entry().tensor()
+            read_zarray(folder).tensor()
 
 
 @settings(max_examples=80, deadline=None)
@@ -293,7 +293,7 @@ def test_a_broken_header_is_an_error_or_the_array_has_its_bytes(data: st.DataObj
         header.write_bytes(bytes(content))
         message = ""
         try:
-            entry = read_zarray(folder).entry()
+            entry = read_zarray(folder)
             if entry.nbytes < 10**6:
                 assert entry.tensor().shape == entry.shape
         except merge.MergeError as error:

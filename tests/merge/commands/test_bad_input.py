@@ -143,7 +143,7 @@ FILES = {
     "text.pt": "",
     "noweights.pt": "no weights found; its entries are epoch, note",
     "list.pt": "holds a list",
-    "two.pt": "has several sections with weights; choose one with --section: model, state_dict",
+    "two.pt": "has several sections with weights: model, state_dict; choose one, as --section model",
     "evil.pt": "mkdir",
     "evil_old.pt": "",
     "gone": "none-00001-of-00009.safetensors, which is missing",

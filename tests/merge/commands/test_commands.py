@@ -468,7 +468,7 @@ def test_a_training_file_keeps_everything_else(
         torch.save(training_file(seed), f"{name}.pt")
     ambiguous = command("interpolate", "vqa.pt", "caption.pt", "--ratio", 0.4, "-o", "m.pt")
     assert ambiguous.code == 2
-    assert "choose one with --section: model, extra_state.ema" in ambiguous.err
+    assert "model, extra_state.ema; choose one, as --section model" in ambiguous.err
     outcome = command("interpolate", "vqa.pt", "caption.pt", "--ratio", 0.4, "--section", section, "-o", "m.pt")
     assert outcome.code == 0
     assert f"note: {note}" in outcome.err

@@ -198,7 +198,7 @@ def test_bad_weights_write_nothing(recipe: Recipe, tmp_path: Path, shares: objec
 def test_an_existing_folder_is_replaced_as_a_whole_on_request(recipe: Recipe, tmp_path: Path) -> None:
     folder = merge.sweep_to_files(recipe, points(0.0, 0.5), tmp_path / "points", QUICK)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    with pytest.raises(MergeError, match="points: exists; choose another name or pass --overwrite"):
+    with pytest.raises(MergeError, match="points: exists; choose another name or pass overwrite=True"):
         merge.sweep_to_files(recipe, points(0.25), folder, QUICK)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     merge.sweep_to_files(recipe, points(0.25), folder, Options(sync=False, overwrite=True))

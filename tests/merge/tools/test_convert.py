@@ -90,9 +90,12 @@ def test_the_command_with_a_dtype(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["-o", "b.npz"], "w is torch.bfloat16, which npz files cannot hold; choose another with --dtype"),
+        (["-o", "b.npz"], "w is torch.bfloat16, which npz files cannot hold; choose another, as --dtype float32"),
         (["-o", "b.onnx"], "unknown suffix '.onnx'; known are .safetensors, .pt, .pth, .bin, .ckpt, .npz, .t5x"),
-        (["-o", "b.t5x", "--shard-size", "2GB"], "only safetensors are written in shards"),
+        (
+            ["-o", "b.t5x", "--shard-size", "2GB"],
+            "only safetensors are written in shards; name a folder or leave --shard-size out",
+        ),
         (["-o", "b.pt", "--dtype", "float17"], "float17"),
         (["-o", "a.pt"], "is the input"),
     ],
