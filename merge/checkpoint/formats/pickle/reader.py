@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import pickletools
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from merge.checkpoint.formats.pickle.values import ALLOWED, Global, Opaque, Persistent, PickleBroken, PickleRefused
@@ -56,10 +56,15 @@ class _Machine:
     def call(self, factory: Any, args: Any, new: bool) -> None:
         if not isinstance(factory, Global) or not isinstance(args, tuple):
             raise PickleRefused(f"a call of {type(factory).__name__}")
-        made = NotImplemented if new else self.reduce(factory, args)
+        made: Any = NotImplemented
+        for make in () if new else (self.reduce, _plain):
+            made = make(factory, args) if made is NotImplemented else made
         self.stack.append(Opaque(factory, args, new) if made is NotImplemented else made)
 
-    def build(self, target: Any, state: Any) -> None:
+    # These change the value on top of the stack, from which what they are given has been taken before.
+
+    def build(self, state: Any) -> None:
+        target = self.stack[-1]
         if isinstance(target, Opaque):
             target.state, target.has_state = state, True
         elif isinstance(target, OrderedDict) and isinstance(state, dict):
@@ -67,7 +72,8 @@ class _Machine:
         elif state is not None:
             raise PickleRefused(f"a state for {type(target).__name__}")
 
-    def append(self, target: Any, items: list[Any]) -> None:
+    def append(self, items: list[Any]) -> None:
+        target = self.stack[-1]
         if isinstance(target, list):
             target.extend(items)
         elif isinstance(target, set):
@@ -77,7 +83,8 @@ class _Machine:
         else:
             raise PickleBroken(f"items appended to {type(target).__name__}")
 
-    def set_items(self, target: Any, items: list[Any]) -> None:
+    def set_items(self, items: Sequence[Any]) -> None:
+        target = self.stack[-1]
         if len(items) % 2:
             raise PickleBroken("a key without a value")
         pairs = dict(zip(map(_key, items[::2]), items[1::2], strict=True))
@@ -123,36 +130,11 @@ def _newobj_ex(m: _Machine, argument: None) -> None:
 def _dict(m: _Machine, argument: None) -> None:
     items = m.pop_mark()
     m.stack.append({})
-    m.set_items(m.stack[-1], items)
+    m.set_items(items)
 
 
 def _memoize(m: _Machine, argument: int | None) -> None:
     m.memo[len(m.memo) if argument is None else argument] = m.stack[-1]
-
-
-def _extend(m: _Machine, argument: None) -> None:
-    items = m.pop_mark()
-    m.append(m.stack[-1], items)
-
-
-def _set_items(m: _Machine, argument: None) -> None:
-    items = m.pop_mark()
-    m.set_items(m.stack[-1], items)
-
-
-def _append(m: _Machine, argument: None) -> None:
-    item = m.stack.pop()
-    m.append(m.stack[-1], [item])
-
-
-def _set_item(m: _Machine, argument: None) -> None:
-    pair = m.pop_many(2)
-    m.set_items(m.stack[-1], [*pair])
-
-
-def _build(m: _Machine, argument: None) -> None:
-    state = m.stack.pop()
-    m.build(m.stack[-1], state)
 
 
 def _check_protocol(m: _Machine, protocol: int) -> None:
@@ -176,8 +158,7 @@ _OPERATIONS: dict[str, Callable[[_Machine, Any], object]] = {
     "NONE": lambda m, _: m.stack.append(None),
     "NEWTRUE": lambda m, _: m.stack.append(True),
     "NEWFALSE": lambda m, _: m.stack.append(False),
-    "BINSTRING": _text,
-    "SHORT_BINSTRING": _text,
+    **dict.fromkeys(("BINSTRING", "SHORT_BINSTRING"), _text),
     "EMPTY_TUPLE": lambda m, _: m.stack.append(()),
     "TUPLE1": lambda m, _: m.stack.append(m.pop_many(1)),
     "TUPLE2": lambda m, _: m.stack.append(m.pop_many(2)),
@@ -189,11 +170,10 @@ _OPERATIONS: dict[str, Callable[[_Machine, Any], object]] = {
     "DICT": _dict,
     "EMPTY_SET": lambda m, _: m.stack.append(set()),
     "FROZENSET": lambda m, _: m.stack.append(frozenset(map(_key, m.pop_mark()))),
-    "APPEND": _append,
-    "APPENDS": _extend,
-    "ADDITEMS": _extend,
-    "SETITEM": _set_item,
-    "SETITEMS": _set_items,
+    "APPEND": lambda m, _: m.append([m.stack.pop()]),
+    **dict.fromkeys(("APPENDS", "ADDITEMS"), lambda m, _: m.append(m.pop_mark())),
+    "SETITEM": lambda m, _: m.set_items(m.pop_many(2)),
+    "SETITEMS": lambda m, _: m.set_items(m.pop_mark()),
     **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"), _memoize),
     **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), lambda m, index: m.stack.append(m.memo[index])),
     "GLOBAL": lambda m, names: m.push_name(*names.split(" ", 1)),
@@ -202,7 +182,7 @@ _OPERATIONS: dict[str, Callable[[_Machine, Any], object]] = {
     "REDUCE": lambda m, _: m.call(*m.pop_many(2), new=False),
     "NEWOBJ": lambda m, _: m.call(*m.pop_many(2), new=True),
     "NEWOBJ_EX": _newobj_ex,
-    "BUILD": _build,
+    "BUILD": lambda m, _: m.build(m.stack.pop()),
     "BINPERSID": lambda m, _: m.stack.append(Persistent(m.stack.pop())),
 }
 
@@ -212,14 +192,11 @@ def _plain(factory: Global, args: Any) -> Any:
     name = str(factory)
     if name == "collections.OrderedDict":
         return OrderedDict((_key(key), value) for key, value in (args[0] if args else ()))
-    if name in ("builtins.set", "__builtin__.set"):
-        return set(map(_key, args[0] if args else ()))
-    if name in ("builtins.frozenset", "__builtin__.frozenset"):
-        return frozenset(map(_key, args[0] if args else ()))
+    if factory.module in ("builtins", "__builtin__") and factory.name in ("set", "frozenset"):
+        items = map(_key, args[0] if args else ())
+        return set(items) if factory.name == "set" else frozenset(items)
     if name == "_codecs.encode" and len(args) == 2 and args[1] == "latin1":
         return args[0].encode("latin1")
-    if name == "torch.Size":
-        return Opaque(factory, args)
     return NotImplemented
 
 
@@ -229,12 +206,7 @@ def loads(data: bytes, reduce: Reduce) -> Any:
     `reduce(factory, args)` turns a call into a value, or returns NotImplemented to leave it an `Opaque`.
     Raises PickleRefused for a name that is not allowed, PickleBroken for bytes that are no pickle.
     """
-
-    def both(factory: Global, args: Any) -> Any:
-        made = reduce(factory, args)
-        return _plain(factory, args) if made is NotImplemented else made
-
-    machine = _Machine(both)
+    machine = _Machine(reduce)
     try:
         for opcode, argument, _ in pickletools.genops(data):
             if opcode.name in _VALUES:

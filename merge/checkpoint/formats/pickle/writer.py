@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import struct
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from itertools import chain
 from typing import Any
 
 from merge.checkpoint.formats.pickle.values import Blob, Global, Opaque, Persistent
@@ -42,20 +43,17 @@ class _Writer:
             return
         value = self.reduce(value)
         kind = type(value)
-        if kind in _SCALARS:
-            _SCALARS[kind](self, value)
-        elif kind in _CONTAINERS:
-            _CONTAINERS[kind](self, value)
-        else:
+        if kind not in _WRITERS:
             raise TypeError(f"a {kind.__name__} cannot be written into a torch file")
+        _WRITERS[kind](self, value)
 
     def text(self, value: str) -> None:
         if value in self.texts:
-            return self.get(self.texts[value])
-        data = value.encode("utf-8", "surrogatepass")
-        self.out += b"X" + struct.pack("<I", len(data)) + data
-        self.texts[value] = self.put()
-        return None
+            self.get(self.texts[value])
+        else:
+            data = value.encode("utf-8", "surrogatepass")
+            self.out += b"X" + struct.pack("<I", len(data)) + data
+            self.texts[value] = self.put()
 
     def integer(self, value: int) -> None:
         if 0 <= value < 256:
@@ -64,10 +62,8 @@ class _Writer:
             self.out += b"J" + struct.pack("<i", value)
         else:
             data = value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True)
-            if len(data) < 256:
-                self.out += b"\x8a" + bytes([len(data)]) + data
-            else:
-                self.out += b"\x8b" + struct.pack("<i", len(data)) + data
+            self.out += b"\x8a" + bytes([len(data)]) if len(data) < 256 else b"\x8b" + struct.pack("<i", len(data))
+            self.out += data
 
     def call(self, factory: Global, args: tuple[Any, ...]) -> None:
         self.save(factory)
@@ -83,66 +79,50 @@ class _Writer:
         if value:
             self.remember(value)
 
-    def pairs(self, value: dict[Any, Any]) -> None:
-        if value:
-            self.out += b"("
-            for key, item in value.items():
-                self.save(key)
-                self.save(item)
-            self.out += b"u"
-
-    def elements(self, value: list[Any]) -> None:
-        if value:
-            self.out += b"("
-            for item in value:
-                self.save(item)
-            self.out += b"e"
+    def fill(self, value: Any, appended: Iterable[Any], items: Mapping[Any, Any], state: Any = None) -> None:
+        """Remember the container that was just made, then write what is appended, set and built into it."""
+        self.remember(value)
+        for inner, end in ((appended, b"e"), (chain.from_iterable(items.items()), b"u")):
+            many = list(inner)
+            if many:
+                self.out += b"("
+                for item in many:
+                    self.save(item)
+                self.out += end
+        if state is not None:
+            self.save(*state)
+            self.out += b"b"
 
     def list_(self, value: list[Any]) -> None:
         self.out += b"]"
-        self.remember(value)
-        self.elements(value)
+        self.fill(value, value, {})
 
     def dict_(self, value: dict[Any, Any]) -> None:
         self.out += b"}"
-        self.remember(value)
-        self.pairs(value)
+        self.fill(value, (), value)
 
     def ordered(self, value: OrderedDict[Any, Any]) -> None:
         self.call(Global("collections", "OrderedDict"), ())
-        self.remember(value)
-        self.pairs(value)
-        if vars(value):
-            self.save(dict(vars(value)))
-            self.out += b"b"
+        self.fill(value, (), value, (dict(vars(value)),) if vars(value) else None)
 
     def opaque(self, value: Opaque) -> None:
         self.save(value.factory)
         self.tuple_(value.args)
         self.out += b"\x81" if value.new else b"R"
-        self.remember(value)
-        self.elements(value.appended)
-        self.pairs(value.items)
-        if value.has_state:
-            self.save(value.state)
-            self.out += b"b"
+        self.fill(value, value.appended, value.items, (value.state,) if value.has_state else None)
 
     def persistent(self, value: Persistent) -> None:
         self.save(value.id)
         self.out += b"Q"
 
-
-def _write_blob(w: _Writer, value: Blob) -> None:
-    w.out += b"B" + struct.pack("<I", value.size) if value.size < 2**32 else b"\x8e" + struct.pack("<Q", value.size)
-    w.parts += [bytes(w.out), value]
-    w.out = bytearray()
-
-
-def _write_global(w: _Writer, value: Global) -> None:
-    w.out += f"c{value.module}\n{value.name}\n".encode()
+    def blob(self, value: Blob) -> None:
+        large = value.size >= 2**32
+        self.out += b"\x8e" + struct.pack("<Q", value.size) if large else b"B" + struct.pack("<I", value.size)
+        self.parts += [bytes(self.out), value]
+        self.out = bytearray()
 
 
-_SCALARS: dict[type, Callable[[_Writer, Any], None]] = {
+_WRITERS: dict[type, Callable[[_Writer, Any], None]] = {
     type(None): lambda w, value: w.out.extend(b"N"),
     bool: lambda w, value: w.out.extend(b"\x88" if value else b"\x89"),
     int: _Writer.integer,
@@ -150,33 +130,25 @@ _SCALARS: dict[type, Callable[[_Writer, Any], None]] = {
     str: _Writer.text,
     bytes: lambda w, value: w.call(Global("_codecs", "encode"), (value.decode("latin1"), "latin1")),
     bytearray: lambda w, value: w.call(Global("builtins", "bytearray"), (bytes(value),)),
-    Global: _write_global,
-    Blob: _write_blob,
-}
-_CONTAINERS: dict[type, Callable[[_Writer, Any], None]] = {
     tuple: _Writer.tuple_,
     list: _Writer.list_,
     dict: _Writer.dict_,
     OrderedDict: _Writer.ordered,
     set: lambda w, value: w.call(Global("builtins", "set"), (sorted(value, key=repr),)),
     frozenset: lambda w, value: w.call(Global("builtins", "frozenset"), (sorted(value, key=repr),)),
+    Global: lambda w, value: w.out.extend(f"c{value.module}\n{value.name}\n".encode()),
     Opaque: _Writer.opaque,
     Persistent: _Writer.persistent,
+    Blob: _Writer.blob,
 }
 
 
-def dumps(value: Any, reduce: Callable[[Any], Any]) -> bytes:
-    """The value as a pickle of protocol 2. `reduce(value)` may replace a value by one that can be written.
+def dumps(value: Any, reduce: Callable[[Any], Any] = lambda value: value) -> list[bytes | Blob]:
+    """Write the value as a pickle of protocol 2, in pieces: every `Blob` stands where its bytes go.
 
-    Raises TypeError for a type that has no place in such a file.
+    `reduce(value)` may replace a value by one that can be written. Raises TypeError for a type that has no place in
+    such a file.
     """
     writer = _Writer(reduce)
-    writer.save(value)
-    return bytes(writer.out + b".")
-
-
-def dumps_around_blobs(value: Any) -> list[bytes | Blob]:
-    """The value as a pickle in pieces, with every `Blob` where its bytes go. Raises TypeError as `dumps` does."""
-    writer = _Writer(lambda item: item)
     writer.save(value)
     return [*writer.parts, bytes(writer.out + b".")]

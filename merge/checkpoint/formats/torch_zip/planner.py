@@ -47,9 +47,10 @@ def plan(path: Path, specs: Specs, like: Content | None, metadata: Mapping[str, 
         tree, notes = _replaced(_with_dictionary(like, metadata or {}), like.section, new, others)
     order: dict[Hashable, tuple[str, int]] = {}
     try:
-        pickled = dumps(tree, lambda value: _leaf_call(value, order) if isinstance(value, NewLeaf) else value)
+        [pickled] = dumps(tree, lambda value: _leaf_call(value, order) if isinstance(value, NewLeaf) else value)
     except (TypeError, RecursionError) as error:
         raise MergeError(f"the output cannot be written as a torch file: {error}") from error
+    assert isinstance(pickled, bytes), "a torch file's tensors lie beside its pickle"
     members: dict[str, bytes | int] = {"data.pkl": pickled, ".format_version": b"1"}
     members |= {".storage_alignment": str(ALIGNMENT).encode(), "byteorder": b"little"}
     members |= {f"data/{key}": size for key, size in order.values()}
