@@ -20,6 +20,7 @@ SERVER = r"""
 import contextlib, ctypes, gc, json, os, resource, signal, sys, tempfile, traceback
 import torch
 import merge, merge.commands
+from merge.engine import stream
 
 def drop_capabilities():
     # Root may do anything: without its capabilities the modes of files bind it as they bind everybody.
@@ -39,8 +40,15 @@ def stepping(number, step):
                 left = -1
                 os.kill(os.getpid(), number)
         return line
-    traced = "merge/checkpoint/atomic.py"
-    sys.settrace(lambda frame, event, argument: line if frame.f_code.co_filename.endswith(traced) else None)
+    def trace(frame, event, argument):
+        return line if frame.f_code.co_filename.endswith("merge/checkpoint/atomic.py") else None
+    def traced(function):
+        def call(*args, **more):
+            sys.settrace(trace)
+            return function(*args, **more)
+        return call
+    # Commands take these when they are called. Tracing what comes before (the table of commands) takes far longer.
+    stream.run, stream.sweep_to_files = traced(stream.run), traced(stream.sweep_to_files)
 
 def child(order):
     os.chdir(order["cwd"])

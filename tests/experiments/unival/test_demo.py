@@ -1,14 +1,11 @@
 """The demonstration, on a dozen rows of everything: from nothing to pages, and nothing a second time."""
 
-from functools import partial
-
 import pytest
 from typer.testing import CliRunner
 
 from experiments.commands import app
 from experiments.errors import StudyError
 from experiments.grid.rows import read_rows
-from experiments.pages.figures import save
 from experiments.unival import demo
 from experiments.unival.studies import Choice
 
@@ -24,7 +21,6 @@ SMALL = demo.Demo(
 
 def test_from_nothing_to_pages(tmp_path, monkeypatch):
     monkeypatch.setitem(demo.DEMOS, "small", SMALL)
-    monkeypatch.setattr(demo, "save", partial(save, suffixes=(".png",)))  # three formats take thrice the time
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     folder = tmp_path / "demo"
     told = CliRunner().invoke(app, ["demo", str(folder), "--preset", "small", "--processes", "1"])

@@ -1,9 +1,13 @@
-"""Damaged and hostile files, by the hundred: exactly the original tensors or a MergeError, nothing else, and soon."""
+"""Damaged and hostile files, by the hundred: exactly the original tensors or a MergeError, nothing else, and soon.
+
+FUZZ=10 in the environment makes it ten times as many.
+"""
 
 import contextlib
 import faulthandler
 import io
 import json
+import os
 import pickletools
 import signal
 import struct
@@ -32,9 +36,13 @@ from tests.merge.handmade import (
 )
 
 SECONDS = 5
-tuned = settings(
-    deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+
+
+def examples(number: int) -> settings:
+    """So many examples, the same in every run."""
+    many = number * int(os.environ.get("FUZZ", "1"))
+    checks = [HealthCheck.function_scoped_fixture]
+    return settings(deadline=None, derandomize=True, database=None, max_examples=many, suppress_health_check=checks)
 
 
 @contextlib.contextmanager
@@ -117,7 +125,7 @@ def structure(data: bytes, payload: list[range]) -> list[int]:
     return [place for place in range(len(data)) if place not in inside]
 
 
-@settings(tuned, max_examples=60)
+@examples(25)
 @given(st.data())
 def test_truncated(folder: Path, safetensors: Any, zipped: Any, data: st.DataObject) -> None:
     for suffix, (good, tensors) in ((".safetensors", safetensors), (".pt", zipped)):
@@ -125,7 +133,7 @@ def test_truncated(folder: Path, safetensors: Any, zipped: Any, data: st.DataObj
         assert not exact_or_refused(folder / f"cut{suffix}", good[:cut], tensors)
 
 
-@settings(tuned, max_examples=150)
+@examples(60)
 @given(st.data())
 def test_flipped_bits_in_a_safetensors_header(folder: Path, safetensors: Any, data: st.DataObject) -> None:
     good, _ = safetensors
@@ -139,7 +147,7 @@ def test_flipped_bits_in_a_safetensors_header(folder: Path, safetensors: Any, da
         assert sum(tensor.nbytes for tensor in found.values()) == len(good) - length
 
 
-@settings(tuned, max_examples=250)
+@examples(100)
 @given(st.data())
 def test_flipped_bits_in_a_zip(folder: Path, zipped: Any, data: st.DataObject) -> None:
     """Headers, directory, pickle: exactly the tensors, whichever bits fell over, or a refusal."""
@@ -167,7 +175,7 @@ def test_every_bit_of_a_zip_directory(folder: Path) -> None:
     assert refused > len(places)
 
 
-@settings(tuned, max_examples=120)
+@examples(50)
 @given(st.data())
 def test_spliced(folder: Path, safetensors: Any, zipped: Any, data: st.DataObject) -> None:
     """Bytes cut out, put in, repeated or moved: no crash, no hang, no other exception."""
@@ -188,7 +196,7 @@ def test_spliced(folder: Path, safetensors: Any, zipped: Any, data: st.DataObjec
         read(folder / f"splice{suffix}")
 
 
-@settings(tuned, max_examples=100)
+@examples(40)
 @given(st.data())
 def test_damaged_zip_directories(folder: Path, zipped: Any, data: st.DataObject) -> None:
     """Any field of the directory and of its end set to any value."""
@@ -231,7 +239,7 @@ honest = st.builds(
 headers = st.dictionaries(st.text(max_size=4) | st.just("__metadata__"), entries | honest, max_size=4)
 
 
-@settings(tuned, max_examples=200)
+@examples(60)
 @given(
     header=headers
     | st.recursive(st.none() | numbers, lambda inner: st.lists(inner) | st.dictionaries(st.text(max_size=2), inner)),
@@ -246,7 +254,7 @@ def test_hostile_safetensors_headers(folder: Path, header: Any, size: int, lengt
     assert found is None or sum(tensor.nbytes for tensor in found.values()) == size
 
 
-@settings(tuned, max_examples=60)
+@examples(25)
 @given(
     depth=st.integers(1, 100_000), kind=st.sampled_from([b"[", b'{"a":', b'{"w":{"shape":[', b'{"__metadata__":{"a":'])
 )
@@ -256,7 +264,7 @@ def test_deep_json(folder: Path, depth: int, kind: bytes) -> None:
     assert read(folder / "deep.safetensors") is None
 
 
-@settings(tuned, max_examples=60)
+@examples(25)
 @given(first=st.sampled_from(["F32", "U8"]), second=st.sampled_from(["F32", "U8"]), swap=st.booleans())
 def test_duplicate_keys_in_a_header(folder: Path, first: str, second: str, swap: bool) -> None:
     """One name twice: whatever a JSON reader makes of it, its bytes are those of one of the two."""
@@ -272,7 +280,7 @@ def test_duplicate_keys_in_a_header(folder: Path, first: str, second: str, swap:
     assert found is None or bits(found["w"]) in (data[:8], data[8:])
 
 
-@settings(tuned, max_examples=150)
+@examples(60)
 @given(
     shape=st.lists(numbers, max_size=4),
     stride=st.lists(numbers, max_size=4),
@@ -324,7 +332,7 @@ PIECES = [
 ]
 
 
-@settings(tuned, max_examples=400)
+@examples(150)
 @given(pieces=st.lists(st.sampled_from(PIECES) | st.binary(max_size=4), max_size=40))
 def test_random_pickles(folder: Path, pieces: list[bytes]) -> None:
     """Streams of opcodes and fragments of real pickles; the tensor of storage 0 is the only one there can be."""
@@ -333,7 +341,7 @@ def test_random_pickles(folder: Path, pieces: list[bytes]) -> None:
     assert found is None or all(tensor.tolist() in ([1.0], []) for tensor in found.values())
 
 
-@settings(tuned, max_examples=250)
+@examples(100)
 @given(st.data())
 def test_mutated_pickles(folder: Path, data: st.DataObject) -> None:
     """The pickle of a training file, damaged, in a sound archive: its storages can only come out whole."""
@@ -355,7 +363,7 @@ def test_mutated_pickles(folder: Path, data: st.DataObject) -> None:
     assert found is None or all(bits(tensor) in whole for tensor in found.values() if tensor.is_contiguous())
 
 
-@settings(tuned, max_examples=40)
+@examples(15)
 @given(content=st.binary(max_size=200) | st.text(max_size=200).map(str.encode))
 def test_random_bytes(folder: Path, content: bytes) -> None:
     """Nothing that is not a checkpoint is read as one, under any suffix, bare or with the right first bytes."""

@@ -1,8 +1,5 @@
 """Training files as published: the weights of one section are merged, everything else stays as it was."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +9,6 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-import merge
 from merge import Input, Options, Recipe, load_checkpoint, open_checkpoint, run
 from tests.merge.handmade import assert_equal, assert_tensors, fairseq
 from tests.merge.running import Server
@@ -76,20 +72,6 @@ def test_a_training_file_through_interpolate(
     else:
         notes = ["note: left out extra_state.ema_fp32_params: a", "note: model still holds the first input's weights"]
     assert sorted(line[: len(note)] for line, note in zip(shown.err.splitlines(), notes, strict=True)) == sorted(notes)
-
-
-def test_a_training_file_in_a_process_of_its_own(
-    fairseq_pair: tuple[Path, Path], tmp_path: Path, middle: Middle
-) -> None:
-    """`python -m merge` itself, once."""
-    argv = [sys.executable, "-m", "merge", "interpolate", *fairseq_pair, "--ratio", "0.4", "--section", "model"]
-    environment = {**os.environ, "PYTHONPATH": str(Path(merge.__file__).parents[1])}
-    shown = subprocess.run(
-        [*argv, "-o", tmp_path / "out.pt"], capture_output=True, text=True, env=environment, check=False
-    )
-    assert shown.returncode == 0, shown.stderr
-    assert shown.stdout == f"{tmp_path / 'out.pt'}: interpolate: 0.60 vqa + 0.40 caption\n"
-    check_training_file(tmp_path / "out.pt", (0, 1), 0.4, "model", middle)
 
 
 def test_a_merged_training_file_is_merged_again(fairseq_pair: tuple[Path, Path], tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from tests.merge.outputs import caught_at_work, check_recipe, content, interpolate, leftovers, write_pair
 from tests.merge.running import Command, Server
 
-MOMENTS = 20
+MOMENTS = 12
 
 
 def remove(path: Path) -> None:
@@ -99,7 +99,7 @@ def a_sweep_over_another(command: Server, folder: Path) -> Case:
 @pytest.mark.parametrize("make", [a_file, a_file_over_another, a_folder_over_another, a_sweep])
 def test_killed_at_random_moments(tmp_path: Path, command: Server, make: Callable[[Server, Path], Case]) -> None:
     """kill -9 at any time: the old output or the new one; the next run sweeps away what was left."""
-    write_pair(tmp_path, tensors=24, rows=512)
+    write_pair(tmp_path, tensors=24, rows=256)
     case = make(command, tmp_path)
     chance = random.Random(7)
     ends = []
