@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from merge import MergeError, load_checkpoint, open_checkpoint
+from merge import MergeError, load_checkpoint, open_checkpoint, save_checkpoint
 from tests.merge.handmade import (
     assert_tensors,
     bits,
@@ -405,3 +405,13 @@ def test_no_permission_to_read(tmp_path: Path, command: Server, make: Callable[[
         assert "ermission" in shown.err
         assert str(path) in shown.err
         assert command("inspect", path, unprivileged=True).code == 0
+
+
+def test_metadata_keeps_its_order(tmp_path: Path) -> None:
+    """Copied verbatim, it gives the same bytes every time."""
+    metadata = {f"key {number}": str(number) for number in (5, 2, 9, 0, 7, 1, 8)}
+    save_checkpoint({"w": torch.zeros(2)}, tmp_path / "a.safetensors", metadata=metadata)
+    again = open_checkpoint(tmp_path / "a.safetensors")
+    assert list(again.metadata) == list(metadata)
+    save_checkpoint(dict(again), tmp_path / "b.safetensors", metadata=again.metadata)
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
