@@ -149,8 +149,13 @@ class Found:
                 raise MergeError(f"{path}: has several sections with weights: {', '.join(sections)}; {advice}")
         if section not in sections:
             raise MergeError(f"{path}: has no section {section!r} with weights; it has {', '.join(sections)}")
-        metadata = content.metadata or {}
-        entries = _with_aliases(path, content.sections[section], metadata)
+        entries, metadata = content.sections[section], content.metadata or {}
+        # `safetensors.torch.save_model` leaves tied names out: the metadata maps them to the one that is there.
+        aliases = {name: kept for name, kept in metadata.items() if kept in entries and name not in entries}
+        if aliases:
+            tied = {kept: replace(entries[kept], storage=(str(path), kept)) for kept in aliases.values()}
+            complete = {name: tied.get(name, entry) for name, entry in entries.items()}
+            entries = complete | {name: tied[kept] for name, kept in aliases.items()}
         content = replace(content, section=section)
         return Checkpoint(self.path, section, sections, entries, self.files, self.format, content, metadata)
 
@@ -211,24 +216,12 @@ def _in_folder(folder: Path) -> Found:
     raise MergeError(f"{folder}: no weights in this folder (looked for {looked})")
 
 
-def _with_aliases(
-    path: Path, entries: Mapping[str, TensorEntry], metadata: Mapping[str, str]
-) -> Mapping[str, TensorEntry]:
-    """Entries for names that metadata maps to one that is there: `safetensors.torch.save_model` leaves ties out so."""
-    aliases = {name: kept for name, kept in metadata.items() if kept in entries and name not in entries}
-    if not aliases:
-        return entries
-    tied = {kept: replace(entries[kept], storage=(str(path), kept)) for kept in aliases.values()}
-    complete = {name: tied.get(name, entry) for name, entry in entries.items()}
-    return complete | {name: tied[kept] for name, kept in aliases.items()}
-
-
 # -- shards under an index -------------------------------------------------------------------------------------------
 
 
 def _under_index(path: Path, index: Path) -> Found:
     """Read shards under an index. Index and shards must agree in both directions: a stale index is an error."""
-    weight_map = _weight_map(index)
+    weight_map, noted = _read_index(index)
     folder = index.parent
     found: dict[str, Found] = {}
     for file in dict.fromkeys(weight_map.values()):
@@ -240,17 +233,17 @@ def _under_index(path: Path, index: Path) -> Found:
     entries = {name: entry for shard in shards.values() for name, entry in shard.items()}
     first = next(iter(found.values()))
     metadata = first.content.metadata
-    noted = _index_metadata(index)
     if any(kept in entries for kept in noted.values()):  # huggingface_hub notes ties here where there are shards
         metadata = {**(metadata or {}), **noted}
     content = Content(path, {WHOLE: entries}, metadata)
     return Found(path, first.format, content, tuple(folder / file for file in found))
 
 
-def _weight_map(index: Path) -> dict[str, str]:
+def _read_index(index: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """Give the file of every tensor, and the texts among the index's metadata."""
     try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        pairs = {str(name): str(file) for name, file in weight_map.items()}
+        content = json.loads(index.read_text(encoding="utf-8"))
+        pairs = {str(name): str(file) for name, file in content["weight_map"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise MergeError(f"{index}: not an index with a weight_map: {type(error).__name__}: {error}") from error
     outside = [file for file in pairs.values() if Path(file).name != file]
@@ -258,14 +251,9 @@ def _weight_map(index: Path) -> dict[str, str]:
         raise MergeError(f"{index}: " + (f"names {outside[0]!r}, outside its folder" if outside else "names no tensor"))
     if index.name in pairs.values():
         raise MergeError(f"{index}: names itself as a shard")
-    return pairs
-
-
-def _index_metadata(index: Path) -> dict[str, str]:
-    """The texts among an index's metadata."""
-    noted = json.loads(index.read_text(encoding="utf-8")).get("metadata")
+    noted = content.get("metadata")
     items = noted.items() if isinstance(noted, dict) else ()
-    return {name: value for name, value in items if isinstance(value, str)}
+    return pairs, {name: value for name, value in items if isinstance(value, str)}
 
 
 def _check_index(index: Path, weight_map: Mapping[str, str], shards: Mapping[str, Mapping[str, TensorEntry]]) -> None:

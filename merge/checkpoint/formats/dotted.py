@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,24 +22,24 @@ def flatten(path: Path, tree: Any, is_leaf: IsLeaf) -> dict[str, Any]:
     a key is no text or the tree is too deep.
     """
     found: dict[str, Any] = {}
+
+    def walk(value: Any, prefix: str) -> None:
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise MergeError(f"{path}: a key below {prefix or 'its root'!r} is a {type(key).__name__}, not text")
+            name = prefix + key
+            if is_leaf(item):
+                if name in found:
+                    raise MergeError(f"{path}: two arrays are called {name!r} when their keys are joined with dots")
+                found[name] = item
+            elif isinstance(item, dict):
+                walk(item, name + ".")
+
     try:
-        for name, leaf in _leaves(path, tree, is_leaf, ""):
-            if name in found:
-                raise MergeError(f"{path}: two arrays are called {name!r} when their keys are joined with dots")
-            found[name] = leaf
+        walk(tree, "")
     except RecursionError as error:
         raise MergeError(f"{path}: its dictionaries are nested too deeply") from error
     return found
-
-
-def _leaves(path: Path, tree: Any, is_leaf: IsLeaf, prefix: str) -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if not isinstance(key, str):
-            raise MergeError(f"{path}: a key below {prefix or 'its root'!r} is a {type(key).__name__}, not text")
-        if is_leaf(value):
-            yield prefix + key, value
-        elif isinstance(value, dict):
-            yield from _leaves(path, value, is_leaf, f"{prefix}{key}.")
 
 
 def replaced(path: Path, tree: Any, is_leaf: IsLeaf, names: Iterable[str], make: Callable[[str, Any], Any]) -> Any:

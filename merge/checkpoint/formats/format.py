@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -138,19 +138,19 @@ class Format:
 
     def read(self, path: Path) -> Content:
         """Call the reader. Raises MergeError, also where the extra is not installed."""
-        try:
+        with self._installed(path):
             return self.reader(path)
-        except ImportError as error:
-            raise self._lacking(path, error) from error
 
     def plan(self, path: Path, specs: Specs, like: Content | None, metadata: Mapping[str, str] | None) -> Layout:
         """Call the planner. Raises MergeError, also where the extra is not installed."""
         assert self.planner is not None, self.label
-        try:
+        with self._installed(path):
             return self.planner(path, specs, like, metadata)
-        except ImportError as error:
-            raise self._lacking(path, error) from error
 
-    def _lacking(self, path: Path, error: ImportError) -> MergeError:
-        extra = f": pip install 'unival-merge[{self.extra}]'" if self.extra else ""
-        return MergeError(f"{path}: {self.label} checkpoints need {error.name}{extra}")
+    @contextlib.contextmanager
+    def _installed(self, path: Path) -> Generator[None]:
+        try:
+            yield
+        except ImportError as error:
+            extra = f": pip install 'unival-merge[{self.extra}]'" if self.extra else ""
+            raise MergeError(f"{path}: {self.label} checkpoints need {error.name}{extra}") from error

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -83,10 +84,9 @@ def plan_folder(specs: Specs, metadata: Mapping[str, str] | None, shard_size: in
             filled = 0
         shards[-1][name] = spec
         filled += spec.nbytes
-    count = len(shards)
-    if count == 1:
+    if len(shards) == 1:
         return Layout([_file("model.safetensors", named, metadata)], folder=True)
-    names = [f"model-{i:05}-of-{count:05}.safetensors" for i in range(1, count + 1)]
+    names = [f"model-{number:05}-of-{len(shards):05}.safetensors" for number in range(1, len(shards) + 1)]
     weight_map = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
     aliases = {name: to for name, to in (metadata or {}).items() if to in named and name not in named}
     noted = {"total_size": sum(spec.nbytes for spec in named.values()), **aliases}
@@ -111,7 +111,8 @@ def _file(name: str, specs: Specs, metadata: Mapping[str, str] | None) -> Output
     format does not have.
     """
     order = list(specs)
-    if not _aligned(specs):
+    begins = accumulate((spec.nbytes for spec in specs.values()), initial=0)
+    if any(begin % spec.dtype.itemsize for begin, spec in zip(begins, specs.values(), strict=False)):
         order.sort(key=lambda name: -specs[name].dtype.itemsize)
     header: dict[str, object] = {} if metadata is None else {"__metadata__": dict(metadata)}
     starts: dict[str, int] = {}
@@ -129,12 +130,3 @@ def _file(name: str, specs: Specs, metadata: Mapping[str, str] | None) -> Output
     data = 8 + len(text)
     head = len(text).to_bytes(8, "little") + text
     return OutputFile(name, data + position, [(0, head)], {name: data + start for name, start in starts.items()})
-
-
-def _aligned(specs: Specs) -> bool:
-    position = 0
-    for spec in specs.values():
-        if position % spec.dtype.itemsize:
-            return False
-        position += spec.nbytes
-    return True

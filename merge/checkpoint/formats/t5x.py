@@ -71,9 +71,6 @@ class T5XIndex(Mapping[str, Mapping[str, TensorEntry]]):
     def __len__(self) -> int:
         return len(list(iter(self)))
 
-    def __contains__(self, section: object) -> bool:
-        return section in list(iter(self))
-
     def leaves(self, section: str) -> dict[str, Any]:
         """Every array of a section by its dotted name, as the index describes it."""
         return flatten(self.folder / INDEX, self.part(section), is_array)
@@ -188,13 +185,12 @@ def plan(path: Path, specs: Specs, like: Content | None, metadata: Mapping[str, 
         return array
 
     if like is None:
-        part = replaced(path, {}, is_array, specs, make)
-        files[INDEX] = _packed({"version": VERSION, "optimizer": {"target": part}})
-        return Layout(list(files.values()), folder=True)
-    index: T5XIndex = like.kept
-    part = replaced(path, index.part(like.section), is_array, specs, make)
-    files[INDEX] = _packed(_with_part(index.tree, like.section, part))
-    return Layout(list(files.values()), folder=True, copied=index.others(like.section, files))
+        tree: dict[str, Any] = {"version": VERSION, "optimizer": {"target": replaced(path, {}, is_array, specs, make)}}
+    else:
+        index: T5XIndex = like.kept
+        tree = _with_part(index.tree, like.section, replaced(path, index.part(like.section), is_array, specs, make))
+    files[INDEX] = _packed(tree)
+    return Layout(list(files.values()), folder=True, copied=like.kept.others(like.section, files) if like else {})
 
 
 def _spec(path: Path, name: str, old: Any, spec: Spec | TensorEntry) -> dict[str, Any]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import mmap
+import operator
 import os
 import sys
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -51,8 +53,8 @@ class MappedFile:
 
     def read(self, offset: int, size: int) -> bytes:
         """Exactly `size` bytes at `offset`. Raises MergeError where the file is shorter."""
-        if offset + size > self.size:
-            self._cut_short(offset + size)
+        if offset + size > self.size:  # before memory is taken for what a broken file asks for
+            raise self._cut_short(offset + size)
         data = bytearray(size)
         self.read_into(memoryview(data), offset)
         return bytes(data)
@@ -66,12 +68,12 @@ class MappedFile:
             except OSError as error:
                 raise MergeError(f"{self.path}: cannot be read at byte {offset + done}: {error.strerror}") from error
             if count == 0:
-                self._cut_short(offset + len(buffer))
+                raise self._cut_short(offset + len(buffer))
             done += count
 
-    def _cut_short(self, wanted: int) -> None:
+    def _cut_short(self, wanted: int) -> MergeError:
         size = os.fstat(self._fd).st_size
-        raise MergeError(f"{self.path}: truncated: {wanted} bytes were expected, the file has {size}")
+        return MergeError(f"{self.path}: truncated: {wanted} bytes were expected, the file has {size}")
 
 
 class Decoded:
@@ -139,7 +141,7 @@ class TensorEntry:
         """The tensor, backed by the file's map: pages are read when touched. Writes stay private."""
         if self.numel == 0:
             return torch.empty(self.shape, dtype=self.dtype)
-        extent = self.numel if self.stride is None else 1 + _last_index(self.shape, self.stride)
+        extent = self.numel if self.stride is None else 1 + last_index(self.shape, self.stride)
         raw = self.file.bytes()[self.offset : self.offset + extent * self.dtype.itemsize]
         if self.offset % self.dtype.itemsize:
             raw = raw.clone()  # torch cannot view unaligned bytes as wider elements
@@ -147,7 +149,8 @@ class TensorEntry:
         return flat.view(self.shape) if self.stride is None else torch.as_strided(flat, self.shape, self.stride)
 
 
-def _last_index(shape: tuple[int, ...], stride: tuple[int, ...]) -> int:
+def last_index(shape: tuple[int, ...], stride: tuple[int, ...]) -> int:
+    """Where the last element of a view lies, counted from its first."""
     return sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
 
 
@@ -168,12 +171,8 @@ def check_shape(shape: tuple[int, ...], dtype: torch.dtype) -> str:
 
 def contiguous_stride(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Strides, in elements, of a row-major tensor of this shape."""
-    strides: list[int] = []
-    step = 1
-    for size in reversed(shape):
-        strides.append(step)
-        step *= max(size, 1)
-    return tuple(reversed(strides))
+    sizes = (max(size, 1) for size in reversed(shape[1:]))
+    return tuple(reversed(list(accumulate(sizes, operator.mul, initial=1)))) if shape else ()
 
 
 def is_contiguous(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 import zipfile
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ import torch
 from merge.checkpoint.formats.format import DICTIONARY, WHOLE, Content
 from merge.checkpoint.formats.pickle.reader import loads
 from merge.checkpoint.formats.pickle.values import Global, Opaque, PickleBroken, PickleRefused
-from merge.checkpoint.formats.tensors import MappedFile, TensorEntry, check_shape, is_contiguous
+from merge.checkpoint.formats.tensors import MappedFile, TensorEntry, check_shape, is_contiguous, last_index
 from merge.errors import MergeError
 
 # Where training files keep weights, and which of these are averaged copies of others.
@@ -41,13 +42,6 @@ STORAGES = {
     "UntypedStorage": torch.uint8,
 }
 _EXPANDED_LIMIT = 2**32  # bytes: an expanded view (stride 0) may claim any size
-
-
-@dataclass(frozen=True)
-class _Storage:
-    key: str
-    dtype: torch.dtype
-    numel: int
 
 
 @dataclass(eq=False)
@@ -108,8 +102,13 @@ def read(path: Path) -> Content:
     except (PickleBroken, MemoryError) as error:
         raise MergeError(f"{path}: its pickle is broken: {error}") from error
     sections = _sections(path, tree)
+    flat = WHOLE in sections
+    others = {
+        str(name): _in_words(value)
+        for name, value in tree.items()
+        if name not in sections and not (flat and isinstance(value, TensorLeaf))
+    }
     kept = Archive(prefix.rstrip("/"), tree)
-    others = _others(tree, sections)
     return Content(path, sections, dictionary=tree.get(DICTIONARY), others=others, kept=kept)
 
 
@@ -142,16 +141,6 @@ def lookup(tree: Any, section: str) -> Any:
     return tree
 
 
-def _others(tree: dict[Any, Any], sections: Mapping[str, object]) -> dict[str, str]:
-    """Top-level entries that are neither a section nor a tensor of one, each in a few words."""
-    flat = WHOLE in sections
-    return {
-        str(name): _in_words(value)
-        for name, value in tree.items()
-        if name not in sections and not (flat and isinstance(value, TensorLeaf))
-    }
-
-
 def _in_words(value: Any) -> str:
     if isinstance(value, TensorLeaf):
         return f"{str(value.entry.dtype).removeprefix('torch.')} {list(value.entry.shape)}"
@@ -173,15 +162,19 @@ class _Records:
         self.starts: dict[str, int] = {}
 
     def reduce(self, factory: Global, args: Any) -> Any:
+        """Give the tensor that a call of torch makes. Raises PickleBroken and PickleRefused."""
         name = str(factory)
-        if name == "torch._utils._rebuild_tensor_v2":
+        if name in ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor_v3"):
             storage, offset, size, stride, requires_grad = args[:5]
-            _refuse_lazy(args[6:])
-            return self.leaf(self.storage(storage), None, (offset, size, stride), requires_grad)
-        if name == "torch._utils._rebuild_tensor_v3":
-            storage, offset, size, stride, requires_grad, _, dtype = args[:7]
-            _refuse_lazy(args[7:])
-            return self.leaf(self.storage(storage), _dtype(dtype), (offset, size, stride), requires_grad)
+            more = args[6:]
+            dtype = None
+            if name.endswith("v3"):
+                dtype, more = _dtype(args[6]), args[7:]
+            if more and more[0]:
+                raise PickleBroken(
+                    "a tensor saved as a conjugate or negative view; save it after resolve_conj().resolve_neg()"
+                )
+            return TensorLeaf(self.entry(storage, dtype, offset, _ints(size), _ints(stride)), bool(requires_grad))
         if name in ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state"):
             leaf = args[0]
             if not isinstance(leaf, TensorLeaf):
@@ -191,36 +184,31 @@ class _Records:
             raise PickleRefused(name)
         return NotImplemented
 
-    def storage(self, reference: Any) -> _Storage:
+    def entry(
+        self, reference: Any, dtype: torch.dtype | None, offset: Any, shape: tuple[int, ...], stride: tuple[int, ...]
+    ) -> TensorEntry:
+        """Where a tensor lies that views a storage. `dtype` is the storage's own where it is None."""
         kind, storage_type, key, _, numel = reference.id
         if kind != "storage" or not isinstance(key, str) or not isinstance(numel, int) or numel < 0:
             raise PickleBroken("a storage reference of unknown shape")
-        dtype = STORAGES.get(storage_type.name)
-        if dtype is None:
+        stored = STORAGES.get(storage_type.name)
+        if stored is None:
             raise PickleRefused(f"{storage_type} as a storage")
-        return _Storage(key, dtype, numel)
-
-    def leaf(self, storage: _Storage, dtype: torch.dtype | None, view: Any, requires_grad: Any) -> TensorLeaf:
-        dtype = dtype or storage.dtype
-        offset, shape, stride = view[0], _ints(view[1]), _ints(view[2])
+        dtype = dtype or stored
         wrong = check_shape(shape, dtype)
         if wrong or len(shape) != len(stride) or type(offset) is not int or min((offset, *stride)) < 0:
             raise PickleBroken(f"a tensor with {wrong or 'a shape, strides and an offset that do not fit together'}")
         empty = 0 in shape
-        last = offset + (0 if empty else 1 + sum((n - 1) * s for n, s in zip(shape, stride, strict=True)))
-        start, size = self.record(storage.key)
-        if last * dtype.itemsize > size or storage.numel * storage.dtype.itemsize > size:
-            raise PickleBroken(
-                f"storage {storage.key} has {size} bytes, a tensor in it ends at {last * dtype.itemsize}"
-            )
-        nbytes = torch.Size(shape).numel() * dtype.itemsize
+        last = offset + (0 if empty else 1 + last_index(shape, stride))
+        start, size = self.record(key)
+        if last * dtype.itemsize > size or numel * stored.itemsize > size:
+            raise PickleBroken(f"storage {key} has {size} bytes, a tensor in it ends at {last * dtype.itemsize}")
+        nbytes = math.prod(shape) * dtype.itemsize
         if nbytes > max(_EXPANDED_LIMIT, 1000 * size):
             raise PickleBroken(f"a tensor of {nbytes} bytes expanded from a storage of {size}")
         kept = None if empty or is_contiguous(shape, stride) else stride
-        tie = (str(self.file.path), storage.key)
-        return TensorLeaf(
-            TensorEntry(dtype, shape, self.file, start + offset * dtype.itemsize, kept, tie), bool(requires_grad)
-        )
+        tie = (str(self.file.path), key)
+        return TensorEntry(dtype, shape, self.file, start + offset * dtype.itemsize, kept, tie)
 
     def record(self, key: str) -> tuple[int, int]:
         """Where a storage's bytes begin in the file, and how many they are."""
@@ -252,11 +240,6 @@ class _Records:
         if fixed[:4] != b"PK\x03\x04" or rest[:name] != info.orig_filename.encode() or at != len(fields):
             raise PickleBroken(f"storage {key} has a local header that does not fit the archive's directory")
         return 30 + name + extra
-
-
-def _refuse_lazy(metadata: Any) -> None:
-    if metadata and metadata[0]:
-        raise PickleBroken("a tensor saved as a conjugate or negative view; save it after resolve_conj().resolve_neg()")
 
 
 def _ints(value: Any) -> tuple[int, ...]:
