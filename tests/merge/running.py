@@ -17,9 +17,10 @@ from typing import Any, NamedTuple
 import merge
 
 SERVER = r"""
-import contextlib, ctypes, gc, json, os, resource, signal, sys, tempfile, traceback
+import contextlib, ctypes, functools, gc, json, os, resource, signal, sys, tempfile, traceback
 import torch
 import merge, merge.commands
+from merge.commands import table
 from merge.engine import stream
 
 def drop_capabilities():
@@ -66,12 +67,14 @@ def child(order):
     merge.commands.main()
 
 def warm_up():
-    # What a first merge imports and prepares is then there in every child.
+    # What a first merge imports and prepares is then there in every child, as is the page of its options.
+    table._page = functools.cache(table._page)
     with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as nowhere:
         for name in ("a.pt", "b.safetensors"):
             merge.save_checkpoint({"w": torch.zeros(1)}, f"{folder}/{name}")
         merging = ["interpolate", f"{folder}/a.pt", f"{folder}/b.safetensors", "--ratio", "0.5", "-o", f"{folder}/c.pt"]
-        for argv in (merging, ["inspect", f"{folder}/c.pt"]):
+        sweeping = ["sweep", *merging[1:3], "--points", "2", "-o", f"{folder}/points"]
+        for argv in (merging, sweeping, ["inspect", f"{folder}/c.pt"]):
             sys.argv = ["unival-merge", *argv]
             with contextlib.redirect_stdout(nowhere), contextlib.suppress(SystemExit):
                 merge.commands.main()
