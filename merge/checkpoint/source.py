@@ -34,7 +34,7 @@ def opened(source: Source, section: str = "auto", name: str = "") -> StateDict:
     called = f"{name}: " if name else ""
     if not isinstance(source, Mapping):
         raise MergeError(
-            f"{called}a {type(source).__name__} is no checkpoint: give a path, an open Checkpoint, a state dict or a "
+            f"{called}{type(source).__name__} is no checkpoint: give a path, an open Checkpoint, a state dict or a "
             "module" + ("; a task vector is applied to its base first" if hasattr(source, "tensors") else "")
         )
     if isinstance(source, dict):  # other mappings may read from a disk: their values are looked at when they are used

@@ -121,7 +121,7 @@ VECTOR = TaskVector.between(STATE, {"w": torch.ones(2)})
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: merge.interpolate(1, STATE, 0.5), "first: a int is no checkpoint: give a path, an open Checkpoint"),
+        (lambda: merge.interpolate(1, STATE, 0.5), "first: int is no checkpoint: give a path, an open Checkpoint"),
         (
             lambda: merge.interpolate({"model": STATE}, STATE, 0.5),
             "first: 'model' of this dict is a dict, not a tensor",
@@ -129,8 +129,8 @@ VECTOR = TaskVector.between(STATE, {"w": torch.ones(2)})
         (lambda: merge.average(nn.Linear(1, 1)), "several checkpoints are needed"),
         (lambda: merge.average("a.pt"), "several checkpoints are needed, by name or in a list, not one str"),
         (lambda: merge.task_arithmetic(STATE, [VECTOR], 1.0), "a task vector is applied to its base first"),
-        (lambda: merge.interpolate(STATE, VECTOR, 0.5), "second: a TaskVector is no checkpoint"),
-        (lambda: merge.merge_with("ties", [VECTOR], STATE, density=0.5), "a TaskVector is no checkpoint"),
+        (lambda: merge.interpolate(STATE, VECTOR, 0.5), "second: TaskVector is no checkpoint"),
+        (lambda: merge.merge_with("ties", [VECTOR], STATE, density=0.5), "TaskVector is no checkpoint"),
         (lambda: merge.interpolate(STATE, STATE, 0.5, policy={}), "policy={}: must be a merge.Policy, as Policy("),
         (lambda: merge.doctor([STATE, STATE], policy={}), "policy={}: must be a merge.Policy"),
         (lambda: LinearPath(STATE, STATE, STATE), "model: a dict is no nn.Module"),

@@ -77,11 +77,11 @@ STATE = {"w": torch.zeros(2)}
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda out: merge.load_checkpoint(3), "a int is no checkpoint: give a path, an open Checkpoint"),
+        (lambda out: merge.load_checkpoint(3), "int is no checkpoint: give a path, an open Checkpoint"),
         (lambda out: merge.load_checkpoint({"model": STATE}), "'model' of this dict is a dict, not a tensor"),
-        (lambda out: merge.digest([STATE]), "a list is no checkpoint"),
+        (lambda out: merge.digest([STATE]), "list is no checkpoint"),
         (lambda out: merge.open_checkpoint(STATE), "the checkpoint to open must be a path, not a dict"),
-        (lambda out: merge.save_checkpoint(None, out), "a NoneType is no checkpoint"),
+        (lambda out: merge.save_checkpoint(None, out), "NoneType is no checkpoint"),
         (lambda out: merge.save_checkpoint(out, STATE), "the output must be a path, not a dict"),
         (lambda out: merge.save_checkpoint(STATE, out, like=STATE), "to open must be a path, not a dict"),
         (lambda out: merge.save_checkpoint(STATE, out, {"epoch": 3}), "metadata={'epoch': 3}: must be texts by name"),
