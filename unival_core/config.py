@@ -163,7 +163,12 @@ class UnivalConfig:
     @classmethod
     def from_json(cls, text: str) -> "UnivalConfig":
         """Return the config `to_json` wrote; unknown or missing fields raise UnivalError."""
-        values = dict(_as_object(text))
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise UnivalError(f"the stored config is not JSON ({error})") from None
+        if not isinstance(values, dict):
+            raise UnivalError(f"the stored config is {type(values).__name__}, not an object")
         for name, kind in (("image", ResNetConfig), ("video", ResNetConfig), ("audio", AudioConfig)):
             if values.get(name) is not None:
                 values[name] = _build(kind, values[name])
@@ -191,16 +196,6 @@ class Regularization:
 PUBLISHED_REGULARIZATION = Regularization(
     dropout=0.1, drop_path=0.1, patches=784, audio_dropout=0.2, time_stripe=64, mel_stripe=8
 )
-
-
-def _as_object(text: str) -> Mapping[str, Any]:
-    try:
-        values = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UnivalError(f"the stored config is not JSON ({error})") from None
-    if not isinstance(values, dict):
-        raise UnivalError(f"the stored config is {type(values).__name__}, not an object")
-    return values
 
 
 def _build(kind: Any, values: Mapping[str, Any]) -> Any:

@@ -33,7 +33,7 @@ from unival_core.decoding import (
 )
 from unival_core.errors import UnivalError
 from unival_core.inputs import Inputs
-from unival_core.text import Trie
+from unival_core.text import Trie, right_pad
 
 __all__ = ["GenerationOptions", "Hypothesis", "IdRange", "generate", "score_candidates"]
 
@@ -98,7 +98,8 @@ def generate(
     while True:
         scores = _next_scores(logits, rows, limits, filters, options.temperature)
         candidates = search(scores.unflatten(0, (len(running), -1)), rows.total.view(len(running), -1))
-        parents = candidates.parent + _first_rows(rows, len(running))
+        first = torch.arange(len(running), device=logits.device) * (len(logits) // len(running))  # row of a sample
+        parents = candidates.parent + first.unsqueeze(1)
         ends = (candidates.token == EOS) & (candidates.total > NEVER)
         for place, rank in ends[:, : search.width].nonzero().tolist():
             if len(sentences := found[running[place]]) < search.width:
@@ -151,7 +152,7 @@ def score_candidates(
         begin = F.pad(limits.prefix[members, :length], (1, 0), value=BOS)
         size = max(1, rows // len(members))
         for first in range(0, len(candidates), size):
-            answers = _pad(candidates[first : first + size], begin.device)
+            answers = right_pad(candidates[first : first + size], begin.device)
             scores[members, first : first + size] = _score_answers(model, part, begin, answers, trie)
     return scores
 
@@ -165,11 +166,8 @@ def _score_answers(model: NextToken, encoded: Any, begin: Tensor, answers: Tenso
     logits = torch.cat((head, model.decode(answers.repeat(samples, 1), cache)), dim=1)
     ends = (answers != PAD).sum(1, keepdim=True)
     targets = F.pad(answers, (0, 1), value=PAD).scatter(1, ends, EOS)
-    nodes = [torch.full_like(targets[:, 0], Trie.ROOT)]
-    for column in targets[:, :-1].T:
-        nodes.append(trie.walk(nodes[-1], column))
     wanted = (targets != PAD).repeat(samples, 1)
-    allowed = trie.keep_allowed(logits[wanted].float(), torch.stack(nodes, dim=1).repeat(samples, 1)[wanted])
+    allowed = trie.keep_allowed(logits[wanted].float(), trie.nodes(targets).repeat(samples, 1)[wanted])
     chosen = allowed.log_softmax(-1).gather(1, targets.repeat(samples, 1)[wanted].unsqueeze(1)).squeeze(1)
     return chosen.new_zeros(wanted.shape).masked_scatter(wanted, chosen).sum(1).view(samples, count)
 
@@ -200,7 +198,7 @@ def _limits(
     return Limits(
         longest,
         torch.tensor(longest, device=device),
-        _pad(prefix, device),
+        right_pad(prefix, device),
         torch.tensor([*map(len, prefix)], device=device),
     )
 
@@ -245,7 +243,8 @@ def _next_scores(
     """Compute log-probabilities of every next token, R x vocabulary, in float32; -inf for what must not follow."""
     before, after = filters
     free = logits.float() / temperature
-    scores = free.clone() if rows.step < limits.prefix.shape[1] else free
+    is_forced = rows.step < limits.prefix.shape[1]  # at least one row is within its prefix
+    scores = free.clone() if is_forced else free
     for keep in before:
         scores = keep(scores, rows)
     scores = scores.log_softmax(-1)
@@ -253,11 +252,9 @@ def _next_scores(
         scores = keep(scores, rows)
     if before:  # a row without any allowed id has no probabilities
         scores = scores.masked_fill_(scores.isnan(), NEVER)
-    return _force(scores, free, rows, limits) if rows.step < limits.prefix.shape[1] else scores
-
-
-def _force(scores: Tensor, free: Tensor, rows: Rows, limits: Limits) -> Tensor:
-    """Let rows within their prefix go on one way, with the probability it has among all ids (`free`)."""
+    if not is_forced:
+        return scores
+    # Rows within their prefix go on one way, with the probability it has among all ids.
     token = limits.prefix[rows.sample, rows.step].unsqueeze(1)
     only = torch.full_like(scores, NEVER).scatter(1, token, free.log_softmax(-1).gather(1, token))
     return torch.where(token == PAD, scores, only)
@@ -273,15 +270,3 @@ def _finish(rows: Rows, row: int, total: Tensor, options: GenerationOptions, lim
         [*rows.scores[row].tolist(), float(total - rows.total[row])],
         int(limits.prefix_length[rows.sample[row]]),
     )
-
-
-def _first_rows(rows: Rows, samples: int) -> Tensor:
-    """Number the first row of each running sample, n x 1."""
-    count = len(rows.total)
-    return torch.arange(0, count, count // samples, device=rows.total.device).unsqueeze(1)
-
-
-def _pad(ids: Sequence[Sequence[int]], device: torch.device) -> Tensor:
-    """Pad ids to B x longest, right-padded."""
-    width = max(map(len, ids), default=0)
-    return torch.tensor([[*row, *[PAD] * (width - len(row))] for row in ids], dtype=torch.int64, device=device)

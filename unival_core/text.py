@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from unival_core.config import EOS
+from unival_core.config import EOS, PAD
 from unival_core.errors import UnivalError
 
 _LEADING_MARKS = ",.!?*#:;~"
@@ -21,7 +21,9 @@ def clean_question(text: str, max_words: int | None = None) -> str:
     >>> clean_question("...Is-this  a/b TEST", max_words=3)
     'is this a'
     """
-    return _clean(text, "", max_words)
+    text = text.lower().lstrip(_LEADING_MARKS).replace("-", " ").replace("/", " ")
+    text = re.sub(r"\s{2,}", " ", text).rstrip("\n").strip(" ")
+    return " ".join(text.split(" ")[:max_words])
 
 
 def clean_caption(text: str, max_words: int | None = None) -> str:
@@ -30,15 +32,14 @@ def clean_caption(text: str, max_words: int | None = None) -> str:
     >>> clean_caption("<person> and a dog")
     'person and a dog'
     """
-    return _clean(text, "<person>", max_words)
+    return clean_question(text.lower().replace("<person>", "person"), max_words)
 
 
-def _clean(text: str, placeholder: str, max_words: int | None) -> str:
-    text = text.lower().lstrip(_LEADING_MARKS).replace("-", " ").replace("/", " ")
-    if placeholder:
-        text = text.replace(placeholder, placeholder.strip("<>"))
-    text = re.sub(r"\s{2,}", " ", text).rstrip("\n").strip(" ")
-    return " ".join(text.split(" ")[:max_words])
+def right_pad(rows: Sequence[Sequence[int]], device: torch.device | None = None) -> Tensor:
+    """Return rows of ids as one matrix, rows x longest, padded with 1."""
+    width = max(map(len, rows), default=0)
+    padded = [[*row, *[PAD] * (width - len(row))] for row in rows]
+    return torch.tensor(padded, dtype=torch.int64, device=device)
 
 
 class Trie:
@@ -89,6 +90,13 @@ class Trie:
         keys = nodes << 32 | tokens
         edges = torch.searchsorted(self._keys, keys).clamp_max(len(self._keys) - 1)
         return torch.where(self._keys[edges] == keys, self._children[edges], self.dead)
+
+    def nodes(self, targets: Tensor) -> Tensor:
+        """Return the node before each token of right-padded answers, R x U."""
+        nodes = [torch.full_like(targets[:, 0], self.ROOT)]
+        for column in targets[:, :-1].T:
+            nodes.append(self.walk(nodes[-1], column))
+        return torch.stack(nodes, dim=1)
 
     def keep_allowed(self, scores: Tensor, nodes: Tensor) -> Tensor:
         """Give `scores` (R x vocabulary) with -inf for every id that does not follow its row's node."""

@@ -61,11 +61,14 @@ def generate(
         raise UnivalError(f"--draw needs a box, {task} has none")
     _check_free(draw, overwrite)
     model, tokenizer = _load(checkpoint, bpe, section, device)
-    chosen = _searched(_sized(chosen, model, side, frames), beam)
+    chosen = chosen.sized_for(model.config)
+    chosen = _searched(replace(chosen, side=side or chosen.side, frames=frames or chosen.frames), beam)
     answer = _answer(model, tokenizer, chosen, source, text, resample)
     if draw and source:
         _draw(answer, source, draw)
-    typer.echo(_said(answer))
+    if not isinstance(answer, str):  # a box with one decimal, codes as numbers
+        answer = " ".join(f"{value:.1f}" if isinstance(value, float) else str(value) for value in answer)
+    typer.echo(answer)
 
 
 def evaluate(
@@ -202,26 +205,17 @@ def _check_free(path: Path | None, overwrite: bool) -> None:
 
 
 def _load(checkpoint: Path, bpe: Path | None, section: str, device: str) -> tuple[UnivalModel, Tokenizer]:
-    _check_device(device)
+    import torch
+
     from unival_core.checkpoint import load_model
     from unival_core.vocabulary import load_tokenizer
-
-    model = load_model(checkpoint, section=section, device=device)
-    return model, load_tokenizer(checkpoint, model.config, bpe=bpe, section=section)
-
-
-def _check_device(device: str) -> None:
-    import torch
 
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UnivalError(f"--device {device}: {error}") from None
-
-
-def _sized(task: Task, model: UnivalModel, side: int | None, frames: int | None) -> Task:
-    task = task.sized_for(model.config)
-    return replace(task, side=side or task.side, frames=frames or task.frames)
+    model = load_model(checkpoint, section=section, device=device)
+    return model, load_tokenizer(checkpoint, model.config, bpe=bpe, section=section)
 
 
 def _searched(task: Task, beam: int | None) -> Task:
@@ -254,13 +248,6 @@ def _answer(
     batch = collate([asked(task, row, medium, tokenizer)]).to(model.encoder.embed_tokens.weight.device)
     answers = allowed_answers(task.answers, tokenizer, model.config)
     return predict(model, batch, task, tokenizer, answers=answers)[0].answer
-
-
-def _said(answer: Any) -> str:
-    """Print text as it is, a box with one decimal, codes as numbers."""
-    if isinstance(answer, str):
-        return answer
-    return " ".join(f"{value:.1f}" if isinstance(value, float) else str(value) for value in answer)
 
 
 def _draw(box: Sequence[float], source: Path, draw: Path) -> None:

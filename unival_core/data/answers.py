@@ -13,6 +13,7 @@ from unival_core.config import UnivalConfig
 from unival_core.data.table import TsvTable
 from unival_core.data.task import Task
 from unival_core.errors import UnivalError
+from unival_core.metrics.captions import PlainUnpickler
 from unival_core.text import Trie
 from unival_core.vocabulary import Tokenizer
 
@@ -81,7 +82,7 @@ def load_answers(path: str | Path, task: Task) -> list[str]:
             return _listed(json.loads(path.read_text(encoding="utf-8")), task, path)
         if path.suffix in (".pkl", ".p"):
             with path.open("rb") as file:
-                return _listed(_PlainUnpickler(file).load(), task, path)
+                return _listed(PlainUnpickler(file).load(), task, path)
     except OSError as error:
         raise UnivalError(f"{path}: {error.strerror}") from None
     except (ValueError, EOFError, pickle.UnpicklingError) as error:
@@ -95,8 +96,3 @@ def _listed(value: Any, task: Task, path: Path) -> list[str]:
     if isinstance(value, (dict, list, tuple)) and value and all(isinstance(text, str) for text in value):
         return list(value)
     raise UnivalError(f"{path}: no answers of {task.name} in it")
-
-
-class _PlainUnpickler(pickle.Unpickler):
-    def find_class(self, module_name: str, global_name: str) -> type:
-        raise pickle.UnpicklingError(f"it names {module_name}.{global_name}, which is refused")

@@ -14,7 +14,7 @@ from unival_core.data.answers import Answers
 from unival_core.errors import UnivalError
 from unival_core.inputs import MEDIA, TEXT, Inputs
 from unival_core.media.image import scale_pixels
-from unival_core.text import Trie
+from unival_core.text import right_pad
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,12 +98,6 @@ def collate_by_task(examples: Sequence[Example]) -> list[Batch]:
     return [collate([example for example in examples if example.task == task]) for task in tasks]
 
 
-def right_pad(rows: Sequence[Sequence[int]]) -> Tensor:
-    """Return rows of ids as one matrix, padded with 1."""
-    width = max(map(len, rows))
-    return torch.tensor([[*row, *[PAD] * (width - len(row))] for row in rows], dtype=torch.int64)
-
-
 def _inputs(examples: Sequence[Example]) -> Inputs:
     tokens = right_pad([[BOS, *e.source, EOS] for e in examples])
     modality = torch.tensor([TEXT if e.medium is None else MEDIA.index(e.medium) for e in examples])
@@ -137,13 +131,10 @@ def _allowed(examples: Sequence[Example]) -> Tensor | None:
     allowed = torch.ones(len(examples), width, next(iter(rows_of)).vocabulary, dtype=torch.bool)
     for answers, rows in rows_of.items():
         targets = right_pad([[*examples[row].target, EOS] for row in rows])
-        nodes = [torch.full_like(targets[:, 0], Trie.ROOT)]
-        for column in targets[:, :-1].T:
-            nodes.append(answers.trie.walk(nodes[-1], column))
         counted = targets != PAD
         free = torch.zeros(int(counted.sum()), answers.vocabulary)
         start = torch.tensor([len(examples[row].prefix) for row in rows])
         place, column = counted.nonzero(as_tuple=True)
-        kept = answers.trie.keep_allowed(free, torch.stack(nodes, dim=1)[counted]) == 0
+        kept = answers.trie.keep_allowed(free, answers.trie.nodes(targets)[counted]) == 0
         allowed[torch.tensor(rows)[place], start[place] + column] = kept
     return allowed

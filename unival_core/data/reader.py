@@ -112,14 +112,11 @@ def cell_bytes(cell: str, folder: Path) -> bytes:
     if is_path(cell):
         return read_source(folder / cell)[0]
     text = cell.strip()
+    alphabet = b"-_" if "-" in text or "_" in text else b"+/"
     try:
-        data = base64.b64decode(f"{text}{'=' * (-len(text) % 4)}", altchars=_alphabet(text), validate=True)
+        data = base64.b64decode(f"{text}{'=' * (-len(text) % 4)}", altchars=alphabet, validate=True)
     except (binascii.Error, ValueError) as error:
         raise UnivalError(f"the media cell is neither a path nor base64 ({error})") from None
     if not data:
         raise UnivalError("the media cell is empty")
     return data
-
-
-def _alphabet(text: str) -> bytes:
-    return b"-_" if "-" in text or "_" in text else b"+/"

@@ -218,13 +218,15 @@ def load_frequencies(path: str | Path) -> DocumentFrequencies:
             counts = {tuple(words.split(" ")): float(count) for words, count in table["counts"].items()}
             return DocumentFrequencies(counts, float(table["documents"]))
         with path.open("rb") as file:
-            table = _PlainUnpickler(file, encoding="utf-8").load()
+            table = PlainUnpickler(file, encoding="utf-8").load()
         return DocumentFrequencies(dict(table["document_frequency"]), float(table["ref_len"]))
     except (KeyError, TypeError, json.JSONDecodeError, pickle.UnpicklingError, EOFError) as error:
         raise UnivalError(f"{path}: not a table of document frequencies ({error})") from error
 
 
-class _PlainUnpickler(pickle.Unpickler):
+class PlainUnpickler(pickle.Unpickler):
+    """Reads plain containers and numbers; anything else is refused by name, and nothing runs."""
+
     def find_class(self, module_name: str, global_name: str) -> type:
         if (module_name, global_name) == ("collections", "defaultdict"):
             return _PlainDict

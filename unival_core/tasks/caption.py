@@ -18,13 +18,9 @@ def prompt(row: Row) -> str:
 
 
 def target(row: Row, generator: Random | None) -> str:
-    """Take one of the row's captions, at random in training."""
+    """Take the first 20 words of one of the row's captions, at random in training, without punctuation."""
     texts = several(row["caption"])
-    return shortened(texts[0] if generator is None else generator.choice(texts))
-
-
-def shortened(text: str) -> str:
-    """Cut a caption to its first 20 words, without punctuation."""
+    text = texts[0] if generator is None else generator.choice(texts)
     return " ".join(plain(text).split()[:MAX_TARGET_WORDS])
 
 

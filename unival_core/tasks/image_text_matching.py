@@ -61,14 +61,10 @@ def _other_answer(answer: str, row: Row, other: Row, generator: Random) -> str:
 
 
 def _other_caption(caption: str, row: Row, other: Row, generator: Random) -> str:
-    own, foreign = (_objects(r) for r in (row, other))
+    own, foreign = ([name for name in r["objects"].strip().split("&&") if name] for r in (row, other))
     if own and foreign and generator.random() < OBJECT_SHARE:
         return caption.replace(generator.choice(own), generator.choice(foreign))
     return several(other["caption"])[0]
-
-
-def _objects(row: Row) -> list[str]:
-    return [name for name in row["objects"].strip().split("&&") if name]
 
 
 TASK = Task(

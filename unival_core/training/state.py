@@ -51,7 +51,9 @@ class RunFolder:
             return
         elif any(self.path.iterdir()):
             raise UnivalError(f"{self.path} is not empty and holds no run: choose another folder")
-        write_atomically(record, json.dumps(wanted, indent=1) + "\n")
+        partial = record.with_name(f"{_RUN}.partial")
+        partial.write_text(json.dumps(wanted, indent=1) + "\n")
+        partial.replace(record)
 
     def weights(self, update: int) -> Path:
         """Return the file of the weights after an update."""
@@ -114,10 +116,3 @@ class MetricsFile:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write the whole text or nothing."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text)
-    partial.replace(path)

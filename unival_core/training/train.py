@@ -30,10 +30,9 @@ from unival_core.data.loading import TrainingStream
 from unival_core.data.sampling import BalancedSampler
 from unival_core.errors import UnivalError
 from unival_core.model import UnivalModel, trainable
-from unival_core.training.ema import Average
 from unival_core.training.loss import TokenLoss
 from unival_core.training.memory import recompute_layers
-from unival_core.training.optim import learning_rate, make_optimizer, set_rate
+from unival_core.training.optim import Average, learning_rate, make_optimizer, set_rate
 from unival_core.training.options import TrainOptions
 from unival_core.training.parallel import Team
 from unival_core.training.rewards import RewardLoss
@@ -151,7 +150,10 @@ class Run:
     def step(self, update: int, examples: list[Example]) -> dict[str, float]:
         """Return one update; returns what is worth logging."""
         self.seed(update)
-        set_mode(self.model, self.options)
+        self.model.train()
+        for module in self.model.modules() if self.options.batchnorm == "freeze" else ():
+            if isinstance(module, _BatchNorm):
+                module.eval()
         rate = learning_rate(update, self.total, self.options)
         set_rate(self.optimizer, rate)
         parts = [self.batches(examples[part :: self.options.accumulate]) for part in range(self.options.accumulate)]
@@ -303,15 +305,6 @@ class Log:
         samples = self.run.options.batch * (self.bar.format_dict["rate"] or 0.0)
         self.bar.set_postfix_str(f"loss {self.row['loss']:.3f}, {samples:.0f} samples/s", refresh=False)
         self.row = {}
-
-
-def set_mode(model: UnivalModel, options: TrainOptions) -> None:
-    """Set training mode, in which frozen batch norms stay in that of evaluation."""
-    model.train()
-    if options.batchnorm == "freeze":
-        for module in model.modules():
-            if isinstance(module, _BatchNorm):
-                module.eval()
 
 
 def _board(folder: Path) -> Any:

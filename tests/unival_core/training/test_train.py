@@ -33,10 +33,9 @@ from unival_core.errors import UnivalError
 from unival_core.generation import generate
 from unival_core.model import UnivalModel
 from unival_core.tasks import TASKS
-from unival_core.training.ema import Average
 from unival_core.training.loss import LossOptions
 from unival_core.training.memory import recompute_layers
-from unival_core.training.optim import learning_rate
+from unival_core.training.optim import Average, learning_rate
 from unival_core.training.options import RewardOptions, TrainOptions
 from unival_core.training.parallel import Team, team
 from unival_core.training.prepare import tensors_digest
