@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,8 @@ from unival_core.decoder_cache import DecoderCache, Encoded
 from unival_core.errors import UnivalError
 from unival_core.inputs import Inputs
 from unival_core.model import UnivalModel
+
+Part = TypeVar("Part")
 
 
 class Ensemble(nn.Module):
@@ -52,16 +55,16 @@ class Ensemble(nn.Module):
         models = [member for member in self.members if isinstance(member, UnivalModel)]
         self._asked = [(model, share) for model, share in zip(models, self._shares, strict=True) if share]
 
-    def encode(self, inputs: Inputs) -> EncodedByAll:
+    def encode(self, inputs: Inputs) -> OfAll[Encoded]:
         """Return what every member's decoder reads."""
-        return EncodedByAll([model.encode(inputs) for model, _ in self._asked])
+        return OfAll([model.encode(inputs) for model, _ in self._asked])
 
-    def start(self, encoded: EncodedByAll, code_rows: Tensor | None = None) -> CacheOfAll:
+    def start(self, encoded: OfAll[Encoded], code_rows: Tensor | None = None) -> OfAll[DecoderCache]:
         """Return every member's cache."""
         pairs = zip(self._asked, encoded.parts, strict=True)
-        return CacheOfAll([model.start(part, code_rows) for (model, _), part in pairs])
+        return OfAll([model.start(part, code_rows) for (model, _), part in pairs])
 
-    def decode(self, tokens: Tensor, cache: CacheOfAll) -> Tensor:
+    def decode(self, tokens: Tensor, cache: OfAll[DecoderCache]) -> Tensor:
         """Compute logits as of `UnivalModel.decode`."""
         pairs = zip(self._asked, cache.parts, strict=True)
         logits = [(model.decode(tokens, part), share) for (model, share), part in pairs]
@@ -71,24 +74,17 @@ class Ensemble(nn.Module):
         return torch.stack(weighted).logsumexp(0)
 
 
-class EncodedByAll:
-    """`Encoded` of every member."""
+class OfAll(Generic[Part]):
+    """The `Encoded` or the `DecoderCache` of every member."""
 
-    def __init__(self, parts: list[Encoded]) -> None:
+    def __init__(self, parts: list[Part]) -> None:
         self.parts = parts
 
-    def pick(self, samples: Tensor) -> EncodedByAll:
+    def pick(self: OfAll[Encoded], samples: Tensor) -> OfAll[Encoded]:
         """Keep these samples only."""
-        return EncodedByAll([part.pick(samples) for part in self.parts])
+        return OfAll([part.pick(samples) for part in self.parts])
 
-
-class CacheOfAll:
-    """The `DecoderCache` of every member."""
-
-    def __init__(self, parts: list[DecoderCache]) -> None:
-        self.parts = parts
-
-    def select(self, rows: Tensor) -> None:
+    def select(self: OfAll[DecoderCache], rows: Tensor) -> None:
         """Make row i continue the former row `rows[i]`."""
         for part in self.parts:
             part.select(rows)

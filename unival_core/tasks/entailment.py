@@ -1,7 +1,5 @@
 """Visual entailment (SNLI-VE): whether an image implies a hypothesis. The caption of the row is not shown."""
 
-from random import Random
-
 from unival_core.data.task import MAX_WORDS, InStage, Published, Row, Task
 from unival_core.decoding import GenerationOptions
 from unival_core.errors import UnivalError
@@ -13,11 +11,6 @@ ANSWERS = {"entailment": "yes", "contradiction": "no", "neutral": "maybe"}
 def prompt(row: Row) -> str:
     """Quote the hypothesis."""
     return f' does the image describe " {clean_caption(row["hypothesis"], MAX_WORDS)} "?'
-
-
-def target(row: Row, generator: Random | None) -> str:
-    """Write the reference."""
-    return reference(row)
 
 
 def reference(row: Row) -> str:
@@ -32,7 +25,7 @@ TASK = Task(
     columns=("uniq_id", "media", "hypothesis", "caption", "label"),
     layout=("uniq_id", "image_id", "media", "hypothesis", "caption", "label"),
     prompt=prompt,
-    target=target,
+    target=lambda row, generator: reference(row),
     reference=reference,
     metrics=("accuracy",),
     generation=GenerationOptions(),

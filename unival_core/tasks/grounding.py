@@ -1,7 +1,5 @@
 """Visual grounding (RefCOCO, RefCOCO+, RefCOCOg): the box of what a text describes, as four bins."""
 
-from random import Random
-
 from unival_core.data.cells import region
 from unival_core.data.task import MAX_WORDS, Box, InStage, Published, Row, Task
 from unival_core.decoding import GenerationOptions
@@ -13,13 +11,8 @@ def prompt(row: Row) -> str:
     return f' which region does the text " {clean_caption(row["text"], MAX_WORDS)} " describe?'
 
 
-def target(row: Row, generator: Random | None) -> Box:
-    """Take the box of the row, in pixels."""
-    return region(row["box"])
-
-
 def reference(row: Row) -> Box:
-    """Take the box as it is before it is rounded to bins."""
+    """Take the box of the row, in pixels, as it is before it is rounded to bins."""
     return region(row["box"])
 
 
@@ -28,7 +21,7 @@ TASK = Task(
     columns=("uniq_id", "media", "text", "box"),
     layout=("uniq_id", "image_id", "text", "box", "media"),
     prompt=prompt,
-    target=target,
+    target=lambda row, generator: reference(row),
     reference=reference,
     metrics=("Acc@0.5",),
     generation=GenerationOptions(beam=5, min_len=4, max_len_b=4, no_repeat_ngram=3),

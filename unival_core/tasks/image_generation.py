@@ -1,9 +1,7 @@
 """Image generation: from a caption to the codes of an image tokenizer, which itself is not part of this project."""
 
-from random import Random
-
 from unival_core.data.cells import codes
-from unival_core.data.task import Codes, Row, Task
+from unival_core.data.task import Row, Task
 from unival_core.decoding import GenerationOptions
 
 MAX_CAPTION_WORDS = 64
@@ -12,11 +10,6 @@ MAX_CAPTION_WORDS = 64
 def prompt(row: Row) -> str:
     """Quote the first 64 words of the caption as they are."""
     return f" what is the complete image? caption: {' '.join(row['caption'].split()[:MAX_CAPTION_WORDS])}"
-
-
-def target(row: Row, generator: Random | None) -> Codes:
-    """Take the codes of the row."""
-    return codes(row["codes"])
 
 
 def reference(row: Row) -> tuple[int, ...]:
@@ -29,7 +22,7 @@ TASK = Task(
     columns=("uniq_id", "caption", "codes"),
     layout=("uniq_id", "codes", "caption"),
     prompt=prompt,
-    target=target,
+    target=lambda row, generator: codes(row["codes"]),
     reference=reference,
     metrics=("code accuracy",),
     generation=GenerationOptions(sample=True, top_k=256, min_len=1024, max_len_b=1024),

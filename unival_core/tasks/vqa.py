@@ -4,8 +4,6 @@ The published list holds the 3,129 answers most frequent in training. It is data
 answer is free text.
 """
 
-from random import Random
-
 from unival_core.data.cells import best, weighted
 from unival_core.data.task import MAX_WORDS, InStage, Published, Row, Task
 from unival_core.decoding import GenerationOptions
@@ -16,11 +14,6 @@ def prompt(row: Row) -> str:
     """Put the question, with its mark."""
     question = clean_question(row["question"], MAX_WORDS)
     return f" {question}" if question.endswith("?") else f" {question}?"
-
-
-def target(row: Row, generator: Random | None) -> str:
-    """Take the most confident answer."""
-    return best(row["answers"])
 
 
 def confidence(row: Row) -> float:
@@ -38,7 +31,7 @@ TASK = Task(
     columns=("uniq_id", "media", "question", "answers", "objects"),
     layout=("uniq_id", "image_id", "question", "answers", "objects", "media"),
     prompt=prompt,
-    target=target,
+    target=lambda row, generator: best(row["answers"]),
     reference=reference,
     metrics=("VQA accuracy",),
     generation=GenerationOptions(beam=5, unnormalized=True),
