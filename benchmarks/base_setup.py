@@ -43,8 +43,8 @@ STUDY = MixtureStudy(
     shifts=False,
 )
 ROWS = {
-    "vqa_data/vqa_val.tsv": "{id}\t{id}\twhich digit is red?\t1.0|!+four\tdigit\t{picture}\n",
-    "caption_data/caption_test.tsv": "{id}\t{id}\ta red four&&one red digit\tdigit\t{picture}\n",
+    "vqa_data/vqa_val.tsv": "{id}\t{id}\twhich digit is red?\t1.0|!+four\tdigit\t{image}\n",
+    "caption_data/caption_test.tsv": "{id}\t{id}\ta red four&&one red digit\tdigit\t{image}\n",
 }
 
 
@@ -63,7 +63,7 @@ def make_files(folder: Path, bpe: Path, rows: int) -> None:
     for name, layout in ROWS.items():
         file = folder / "data" / name
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text("".join(layout.format(id=i, picture=jpeg(pixels[i])) for i in range(rows)))
+        file.write_text("".join(layout.format(id=i, image=jpeg(pixels[i])) for i in range(rows)))
     (folder / "data/vqa_data/trainval_ans2label.pkl").write_bytes(pickle.dumps({"four": 0, "red": 1, "dark red": 2}))
 
 

@@ -1,7 +1,7 @@
 """Seconds, tokens per second and peak memory of one forward pass and of beam search, on the CPU.
 
     python benchmarks/model.py                                        # base, batch 4, 384 x 384, two threads
-    python benchmarks/model.py --batch 1 --repeats 1                  # what captioning one picture takes
+    python benchmarks/model.py --batch 1 --repeats 1                  # what captioning one image takes
     python benchmarks/model.py --checkpoint vqa.pt --section model
 
 Weights do not change the time, so that they are random unless a checkpoint is given. Every repeat does the two
@@ -49,12 +49,12 @@ def main(options: argparse.Namespace) -> dict[str, float | int | str]:
     else:
         model = load_model(options.checkpoint, section=options.section)
     batch, vocabulary = options.batch, model.config.vocabulary
-    pictures = torch.randn(batch, 3, options.size, options.size)
-    inputs = Inputs(torch.randint(4, vocabulary, (batch, SOURCE)), images=pictures)
+    images = torch.randn(batch, 3, options.size, options.size)
+    inputs = Inputs(torch.randint(4, vocabulary, (batch, SOURCE)), images=images)
     targets = torch.randint(4, vocabulary, (batch, TARGET))
     search = GenerationOptions(beam=BEAM, min_len=TARGET - 1, max_len_b=TARGET - 1)
     work: dict[str, Callable[[], object]] = {
-        "image network": lambda: model.encoder.get_submodule("embed_images")(pictures),
+        "image network": lambda: model.encoder.get_submodule("embed_images")(images),
         "encoder": lambda: model.encode(inputs),
         "forward": lambda: model(inputs, targets),
         "generate": lambda: generate(model, inputs, search),

@@ -1,6 +1,6 @@
 """One page of a study: findings, sliders between experts, figures, tables, and where every number comes from.
 
-The page is one HTML file without a server or a network: figures and pictures are inside, the data are JSON in the page,
+The page is one HTML file without a server or a network: figures and images are inside, the data are JSON in the page,
 and its script (templates/report.html) reads nothing else.
 """
 
@@ -185,5 +185,5 @@ def _provenance(rows: Records) -> str:
 
 def _data_uri(file: Path, kind: str) -> str:
     if not file.is_file():
-        raise StudyError(f"{file}: a sample's picture is missing: remove samples.jsonl and make the samples again")
+        raise StudyError(f"{file}: a sample's image is missing: remove samples.jsonl and make the samples again")
     return f"data:{kind};base64,{base64.b64encode(file.read_bytes()).decode('ascii')}"

@@ -78,7 +78,7 @@ def write_samples(
 
     Each sample has a name, the prompt, the answer and the reference as text, `box` and `reference_box` as shares of
     the image's width and height (x0, y0, x1, y1) or None, and the image's file in `samples/` or None; frames of a
-    video (`is_film`) lie side by side in it.
+    video (`is_video`) lie side by side in it.
     """
     numbers = range(min(count, len(data)))
     found = [(number, example) for number in numbers if (example := data.get(number)) is not None]
@@ -142,7 +142,7 @@ def sample_of(folder: Path, data: TaskDataset, number: int, example: Example, an
         "reference": "" if is_box else in_words(answer.reference),
         "box": shares_of_image(answer.answer, example.size) if is_box else None,
         "reference_box": shares_of_image(answer.reference, example.size) if is_box else None,
-        "is_film": example.medium == "video",
+        "is_video": example.medium == "video",
         "image": write_image(folder, example.media) if example.medium in ("image", "video") else None,
     }
 

@@ -40,7 +40,7 @@ def recalibrate_batchnorm(model: nn.Module, batches: Iterable[Batch], forward: F
     `forward(model, batch)` runs the model, by default `model(batch)`; labels are not needed. Means, and variances, are
     those of the batches, each batch counting the same: prefer large batches of one size. All but the BatchNorm layers
     is in evaluation mode meanwhile, dropout too. Layers that no batch passes through keep their statistics (the video
-    network of a model that is shown pictures). Parameters, gradients, modes, momenta, `num_batches_tracked` and the
+    network of a model that is shown images). Parameters, gradients, modes, momenta, `num_batches_tracked` and the
     global random state are left as they were; an error leaves the statistics so, too.
 
     >>> model = nn.BatchNorm1d(1).eval()

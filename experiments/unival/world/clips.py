@@ -23,13 +23,13 @@ def dial(digits: list[int], rng: np.random.Generator, snr: tuple[float, float]) 
     pieces = [np.zeros(int(rng.uniform(0.03, 0.1) * RATE))]
     for digit in digits:
         pieces += [_tone(KEYPAD[digit], rng), np.zeros(int(rng.uniform(0.04, 0.12) * RATE))]
-    sound = np.concatenate(pieces)
-    missing = max(0, int(SHORTEST * RATE) - len(sound))
+    samples = np.concatenate(pieces)
+    missing = max(0, int(SHORTEST * RATE) - len(samples))
     before = int(rng.integers(missing + 1))
-    sound = np.pad(sound, (before, missing - before))
-    noise = rng.normal(0.0, np.sqrt(0.25 / 10 ** (rng.uniform(*snr) / 10)), len(sound))  # a tone pair's power is 1/4
-    level = rng.uniform(0.25, 0.9) / max(1.0, float(np.abs(sound + noise).max()))
-    return ((sound + noise) * level).astype(np.float32)
+    samples = np.pad(samples, (before, missing - before))
+    noise = rng.normal(0.0, np.sqrt(0.25 / 10 ** (rng.uniform(*snr) / 10)), len(samples))  # a tone pair's power is 1/4
+    level = rng.uniform(0.25, 0.9) / max(1.0, float(np.abs(samples + noise).max()))
+    return ((samples + noise) * level).astype(np.float32)
 
 
 def _tone(pair: tuple[float, float], rng: np.random.Generator) -> np.ndarray:
@@ -39,14 +39,14 @@ def _tone(pair: tuple[float, float], rng: np.random.Generator) -> np.ndarray:
     return (low + high) * ramp * ramp[::-1]
 
 
-def wav(sound: np.ndarray) -> bytes:
+def wav(samples: np.ndarray) -> bytes:
     """16-bit mono PCM."""
     data = io.BytesIO()
     with wave.open(data, "wb") as file:
         file.setnchannels(1)
         file.setsampwidth(2)
         file.setframerate(RATE)
-        file.writeframes((sound * 32767.0).astype("<i2").tobytes())
+        file.writeframes((samples * 32767.0).astype("<i2").tobytes())
     return data.getvalue()
 
 

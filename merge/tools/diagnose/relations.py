@@ -1,7 +1,7 @@
 """How the weights of several checkpoints stand to each other: evidence of a common ancestor, and what speaks against.
 
 The thresholds of similarity come from a trial of our own: networks of 64-128-128-10 units on scikit-learn's digits, two
-finetuned from one training (on noisy pictures, on shifted ones) at rising rates, three seeds. Medians over the
+finetuned from one training (on noisy images, on shifted ones) at rising rates, three seeds. Medians over the
 matrices, and by how much the mean of the two lies above the chord of their accuracies, over both tasks:
 
     distance from the base   0.05  0.36  0.50  0.70  0.80  1.0   1.5   2.1    trained apart

@@ -41,7 +41,7 @@ def page(tmp_path_factory):
     rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
     (folder / "samples").mkdir()
     (folder / "samples" / "dot.png").write_bytes(base64.b64decode(PIXEL))
-    sample = {"name": "one", "prompt": NASTY, "is_film": False, "image": "dot.png"}
+    sample = {"name": "one", "prompt": NASTY, "is_video": False, "image": "dot.png"}
     words = {"answer": "a red three", "reference": "a three", "box": None, "reference_box": None}
     boxes = {"answer": "", "reference": "", "box": [0.25, 0.25, 0.5, 1], "reference_box": [0.25, 0.25, 0.5, 0.75]}
     with (folder / "samples.jsonl").open("w") as file:
@@ -139,7 +139,7 @@ def test_a_missing_picture_is_named(tmp_path):
     rows, _ = in_memory("interpolation", only="vqa+caption", points=3, kinds=("vanilla",))
     line = {"key": rows[0]["key"], "samples": [{"image": "gone.png"}]}
     (tmp_path / "samples.jsonl").write_text(json.dumps(line) + "\n")
-    with pytest.raises(StudyError, match=r"samples/gone\.png: a sample's picture is missing"):
+    with pytest.raises(StudyError, match=r"samples/gone\.png: a sample's image is missing"):
         page_data(tmp_path, "interpolation", rows)
 
 

@@ -70,7 +70,7 @@ def state_of(config, seed):
 
 @pytest.fixture
 def setup(tmp_path):
-    """Checkpoints of the pretrained model, the VQA expert with its running average, and grounding without films."""
+    """Checkpoints of the pretrained model, the VQA expert with its running average, and grounding without videos."""
     checkpoints, data = tmp_path / "checkpoints", tmp_path / "data"
     grounding = replace(SMALL, video=None)
     states = {"pretrained": state_of(SMALL, 0), "vqa": state_of(SMALL, 1), "grounding": state_of(grounding, 2)}

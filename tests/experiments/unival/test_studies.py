@@ -85,7 +85,7 @@ def test_ends_are_one_point_whatever_pair_asks():
     kinds = [point.kind for point in ends]
     assert kinds.count("vanilla") == kinds.count("ratatouille") == 6
     assert kinds.count("pretrained") == 1
-    assert kinds.count("joint") == 2  # of images and of films
+    assert kinds.count("joint") == 2  # of images and of videos
     assert {point.batchnorm for point in ends} == {"average"}
 
 

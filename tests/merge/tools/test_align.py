@@ -217,7 +217,7 @@ def test_relatives_stay_as_they_are() -> None:
 
 
 def test_networks_trained_apart_average_better_once_aligned() -> None:
-    """The midpoint of two regressions of one curve, as in the paper's figure 1 (there on pictures)."""
+    """The midpoint of two regressions of one curve, as in the paper's figure 1 (there on images)."""
     x = torch.linspace(-3, 3, 200)[:, None]
 
     def network(seed: int) -> nn.Module:
