@@ -172,3 +172,15 @@ def test_help_does_not_load_torch(arguments: tuple[str, ...]) -> None:
 def test_loading_a_public_name_of_merge_loads_torch_then() -> None:
     code = "import sys, merge\nassert 'torch' not in sys.modules\nmerge.interpolate\nprint('torch' in sys.modules)"
     assert python(code) == "True\n"
+
+
+def test_words_that_name_a_piece_of_work_are_the_name_of_one_class_each() -> None:
+    """A reader who searches for `class Cell` finds the cell; the cells of other tables are called by other words."""
+    words = {"Plan", "Job", "Cell", "Row", "Setting", "Slot", "Summary", "Point"}
+    found = [
+        node.name
+        for path in FILES
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ClassDef)
+    ]
+    assert sorted(word for word in words if found.count(word) > 1) == []

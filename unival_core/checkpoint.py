@@ -100,12 +100,15 @@ def save_model(
             raise UnivalError(
                 f"{path}: only .safetensors keeps the config; for another layout give `like`, a file of it"
             )
-        return save_checkpoint(own, path, {CONFIG_KEY: model.config.to_json(), **(metadata or {})}, overwrite=overwrite)
+        return save_checkpoint(
+            own, path, overwrite=overwrite, metadata={CONFIG_KEY: model.config.to_json(), **(metadata or {})}
+        )
     file = open_checkpoint(like, section)
     refuse_differences({name: file[name] for name in file if not is_computed(name)}, own, str(like))
     cast = {(value.data_ptr(), file[name].dtype): value.to("cpu", file[name].dtype) for name, value in own.items()}
     state = {name: cast[own[name].data_ptr(), file[name].dtype] if name in own else file[name] for name in file}
-    return save_checkpoint(state, path, {**file.metadata, **(metadata or {})} or None, like=file, overwrite=overwrite)
+    metadata = {**file.metadata, **(metadata or {})} or None
+    return save_checkpoint(state, path, overwrite=overwrite, like=file, metadata=metadata)
 
 
 def config_of(file: Checkpoint) -> UnivalConfig:

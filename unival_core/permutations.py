@@ -82,7 +82,7 @@ def align_checkpoint(
     refuse_others(a, b, spec, f"{first} and {second}")
     order = weight_matching(spec, a, b, progress=progress)
     aligned = apply_permutation(spec, order, b)
-    save_checkpoint(aligned, output, dict(b.metadata) or None, like=b, overwrite=overwrite)
+    save_checkpoint(aligned, output, overwrite=overwrite, like=b, metadata=dict(b.metadata) or None)
     moved = sum(int((each != torch.arange(each.shape[-1])).sum()) for each in order.values())
     units = sum(each.numel() for each in order.values())
     return Alignment(units, moved, cosine(spec, a, b), cosine(spec, a, aligned))

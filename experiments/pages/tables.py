@@ -25,7 +25,7 @@ Groups = Mapping[str, Mapping[str, Sequence[str]]]  # by title the models to com
 
 
 @dataclass(frozen=True)
-class Cell:
+class Entry:
     """Mean score, its interval, examples, the note of a score that was not computed, the key of the first row, and
     whether it is marked."""
 
@@ -48,7 +48,7 @@ class Table:
     index: tuple[str, ...]
     rows: list[Label]
     columns: list[Label]
-    cells: dict[tuple[Label, Label], Cell]
+    cells: dict[tuple[Label, Label], Entry]
     tested: bool
 
     def __repr__(self) -> str:
@@ -128,13 +128,13 @@ def pivot(rows: Rows, scores: Examples | None = None, *, index: Sequence[str] = 
     groups: dict[Label, dict[Label, Records]] = {}
     for row in found:
         groups.setdefault(_label(row, COLUMNS), {}).setdefault(_label(row, index), []).append(row)
-    cells: dict[tuple[Label, Label], Cell] = {}
+    cells: dict[tuple[Label, Label], Entry] = {}
     for column, own in groups.items():
         marked = None if scores is None else _best(own, scores)
         for label, group in own.items():
             value, lo, hi = (mean_of(group, name) for name in ("value", "lo", "hi"))
             note, first = "; ".join(names_in(group, "note")), group[0]
-            cells[label, column] = Cell(value, lo, hi, int(first["n"]), note, str(first["key"]), label == marked)
+            cells[label, column] = Entry(value, lo, hi, int(first["n"]), note, str(first["key"]), label == marked)
     labels = list(dict.fromkeys(_label(row, index) for row in found))
     return Table(tuple(index), labels, list(groups), cells, scores is not None)
 

@@ -76,21 +76,21 @@ def _beside(like: Checkpoint | None) -> dict[str, Path]:
 
 def save_checkpoint(
     source: Source,
-    path: str | Path,
-    metadata: Mapping[str, str] | None = None,
+    output: str | Path,
     *,
+    overwrite: bool = False,
     section: str = "auto",
     like: str | Path | Checkpoint | None = None,
-    overwrite: bool = False,
+    metadata: Mapping[str, str] | None = None,
     shard_size: int | None = None,
 ) -> Path:
-    """Write a checkpoint's tensors atomically; the format follows the suffix of `path` (none: a folder of shards).
+    """Write a checkpoint's tensors atomically; the format follows the suffix of `output` (none: a folder of shards).
 
     `section` is the part that a training file's path means. `metadata` is text kept in safetensors files. `like` gives
     the other content of a torch file or folder. Tied tensors stay tied where the format can hold ties. Raises
     MergeError where the output exists (and `overwrite` is not set) or cannot be written.
     """
-    path = path_of(path, "the output")
+    output = path_of(output, "the output")
     if not isinstance(like, (Checkpoint, type(None))):
         like = open_checkpoint(like, section)
     if metadata is not None and not (
@@ -104,8 +104,8 @@ def save_checkpoint(
     tied: dict[Hashable, list[str]] = {}
     for name, spec in described.items():
         tied.setdefault(spec.tie or name, []).append(name)
-    layout = lay_out(path, described, like=like, metadata=metadata, shard_size=shard_size)
-    with replacing(path, layout.size, folder=layout.folder, overwrite=overwrite) as partial:
+    layout = lay_out(output, described, like=like, metadata=metadata, shard_size=shard_size)
+    with replacing(output, layout.size, folder=layout.folder, overwrite=overwrite) as partial:
         writer = Writer(layout, partial)
         try:
             for names in tied.values():
@@ -113,7 +113,7 @@ def save_checkpoint(
             writer.close()
         finally:
             writer.release()
-    return path
+    return output
 
 
 def _dense(name: str, value: Any) -> Tensor:

@@ -254,7 +254,7 @@ def rewritten(model: UnivalModel, path: Path, changes: dict[str, Tensor | None])
     """The model's own file with some tensors changed, added or (None) left out."""
     state = {**model.state_dict(), **changes}
     kept = {name: value for name, value in state.items() if value is not None}
-    return save_checkpoint(kept, path, {"unival_config": model.config.to_json()})
+    return save_checkpoint(kept, path, metadata={"unival_config": model.config.to_json()})
 
 
 def test_refusal_lists_every_difference(pocket: UnivalModel, tmp_path: Path) -> None:

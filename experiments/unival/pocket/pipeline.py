@@ -34,7 +34,7 @@ from unival_core.training import BACKBONE, STAGES, TrainOptions
 
 SHIPPED = Path(__file__).with_name("pretrained.safetensors")
 IMAGE_TASKS = ("vqa", "caption", "grounding", "entailment")
-Job = tuple[Any, ...]
+Call = tuple[Any, ...]
 
 
 @dataclass(frozen=True)
@@ -183,12 +183,12 @@ def nothing_first(*_: Any) -> tuple[()]:
 
 def in_processes(
     work: Callable[..., object],
-    jobs: Iterable[Job],
+    jobs: Iterable[Call],
     processes: int,
     name: str,
     *,
     progress: bool,
-    first: Callable[..., Iterable[Job]] = nothing_first,
+    first: Callable[..., Iterable[Call]] = nothing_first,
 ) -> None:
     """Calls `work` with each job's arguments, in so many processes of one thread each; 1: in this one.
 
@@ -218,10 +218,10 @@ def in_processes(
 
 
 def finished(
-    pool: Executor, work: Callable[..., object], jobs: list[Job], first: Callable[..., Iterable[Job]]
-) -> Iterator[Job]:
+    pool: Executor, work: Callable[..., object], jobs: list[Call], first: Callable[..., Iterable[Call]]
+) -> Iterator[Call]:
     """Hands jobs to the pool as soon as those before them are done, and yields each when it is done."""
-    running: dict[Future[object], Job] = {}
+    running: dict[Future[object], Call] = {}
     while jobs or running:
         undone = [*jobs, *running.values()]
         for job in [job for job in jobs if not any(before in undone for before in first(*job))]:

@@ -26,7 +26,7 @@ BLANK, MAJORITY, WORDS = "blank media", "majority answer", "naive Bayes on the t
 
 
 @dataclass(frozen=True)
-class Cell:
+class Measurement:
     """A model, named, on a task; `blank`: without images, videos and audio."""
 
     name: str
@@ -35,14 +35,14 @@ class Cell:
     blank: bool = False
 
 
-def cells(pocket: Pocket) -> list[Cell]:
+def cells(pocket: Pocket) -> list[Measurement]:
     """The pretrained model and every expert on the tasks of all experts; every expert blind on its own task."""
     tasks = pocket.plan.experts
     models = {"pretrained": pocket.pretrained} | {
         task: expert_file(pocket, Expert(task, task, "vanilla")) for task in tasks
     }
-    seeing = [Cell(name, file, task) for name, file in models.items() for task in tasks]
-    return seeing + [Cell(task, models[task], task, blank=True) for task in tasks]
+    seeing = [Measurement(name, file, task) for name, file in models.items() for task in tasks]
+    return seeing + [Measurement(task, models[task], task, blank=True) for task in tasks]
 
 
 def write_table(pocket: Pocket, split: str = "test", processes: int = 2, *, progress: bool = True) -> Path:
@@ -66,7 +66,7 @@ def write_table(pocket: Pocket, split: str = "test", processes: int = 2, *, prog
     return table
 
 
-def cell_key(pocket: Pocket, cell: Cell, split: str) -> str:
+def cell_key(pocket: Pocket, cell: Measurement, split: str) -> str:
     """The content of a cell."""
     return content_key(
         study=STUDY,
@@ -79,7 +79,7 @@ def cell_key(pocket: Pocket, cell: Cell, split: str) -> str:
     )
 
 
-def measure(pocket: Pocket, cell: Cell, split: str) -> None:
+def measure(pocket: Pocket, cell: Measurement, split: str) -> None:
     """Evaluates one cell and appends its row."""
     with timed(pocket, f"evaluation {cell.name} on {cell.task}"):
         model, files = open_model(pocket, cell.file)
@@ -92,7 +92,7 @@ def measure(pocket: Pocket, cell: Cell, split: str) -> None:
         append_row(pocket.folder / "rows.jsonl", row, result.scores[metric].per_example)
 
 
-def made_row(pocket: Pocket, cell: Cell, split: str, scores: Scores, interval: Interval, key: str) -> Row:
+def made_row(pocket: Pocket, cell: Measurement, split: str, scores: Scores, interval: Interval, key: str) -> Row:
     """A result row, of no checkpoint so far."""
     return Row(
         study=STUDY,
@@ -141,7 +141,7 @@ def blind_rows(pocket: Pocket, task: str, split: str) -> list[Row]:
         key = content_key(
             study=STUDY, name=name, data=rows_digest(pocket.world, task, split), rows=scores.n, metric=metric
         )
-        rows.append(made_row(pocket, Cell(name, pocket.pretrained, task), split, scores, interval, key))
+        rows.append(made_row(pocket, Measurement(name, pocket.pretrained, task), split, scores, interval, key))
     return rows
 
 

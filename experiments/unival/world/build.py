@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from experiments.errors import StudyError
 from experiments.unival.world.concepts import COLOURS, DIGITS, GENERATOR, VOCABULARY, is_held_out
-from experiments.unival.world.rows import Job
+from experiments.unival.world.rows import Order
 from experiments.unival.world.stock import Stocks, stream
 from experiments.unival.world.tables import SHEET, FileRecord, Row, World, write_rows
 from experiments.unival.world.tasks import SIZES, TASKS, read_rows
@@ -84,8 +84,8 @@ def _write_files(folder: Path, settings: tuple[int, str, str], progress: bool) -
         for name, split, count in wanted:
             task = TASKS[name]
             stock = stocks.get(task.medium, split, task.split_domain if domains == "split" else "clean")
-            job = Job(name, split, count, stock, stream(seed, "rows", name, split))
-            written = write_rows(folder / name / f"{split}.tsv", task.columns, _counted(task.rows(job), bar))
+            order = Order(name, split, count, stock, stream(seed, "rows", name, split))
+            written = write_rows(folder / name / f"{split}.tsv", task.columns, _counted(task.rows(order), bar))
             files[f"{name}/{split}"] = FileRecord(stock.name, stock.domain, *written)
     boxes = [[int(v) for v in row["box"].split(",")] for row in read_rows(folder, "grounding", "train")]
     small, large = np.quantile([(x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in boxes], (1 / 3, 2 / 3)).tolist()

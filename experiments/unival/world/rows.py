@@ -18,7 +18,7 @@ from experiments.unival.world.tables import Row, weighted
 
 __all__ = [
     "LABELS",
-    "Job",
+    "Order",
     "captions_of",
     "described_regions_of",
     "dialled_numbers_of",
@@ -36,7 +36,7 @@ CLEAN_SNR = (10.0, 25.0)
 
 
 @dataclass(frozen=True)
-class Job:
+class Order:
     """One file to write: `count` rows of a task's split, from a stock of images and a generator of its own."""
 
     task: str
@@ -59,53 +59,53 @@ class Job:
         return pick(self.rng, references) if self.is_training else "&&".join(references)
 
 
-def captions_of(job: Job) -> Iterator[Row]:
+def captions_of(order: Order) -> Iterator[Row]:
     """Captions of each scene in turn; while pretraining most are careless "web" captions."""
-    stock = job.stock
+    stock = order.stock
     describe = video_captions if stock.medium == "video" else captions
-    for k in range(job.count):
+    for k in range(order.count):
         i = k % len(stock.pool.scenes)
-        scene, web = stock.pool.scenes[i], {"pretrain": 1.0, "pretrain-late": 1 - TARGET_SHARE}.get(job.split, 0.0)
-        careless = stock.medium == "image" and job.rng.random() < web
-        text = web_caption(scene, job.rng) if careless else job.caption(describe(scene))
-        yield stock.common(i) | {"uniq_id": job.name(k), "caption": text}
+        scene, web = stock.pool.scenes[i], {"pretrain": 1.0, "pretrain-late": 1 - TARGET_SHARE}.get(order.split, 0.0)
+        careless = stock.medium == "image" and order.rng.random() < web
+        text = web_caption(scene, order.rng) if careless else order.caption(describe(scene))
+        yield stock.common(i) | {"uniq_id": order.name(k), "caption": text}
 
 
-def questions_of(job: Job) -> Iterator[Row]:
+def questions_of(order: Order) -> Iterator[Row]:
     """Questions with weighted answers, of the kinds that suit the split."""
-    stock, video = job.stock, {"": VIDEO_QA}
+    stock, video = order.stock, {"": VIDEO_QA}
     makers = video if stock.medium == "video" else {"pretrain": PRETRAIN_VQA, "knowledge": KNOWLEDGE, "": TRAIN_VQA}
-    for k, ask in enumerate(draw_rows(makers.get(job.split, makers[""]), stock.pool, job.count, job.rng)):
-        row = {"uniq_id": job.name(k, ask.kind), "question": ask.text, "answers": weighted(ask.answers)}
+    for k, ask in enumerate(draw_rows(makers.get(order.split, makers[""]), stock.pool, order.count, order.rng)):
+        row = {"uniq_id": order.name(k, ask.kind), "question": ask.text, "answers": weighted(ask.answers)}
         yield stock.common(ask.scene) | row
 
 
-def hypotheses_of(job: Job) -> Iterator[Row]:
+def hypotheses_of(order: Order) -> Iterator[Row]:
     """Hypotheses that a premise entails, contradicts or leaves open."""
-    stock = job.stock
-    for k, ask in enumerate(draw_rows(ENTAILMENT, stock.pool, job.count, job.rng)):
+    stock = order.stock
+    for k, ask in enumerate(draw_rows(ENTAILMENT, stock.pool, order.count, order.rng)):
         premise = captions(stock.pool.scenes[ask.scene])[0]
-        row = {"uniq_id": job.name(k, ask.kind), "hypothesis": ask.text, "caption": premise}
+        row = {"uniq_id": order.name(k, ask.kind), "hypothesis": ask.text, "caption": premise}
         yield stock.common(ask.scene) | row | {"label": LABELS[next(iter(ask.answers))]}
 
 
-def regions_of(job: Job) -> Iterator[Row]:
+def regions_of(order: Order) -> Iterator[Row]:
     """Referring expressions with the box that they mean."""
-    stock = job.stock
-    for k, region in enumerate(draw_rows(GROUNDING, stock.pool, job.count, job.rng)):
+    stock = order.stock
+    for k, region in enumerate(draw_rows(GROUNDING, stock.pool, order.count, order.rng)):
         drawn = stock[region.scene]
         box = drawn.card if region.thing == CARD_BOX else drawn.boxes[region.thing]
-        row = {"uniq_id": job.name(k, region.kind), "text": region.text, "box": ",".join(str(v) for v in box or ())}
+        row = {"uniq_id": order.name(k, region.kind), "text": region.text, "box": ",".join(str(v) for v in box or ())}
         yield stock.common(region.scene) | row
 
 
-def described_regions_of(job: Job) -> Iterator[Row]:
+def described_regions_of(order: Order) -> Iterator[Row]:
     """Boxes with what a person would call the digit in them."""
-    stock = job.stock
-    for k, region in enumerate(draw_rows(FULL_NAMES, stock.pool, job.count, job.rng)):
+    stock = order.stock
+    for k, region in enumerate(draw_rows(FULL_NAMES, stock.pool, order.count, order.rng)):
         thing, box = stock.pool.scenes[region.scene].things[region.thing], stock[region.scene].boxes[region.thing]
-        text = job.caption(references(thing.digit, thing.colour))
-        row = {"uniq_id": job.name(k, region.kind), "text": text, "box": ",".join(str(v) for v in box)}
+        text = order.caption(references(thing.digit, thing.colour))
+        row = {"uniq_id": order.name(k, region.kind), "text": text, "box": ",".join(str(v) for v in box)}
         yield stock.common(region.scene) | row
 
 
@@ -122,21 +122,21 @@ def _near_miss(pool: Pool, scene: Scene, candidates: np.ndarray, rng: np.random.
     return max(others, key=lambda i: sum(w in mine for w in " ".join(_facts(pool.scenes[i])).split()), default=-1)
 
 
-def matches_of(job: Job) -> Iterator[Row]:
+def matches_of(order: Order) -> Iterator[Row]:
     """Each caption twice: with its image, and with one that is nearly right. No cards, which would leave it open."""
-    stock, pool, done = job.stock, job.stock.pool, 0
-    while done < job.count:
-        first = int(job.rng.integers(len(pool.scenes)))
+    stock, pool, done = order.stock, order.stock.pool, 0
+    while done < order.count:
+        first = int(order.rng.integers(len(pool.scenes)))
         scene = pool.scenes[first]
         if scene.card:
             continue
-        second = _near_miss(pool, scene, np.flatnonzero((pool.count == len(scene.things)) & (pool.card < 0)), job.rng)
+        second = _near_miss(pool, scene, np.flatnonzero((pool.count == len(scene.things)) & (pool.card < 0)), order.rng)
         if second < 0:
             continue
-        text = pick(job.rng, (video_captions if stock.medium == "video" else captions)(scene))
-        for i, answer in ((first, "yes"), (second, "no"))[: job.count - done]:
-            row = {"uniq_id": job.name(done), "caption": text, "question": "", "answers": weighted({answer: 1.0})}
-            row |= {"dataset": "world", "type": job.task.replace("-", "_")}
+        text = pick(order.rng, (video_captions if stock.medium == "video" else captions)(scene))
+        for i, answer in ((first, "yes"), (second, "no"))[: order.count - done]:
+            row = {"uniq_id": order.name(done), "caption": text, "question": "", "answers": weighted({answer: 1.0})}
+            row |= {"dataset": "world", "type": order.task.replace("-", "_")}
             yield stock.common(i) | row | {"objects": "&&".join(_facts(pool.scenes[i]))}
             done += 1
 
@@ -148,22 +148,22 @@ def _numbers(seed: int, split: str, length: int) -> np.ndarray:
     return {"train": order[:first], "val": order[first:second]}.get(split, order[second:])
 
 
-def dialled_numbers_of(job: Job) -> Iterator[Row]:
+def dialled_numbers_of(order: Order) -> Iterator[Row]:
     """Numbers dialled on a telephone, as WAV clips, with their captions."""
-    numbers = {length: _numbers(job.stock.seed, job.split, length) for length in (2, 3, 4)}
-    for k in range(job.count):
-        length = int(job.rng.choice((2, 3, 4), p=(0.2, 0.4, 0.4)))
-        digits = [int(d) for d in f"{int(job.rng.choice(numbers[length])):0{length}d}"]
-        clip = wav(dial(digits, job.rng, SNR.get(job.split, CLEAN_SNR)))
-        row = {"uniq_id": job.name(k), "image_id": job.name(k), "objects": "phone", "media": column(clip)}
-        yield row | {"caption": job.caption(audio_captions(digits))}
+    numbers = {length: _numbers(order.stock.seed, order.split, length) for length in (2, 3, 4)}
+    for k in range(order.count):
+        length = int(order.rng.choice((2, 3, 4), p=(0.2, 0.4, 0.4)))
+        digits = [int(d) for d in f"{int(order.rng.choice(numbers[length])):0{length}d}"]
+        clip = wav(dial(digits, order.rng, SNR.get(order.split, CLEAN_SNR)))
+        row = {"uniq_id": order.name(k), "image_id": order.name(k), "objects": "phone", "media": column(clip)}
+        yield row | {"caption": order.caption(audio_captions(digits))}
 
 
-def labelled_cells_of(job: Job) -> Iterator[Row]:
+def labelled_cells_of(order: Order) -> Iterator[Row]:
     """Images with the digit and colour of every cell: what a backbone learns."""
-    stock = job.stock
-    for k in range(job.count):
+    stock = order.stock
+    for k in range(order.count):
         i = k % len(stock.pool.scenes)
         labels = cell_labels(stock.pool.scenes[i], stock[i].boxes, stock[i].card)
         digits, colours = (",".join(str(label) for label in column) for column in labels)
-        yield stock.common(i) | {"uniq_id": job.name(k), "digits": digits, "colours": colours}
+        yield stock.common(i) | {"uniq_id": order.name(k), "digits": digits, "colours": colours}

@@ -19,7 +19,7 @@ class WorldTask:
     Attributes:
         layout: the columns of its files, a key of LAYOUTS.
         medium: image, video or audio.
-        rows: writes the rows of one split from a `rows.Job`.
+        rows: writes the rows of one split from a `rows.Order`.
         splits: rows of every split in a full world.
         answers: every answer there is, whatever the size of a world; () where answers are free.
         split_domain: the domain of its train, val and test images in a world of `--domains split`.
@@ -27,7 +27,7 @@ class WorldTask:
 
     layout: str
     medium: str
-    rows: Callable[[rows.Job], Iterator[Row]]
+    rows: Callable[[rows.Order], Iterator[Row]]
     splits: Mapping[str, int]
     answers: tuple[str, ...] = ()
     split_domain: str = "clean"

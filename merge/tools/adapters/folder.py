@@ -180,6 +180,6 @@ def save_adapter(
             tensors[PREFIX + module + end] = value
     size = sum(value.numel() * value.dtype.itemsize for value in tensors.values())
     with replacing(output, size, folder=True, overwrite=overwrite) as partial:
-        save_checkpoint(tensors, partial / WEIGHTS, {"format": "pt", **(metadata or {})})
+        save_checkpoint(tensors, partial / WEIGHTS, metadata={"format": "pt", **(metadata or {})})
         (partial / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return output

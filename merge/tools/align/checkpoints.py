@@ -66,7 +66,7 @@ def align_checkpoint(
     spec = groups if isinstance(groups, PermutationSpec) else read_groups(groups, b)
     order = weight_matching(spec, a, b, progress=progress)
     aligned = apply_permutation(spec, order, b)
-    save_checkpoint(aligned, output, dict(b.metadata) or None, like=b, overwrite=overwrite)
+    save_checkpoint(aligned, output, overwrite=overwrite, like=b, metadata=dict(b.metadata) or None)
     moved = sum(int((each != torch.arange(each.shape[-1])).sum()) for each in order.values())
     units = sum(each.numel() for each in order.values())
     return Alignment(units, moved, _cosine(spec, a, b), _cosine(spec, a, aligned))

@@ -1,5 +1,6 @@
 """Writing: the layout follows the name of the output; metadata, shards, folders, saving from scripts."""
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,7 @@ def test_provenance_where_the_input_had_no_metadata(tmp_path: Path, metadata: di
 
 
 def test_metadata_given_to_save_checkpoint(tmp_path: Path) -> None:
-    save_checkpoint({"w": torch.ones(2)}, tmp_path / "a.safetensors", {"who": "me"})
+    save_checkpoint({"w": torch.ones(2)}, tmp_path / "a.safetensors", metadata={"who": "me"})
     assert metadata_of(tmp_path / "a.safetensors") == {"who": "me"}
     save_checkpoint({"w": torch.ones(2)}, tmp_path / "b.safetensors")
     assert not metadata_of(tmp_path / "b.safetensors")
@@ -320,3 +321,10 @@ def test_saved_tensors_are_left_alone(tmp_path: Path) -> None:
         assert_tensor(tensor, before[name], name)
     assert tensors["w"].stride() == (1, 3)
     assert tensors["p"].requires_grad
+
+
+def test_all_but_source_and_output_is_given_by_name(tmp_path: Path) -> None:
+    shape = inspect.signature(save_checkpoint).parameters.values()
+    assert [item.name for item in shape if item.kind is item.POSITIONAL_OR_KEYWORD] == ["source", "output"]
+    with pytest.raises(TypeError, match="positional"):
+        save_checkpoint({"w": torch.ones(2)}, tmp_path / "a.safetensors", {"who": "me"})  # type: ignore[misc]

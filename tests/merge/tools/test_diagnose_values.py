@@ -247,7 +247,7 @@ def test_inspect_counts_batchnorm_counters_on_one_line(tmp_path: Path) -> None:
 
 def test_inspect_metadata_shards_and_folder(tmp_path: Path) -> None:
     metadata = {"config": "x" * 100, "format": "pt"}
-    folder = merge.save_checkpoint(weights(0), tmp_path / "model", metadata, shard_size=9_000)
+    folder = merge.save_checkpoint(weights(0), tmp_path / "model", metadata=metadata, shard_size=9_000)
     seen = inspect(folder)
     assert seen.layout == f"{len(seen.files)} safetensors shards under an index"
     assert sum(file.tensors for file in seen.files) == len(SHAPES)
