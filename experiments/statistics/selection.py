@@ -20,7 +20,7 @@ MERGES = ("single", "interpolate", "average")
 Column = tuple[str, str]  # task and metric
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Best:
     """The best point of a mixture for one kind of experts and one BatchNorm policy.
 
@@ -35,6 +35,9 @@ class Best:
     selected: float
     reported: float
     tasks: Mapping[Column, tuple[float, float, float]]
+
+    def __repr__(self) -> str:
+        return f"<Best: {self}>"
 
     def __str__(self) -> str:
         policy = "" if self.batchnorm == "average" else f", BatchNorm {self.batchnorm}"

@@ -84,7 +84,7 @@ def _no_single(count: int, parameters: Mapping[str, Any]) -> int | None:
     return None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Method:
     """A merging method: an entry of `METHODS`, which is all that any other place knows of it.
 
@@ -120,6 +120,9 @@ class Method:
     edges: str = ""
     group: str = "other"
     mergekit: Mapping[str, Mergekit] = field(default_factory=dict[str, Mergekit])
+
+    def __repr__(self) -> str:
+        return f"<Method: {self.summary} Inputs: {self.needs}; parameters: {', '.join(self.parameters) or 'none'}>"
 
     @property
     def needs(self) -> str:

@@ -11,7 +11,7 @@ from merge.checkpoint.source import Source, opened
 from merge.plan.policy import dtype_name
 from merge.tools.diagnose.measure import Measured, Progress, measure_all, pooled
 from merge.tools.diagnose.sources import labels_for
-from merge.tools.diagnose.tables import counted, module_of, number, table
+from merge.tools.diagnose.tables import Shown, counted, module_of, number, table
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ class Distance:
     nonfinite: int
 
 
-@dataclass(frozen=True)
-class Diff:
+@dataclass(frozen=True, repr=False)
+class Diff(Shown):
     """How two checkpoints differ. `modules` are those that do, the greatest relative distance first."""
 
     first: str
@@ -54,6 +54,9 @@ class Diff:
     dtypes: tuple[Differing, ...]
     total: Distance
     modules: tuple[Distance, ...]
+
+    def __repr__(self) -> str:
+        return f"<Diff of {_lines(self)[0]}>"
 
     def to_json(self) -> dict[str, Any]:
         """Everything as plain JSON data."""

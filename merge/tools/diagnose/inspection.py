@@ -17,7 +17,7 @@ from merge.plan.checks import COUNTER
 from merge.plan.policy import dtype_name
 from merge.recipe.json import read_recipe
 from merge.recipe.shares import describe
-from merge.tools.diagnose.tables import amount, counted, module_of, size, table
+from merge.tools.diagnose.tables import Shown, amount, counted, module_of, size, table
 
 TEXT = 60  # characters of a metadata value that are shown
 
@@ -59,8 +59,8 @@ class Made:
     fits: bool | None = None
 
 
-@dataclass(frozen=True)
-class Inspection:
+@dataclass(frozen=True, repr=False)
+class Inspection(Shown):
     """What a checkpoint holds.
 
     Attributes:
@@ -86,6 +86,9 @@ class Inspection:
     others: tuple[Stored, ...]
     made: Made | None
 
+    def __repr__(self) -> str:
+        return f"<Inspection of {_lines(self)[0]}>"
+
     def to_json(self) -> dict[str, Any]:
         """Everything as plain JSON data."""
         return asdict(self)
@@ -95,13 +98,19 @@ class Inspection:
         return "\n".join(_lines(self))
 
 
-def inspect(path: str | Path, section: str = "auto", *, check_digest: bool = False) -> Inspection:
+def inspect(source: str | Path | Checkpoint, section: str = "auto", *, check_digest: bool = False) -> Inspection:
     """Describe a checkpoint from its headers; of several sections none needs to be chosen.
 
     `check_digest` reads the tensors and compares them with the digest in the recipe beside the file.
-    Raises MergeError for a file that cannot be opened and for a section that it does not have.
+    An open checkpoint stands for its file and section. Raises MergeError for what has no file (state dicts, modules),
+    for a file that cannot be opened and for a section that it does not have.
     """
-    path = Path(path)
+    if not isinstance(source, (str, Path, Checkpoint)):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise MergeError(f"a {type(source).__name__} has no file to inspect: give a path or an open Checkpoint")
+    if isinstance(source, Checkpoint):
+        section = source.section if section == "auto" else section
+        source = source.path
+    path = Path(source)
     found = find_checkpoint(path)
     names, default = list(found.content.sections), found.content.default
     chosen = section != "auto" or bool(default) or len(names) == 1

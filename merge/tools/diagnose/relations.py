@@ -231,7 +231,8 @@ def _negated(relations: Sequence[Relation]) -> Finding | None:
         for r in bad
     )
     advice = (
-        "to forget a task, subtract its task vector from the base, not its weights: merge add with a negative scale"
+        "to forget a task, subtract its task vector from the base, not its weights: task-arithmetic with a negative "
+        "weight"
     )
     return Finding("warning", "negated weights", seen, advice, _union(relation.negated for relation in bad))
 

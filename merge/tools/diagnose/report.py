@@ -18,14 +18,14 @@ from merge.tools.diagnose.findings import Case, Finding, header_findings
 from merge.tools.diagnose.measure import Progress, measure_all
 from merge.tools.diagnose.relations import Pair, differences, relate_all, relation_findings
 from merge.tools.diagnose.sources import BASE, labels_for
-from merge.tools.diagnose.tables import number, table
+from merge.tools.diagnose.tables import Shown, number, table
 from merge.tools.diagnose.values import value_findings
 
 ORDER = {"error": 0, "warning": 1, "note": 2}
 
 
-@dataclass(frozen=True)
-class Report:
+@dataclass(frozen=True, repr=False)
+class Report(Shown):
     """What `doctor` found: findings, the gravest first, and the measurements behind them."""
 
     labels: tuple[str, ...]
@@ -47,6 +47,9 @@ class Report:
     def exit_code(self) -> int:
         """1 where the checkpoints cannot be merged, else 0."""
         return int(any(finding.severity == "error" for finding in self.findings))
+
+    def __repr__(self) -> str:
+        return f"<Report on {', '.join(self.labels)}: {self.verdict}>"
 
     def to_json(self) -> dict[str, Any]:
         """Everything as plain JSON data."""

@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Collection, Sequence
 
 SHOWN = 5
+
+
+class Shown:
+    """A report that shows its text in notebooks, where its `repr` is one line."""
+
+    def text(self) -> str:
+        """As printed on a terminal."""
+        raise NotImplementedError
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(self.text())}</pre>"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

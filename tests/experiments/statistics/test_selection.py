@@ -35,6 +35,7 @@ ROWS = sweep("val", VAL) + sweep("test", TEST)
 
 def test_the_best_point_of_val_is_reported_on_test():
     (best,) = best_points(ROWS, EXPERTS, *ALL)
+    assert repr(best) == f"<Best: {best}>"
     assert best.shares == {"a": 0.5, "b": 0.5}
     assert best.selected == pytest.approx(0.875)
     assert best.reported == pytest.approx(0.65)  # not the best of test

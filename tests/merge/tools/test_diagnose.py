@@ -1,6 +1,7 @@
 """Doctor: every broken pair gets its one diagnosis, a healthy one none."""
 
 import doctest
+import html
 import json
 from pathlib import Path
 from types import ModuleType
@@ -239,3 +240,28 @@ def test_examples_in_docstrings(module: ModuleType) -> None:
     failed, tried = doctest.testmod(module)
     assert tried > 0
     assert failed == 0
+
+
+def test_reports_are_one_line_in_a_prompt_and_their_escaped_text_in_a_notebook() -> None:
+    a, b = {"<w>": torch.ones(4)}, {"<w>": torch.zeros(4)}
+    compared, examined = merge.diff(a, b), merge.doctor([a, b])
+    assert repr(compared) == "<Diff of input 1 and input 2: 1 tensor compared, 0 equal>"
+    assert repr(examined).startswith("<Report on input 1, input 2: can")
+    for shown in (compared, examined):
+        assert "\n" not in repr(shown)
+        assert shown._repr_html_() == f"<pre>{html.escape(shown.text())}</pre>"
+    assert "&lt;w&gt;" in compared._repr_html_()
+
+
+def test_methods_are_one_line_in_a_prompt() -> None:
+    for method in merge.METHODS.values():
+        assert "\n" not in repr(method)
+        assert method.summary in repr(method)
+        assert "function" not in repr(method)
+
+
+def test_an_inspection_is_one_line_in_a_prompt(tmp_path: Path) -> None:
+    seen = merge.inspect(merge.save_checkpoint({"w": torch.ones(4)}, tmp_path / "a.safetensors"))
+    assert repr(seen).startswith(f"<Inspection of {tmp_path / 'a.safetensors'}: safetensors file, ")
+    assert "\n" not in repr(seen)
+    assert seen._repr_html_().startswith("<pre>")

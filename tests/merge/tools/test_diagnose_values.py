@@ -307,3 +307,11 @@ def test_inspect_errors_are_those_of_opening(tmp_path: Path) -> None:
     (tmp_path / "broken.pt").write_bytes(b"PK\x03\x04 and no more")
     with pytest.raises(merge.MergeError, match="not a whole torch zip file"):
         inspect(tmp_path / "broken.pt")
+
+
+def test_inspect_an_open_checkpoint_and_nothing_without_a_file(tmp_path: Path) -> None:
+    path = training_file(tmp_path)
+    assert inspect(merge.open_checkpoint(path, "model")) == inspect(path, "model")
+    for wrong in ({"w": torch.ones(2)}, torch.nn.Linear(2, 2), 3, None):
+        with pytest.raises(merge.MergeError, match="has no file to inspect: give a path or an open Checkpoint"):
+            inspect(wrong)  # type: ignore[arg-type]
