@@ -10,6 +10,7 @@ import json
 import math
 import multiprocessing
 import os
+import re
 import socket
 import time
 from dataclasses import replace
@@ -23,6 +24,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from merge import open_checkpoint
+from tests import ROOT
 from unival_core.checkpoint import load_model, save_model
 from unival_core.commands import app
 from unival_core.config import Regularization, ResNetConfig, UnivalConfig
@@ -196,6 +198,21 @@ def test_the_best_by_validation_is_kept_and_returned(tables, tmp_path):
     assert path == tmp_path / "run" / "best.safetensors"
     assert_same(weights(path), seen[1])
     assert_same(weights(tmp_path / "run" / "last.safetensors"), seen[2])
+
+
+def test_the_example_of_the_page_runs(tables, tmp_path, monkeypatch):
+    page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    code = page.split("## From Python")[1].split("```python\n")[1].split("```")[0]
+    doors = [module for module in re.findall(r"from ([\w.]+) import", code) if module.startswith("unival_core")]
+    assert doors == ["unival_core", "unival_core.data", "unival_core.training"]
+    assert " scale" not in page.replace("--scale", "")  # the word is a multiplier; pocket and base are setups
+    (tmp_path / "world").symlink_to(tables)
+    save_model(fresh(), tmp_path / "pretrained.safetensors", metadata={TOKENIZER_KEY: tokenizer().to_json()})
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(code.replace("updates=300, batch=64, validate_every=100", "updates=4, batch=4, validate_every=2"), names)
+    assert names["path"] == Path("runs/vqa/best.safetensors")
+    assert len(losses(tmp_path / "runs" / "vqa")) == 4
 
 
 def test_frozen_parts_keep_every_bit(tables, tmp_path):
