@@ -25,6 +25,7 @@ from unival_core.errors import UnivalError
 from unival_core.generation import generate, score_candidates
 from unival_core.metrics import METRICS, Scores
 from unival_core.model import UnivalModel
+from unival_core.text import Trie
 from unival_core.vocabulary import Tokenizer
 
 AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -81,7 +82,9 @@ def evaluate(
     if device is not None:
         model.to(device)
     where = next(model.parameters()).device
-    precision = mixed_precision(amp, where)
+    if amp is not None and amp not in AMP:
+        raise UnivalError(f"no precision {amp!r}: choose {' or '.join(AMP)}")
+    precision = contextlib.nullcontext() if amp is None else torch.autocast(where.type, AMP[amp])
     found: dict[int, Prediction] = {}
     total = len(dataset) if limit is None else min(limit, len(dataset))
     modes = [(module, module.training) for module in model.modules()]  # frozen parts may differ from the model's own
@@ -121,7 +124,10 @@ def predict(
         ranks, places = score_candidates(model, batch.inputs, answers.ids, prefix=prefix).max(dim=1)
         said = [(answers.ids[place], rank) for place, rank in zip(places.tolist(), ranks.tolist(), strict=True)]
     else:
-        constraint = answers.trie if answers is not None else written_ids(task, tokenizer)
+        constraint: Trie | IdRange | None = None if answers is None else answers.trie
+        if answers is None and task.writes != "text":
+            code, box = tokenizer.code_offset, tokenizer.bin_offset
+            constraint = IdRange(box, tokenizer.size) if task.writes == "box" else IdRange(code, box)
         found = generate(
             model,
             batch.inputs,
@@ -135,13 +141,6 @@ def predict(
         Prediction(e.name, e.place, told(ids, task, tokenizer, answers, e.size), rank, e.reference)
         for (ids, rank), e in zip(said, batch.examples, strict=True)
     ]
-
-
-def written_ids(task: Task, tokenizer: Tokenizer) -> IdRange | None:
-    """Return the ids that a task without a list of answers may write; None for all."""
-    if task.writes == "box":
-        return IdRange(tokenizer.bin_offset, tokenizer.size)
-    return IdRange(tokenizer.code_offset, tokenizer.bin_offset) if task.writes == "codes" else None
 
 
 def told(
@@ -183,12 +182,3 @@ def write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise UnivalError(f"{path}: {error.strerror}") from None
-
-
-def mixed_precision(amp: str | None, device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """Set autocast to "bf16" or "fp16"; nothing for None."""
-    if amp is None:
-        return contextlib.nullcontext()
-    if amp not in AMP:
-        raise UnivalError(f"no precision {amp!r}: choose {' or '.join(AMP)}")
-    return torch.autocast(device.type, AMP[amp])
