@@ -26,6 +26,7 @@ from merge.errors import MergeError
 _HOME = {
     "METHODS": "methods",
     "Adapter": "tools.adapters.folder",
+    "Alignment": "tools.align",
     "Checkpoint": "checkpoint.open",
     "Input": "recipe.recipe",
     "LinearPath": "engine.live",
@@ -90,6 +91,7 @@ if TYPE_CHECKING:
     from merge.tools.adapters.factors import apply_adapters, merge_adapters
     from merge.tools.adapters.folder import Adapter, open_adapter
     from merge.tools.align import (
+        Alignment,
         PermutationSpec,
         activation_matching,
         align_checkpoint,

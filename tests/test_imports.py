@@ -21,7 +21,7 @@ OPTIONAL = {  # extras, imported by the function that needs them
 }
 FROM_MERGE = {  # all that unival_core may use
     *("Checkpoint", "open_checkpoint", "save_checkpoint", "MergeError"),
-    *("PermutationSpec", "align_checkpoint", "apply_permutation", "patterns", "permutation_spec", "weight_matching"),
+    *("Alignment", "PermutationSpec", "align_checkpoint", "patterns", "permutation_spec"),
 }
 LONGEST = 400  # lines of a file
 

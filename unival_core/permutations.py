@@ -14,25 +14,12 @@ continuous symmetries (scales between a map and the next, rotations between quer
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
-from merge import (
-    Checkpoint,
-    PermutationSpec,
-    apply_permutation,
-    open_checkpoint,
-    patterns,
-    permutation_spec,
-    save_checkpoint,
-    weight_matching,
-)
-from merge import (
-    align_checkpoint as align_any,
-)
+from merge import Alignment, Checkpoint, PermutationSpec, open_checkpoint, patterns, permutation_spec
+from merge import align_checkpoint as align_any
 from unival_core.checkpoint import TIED, bare_model, config_of, is_computed, refuse_differences
 from unival_core.config import AudioConfig, ResNetConfig, UnivalConfig
 from unival_core.errors import UnivalError
@@ -40,17 +27,6 @@ from unival_core.errors import UnivalError
 WIDTH = "width"
 attention, bottleneck, linear, norm = patterns.attention, patterns.bottleneck, patterns.linear, patterns.norm
 Patterns = dict[str, str]
-
-
-@dataclass(frozen=True)
-class Alignment:
-    """What `align_checkpoint` did: units (those within heads counted by head) and how many of them moved; the cosine of
-    the two models' weights, as they were and as they are."""
-
-    units: int
-    moved: int
-    before: float
-    after: float
 
 
 def align_checkpoint(
@@ -73,19 +49,17 @@ def align_checkpoint(
     """
     a, b = open_checkpoint(first, section), open_checkpoint(second, section)
     if groups is not None or not (is_unival(a) or is_unival(b)):
-        done = align_any(a, b, output, groups=groups, overwrite=overwrite, progress=progress)
-        return Alignment(done.units, done.moved, done.before, done.after)
+        return align_any(a, b, output, groups=groups, overwrite=overwrite, progress=progress)
     for path, file in ((first, a), (second, b)):
         weights = {name: file[name] for name in file if not is_computed(name)}
         refuse_differences(weights, bare_model(config_of(file)).state_dict(), str(path))
     spec = permutations(config_of(b), b)
-    refuse_others(a, b, spec, f"{first} and {second}")
-    order = weight_matching(spec, a, b, progress=progress)
-    aligned = apply_permutation(spec, order, b)
-    save_checkpoint(aligned, output, overwrite=overwrite, like=b, metadata=dict(b.metadata) or None)
-    moved = sum(int((each != torch.arange(each.shape[-1])).sum()) for each in order.values())
-    units = sum(each.numel() for each in order.values())
-    return Alignment(units, moved, cosine(spec, a, b), cosine(spec, a, aligned))
+    wrong = [name for name in spec.axes if name not in a or a[name].shape != b[name].shape]
+    wrong += [name for name in a if name not in b and not is_computed(name)]
+    if wrong:
+        told = f"{first} and {second} differ in {len(wrong)} tensors ({', '.join(wrong[:3])} ...)"
+        raise UnivalError(f"{told}: only models with the same parts and sizes can be aligned")
+    return align_any(a, b, output, groups=spec, overwrite=overwrite, progress=progress)
 
 
 def is_unival(file: Checkpoint) -> bool:
@@ -95,24 +69,6 @@ def is_unival(file: Checkpoint) -> bool:
     except UnivalError:
         return False
     return True
-
-
-def refuse_others(a: Checkpoint, b: Checkpoint, spec: PermutationSpec, both: str) -> None:
-    """Raise UnivalError where one model has parts that the other lacks, or of another size."""
-    wrong = [name for name in spec.axes if name not in a or a[name].shape != b[name].shape]
-    wrong += [name for name in a if name not in b and not is_computed(name)]
-    if wrong:
-        told = f"{both} differ in {len(wrong)} tensors ({', '.join(wrong[:3])} ...)"
-        raise UnivalError(f"{told}: only models with the same parts and sizes can be aligned")
-
-
-def cosine(spec: PermutationSpec, first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> float:
-    """Compute the cosine of the angle between two models' weights; the tied matrix counts once."""
-    dot = squares = others = 0.0
-    for name in (name for name in spec.axes if name not in TIED):
-        x, y = first[name].double().flatten(), second[name].double().flatten()
-        dot, squares, others = dot + float(x @ y), squares + float(x @ x), others + float(y @ y)
-    return dot / (squares * others) ** 0.5 if squares and others else 0.0
 
 
 def permutations(config: UnivalConfig, tensors: Mapping[str, Tensor]) -> PermutationSpec:

@@ -55,7 +55,9 @@ def align_checkpoint(
     """
     a, b = (x if isinstance(x, Checkpoint) else open_checkpoint(x, section) for x in (first, second))
     told = [{name: tuple(spec.shape) for name, spec in specs(side).items()} for side in (a, b)]
-    wrong = sorted(name for name in told[0].keys() | told[1].keys() if told[0].get(name) != told[1].get(name))
+    # A specification names all that takes part: a model's own code may let the rest differ (buffers it computes anew).
+    names = groups.axes if isinstance(groups, PermutationSpec) else told[0].keys() | told[1].keys()
+    wrong = sorted(name for name in names if told[0].get(name) != told[1].get(name))
     if wrong:
         raise MergeError(
             f"{a.path} and {b.path} differ in {len(wrong)} tensors ({', '.join(wrong[:3])}): only models with the same "
