@@ -14,6 +14,7 @@ import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ from merge.checkpoint.source import Source, opened
 from merge.engine.memory import average
 from merge.errors import MergeError
 from merge.plan.policy import Policy
-from merge.tools.adapters.folder import EMBEDDING, Adapter, Factors
+from merge.tools.adapters.folder import EMBEDDING, Adapter, Factors, open_adapter
 
 MODES = ("exact", "factors")
 
@@ -59,9 +60,13 @@ class Part:
 
 
 def merge_adapters(
-    adapters: Sequence[Adapter], weights: Sequence[float] | None = None, mode: str = "exact", rank: int | None = None
+    adapters: Sequence[Adapter | str | Path],
+    *,
+    weights: Sequence[float] | None = None,
+    mode: str = "exact",
+    rank: int | None = None,
 ) -> MergedAdapter:
-    """`sum_i w_i s_i B_i A_i` as one adapter.
+    """Add up adapters (open, or the folders of peft's layout): `sum_i w_i s_i B_i A_i` as one adapter.
 
     "exact" puts the factors side by side (rank: the sum of the ranks); the numbers w_i s_i go into B, so that A keeps
     its bits. "factors" averages A and B separately, which is another change: `distance` says how far off. `rank`
@@ -70,6 +75,7 @@ def merge_adapters(
 
     Raises MergeError for ranks and shapes that do not fit together and for weights that are no finite numbers.
     """
+    adapters = [each if isinstance(each, Adapter) else open_adapter(each) for each in adapters]
     if mode not in MODES:
         raise MergeError(f"mode {mode!r}: must be one of {', '.join(MODES)}")
     if rank is not None and (mode != "exact" or rank < 1):
@@ -237,12 +243,13 @@ def _stored(factors: Factors, parts: Sequence[Part], rank: int) -> Factors:
 
 
 def apply_adapters(
-    base: Source, adapters: Sequence[Adapter], weights: Sequence[float] | None = None
+    base: Source, adapters: Sequence[Adapter | str | Path], *, weights: Sequence[float] | None = None
 ) -> dict[str, Tensor]:
     """`base + sum_i w_i s_i B_i A_i`, in float32, rounded once to the base's dtype; other tensors are the base's own.
 
     Raises MergeError for modules that the base lacks or has in another shape.
     """
+    adapters = [each if isinstance(each, Adapter) else open_adapter(each) for each in adapters]
     base = opened(base, name="base")
     changes = changes_of(base, adapters, weights)
     return {name: changes[name](value) if name in changes else value for name, value in base.items()} | {

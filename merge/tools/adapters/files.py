@@ -62,7 +62,7 @@ def adapters_to_file(folders: Sequence[Path], output: Path, options: AdapterOpti
         told = f"{output}: {options.base.name} + {share_label(shares)}"
         return AdapterReport(told, {**data, "base": str(options.base)}, notes_on(adapters))
     check_target(output, 0, folder=True, overwrite=options.overwrite)
-    merged = merge_adapters(adapters, options.weights, options.mode, options.rank)
+    merged = merge_adapters(adapters, weights=options.weights, mode=options.mode, rank=options.rank)
     metadata = {"unival_merge": json.dumps({**_identity(adapters, shares), "mode": options.mode, "rank": options.rank})}
     config = _config(adapters)
     save_adapter(merged.modules, merged.saved, config, output, metadata=metadata, overwrite=options.overwrite)

@@ -68,7 +68,7 @@ def adapters(tmp_path: Path) -> list[Adapter]:
 
 @pytest.mark.parametrize("weights", [[0.2, 0.5, 0.3], [1.0, 1.0, 1.0], [1.5, -2.0, 0.25], [0.0, 1.0, 0.0]], ids=str)
 def test_the_exact_sum(adapters: list[Adapter], weights: list[float]) -> None:
-    merged = merge.merge_adapters(adapters, weights)
+    merged = merge.merge_adapters(adapters, weights=weights)
     for module in SHAPES:
         torch.testing.assert_close(
             change(merged.modules[module]), exact(adapters, weights, module), rtol=1e-5, atol=1e-6
@@ -78,12 +78,12 @@ def test_the_exact_sum(adapters: list[Adapter], weights: list[float]) -> None:
 
 
 def test_without_weights_all_count_the_same(adapters: list[Adapter]) -> None:
-    merged, given_ = merge.merge_adapters(adapters), merge.merge_adapters(adapters, [1 / 3] * 3)
+    merged, given_ = merge.merge_adapters(adapters), merge.merge_adapters(adapters, weights=[1 / 3] * 3)
     assert all(torch.equal(merged.modules[m].b, given_.modules[m].b) for m in SHAPES)
 
 
 def test_the_factor_a_keeps_its_bits(adapters: list[Adapter]) -> None:
-    merged = merge.merge_adapters(adapters, [0.1, 0.2, -0.7])
+    merged = merge.merge_adapters(adapters, weights=[0.1, 0.2, -0.7])
     for module in SHAPES:
         assert torch.equal(merged.modules[module].a, torch.cat([adapter.modules[module].a for adapter in adapters]))
 
@@ -99,7 +99,7 @@ def test_scales_of_rslora_and_patterns(tmp_path: Path) -> None:
 def test_a_module_that_one_lacks_counts_as_zero(tmp_path: Path) -> None:
     both = merge.open_adapter(lora(tmp_path / "a", 0))
     one = merge.open_adapter(lora(tmp_path / "b", 1, 3, {"encoder.layers.0.q": (6, 5)}))
-    merged = merge.merge_adapters([both, one], [0.5, 0.5])
+    merged = merge.merge_adapters([both, one], weights=[0.5, 0.5])
     for module in SHAPES:
         assert merged.modules[module].rank == 5  # filled up with zeros: one rank for all
         torch.testing.assert_close(change(merged.modules[module]), exact([both, one], [0.5, 0.5], module))
@@ -109,12 +109,12 @@ def test_embeddings_and_half_precision(tmp_path: Path) -> None:
     a, b = torch.randn(2, 9).half(), torch.randn(4, 2).half()
     extra = {"shared.lora_embedding_A": a, "shared.lora_embedding_B": b}
     adapter = merge.open_adapter(lora(tmp_path / "a", 0, extra=extra))
-    merged = merge.merge_adapters([adapter], [0.5]).modules["shared"]
+    merged = merge.merge_adapters([adapter], weights=[0.5]).modules["shared"]
     assert torch.equal(merged.a, a)
     assert torch.equal(merged.b, (b.float() * 2).half())
     base = {"shared.weight": torch.zeros(9, 4), **{f"{m}.weight": torch.zeros(shape) for m, shape in SHAPES.items()}}
     torch.testing.assert_close(
-        merge.apply_adapters(base, [adapter], [1.0])["shared.weight"], 4 * (b.float() @ a.float()).T
+        merge.apply_adapters(base, [adapter], weights=[1.0])["shared.weight"], 4 * (b.float() @ a.float()).T
     )
 
 
@@ -123,7 +123,7 @@ def test_embeddings_and_half_precision(tmp_path: Path) -> None:
 
 def test_averaged_factors_say_how_far_off_they_are(tmp_path: Path) -> None:
     pair = [merge.open_adapter(lora(tmp_path / name, seed)) for seed, name in enumerate("ab")]
-    merged = merge.merge_adapters(pair, [0.5, 0.5], "factors")
+    merged = merge.merge_adapters(pair, weights=[0.5, 0.5], mode="factors")
     wanted = [exact(pair, [0.5, 0.5], module) for module in SHAPES]
     got = [change(merged.modules[module]) for module in SHAPES]
     for module, value in zip(SHAPES, got, strict=True):
@@ -138,7 +138,7 @@ def test_averaged_factors_say_how_far_off_they_are(tmp_path: Path) -> None:
 
 def test_an_adapter_averaged_with_itself_is_itself(tmp_path: Path) -> None:
     pair = [merge.open_adapter(lora(tmp_path / name, 0)) for name in "ab"]
-    merged = merge.merge_adapters(pair, [0.5, 0.5], "factors")
+    merged = merge.merge_adapters(pair, weights=[0.5, 0.5], mode="factors")
     assert merged.distance == pytest.approx(0, abs=1e-7)
     for module in SHAPES:
         torch.testing.assert_close(change(merged.modules[module]), change(pair[0].modules[module]))
@@ -152,7 +152,7 @@ def test_a_smaller_rank_leaves_out_the_smallest_singular_values(seed: int, rank:
         Factors(torch.randn(3, 5, generator=generator), torch.randn(6, 3, generator=generator), 1.0) for _ in "ab"
     ]
     pair = [Adapter(str(i), {}, {"m": item}, {}, None) for i, item in enumerate(factors)]  # type: ignore[arg-type]
-    merged = merge.merge_adapters(pair, [0.7, 0.3], rank=rank)
+    merged = merge.merge_adapters(pair, weights=[0.7, 0.3], rank=rank)
     wanted = exact(pair, [0.7, 0.3], "m")
     values = torch.linalg.svdvals(wanted).square()
     assert merged.discarded == pytest.approx(float(values[rank:].sum() / values.sum()), abs=1e-6)
@@ -174,7 +174,7 @@ def base_of(dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_over_a_base_the_sum_is_rounded_once(adapters: list[Adapter], dtype: torch.dtype) -> None:
     base = base_of(dtype)
-    result = merge.apply_adapters(base, adapters, [0.2, 0.3, 0.5])
+    result = merge.apply_adapters(base, adapters, weights=[0.2, 0.3, 0.5])
     assert list(result) == list(base)
     assert result["embed.weight"] is base["embed.weight"]
     for module in SHAPES:
@@ -187,7 +187,7 @@ def test_over_a_base_the_sum_is_rounded_once(adapters: list[Adapter], dtype: tor
 def test_the_merged_adapter_over_the_base_is_the_sum_over_the_base(adapters: list[Adapter], tmp_path: Path) -> None:
     folders = [adapter.checkpoint.path.parent for adapter in adapters]
     done("adapters", *folders, "-o", tmp_path / "merged")
-    again = merge.apply_adapters(base_of(), [merge.open_adapter(tmp_path / "merged")], [1.0])
+    again = merge.apply_adapters(base_of(), [merge.open_adapter(tmp_path / "merged")], weights=[1.0])
     for name, value in merge.apply_adapters(base_of(), adapters).items():
         torch.testing.assert_close(again[name], value)
 
@@ -195,7 +195,7 @@ def test_the_merged_adapter_over_the_base_is_the_sum_over_the_base(adapters: lis
 def test_transposed_modules(tmp_path: Path) -> None:
     adapter = merge.open_adapter(lora(tmp_path / "a", 0, fan_in_fan_out=True))
     base = {f"{module}.weight": torch.zeros(shape[::-1]) for module, shape in SHAPES.items()}
-    result = merge.apply_adapters(base, [adapter], [1.0])
+    result = merge.apply_adapters(base, [adapter], weights=[1.0])
     for module in SHAPES:
         torch.testing.assert_close(
             result[f"{module}.weight"].double(), change(adapter.modules[module]).T, rtol=1e-5, atol=1e-6
@@ -246,7 +246,7 @@ def test_the_command_over_a_base_gives_what_the_library_gives(adapters: list[Ada
     folders = [adapter.checkpoint.path.parent for adapter in adapters]
     shown = done("adapters", *folders, "-w", 1, "-w", 1, "-w", -0.5, "--base", base, "-o", tmp_path / "out.safetensors")
     assert shown.out == f"{tmp_path / 'out.safetensors'}: base.safetensors + 1.00 vqa + 1.00 caption - 0.50 ground\n"
-    wanted = merge.apply_adapters(base_of(torch.bfloat16), adapters, [1, 1, -0.5])
+    wanted = merge.apply_adapters(base_of(torch.bfloat16), adapters, weights=[1, 1, -0.5])
     assert_same(merge.load_checkpoint(tmp_path / "out.safetensors"), wanted)
 
 
@@ -285,15 +285,15 @@ def test_modules_trained_whole_are_averaged(tmp_path: Path) -> None:
         merge.open_adapter(lora(tmp_path / n, i, extra=h, modules_to_save=["head"]))
         for i, (n, h) in enumerate(zip("ab", heads, strict=True))
     ]
-    merged = merge.merge_adapters(pair, [0.25, 0.75])
+    merged = merge.merge_adapters(pair, weights=[0.25, 0.75])
     assert merged.saved["head.weight"].unique().tolist() == [0.75]
     done("adapters", tmp_path / "a", tmp_path / "b", "-o", tmp_path / "out")
     assert merge.open_adapter(tmp_path / "out").saved["head.bias"].tolist() == [1.0, 1.0]
-    result = merge.apply_adapters({**base_of(), "head.weight": torch.zeros(2, 2)}, pair, [0.5, 0.5])
+    result = merge.apply_adapters({**base_of(), "head.weight": torch.zeros(2, 2)}, pair, weights=[0.5, 0.5])
     assert result["head.weight"].unique().tolist() == [0.5]
     assert result["head.bias"].unique().tolist() == [1.0]
     with pytest.raises(merge.MergeError, match=r"head.bias was trained whole and is averaged: .* sum to 1, not 2"):
-        merge.merge_adapters(pair, [1.0, 1.0])
+        merge.merge_adapters(pair, weights=[1.0, 1.0])
 
 
 def test_a_module_trained_whole_in_one_only(tmp_path: Path) -> None:
@@ -341,19 +341,19 @@ def test_tensors_without_a_meaning(tmp_path: Path, extra: dict[str, Tensor], tol
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (([0.5, 0.5],), "2 weights were given for 3 adapters"),
-        (([0.0, 0.0, 0.0],), "must be finite and not all 0"),
-        (([math.nan, 0.0, 0.0],), "must be finite"),
-        ((None, "factors"), "has ranks 2 and 3: factors can be averaged at one rank only"),
-        ((None, "mean"), "mode 'mean': must be one of exact, factors"),
-        ((None, "exact", 0), "rank 0: must be 1 or more"),
-        ((None, "factors", 2), "for mode 'exact' only"),
+        ({"weights": [0.5, 0.5]}, "2 weights were given for 3 adapters"),
+        ({"weights": [0.0, 0.0, 0.0]}, "must be finite and not all 0"),
+        ({"weights": [math.nan, 0.0, 0.0]}, "must be finite"),
+        ({"mode": "factors"}, "has ranks 2 and 3: factors can be averaged at one rank only"),
+        ({"mode": "mean"}, "mode 'mean': must be one of exact, factors"),
+        ({"rank": 0}, "rank 0: must be 1 or more"),
+        ({"mode": "factors", "rank": 2}, "for mode 'exact' only"),
     ],
     ids=str,
 )
-def test_arguments_that_are_refused(adapters: list[Adapter], arguments: tuple[Any, ...], told: str) -> None:
+def test_arguments_that_are_refused(adapters: list[Adapter], arguments: dict[str, Any], told: str) -> None:
     with pytest.raises(merge.MergeError, match=told):
-        merge.merge_adapters(adapters, *arguments)
+        merge.merge_adapters(adapters, **arguments)
 
 
 def test_adapters_of_other_shapes_infinities_and_names(tmp_path: Path) -> None:
@@ -380,3 +380,14 @@ def test_a_tie_in_the_base_is_not_broken_silently(tmp_path: Path) -> None:
     assert shown.code == 2
     assert "is one tensor with decoder.layers.0.v.weight and decoder.tied.weight in the base" in shown.err
     assert not (tmp_path / "out.pt").exists()
+
+
+def test_folders_are_adapters_too(tmp_path: Path) -> None:
+    folders = [lora(tmp_path / name, seed) for seed, name in enumerate("ab")]
+    by_path, by_text = merge.merge_adapters(folders), merge.merge_adapters([str(folder) for folder in folders])
+    opened = merge.merge_adapters([merge.open_adapter(folder) for folder in folders])
+    assert opened.modules
+    for module, factors in opened.modules.items():
+        for same in (by_path.modules[module], by_text.modules[module]):
+            assert torch.equal(same.a, factors.a)
+            assert torch.equal(same.b, factors.b)
