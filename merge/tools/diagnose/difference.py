@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from merge.checkpoint.open import SHOWN, specs
+from merge.checkpoint.open import specs
 from merge.checkpoint.source import Source, opened
 from merge.plan.policy import dtype_name
 from merge.tools.diagnose.measure import Measured, Progress, measure_all, pooled
 from merge.tools.diagnose.sources import labels_for
-from merge.tools.diagnose.tables import Shown, counted, module_of, number, table
+from merge.tools.diagnose.tables import Shown, counted, module_of, number, part, table
 
 
 @dataclass(frozen=True)
@@ -125,18 +125,15 @@ def _lines(diff: Diff) -> list[str]:
         f"{diff.first} and {diff.second}: {counted(diff.total.tensors, 'tensor')} compared, {diff.total.equal:,} equal"
     ]
     for label, names in ((diff.first, diff.only_first), (diff.second, diff.only_second)):
-        lines += _part(f"only in {label}", names)
+        lines += part(f"only in {label}: {len(names)}", names)
     for what, items in (("shapes", diff.shapes), ("dtypes", diff.dtypes)):
-        lines += _part(f"{what} differ", [f"{item.name}: {item.first} and {item.second}" for item in items])
+        lines += part(
+            f"{what} differ: {len(items)}", [f"{item.name}: {item.first} and {item.second}" for item in items]
+        )
     if diff.modules:
         rows = [_row(item) for item in (*diff.modules, diff.total)]
         lines += ["", *table(("module", "tensors", "equal", "distance", "cosine", "not finite"), rows)]
     return lines
-
-
-def _part(title: str, items: tuple[str, ...] | list[str]) -> list[str]:
-    more = [f"  and {len(items) - SHOWN} more"] if len(items) > SHOWN else []
-    return ["", f"{title}: {len(items)}", *(f"  {item}" for item in items[:SHOWN]), *more] if items else []
 
 
 def _row(item: Distance) -> tuple[str, ...]:

@@ -10,14 +10,14 @@ from typing import Any
 
 from merge.checkpoint.digest import digest
 from merge.checkpoint.formats.tensors import TensorEntry
-from merge.checkpoint.open import SHOWN, Checkpoint, find_checkpoint
+from merge.checkpoint.open import Checkpoint, find_checkpoint
 from merge.checkpoint.save import recipe_path
 from merge.errors import MergeError
 from merge.plan.checks import COUNTER
 from merge.plan.policy import dtype_name
 from merge.recipe.json import read_recipe
 from merge.recipe.shares import describe
-from merge.tools.diagnose.tables import Shown, amount, counted, module_of, size, table
+from merge.tools.diagnose.tables import Shown, amount, counted, module_of, part, size, table
 
 TEXT = 60  # characters of a metadata value that are shown
 
@@ -216,12 +216,12 @@ def _lines(seen: Inspection) -> list[str]:
     else:
         lines += _table("modules", (*seen.modules, Group("total", *_numbers(seen.total))))
         lines += _table("dtypes", seen.dtypes)
-    lines += _part("ties", [" = ".join(names) for names in seen.ties])
+    lines += part("ties", [" = ".join(names) for names in seen.ties])
     counters = [item for item in seen.integers if item.name.endswith(COUNTER)]
     integers = [f"{item.name}  {item.kind}" for item in seen.integers if item not in counters]
-    lines += _part("integers", integers + ([counted(len(counters), "BatchNorm counter")] if counters else []))
-    lines += _part("metadata", [f"{key}: {value}" for key, value in seen.metadata.items()])
-    lines += _part("other entries", [f"{item.name}: {item.kind}" for item in seen.others])
+    lines += part("integers", integers + ([counted(len(counters), "BatchNorm counter")] if counters else []))
+    lines += part("metadata", [f"{key}: {value}" for key, value in seen.metadata.items()])
+    lines += part("other entries", [f"{item.name}: {item.kind}" for item in seen.others])
     return lines + _made_lines(seen.made)
 
 
@@ -234,11 +234,6 @@ def _table(title: str, groups: tuple[Group, ...]) -> list[str]:
     return ["", *table((title, "tensors", "parameters", "size"), rows)]
 
 
-def _part(title: str, items: list[str]) -> list[str]:
-    more = [f"  and {len(items) - SHOWN} more"] if len(items) > SHOWN else []
-    return ["", title, *(f"  {item}" for item in items[:SHOWN]), *more] if items else []
-
-
 def _made_lines(made: Made | None) -> list[str]:
     if made is None:
         return []
@@ -246,4 +241,4 @@ def _made_lines(made: Made | None) -> list[str]:
         made.fits
     ]
     noted = [f"digest {made.digest}: {verdict}"] if made.digest else []
-    return _part(f"made by {made.description}", [*made.inputs, *noted])
+    return part(f"made by {made.description}", [*made.inputs, *noted])

@@ -108,10 +108,6 @@ class Measured:
     contrasts: Mapping[tuple[int, int], Contrast]
 
     @property
-    def numel(self) -> int:
-        return math.prod(self.shape)
-
-    @property
     def finite(self) -> bool:
         return not any(self.nonfinite)
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
-
-from torch import Tensor
 
 from merge.checkpoint.open import specs
 from merge.checkpoint.source import Source, opened
@@ -104,14 +102,10 @@ def doctor(
         *relation_findings(case, relations),
     ]
     if not any(finding.severity == "error" for finding in found):
-        _agreed(sources, case)
+        # The engine's own plan has the last word: what it refuses, no report may call mergeable.
+        plan(sources, case.labels, case.policy, has_base=case.has_base)
     found.sort(key=lambda finding: ORDER[finding.severity])
     return Report(labels, tuple(found), tuple(relation.pair for relation in relations if relation.pair.tensors))
-
-
-def _agreed(sources: Sequence[Mapping[str, Tensor]], case: Case) -> None:
-    """The engine's own plan has the last word: what it refuses, no report may call mergeable."""
-    plan(sources, case.labels, case.policy, has_base=case.has_base)
 
 
 # -- text --------------------------------------------------------------------------------------------------------------

@@ -30,6 +30,12 @@ def _padded(cell: str, width: int, column: int) -> str:
     return cell.ljust(width) if column == 0 else cell.rjust(width)
 
 
+def part(title: str, items: Sequence[str]) -> list[str]:
+    """Lines of a titled list, at most 20 items of it; none where it is empty."""
+    more = [f"  and {len(items) - 20} more"] if len(items) > 20 else []
+    return ["", title, *(f"  {item}" for item in items[:20]), *more] if items else []
+
+
 def size(count: int) -> str:
     """Bytes in decimal units.
 
