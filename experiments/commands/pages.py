@@ -22,17 +22,21 @@ def plot(
     \b
     unival-merge study plot interpolation results/pocket-interpolation -o figures
     """
+    from experiments.errors import StudyError
     from experiments.pages.figures import draw, save
     from experiments.pages.views import open_study
 
     drawn, missing = draw(open_study(folder, name)[0])
+    if not drawn and not missing:
+        raise StudyError(
+            f"{folder}: nothing to draw of {name}: its rows have no points between experts, no averages and no shifted "
+            "splits; `study table` and `study report` show them"
+        )
     output.mkdir(parents=True, exist_ok=True)
     for one in drawn:
         typer.echo(" ".join(str(path) for path in save(one.figure, output / one.stem)))
     for line in missing:
         typer.echo(f"not drawn: {line}", err=True)
-    if not drawn and not missing:
-        typer.echo("nothing to draw: no points between experts, no averages, no shifted splits", err=True)
 
 
 def table(

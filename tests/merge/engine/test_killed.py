@@ -12,7 +12,7 @@ import pytest
 from tests.merge.outputs import caught_at_work, check_recipe, content, interpolate, leftovers, write_pair
 from tests.merge.running import Command, Server
 
-MOMENTS = 12
+MOMENTS = 20
 
 
 def remove(path: Path) -> None:
