@@ -62,7 +62,7 @@ def search(
 
     def evaluate(shares: Mapping[str, float]) -> Mapping[str, float]:
         scores = mixture.evaluate(shares)
-        typer.echo(told(shares, scores), err=True)
+        typer.echo(trial_line(shares, scores), err=True)
         return scores
 
     history = look(mixture.space, method, evaluate, budget, seed, objective=objective, known=mixture.known())
@@ -71,7 +71,7 @@ def search(
         raise typer.Exit(130)
 
 
-def told(shares: Mapping[str, float], scores: Mapping[str, float]) -> str:
+def trial_line(shares: Mapping[str, float], scores: Mapping[str, float]) -> str:
     """A point and its scores in words."""
     from merge import share_label
 

@@ -24,6 +24,7 @@ def merge_with(
 ) -> dict[str, Tensor]:
     """Merge checkpoints by any method of `METHODS`, with that method's parameters.
 
+        >>> import torch
         >>> base, expert = {"w": torch.tensor([1.0, 2.0])}, {"w": torch.tensor([3.0, 2.0])}
         >>> merge_with("ties", {"vqa": expert}, base, density=0.5)["w"]
         tensor([3., 2.])
@@ -61,6 +62,7 @@ def interpolate(
 ) -> dict[str, Tensor]:
     """`(1 - ratio) * first + ratio * second`: the ratio is the share of the second (UnIVAL, section 5).
 
+        >>> import torch
         >>> a, b = {"w": torch.tensor([0.0, 1.0])}, {"w": torch.tensor([1.0, 1.0])}
         >>> interpolate(a, b, 0.25)["w"]
         tensor([0.2500, 1.0000])

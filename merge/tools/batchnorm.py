@@ -228,7 +228,9 @@ def _broadcast(value: Tensor, layer: nn.Module, output: Tensor) -> Tensor:
 
 
 def named_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """Every module of a model by its first name."""
+    """Every module of a model by its first name; MergeError for what is no module."""
+    if not isinstance(cast("Any", model), nn.Module):
+        raise MergeError(f"model={type(model).__name__}: give a torch.nn.Module")
     return dict(cast("Iterable[tuple[str, nn.Module]]", model.named_modules()))
 
 

@@ -190,7 +190,7 @@ def test_mistakes_are_told() -> None:
         return search(**given)  # pyright: ignore[reportArgumentType]
 
     for split in ("test", "novel", "train"):
-        with pytest.raises(StudyError, match=f"searching on split '{split}' flatters"):
+        with pytest.raises(StudyError, match=f"points chosen on split '{split}' look too good there"):
             Space({"a": "a", "b": "b"}, split=split)
     with pytest.raises(StudyError, match="each for a task of its own"):
         Space({"a": "vqa", "b": "vqa"})
