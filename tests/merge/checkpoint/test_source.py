@@ -84,8 +84,11 @@ STATE = {"w": torch.zeros(2)}
         (lambda out: merge.save_checkpoint(None, out), "NoneType is no checkpoint"),
         (lambda out: merge.save_checkpoint(out, STATE), "the output must be a path, not a dict"),
         (lambda out: merge.save_checkpoint(STATE, out, like=STATE), "to open must be a path, not a dict"),
-        (lambda out: merge.save_checkpoint(STATE, out, {"epoch": 3}), "metadata={'epoch': 3}: must be texts by name"),
-        (lambda out: merge.save_checkpoint(STATE, out, "text"), "metadata=text: must be texts by name"),
+        (
+            lambda out: merge.save_checkpoint(STATE, out, metadata={"epoch": 3}),
+            "metadata={'epoch': 3}: must be texts by name",
+        ),
+        (lambda out: merge.save_checkpoint(STATE, out, metadata="text"), "metadata=text: must be texts by name"),
         (lambda out: merge.save_checkpoint(STATE, out, shard_size="2GB"), "shard_size='2GB': must be a number of"),
         (lambda out: merge.save_checkpoint(STATE, out, shard_size=0), "shard_size=0: must be a number of bytes"),
     ],
