@@ -48,5 +48,5 @@ def _memory(cells: Sequence[Cell], expected: dict[Path, str], size: float) -> st
     members = max((len(cell.point.held) for cell in cells if cell.point.method == "ensemble"), default=0)
     sizes = [file.stat().st_size / 1e9 for file in expected if file.suffix in (".pt", ".safetensors") and file.exists()]
     models = 1 + most + members
-    told = f", about {models * max(sizes, default=size):.2f} GB" if sizes or size else ""
-    return f"at most {models} models in memory{told}"
+    gigabytes = f", about {models * max(sizes, default=size):.2f} GB" if sizes or size else ""
+    return f"at most {models} models in memory{gigabytes}"

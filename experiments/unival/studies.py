@@ -11,6 +11,7 @@ shifted splits there are: a study is the same at both.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -51,7 +52,7 @@ class Choice:
 
 
 @dataclass(frozen=True, kw_only=True)
-class UnivalStudy:
+class UnivalStudy(ABC):
     """A study of UnIVAL: its name, its question in a sentence, the source of the idea, and by task the metrics that
     replace the task's own."""
 
@@ -60,9 +61,9 @@ class UnivalStudy:
     source: str
     metrics: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
 
+    @abstractmethod
     def cells(self, choice: Choice) -> list[Cell]:
-        """Every cell once, those of one point together; StudyError where the choice names what there is not."""
-        raise NotImplementedError
+        """List every cell once, those of one point together; StudyError where the choice names what there is not."""
 
     @property
     def notes(self) -> Notes:

@@ -1,5 +1,4 @@
-"""What evaluates the groups of a grid, by name. The seam is told in `experiments.grid.grid`;
-a new engine is a function here.
+"""Engines by name: each evaluates the groups of a grid (see `experiments.grid.grid`); a new one is a function here.
 
 `local` is the processes of this machine, `ray` the slots of a machine or a cluster.
 """

@@ -54,10 +54,10 @@ def align_checkpoint(
     cannot be read or written, and without SciPy.
     """
     a, b = (x if isinstance(x, Checkpoint) else open_checkpoint(x, section) for x in (first, second))
-    told = [{name: tuple(spec.shape) for name, spec in specs(side).items()} for side in (a, b)]
+    shapes = [{name: tuple(spec.shape) for name, spec in specs(side).items()} for side in (a, b)]
     # A specification names all that takes part: a model's own code may let the rest differ (buffers it computes anew).
-    names = groups.axes if isinstance(groups, PermutationSpec) else told[0].keys() | told[1].keys()
-    wrong = sorted(name for name in names if told[0].get(name) != told[1].get(name))
+    names = groups.axes if isinstance(groups, PermutationSpec) else shapes[0].keys() | shapes[1].keys()
+    wrong = sorted(name for name in names if shapes[0].get(name) != shapes[1].get(name))
     if wrong:
         raise MergeError(
             f"{a.path} and {b.path} differ in {len(wrong)} tensors ({', '.join(wrong[:3])}): only models with the same "
@@ -75,7 +75,7 @@ def align_checkpoint(
 
 
 def _cosine(spec: PermutationSpec, first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> float:
-    """Of the angle between the weights that have groups; tied tensors count once."""
+    """Compute the cosine of the angle between the weights that have groups; tied tensors count once."""
     described, seen = specs(second), set[Hashable]()
     dot = squares = others = 0.0
     for name in spec.axes:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import html
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 
 SHOWN = 5
 
 
-class Shown:
+class Shown(ABC):
     """A report that shows its text in notebooks, where its `repr` is one line."""
 
+    @abstractmethod
     def text(self) -> str:
-        """As printed on a terminal."""
-        raise NotImplementedError
+        """Write the report as it is printed on a terminal."""
 
     def _repr_html_(self) -> str:
         return f"<pre>{html.escape(self.text())}</pre>"
