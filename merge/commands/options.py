@@ -138,7 +138,10 @@ class Choices:
     ] = None
     missing: Missing = "error"
     vocab_rows: Annotated[
-        str, one_of(VOCAB_ROWS, "--vocab-rows", "The same for rows of a vocabulary that some lack.", panel=POLICY)
+        str,
+        one_of(
+            VOCAB_ROWS, "--vocab-rows", "The same for vocabulary rows and input channels that some lack.", panel=POLICY
+        ),
     ] = "error"
     batchnorm: Annotated[
         str,

@@ -14,7 +14,7 @@ from torch import Tensor
 from merge.checkpoint.formats.tensors import Spec, TensorEntry
 from merge.checkpoint.open import SHOWN
 from merge.plan.policy import Origin, Policy, Slice, dtype_name
-from merge.plan.rows import VOCABULARY, Assembly, Vocabulary, by_position, rows_differ
+from merge.plan.rows import VOCABULARY, Assembly, Vocabulary, by_position, growing_axis
 
 # BatchNorm's count of seen batches: the only integers that differ between experts for a good reason.
 COUNTER = "num_batches_tracked"
@@ -75,8 +75,9 @@ def conflict(name: str, sources: Sequence[int], case: Case, *, rows: bool = Fals
     for index in sources[1:]:
         spec, other = case.described[index][name], case.labels[index]
         if spec.shape != first.shape and not rows:
-            row_wise = VOCABULARY.fullmatch(name) and rows_differ([first.shape, spec.shape])
-            advice = leave(name) + (", or merge row by row with vocab_rows='keep-first'" if row_wise else "")
+            axis = growing_axis(name, [first.shape, spec.shape])
+            parts = {0: "row by row", 1: "those channels that all have"}.get(-1 if axis is None else axis)
+            advice = leave(name) + (f", or merge {parts} with vocab_rows='keep-first'" if parts else "")
             return f"{name} has shape {list(first.shape)} in {label} and {list(spec.shape)} in {other}: {advice}"
         floats = spec.dtype.is_floating_point and first.dtype.is_floating_point
         if spec.dtype != first.dtype and not (floats and case.policy.dtype):
@@ -123,10 +124,13 @@ def rows_policy(policy: Policy) -> str:
 
 
 def rows_of(name: str, sources: Sequence[int], case: Case) -> tuple[Vocabulary | None, str]:
-    """Give the rows of a vocabulary tensor where they differ between the inputs, or why they cannot be matched."""
+    """Give the rows (or input channels) of a tensor where they differ between inputs, or why they cannot be matched."""
     if case.vocabulary is None and case.policy.vocab_rows == "error":
         return None, ""
     shapes = [case.described[index][name].shape for index in sources]
+    axis = growing_axis(name, shapes)
+    if axis == 1 and case.policy.vocab_rows != "error":
+        return by_position([shape[1] for shape in shapes], 1), ""
     if not VOCABULARY.fullmatch(name) or len({shape[1:] for shape in shapes}) > 1:
         return None, ""
     found = None if case.vocabulary is None else case.vocabulary.among(sources)
@@ -137,14 +141,20 @@ def rows_of(name: str, sources: Sequence[int], case: Case) -> tuple[Vocabulary |
             lacking = found.lacking([case.labels[index] for index in sources])
             return None, f"the dictionaries differ: {lacking}; keep such rows with vocab_rows='keep-first'"
         return found, ""
-    if found is not None or not rows_differ(shapes) or case.policy.vocab_rows == "error":
+    if found is not None or axis is None or case.policy.vocab_rows == "error":
         return None, ""
     return by_position([shape[0] for shape in shapes]), ""
 
 
-def row_problems(counts: Mapping[tuple[int, ...], str]) -> list[str]:
-    """Say which vocabulary tensors have other numbers of rows than the first: not all can be matched by position."""
-    if len(counts) < 2:
-        return []
-    each = ", ".join(f"{name} has {', '.join(map(str, rows))}" for rows, name in counts.items())
-    return [f"rows differ otherwise: {each}; keep or drop the one that is no vocabulary"]
+def row_problems(counts: Mapping[tuple[int, tuple[int, ...]], str]) -> list[str]:
+    """Say which tensors have other numbers of rows, or channels, than the first: not all can be matched by position.
+
+    `counts` gives a tensor for every axis and sizes along it, one size an input.
+    """
+    problems: list[str] = []
+    for axis, what, none in ((0, "rows", "vocabulary"), (1, "channels", "input of the model")):
+        differing = {sizes: name for (at, sizes), name in counts.items() if at == axis}
+        if len(differing) > 1:
+            each = ", ".join(f"{name} has {', '.join(map(str, sizes))}" for sizes, name in differing.items())
+            problems.append(f"{what} differ otherwise: {each}; keep or drop the one that is no {none}")
+    return problems

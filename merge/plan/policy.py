@@ -61,7 +61,8 @@ class Policy:
         missing: a name that some input lacks is an "error"; or is taken unmerged from the first that has it
             ("keep-first"); or counts as the base's where an expert lacks it ("zero-delta": its task vector is zero); or
             is merged among the inputs that have it, whose shares are scaled to the sum 1 ("union").
-        vocab_rows: the same for rows of a vocabulary that some input lacks: "error", "keep-first" or "zero-delta".
+        vocab_rows: the same for rows of a vocabulary, and for input channels, that some input lacks: "error",
+            "keep-first" or "zero-delta".
         dtype: dtype of the merged floating tensors; None keeps each tensor's own, which inputs must then share.
         compute_dtype: dtype of the arithmetic, float32 or float64; float64 tensors always have float64.
         batchnorm: "average" (statistics are merged like weights) or "from:<input name>".

@@ -35,15 +35,17 @@ class Assembly:
     """How a tensor is put together.
 
     Attributes:
-        rows: for every source the rows that are merged, -1 for those taken from the first source instead; empty where
-            whole tensors are merged.
-        put: the rows of the result that `rows` make.
+        rows: for every source the indices along `axis` that are merged, -1 for those taken from the first source
+            instead; empty where whole tensors are merged.
+        put: the indices of the result that `rows` make.
         patches: what is put in unmerged, in this order.
+        axis: 0 for rows, 1 for the input channels of a layer.
     """
 
     rows: tuple[Tensor, ...] = ()
     put: Tensor | None = None
     patches: tuple[Patch, ...] = ()
+    axis: int = 0
 
 
 def aligned(tensors: Sequence[Tensor], assembly: Assembly | None) -> list[Tensor]:
@@ -51,13 +53,14 @@ def aligned(tensors: Sequence[Tensor], assembly: Assembly | None) -> list[Tensor
     if assembly is None or not assembly.rows:
         return list(tensors)
     rows = [item.to(tensor.device) for item, tensor in zip(assembly.rows, tensors, strict=True)]
-    parts: list[Tensor] = []
+    axis, parts = assembly.axis, list[Tensor]()
     for tensor, mine in zip(tensors, rows, strict=True):
-        part = tensor.index_select(0, mine.clamp(min=0))
+        part = tensor.index_select(axis, mine.clamp(min=0))
         absent = mine < 0
         if absent.any():  # the base's, in a dtype that holds both exactly
             part = part.to(torch.promote_types(part.dtype, tensors[0].dtype))
-            part[absent] = tensors[0].index_select(0, rows[0][absent]).to(part.dtype)
+            bases = tensors[0].index_select(axis, rows[0][absent]).to(part.dtype)
+            part = part.index_copy(axis, torch.nonzero(absent).flatten(), bases)
         parts.append(part)
     return parts
 
@@ -69,7 +72,7 @@ def assembled(tensors: Sequence[Tensor], assembly: Assembly | None, merged: Tens
     if assembly.put is None:
         result = merged.clone()
     else:
-        result = merged.new_empty(shape).index_copy(0, assembly.put.to(merged.device), merged)
+        result = merged.new_empty(shape).index_copy(assembly.axis, assembly.put.to(merged.device), merged)
     for patch in assembly.patches:
         part = tensors[patch.source].index_select(patch.axis, patch.take.to(merged.device))
         result = result.index_copy(patch.axis, patch.put.to(merged.device), part.to(result.dtype))
@@ -102,11 +105,13 @@ class Vocabulary:
         sizes: rows of every input.
         rows: inputs x rows of the result; -1 where an input lacks the row.
         tokens: the result's dictionary; None where rows are told apart by their position alone.
+        axis: the axis that is meant: 0, or 1 where the rows are the input channels of a layer.
     """
 
     sizes: tuple[int, ...]
     rows: Tensor
     tokens: Mapping[str, int] | None = None
+    axis: int = 0
 
     def among(self, sources: Sequence[int]) -> Vocabulary:
         """The same of some inputs."""
@@ -138,8 +143,12 @@ class Vocabulary:
         for source in range(len(self.rows)):
             alone = torch.nonzero(~merged & (first == source)).flatten()
             if len(alone):
-                patches.append(Patch(source, 0, self.rows[source, alone], alone))
-        return Assembly(tuple(row[put] for row in self.rows), put, tuple(patches))
+                patches.append(Patch(source, self.axis, self.rows[source, alone], alone))
+        return Assembly(tuple(row[put] for row in self.rows), put, tuple(patches), self.axis)
+
+    def shape(self, like: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of the result of a tensor that has the shape `like` in one input."""
+        return (*like[: self.axis], self.rows.shape[1], *like[self.axis + 1 :])
 
 
 def by_token(dictionaries: Sequence[Mapping[str, int] | None], labels: Sequence[str]) -> Vocabulary | None:
@@ -166,12 +175,22 @@ def by_token(dictionaries: Sequence[Mapping[str, int] | None], labels: Sequence[
     return Vocabulary(tuple(map(len, given)), rows, tokens)
 
 
-def by_position(sizes: Sequence[int]) -> Vocabulary:
+def by_position(sizes: Sequence[int], axis: int = 0) -> Vocabulary:
     """The vocabulary of inputs that only differ in how many rows follow: row i is token i everywhere."""
     positions = torch.arange(max(sizes))
-    return Vocabulary(tuple(sizes), torch.stack([torch.where(positions < size, positions, -1) for size in sizes]))
+    rows = torch.stack([torch.where(positions < size, positions, -1) for size in sizes])
+    return Vocabulary(tuple(sizes), rows, axis=axis)
 
 
-def rows_differ(shapes: Sequence[tuple[int, ...]]) -> bool:
-    """Whether shapes differ, in the first axis alone."""
-    return len(set(shapes)) > 1 and all(shapes) and len({shape[1:] for shape in shapes}) == 1
+def growing_axis(name: str, shapes: Sequence[tuple[int, ...]]) -> int | None:
+    """Give the axis along which some inputs of a tensor have more than others, None where there is no such axis.
+
+    Rows of a vocabulary follow each other along axis 0, input channels of a layer along axis 1: an image model that
+    takes a mask or a depth map beside the image has more of them (9 against 4 in Stable Diffusion's inpainting).
+    """
+    if len({len(shape) for shape in shapes}) > 1:
+        return None
+    differing = [axis for axis, sizes in enumerate(zip(*shapes, strict=True)) if len(set(sizes)) > 1]
+    if differing == [0]:
+        return 0 if VOCABULARY.fullmatch(name) else None
+    return 1 if differing == [1] else None

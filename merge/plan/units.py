@@ -83,7 +83,7 @@ def plan(
     case = Case(inputs, described, labels, policy, decided, slices, vocabulary, statistics_from)
     problems = name_problems(case, names)
     units: list[Unit] = []
-    counts: dict[tuple[int, ...], str] = {}
+    counts: dict[tuple[int, tuple[int, ...]], str] = {}
     for group in _tied_groups(case, names):
         unit, problem = _unit(group, case)
         if problem:
@@ -91,7 +91,9 @@ def plan(
         elif unit:
             units.append(unit)
             if unit.assembly is not None and unit.assembly.put is not None:
-                counts.setdefault(tuple(described[index][unit.name].shape[0] for index in unit.sources), unit.name)
+                axis = unit.assembly.axis
+                sizes = tuple(described[index][unit.name].shape[axis] for index in unit.sources)
+                counts.setdefault((axis, sizes), unit.name)
     problems += row_problems(counts)
     if problems:
         problems = list(dict.fromkeys(problems))
@@ -201,8 +203,8 @@ def _unit(names: tuple[str, ...], case: Case) -> tuple[Unit | None, str]:
     problem = problem or conflict(name, sources, case, rows=vocabulary is not None)
     shape, assembly = first.shape, None
     if vocabulary is not None:
-        shape = (vocabulary.rows.shape[1], *first.shape[1:])
-        assembly, why = vocabulary.assembly(rows_policy(case.policy)), "by row"
+        shape, why = vocabulary.shape(first.shape), "by channel" if vocabulary.axis else "by row"
+        assembly = vocabulary.assembly(rows_policy(case.policy))
     elif slices and not problem:
         patches, problem = patches_for(name, slices, sources, shape)
         assembly, why = Assembly(patches=patches), "sliced"
