@@ -10,16 +10,20 @@ from merge.commands import Command, application, run
 from unival_core import UnivalError
 
 COMMANDS = {
-    "study list": Command("experiments.commands.study:list_studies", "Study", "List the studies."),
+    "study list": Command("experiments.commands.study:list_studies", "Study", "List the studies.", prints=True),
     "study run": Command("experiments.commands.study:run", "Study", "Evaluate merged models at every point."),
-    "study best": Command("experiments.commands.study:best", "Study", "Print the best ratio, chosen on split val."),
-    "study search": Command("experiments.commands.search:search", "Study", "Search the best ratio with a budget."),
+    "study best": Command(
+        "experiments.commands.study:best", "Study", "Print the best ratio, chosen on split val.", prints=True
+    ),
+    "study search": Command(
+        "experiments.commands.search:search", "Study", "Search the best ratio with a budget.", prints=True
+    ),
     "study plot": Command("experiments.commands.pages:plot", "Study", "Draw every figure of a study."),
-    "study table": Command("experiments.commands.pages:table", "Study", "Print the scores of a study."),
+    "study table": Command("experiments.commands.pages:table", "Study", "Print the scores of a study.", prints=True),
     "study report": Command("experiments.commands.pages:report", "Study", "Write one HTML page of a study."),
     "study samples": Command("experiments.commands.pages:samples", "Study", "Let merged models answer a few examples."),
     "world make": Command("experiments.commands.world:make", "World", "Write the embedded data."),
-    "world show": Command("experiments.commands.world:show", "World", "Draw rows of the embedded data."),
+    "world show": Command("experiments.commands.world:show", "World", "Draw rows of the embedded data.", prints=True),
     "pocket": Command("experiments.commands.pocket:pocket", "World", "Make the study's models from nothing."),
     "demo": Command("experiments.commands.pocket:demo", "World", "Make data and experts, merge them, report."),
 }

@@ -7,7 +7,9 @@ from merge.errors import MergeError
 
 COMMANDS = {
     "merge": Command("merge.commands.merging:merge", "Merge", "Merge checkpoints by any method."),
-    "methods": Command("merge.commands.looking:methods", "Merge", "List the methods, or show one in full."),
+    "methods": Command(
+        "merge.commands.looking:methods", "Merge", "List the methods, or show one in full.", prints=True
+    ),
     "interpolate": Command("merge.commands.merging:interpolate", "Merge", "Mix two along the straight line."),
     "average": Command("merge.commands.merging:average", "Merge", "Average any number, each with its weight."),
     "task-arithmetic": Command(
@@ -21,9 +23,9 @@ COMMANDS = {
     "adapters": Command("merge.commands.files:adapters", "Merge", "Merge LoRA adapters, alone or into their base."),
     "align": Command("merge.commands.files:align", "Merge", "Put a model's units in the order of another's."),
     "convert": Command("merge.commands.files:convert", "Merge", "Write a checkpoint in another format, bit for bit."),
-    "inspect": Command("merge.commands.looking:inspect", "Look", "Show what a checkpoint holds."),
-    "diff": Command("merge.commands.looking:diff", "Look", "Show how two checkpoints differ."),
-    "doctor": Command("merge.commands.looking:doctor", "Look", "Say whether a merge is likely to work."),
+    "inspect": Command("merge.commands.looking:inspect", "Look", "Show what a checkpoint holds.", prints=True),
+    "diff": Command("merge.commands.looking:diff", "Look", "Show how two checkpoints differ.", prints=True),
+    "doctor": Command("merge.commands.looking:doctor", "Look", "Say whether a merge is likely to work.", prints=True),
 }
 
 app = application(COMMANDS, "Merge checkpoints, and see whether they can be merged.", (MergeError,))

@@ -8,9 +8,7 @@ from __future__ import annotations
 import gc
 import importlib
 import inspect
-import os
 import re
-import signal
 import sys
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
@@ -20,6 +18,8 @@ from typing import Annotated, Any, ClassVar, Union, get_args, get_origin, get_ty
 
 import typer
 from typer.core import TyperCommand, TyperGroup
+
+from merge.commands.process import check_folder, ending_on_signals, explained, patient_streams
 
 VERSIONS = ("unival-merge", "torch", "numpy", "safetensors", "xxhash", "tokenizers", "typer")
 METAVARS = {Path: "FILE", int: "N", float: "NUMBER", str: "TEXT"}
@@ -39,15 +39,19 @@ class Command:
             dataclass stands for all of its fields.
         group: the heading that it is listed under.
         summary: what it does, for the list of commands.
+        prints: what is printed is what was asked for. Else it tells of files, which are there whether it can or not.
     """
 
     function: str
     group: str
     summary: str
+    prints: bool = False
 
 
 class Page(TyperCommand):
     """A command whose help shows the options that most need first, and the others by panel."""
+
+    prints = True
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """The arguments, what options must be given, and then the rest."""
@@ -94,6 +98,7 @@ class Group(TyperGroup):
         inner = {name[len(first) :]: entry for name, entry in self.entries.items() if name.startswith(first)}
         if cmd_name in self.entries:
             found = _page(cmd_name, self.entries[cmd_name])
+            found.prints = self.entries[cmd_name].prints
         elif inner:
             found = typer.main.get_command(application(inner, f"The commands of `{cmd_name}`.", name=cmd_name))
         else:
@@ -113,22 +118,33 @@ class Group(TyperGroup):
                 formatter.write_dl(rows)
 
     def main(self, *args: Any, **extra: Any) -> Any:
-        """Run what the arguments say, and exit: users' mistakes are one line on stderr and exit code 2."""
+        """Run what the arguments say, and exit: users' mistakes are one line on stderr and exit code 2.
+
+        What nobody foresaw is one line too, and its traceback is kept in a file.
+        """
         try:
-            code = super().main(*args, **{**extra, "standalone_mode": False})
-            sys.stdout.flush()  # a pipe that nobody reads any more is noticed here, not by the interpreter's end
+            sys.exit(super().main(*args, **{**extra, "standalone_mode": False}) or 0)
         except self.errors as error:
-            typer.echo(f"error: {in_options(str(error), self.at_hand)}", err=True)
-            code = 2
+            told, code = f"error: {in_options(str(error), self.at_hand)}", 2
         except USAGE as error:
-            told = " ".join(error.format_message().split()).rstrip(".")
+            text = " ".join(error.format_message().split()).rstrip(".")
             command = error.ctx.command_path if error.ctx else "this program"
-            typer.echo(f"error: {told}; see {command} --help", err=True)
-            code = 2
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the end would try, and tell
-            code = 1
-        sys.exit(code or 0)
+            told, code = f"error: {text}; see {command} --help", 2
+        except typer.Abort:  # Ctrl-C outside of `run`, which makes it an exit
+            told, code = "interrupted", 130
+        except Exception as error:
+            told, code = explained(error)
+        typer.echo(printable(told), err=True)
+        sys.exit(code)
+
+
+def printable(text: str) -> str:
+    """Text in one line, with escapes for what would move the cursor, hide or reorder what is read.
+
+    >>> printable("tensor a\\u2028\\x1b[2Jb")
+    'tensor a\\\\u2028\\\\x1b[2Jb'
+    """
+    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)
 
 
 def in_options(text: str, command: Any) -> str:
@@ -239,14 +255,21 @@ def _inner(ctx: typer.Context) -> None:
 
 
 def run(program: typer.Typer) -> None:
-    """Run a program's command line and exit: 0, 2 for users' mistakes, 130 for Ctrl-C."""
-    signal.signal(signal.SIGINT, _interrupted)
+    """Run a program's command line and exit: 0, 2 for users' mistakes, 1 for ours, 128 + n for a signal n."""
+    check_folder()
     # Imports and plans make objects that stay: looking through them for garbage costs a quarter of a second.
     gc.set_threshold(100_000, 50, 50)
-    typer.main.get_command(program)(prog_name="unival-merge")
-
-
-def _interrupted(number: int, frame: object) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # tidying up takes a moment and is not to be cut short
-    typer.echo("interrupted: nothing was left half-written", err=True)
-    raise SystemExit(130)
+    command = typer.main.get_command(program)
+    with ending_on_signals(), patient_streams() as outlets:
+        code: Any = 0
+        try:
+            command(prog_name="unival-merge")
+        except SystemExit as end:
+            code = end.code
+        sys.stdout.flush()
+        if (error := outlets[0].error if outlets else None) and not code:
+            code = int(getattr(getattr(command, "at_hand", None), "prints", True))  # else help, or a list of commands
+            done = "it is incomplete" if code else "the work is done"
+            if not isinstance(error, BrokenPipeError):  # of `| head`: nobody wanted more
+                typer.echo(f"standard output could not be written ({error.strerror}): {done}", err=True)
+    sys.exit(code)

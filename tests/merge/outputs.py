@@ -4,6 +4,7 @@ import json
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 import xxhash
@@ -47,10 +48,10 @@ def write_pair(folder: Path, tensors: int, rows: int) -> None:
         save_file(many, folder / f"{name}.safetensors")
 
 
-def caught_at_work(command: Server, folder: Path, *argv: str | Path) -> Command:
+def caught_at_work(command: Server, folder: Path, *argv: str | Path, **how: Any) -> Command:
     """The command, stopped while its partial output lies in `folder`."""
     for _ in range(20):
-        running = command.start(*argv)
+        running = command.start(*argv, **how)
         end = time.monotonic() + 10
         while time.monotonic() < end:
             if any(path.is_dir() or path.stat().st_size for path in folder.glob(".*.partial-*")):

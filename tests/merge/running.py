@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +29,12 @@ def drop_capabilities():
     header, data = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
     if ctypes.CDLL(None, use_errno=True).capset(header, data):
         raise OSError(ctypes.get_errno(), "capset")
+
+def unread():
+    # A pipe that nobody reads any more, as behind `| head`.
+    end, begin = os.pipe()
+    os.close(end)
+    return begin
 
 def stepping(number, step):
     # Deliver a signal to oneself at the given step through atomic.py: a line to be run, each counted twice.
@@ -61,6 +68,12 @@ def child(order):
         resource.setrlimit(resource.RLIMIT_FSIZE, (order["file_size"], order["file_size"]))
     if order["unprivileged"] and os.getuid() == 0:
         drop_capabilities()
+    for number in order["ignored"]:
+        signal.signal(number, signal.SIG_IGN)
+    if order["stdout"] == "closed":
+        os.close(1)
+    elif order["stdout"]:
+        os.dup2(os.open("/dev/full", os.O_WRONLY) if order["stdout"] == "full" else unread(), 1)
     sys.argv = ["unival-merge", *order["argv"]]
     if order["step"] is not None:
         stepping(order["signal"], order["step"])
@@ -166,15 +179,18 @@ class Server:
         step: int | None = None,
         number: int = signal.SIGKILL,
         seconds: int = 60,
+        stdout: str = "",
+        ignored: Sequence[int] = (),
     ) -> Command:
         """Start a command line.
 
         `file_size` limits the files it may write, `unprivileged` takes root's rights away, `seconds` is when SIGALRM
-        ends it. With `step` it sends itself the signal `number` when it comes to that line of checkpoint/atomic.py.
+        ends it. `stdout` may be "full", "closed" or a "pipe" that nobody reads, `ignored` are signals. With `step` it
+        sends itself the signal `number` when it comes to that line of checkpoint/atomic.py.
         """
         order = {"argv": [str(word) for word in argv], "cwd": str(cwd or self._folder), "umask": umask}
         order |= {"file_size": file_size, "unprivileged": unprivileged, "seconds": seconds}
-        order |= {"step": step, "signal": int(number)}
+        order |= {"step": step, "signal": int(number), "stdout": stdout, "ignored": [int(one) for one in ignored]}
         return Command(self, self.ask(order))
 
     def __call__(self, *argv: str | Path, **how: Any) -> Result:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import signal
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ class Outcome:
 def command(*arguments: object) -> Outcome:
     """Run `unival-merge ARGUMENTS` here; anything but an exit (a traceback for a user) is raised."""
     out, err = io.StringIO(), io.StringIO()
-    before, handler = sys.argv, signal.getsignal(signal.SIGINT)
+    before = sys.argv
     sys.argv = ["unival-merge", *map(str, arguments)]
     try:
         with redirect_stdout(out), redirect_stderr(err):
@@ -33,7 +32,6 @@ def command(*arguments: object) -> Outcome:
         return Outcome(stop.code or 0, out.getvalue(), err.getvalue())
     finally:
         sys.argv = before
-        signal.signal(signal.SIGINT, handler)
     return Outcome(0, out.getvalue(), err.getvalue())
 
 

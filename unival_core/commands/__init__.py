@@ -8,9 +8,11 @@ from unival_core.errors import UnivalError
 
 COMMANDS = {
     "generate": Command(
-        "unival_core.commands.answering:generate", "UnIVAL", "Ask a model about one image, video, audio."
+        "unival_core.commands.answering:generate", "UnIVAL", "Ask a model about one image, video, audio.", prints=True
     ),
-    "evaluate": Command("unival_core.commands.answering:evaluate", "UnIVAL", "Score a model on the rows of a file."),
+    "evaluate": Command(
+        "unival_core.commands.answering:evaluate", "UnIVAL", "Score a model on the rows of a file.", prints=True
+    ),
     "train": Command("unival_core.commands.training:train", "UnIVAL", "Finetune a model on one task, by its recipe."),
     "pretrain": Command("unival_core.commands.training:pretrain", "UnIVAL", "Pretrain a model on several tasks."),
     "align": Command("unival_core.commands.answering:align", "Merge", "Put a model's units in the order of another's."),

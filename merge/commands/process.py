@@ -1,0 +1,159 @@
+"""A command as a process among others: its signals, its streams, and the net under errors that nobody foresaw."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import os
+import shlex
+import signal
+import sys
+import tempfile
+import traceback
+import warnings
+from collections.abc import Generator
+from typing import IO, Any
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextlib.contextmanager
+def ending_on_signals() -> Generator[None]:
+    """Turn Ctrl-C, SIGTERM and SIGHUP into SystemExit(128 + n), so that what is half-written is tidied away.
+
+    A signal that is ignored stays so: `nohup` is to outlive the terminal, a background job its shell's Ctrl-C.
+    """
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    heard = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
+
+    def stop(number: int, frame: object) -> None:
+        for other in heard:  # tidying up takes a moment and is not to be cut short
+            signal.signal(other, signal.SIG_IGN)
+        told = "interrupted" if number == signal.SIGINT else f"stopped by {signal.Signals(number).name}"
+        with contextlib.suppress(OSError, RuntimeError):  # the latter where it came in the middle of another print
+            print(f"{told}: nothing was left half-written", file=sys.stderr, flush=True)
+        raise SystemExit(128 + number)
+
+    for number in heard:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number in heard:
+            signal.signal(number, before[number])
+
+
+def check_folder() -> None:
+    """Exit where the folder that this runs in is gone: libraries would end the process in words of their own."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        print(
+            f"error: the folder that this runs in is not usable ({error.strerror}): change into another",
+            file=sys.stderr,
+        )
+        sys.exit(2)
+
+
+class Outlet(io.RawIOBase):
+    """What a stream is written through: it keeps the error of a full disk or a closed pipe, and takes what follows.
+
+    Work under way is then finished, and `main` says at the end what could not be told.
+    """
+
+    def __init__(self, descriptor: int):
+        self.descriptor = descriptor
+        self.error: OSError | None = None
+
+    def fileno(self) -> int:
+        """Give the file descriptor."""
+        return self.descriptor
+
+    def writable(self) -> bool:
+        """Say yes, always."""
+        return True
+
+    def isatty(self) -> bool:
+        """Tell whether it is a terminal."""
+        return os.isatty(self.descriptor)
+
+    def write(self, data: Any) -> int:
+        """Write what can be written; where nothing can any more, swallow it."""
+        if self.error is None:
+            try:
+                return os.write(self.descriptor, data)
+            except OSError as error:
+                self.error = error
+        return len(data)
+
+
+@contextlib.contextmanager
+def patient_streams() -> Generator[list[Outlet]]:
+    """Let what is printed neither end the work nor raise for a sign that the terminal lacks; warnings are one line.
+
+    Yields the outlet of standard output; none where that is no file of its own.
+    """
+    for descriptor in range(3):  # a closed one would be the number of the next file: an output written into by `print`
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    before = sys.stdout, sys.stderr
+    sys.stdout, outlet = _patient(sys.stdout)
+    sys.stderr, _ = _patient(sys.stderr)
+    with warnings.catch_warnings():
+        warnings.showwarning = _warn
+        try:
+            yield outlet
+        finally:
+            for stream in (sys.stdout, sys.stderr):
+                stream.flush()
+            sys.stdout, sys.stderr = before
+
+
+def _patient(stream: IO[str] | None) -> tuple[IO[str], list[Outlet]]:
+    """Give a stream through an outlet, and this; another stream (of a test, a notebook) as it is."""
+    if stream is None:  # closed by the caller
+        return open(os.devnull, "w", encoding="utf-8"), []
+    try:
+        outlet = Outlet(stream.fileno())
+    except OSError:
+        return stream, []
+    stream.flush()
+    same: dict[str, Any] = {name: getattr(stream, name) for name in ("encoding", "line_buffering", "write_through")}
+    return io.TextIOWrapper(io.BufferedWriter(outlet), errors="backslashreplace", **same), [outlet]
+
+
+def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
+    print(f"warning: {message}", file=sys.stderr)
+
+
+def explained(error: Exception) -> tuple[str, int]:
+    """Tell an error that nobody foresaw in one line, with the exit code: 2 where the system refused, else 1.
+
+    What is ours comes with a file that holds the traceback.
+    """
+    if isinstance(error, OSError) and error.errno:
+        file: Any = error.filename
+        if file is not None or error.errno in FULL:
+            named = "" if file is None or isinstance(file, int) else f"{os.fsdecode(file)}: "
+            return f"error: {named}{error.strerror}", 2
+    first = (str(error).strip().splitlines() or [""])[0]
+    if isinstance(error, MemoryError) or "out of memory" in first or "can't allocate memory" in first:
+        return f"error: not enough memory: {first or 'it ran out'}", 2
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    where = f"{os.path.basename(place.filename)}:{place.lineno}"
+    return f"internal error: {type(error).__name__}: {first or 'no message'} ({where}); {_reported(error)}", 1
+
+
+def _reported(error: Exception) -> str:
+    """Write the traceback into a file that a report can carry, and say so."""
+    try:
+        descriptor, path = tempfile.mkstemp(prefix="unival-merge-error-", suffix=".txt")
+        with open(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(f"{shlex.join(sys.argv)}\npython {sys.version}\n\n{''.join(traceback.format_exception(error))}")
+    except OSError as problem:
+        return f"please report it (its traceback could not be written: {problem.strerror})"
+    return f"please report it with {path}"
