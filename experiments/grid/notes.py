@@ -17,11 +17,13 @@ FILE = "study.json"
 
 @dataclass(frozen=True)
 class Notes:
-    """A study in words. `tables` hold by title the models to compare, by name, each with its tasks."""
+    """A study in words. `tables` hold by title the models to compare, by name, each with its tasks; `contender` is the
+    kind of experts whose average findings compare with those of other kinds on shifted data."""
 
     question: str = ""
     source: str = ""
     tables: Mapping[str, Mapping[str, Sequence[str]]] = field(default_factory=dict[str, Mapping[str, Sequence[str]]])
+    contender: str = ""
 
 
 def read_notes(folder: str | Path, study: str) -> Notes:

@@ -17,6 +17,7 @@ from experiments.pages.views import (
     Pair,
     experts_of,
     is_average,
+    kinds_of,
     main_metrics,
     on_split,
     one_policy,
@@ -43,15 +44,15 @@ SIGNIFICANT = 0.05
 LINE = "the straight line between their scores"
 
 
-def findings(rows: Rows, scores: Examples | None = None) -> list[str]:
+def findings(rows: Rows, scores: Examples | None = None, contender: str = "") -> list[str]:
     """State the findings that the rows allow, of three.
 
     Experts against the pretrained model; what is kept between two experts; averages against the pretrained model, and
-    against each other on shifted data. The first line of a finding is the sentence, further lines are details. `scores`
-    are per example by row key (`read_scores`), for intervals and tests.
+    that of the `contender`, a kind of experts, against the others on shifted data. The first line of a finding is the
+    sentence, further lines are details. `scores` are per example by row key (`read_scores`), for intervals and tests.
     """
     known = weights_only(one_policy(main_metrics(rows)))
-    found = [tension(known, scores or {}), fronts(known, scores or {}), averages(known, scores or {})]
+    found = [tension(known, scores or {}), fronts(known, scores or {}), averages(known, scores or {}, contender)]
     return [text for text in found if text]
 
 
@@ -142,8 +143,8 @@ def front_of(rows: Records, pair: Pair, kind: str, scores: Examples) -> tuple[st
     return text, above.sign
 
 
-def averages(rows: Records, scores: Examples) -> str:
-    """Compare averages of three experts or more with the pretrained model, and ratatouille's with the other kinds'."""
+def averages(rows: Records, scores: Examples, contender: str = "") -> str:
+    """Compare averages of three experts or more with the pretrained model, and the contender's with the others'."""
     merged = [row for row in rows if is_average(row)]
     start = [row for row in rows if experts_of(row) == [PRETRAINED]]
     if not merged or not start:
@@ -166,7 +167,7 @@ def averages(rows: Records, scores: Examples) -> str:
     else:
         verdict = f"Averages of all experts against the pretrained model: better in {better}, worse in {worse} and not "
         verdict += f"told apart in {len(signs) - better - worse} of {len(signs)} comparisons"
-    return f"{verdict} (mean over tasks: {', '.join(details)}).{_kinds_on(merged, outside, scores)}"
+    return f"{verdict} (mean over tasks: {', '.join(details)}).{_contest(merged, contender, outside, scores)}"
 
 
 def sweep(rows: Records, pair: Pair, kind: str, split: str) -> tuple[np.ndarray, np.ndarray] | None:
@@ -197,16 +198,16 @@ def above_chord(rows: Records, pair: Pair, kind: str, share: float, scores: Exam
     return Gap(value, math.sqrt(variance))
 
 
-def _kinds_on(merged: Records, splits: Sequence[str], scores: Examples) -> str:
-    """Compare ratatouille's average with the others' on shifted data, in a sentence."""
-    best, details = "ratatouille", list[str]()
-    own = [row for row in merged if row["experts"] == best]
-    for kind in names_in([row for row in merged if row["experts"] != best], "experts"):
+def _contest(merged: Records, contender: str, splits: Sequence[str], scores: Examples) -> str:
+    """Compare the contender's average with the others' on shifted data, in a sentence; "" without a contender."""
+    details: list[str] = []
+    own = [row for row in merged if row["experts"] == contender]
+    for kind in names_in([row for row in merged if row["experts"] != contender], "experts"):
         value = mean_gap(own, [row for row in merged if row["experts"] == kind], splits, scores) if own else None
         if value is not None:
             words = {1: "better than", -1: "worse than", 0: "not told apart from"}[value.sign]
             details.append(f"{words} {kind} ({value})")
-    return f" On shifted data the average of {best} experts is {', '.join(details)}." if details else ""
+    return f" On shifted data the average of {contender} experts is {', '.join(details)}." if details else ""
 
 
 def _area(shares: np.ndarray, table: np.ndarray) -> str:
@@ -221,10 +222,11 @@ def _area(shares: np.ndarray, table: np.ndarray) -> str:
 
 
 def _kind(rows: Records) -> str:
-    """Choose the kind of single experts to speak of: vanilla, or the first there is."""
-    kinds = names_in([row for row in rows if len(experts_of(row)) == 1], "experts")
-    kinds = [kind for kind in kinds if kind not in (PRETRAINED, "joint")]
-    return "vanilla" if "vanilla" in kinds or not kinds else kinds[0]
+    """Choose the kind of single experts to speak of, the first there is."""
+    there = [
+        kind for kind in kinds_of(rows) if any(row["experts"] == kind and len(experts_of(row)) == 1 for row in rows)
+    ]
+    return next(iter(there), "")
 
 
 def _rows(rows: Records, task: str, names: Sequence[str], kind: str | None = None) -> Records:

@@ -51,7 +51,7 @@ def write_report(folder: str | Path, study: str, output: str | Path, *, command:
     parts = {
         "title": escape(f"Study: {study}"),
         "question": escape(f"{notes.question}{source}"),
-        "findings": _findings(findings(rows, scores)),
+        "findings": _findings(findings(rows, scores, notes.contender)),
         "explorer": "" if pairs_of(rows) else " hidden",
         "figures": _figures(*figures.draw(rows), f"unival-merge study plot {study} {folder} -o FIGURES"),
         "tables": "\n".join(
@@ -92,7 +92,7 @@ def page_data(folder: Path, study: str, rows: Records) -> dict[str, Any]:
         "pairs": [_pair_data(own, pair) for pair in pairs_of(own)],
         "samples": samples,
         "images": {name: _data_uri(folder / "samples" / name, "image/png") for name in names},
-        "make_samples": f"Make them: unival-merge study samples {study} {folder} --pocket POCKET",
+        "make_samples": f"Make them with unival-merge study samples {study} {folder}",
     }
 
 

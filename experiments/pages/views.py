@@ -7,8 +7,8 @@ from typing import Any
 from experiments.errors import StudyError
 from experiments.grid.notes import read_notes as read_notes
 from experiments.grid.rows import Records, Rows, entries, names_in, read_rows, read_scores, records, scores_path
+from experiments.study.study import PRETRAINED as PRETRAINED
 
-PRETRAINED = "pretrained"
 POLICY = "average"  # the BatchNorm policy that figures show unless they compare policies
 REPORTED = "test"
 CHOOSING = ("val", "train")  # splits on which nothing is reported
@@ -78,9 +78,16 @@ def weights_only(rows: Records) -> Records:
 
 
 def references_of(rows: Records) -> list[str]:
-    """Name the models that are no pair's expert: the pretrained and the jointly finetuned."""
-    single = [row for row in rows if row["experts"] in (PRETRAINED, "joint") and len(experts_of(row)) == 1]
-    return list(dict.fromkeys(experts_of(row)[0] for row in single))
+    """Name the models that stand beside what is merged: neither they nor others of their kind have a part in it."""
+    kinds, merged = kinds_of(rows), {name for row in rows for name in experts_of(row) if len(experts_of(row)) > 1}
+    single = [row for row in rows if len(experts_of(row)) == 1 and row["experts"] not in kinds]
+    return [name for name in dict.fromkeys(experts_of(row)[0] for row in single) if name not in merged]
+
+
+def kinds_of(rows: Records) -> list[str]:
+    """Name the kinds of experts: those that are merged, or where nothing is, all but the pretrained model."""
+    merged = names_in([row for row in rows if len(experts_of(row)) > 1], "experts")
+    return [kind for kind in names_in(rows, "experts") if kind in merged or not (merged or kind == PRETRAINED)]
 
 
 def with_series(rows: Records) -> Records:

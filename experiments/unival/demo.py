@@ -83,5 +83,5 @@ def write_pages(folder: Path, study: str, command: str) -> Iterator[str]:
     table.write_text(written(rows, scores, "markdown"), encoding="utf-8")
     yield f"  {table}"
     yield f"  {write_report(folder, study, pages / 'report.html', command=command)}"
-    for told in findings(rows, scores):
+    for told in findings(rows, scores, study_named(study).notes.contender):
         yield "  - " + told.replace("\n", "\n    ")

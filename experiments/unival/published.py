@@ -20,9 +20,10 @@ from typing import ClassVar
 
 from experiments.errors import StudyError
 from experiments.study.study import PRETRAINED, Cell, Expert
+from experiments.unival.pocket.kinds import KINDS
 from merge import Input, MergeError, open_checkpoint
 from unival_core import PUBLISHED_FILES, TASKS, GenerationOptions, Tokenizer, UnivalConfig, load_tokenizer
-from unival_core.data import MediaCache, TaskDataset, TsvTable, load_answers
+from unival_core.data import MediaCache, Published, TaskDataset, TsvTable, load_answers
 from unival_core.metrics import COCO_AREAS
 
 _UNIVAL = "https://github.com/mshukor/UnIVAL/blob/main"
@@ -31,59 +32,8 @@ DATA_PAGE = f"{_UNIVAL}/datasets.md"
 BPE_PAGE = "https://github.com/mshukor/UnIVAL/tree/main/utils/BPE"
 IMAGE_DATA_PAGE = "https://github.com/OFA-Sys/OFA/blob/main/datasets.md"
 
-CHECKPOINTS: dict[str, str] = {
-    "pretrained": "unival_s2_hs/checkpoint1.pt",
-    "vqa": "unival_vqa/checkpoint_best.pt",
-    "caption": "unival_caption_stage_1/checkpoint_best.pt",
-    "grounding": "unival_refcocoplus/checkpoint_best.pt",
-    "entailment": "unival_snli_ve/checkpoint_best.pt",
-    "video-qa": "unival_video_vqa/checkpoint_best.pt",
-    "video-caption": "unival_video_caption_stage_1/checkpoint_best.pt",
-}
+PRETRAINED_FILE = "unival_s2_hs/checkpoint1.pt"
 PUBLISHED_SECONDS = 0.015  # a caption at batch 1 (arXiv 2307.16184, on one MI250X)
-AVERAGED = ("vqa", "video-qa")  # published evaluations use the running average of these experts' weights
-
-_VQA, _CAPTION, _BOXES, _SNLI = "vqa_data/", "caption_data/", "refcocoplus_data/refcocoplus_", "snli_ve_data/snli_ve_"
-_VIDEO = "video_data/"
-FILES: dict[str, dict[str, tuple[str, ...]]] = {
-    "vqa": {
-        "train": (f"{_VQA}vqa_train.tsv",),
-        "test": (f"{_VQA}vqa_val.tsv",),
-        "knowledge": (f"{_VQA}okvqa_acc_val.tsv",),
-        "lowquality": (f"{_VQA}vizwiz_acc_val.tsv",),
-    },
-    "caption": {
-        "train": (f"{_CAPTION}caption_stage1_train.tsv",),
-        "val": (f"{_CAPTION}caption_val.tsv",),
-        "test": (f"{_CAPTION}caption_test.tsv",),
-        "novel": (f"{_CAPTION}nocaps_val.tsv",),
-    },
-    "grounding": {
-        "train": (f"{_BOXES}train.tsv",),
-        "val": (f"{_BOXES}val.tsv",),
-        "test": (f"{_BOXES}testA.tsv", f"{_BOXES}testB.tsv"),
-    },
-    "entailment": {
-        "train": (f"{_SNLI}train.tsv",),
-        "val": (f"{_SNLI}dev.tsv",),
-        "test": (f"{_SNLI}test.tsv",),
-    },
-    "video-qa": {
-        "train": (f"{_VIDEO}vqa_data/msrvtt_qa_4k_train.tsv",),
-        "val": (f"{_VIDEO}vqa_data/msrvtt_qa_val.tsv",),
-        "test": (f"{_VIDEO}vqa_data/msrvtt_qa_4k_test.tsv",),
-    },
-    "video-caption": {
-        "train": (f"{_VIDEO}caption_data/msrvtt_caption_train7k.tsv",),
-        "test": (f"{_VIDEO}caption_data/msrvtt_caption_test3k.tsv",),
-    },
-}
-ANSWERS: dict[tuple[str, str], str] = {
-    ("vqa", ""): f"{_VQA}trainval_ans2label.pkl",
-    ("vqa", "knowledge"): f"{_VQA}okvqa_trainval_ans2label.pkl",
-    ("vqa", "lowquality"): f"{_VQA}vizwiz_trainval_ans2label.pkl",
-    ("video-qa", ""): f"{_VIDEO}vqa_data/msrvtt_trainval_4k_ans2label.pkl",
-}
 
 
 @dataclass(frozen=True)
@@ -95,26 +45,27 @@ class BaseSetup:
     data: Path
 
     name: ClassVar[str] = "base"
-    lacks: ClassVar[tuple[str, ...]] = ("joint",)
     size: ClassVar[float] = 1.0  # in float32
 
     @staticmethod
     def shifts(task: str) -> tuple[str, ...]:
         """The splits of a task with shifted data: those that were published."""
-        return tuple(split for split in FILES.get(task, {}) if split not in ("train", "val", "test"))
+        files = TASKS[task].published.files if task in TASKS else ()
+        return tuple(split for split in files if split not in ("train", "val", "test"))
 
     def source(self, expert: Expert, seed: int = 0) -> Input:
-        """The published file, or `<kind>/<name>.pt` (.safetensors) of one's own, whatever the seed.
+        """Find the published file, or `<kind>/<name>.pt` (.safetensors) of one's own, whatever the seed.
 
-        Of AVERAGED experts the running average, as in published evaluations, where the file has one.
+        Of some tasks' experts the running average, as in published evaluations, where the file has one.
         """
-        if expert.kind in ("pretrained", "vanilla"):
-            file = self.checkpoints / CHECKPOINTS[expert.name]
+        published = TASKS[expert.task].published if expert.task in TASKS else Published(PRETRAINED_FILE)
+        if published.checkpoint and (expert.kind == PRETRAINED or KINDS[expert.kind].published):
+            file = self.checkpoints / published.checkpoint
         else:
             file = self.checkpoints / expert.kind / f"{expert.name}.pt"
             other = file.with_suffix(".safetensors")
             file = other if other.exists() else file
-        if expert.task in AVERAGED:
+        if published.average:
             with suppress(MergeError):
                 open_checkpoint(file, "extra_state.ema")
                 return Input(expert.name, file, "extra_state.ema")
@@ -122,7 +73,7 @@ class BaseSetup:
 
     def tokenizer(self, config: UnivalConfig) -> Tokenizer:
         """The one stored with the pretrained model, or else the published one, from BPE/ beside the checkpoints."""
-        bpe, file = self.checkpoints / "BPE", self.checkpoints / CHECKPOINTS[PRETRAINED]
+        bpe, file = self.checkpoints / "BPE", self.checkpoints / PRETRAINED_FILE
         return load_tokenizer(file, config, bpe=bpe if bpe.is_dir() else None)
 
     def dataset(
@@ -130,7 +81,7 @@ class BaseSetup:
     ) -> TaskDataset:
         """Published rows. OKVQA and VizWiz are asked without repeating the question, as published."""
         known = TASKS[task]
-        if task == "vqa" and split in ("knowledge", "lowquality"):
+        if split in known.published.unrepeated:
             known = replace(known, repeats_prompt=False)
         answers = self.answers_file(task, split)
         return TaskDataset(
@@ -163,7 +114,7 @@ class BaseSetup:
 
     def files(self, task: str, split: str) -> list[Path]:
         """The files of a split; StudyError where none was published."""
-        known = FILES.get(task, {})
+        known = TASKS[task].published.files
         if split not in known:
             raise StudyError(
                 f"there is no {split} split of {task} at setup base: choose {', '.join(known) or 'pocket'}"
@@ -172,7 +123,8 @@ class BaseSetup:
 
     def answers_file(self, task: str, split: str) -> Path | None:
         """The list of answers of a split, if it has one."""
-        name = ANSWERS.get((task, split), ANSWERS.get((task, "")))
+        known = TASKS[task].published.answers
+        name = known.get(split, known.get(""))
         return None if name is None else self.data / name
 
     def file_digest(self, file: Path) -> str:
@@ -219,8 +171,8 @@ class BaseSetup:
 def page_of(file: Path) -> str:
     """The page of the original's documentation that leads to a file."""
     if file.suffix == ".pt":
-        published = "/".join(file.parts[-2:]) in CHECKPOINTS.values()
-        return CHECKPOINTS_PAGE if published else "an expert of your own: unival-merge train"
+        known = {PRETRAINED_FILE, *(task.published.checkpoint for task in TASKS.values())}
+        return CHECKPOINTS_PAGE if "/".join(file.parts[-2:]) in known else "an expert of your own: unival-merge train"
     if file.parent.name == "BPE":
         return BPE_PAGE
     own = any(part in str(file) for part in ("okvqa", "vizwiz", "nocaps", "video_data"))

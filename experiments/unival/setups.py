@@ -1,7 +1,7 @@
 """Where weights and data of the UnIVAL studies are, and how its tasks are asked: at setup `pocket` or `base`.
 
-Both setups answer the same questions. `lacks` are the kinds of experts that there are none of, `size` the GB of a model
-where no file is there to tell. A setup is small and can be pickled: processes open for themselves what they need. All
+Both setups answer the same questions. `size` is the GB of a model where no file is there to tell.
+A setup is small and can be pickled: processes open for themselves what they need. All
 methods raise StudyError where a file is missing, with its name and the way to get it.
 """
 
@@ -36,7 +36,6 @@ class PocketSetup:
     folder: Path
 
     name: ClassVar[str] = "pocket"
-    lacks: ClassVar[tuple[str, ...]] = ()
     size: ClassVar[float] = 0.0
 
     def pocket(self, seed: int | None = None) -> Pocket:

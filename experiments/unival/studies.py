@@ -12,19 +12,20 @@ shifted splits there are: a study is the same at both.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from experiments.errors import StudyError
 from experiments.grid.notes import Notes
 from experiments.study.study import POLICIES, PRETRAINED, Cell, Expert, Point, line, points_of, single, together
-from experiments.unival.pocket.families import FAMILIES, IMAGE_TASKS, VIDEO_TASKS
+from experiments.unival.pocket.families import families
+from experiments.unival.pocket.kinds import KINDS
 from experiments.unival.pocket.pretrainings import COMPARISONS, comparisons_of, tasks_of
 from experiments.unival.setups import SETUPS
 
-KINDS = ("vanilla", "ratatouille", "fusing", "joint", "reward")
 SHAPES = ("single", "uniform", "line")
-ALL_TASKS = {task: task for task in (*IMAGE_TASKS, *VIDEO_TASKS)}
+FAMILIES = families()
+ALL_TASKS = {task: task for family in FAMILIES.values() for task in family}
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,8 @@ class MixtureStudy(UnivalStudy):
     experts a simplex). Points are evaluated on their experts' tasks; the singles and the middle (equal shares) also on
     the other tasks of the experts' family, one of `families`, and with `shifts` on shifted data. Of the kinds in
     `ensembles` every merge has the prediction ensemble at the same shares beside it; the pretrained model is beside
-    everything, and so is the joint finetuning on a family where `kinds` has it.
+    everything, and so are models of a whole family where `kinds` has such. Findings compare the average of experts of
+    the kind `contender`, if there is one, with those of the other kinds on shifted data.
     """
 
     experts: Mapping[str, str]
@@ -93,45 +95,51 @@ class MixtureStudy(UnivalStudy):
     points: int = 11
     kinds: tuple[str, ...] = ("vanilla",)
     ensembles: tuple[str, ...] = ()
-    families: tuple[tuple[str, ...], ...] = ()
+    families: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
     shifts: bool = True
+    contender: str = ""
 
     def __post_init__(self) -> None:
         strange = {
             "expert": {name for names in self.mixtures for name in names} - set(self.experts),
-            "kind": {*self.kinds, *self.ensembles} - set(KINDS),
+            "kind": {*self.kinds, *self.ensembles} - set(KINDS) | {self.contender} - {"", *self.kinds},
             "shape": {self.shape} - set(SHAPES),
         }
-        known = {"expert": tuple(self.experts), "kind": KINDS, "shape": SHAPES}
+        known: dict[str, Iterable[str]] = {"expert": self.experts, "kind": KINDS, "shape": SHAPES}
         for what, names in strange.items():
             if names:
                 raise StudyError(f"study {self.name}: no {what} {min(names)!r}: choose of {', '.join(known[what])}")
 
+    @property
+    def notes(self) -> Notes:
+        """Add the contender."""
+        return Notes(self.question, self.source, contender=self.contender)
+
     def cells(self, choice: Choice) -> list[Cell]:
-        """Every cell once, those of one point together; StudyError where the choice names what there is not."""
+        """List every cell once, those of one point together; StudyError where the choice names what there is not."""
         found: list[Cell] = []
         for experts in self.mixtures_of(choice):
             (kind,) = {expert.kind for expert in experts.values()}
             shares = self.shares_of(list(experts), choice)
             for point in points_of(experts, shares, choice.batchnorm, ensembles=kind in self.ensembles):
                 found += self.cells_of(point, [expert.task for expert in experts.values()], choice)
-        has_joint = "joint" in self.kinds_of(choice)
-        return together([*self.references(found, has_joint), *found])
+        whole = [kind for kind in self.kinds_of(choice) if KINDS[kind].is_whole]
+        return together([*self.references(found, whole), *found])
 
     def kinds_of(self, choice: Choice) -> list[str]:
         """The kinds wanted of those that there are at the setup."""
         wanted = self.kinds if choice.kinds is None else choice.kinds
         if unknown := [kind for kind in wanted if kind not in self.kinds]:
             raise StudyError(f"study {self.name} has no experts {unknown[0]!r}: choose of {', '.join(self.kinds)}")
-        return [kind for kind in wanted if kind not in SETUPS[choice.setup].lacks]
+        return [kind for kind in wanted if choice.setup == "pocket" or not KINDS[kind].is_whole]
 
     def mixtures_of(self, choice: Choice) -> list[dict[str, Expert]]:
-        """The experts of every mixture wanted by name, of every kind apart, but for joint finetunings."""
+        """List the experts of every mixture wanted by name, of every kind apart, but for models of whole families."""
         found = [names for names in self.mixtures if choice.only is None or set(choice.only.split("+")) == set(names)]
         if not found:
             known = ", ".join("+".join(names) for names in self.mixtures)
             raise StudyError(f"study {self.name} has nothing of {choice.only!r}: choose one of {known}")
-        kinds = [kind for kind in self.kinds_of(choice) if kind != "joint"]
+        kinds = [kind for kind in self.kinds_of(choice) if not KINDS[kind].is_whole]
         return [{name: Expert(name, self.experts[name], kind) for name in names} for names in found for kind in kinds]
 
     def shares_of(self, names: Sequence[str], choice: Choice) -> list[dict[str, float]]:
@@ -143,20 +151,21 @@ class MixtureStudy(UnivalStudy):
     def cells_of(self, point: Point, tasks: Sequence[str], choice: Choice) -> Iterator[Cell]:
         """A point of experts of tasks on these; shifted data are for reporting, so there are none beside split val."""
         wide = len(set(point.shares.values())) == 1
-        family = next((family for family in self.families if tasks[0] in family), ()) if wide else ()
+        family = next((own for own in self.families.values() if tasks[0] in own), ()) if wide else ()
         for task in dict.fromkeys([*tasks, *family]):
             has_shifts = self.shifts and wide and choice.split == "test"
             for split in (choice.split, *(SETUPS[choice.setup].shifts(task) if has_shifts else ())):
                 yield Cell(point, task, split, self.metrics.get(task, ()))
 
-    def references(self, cells: Sequence[Cell], has_joint: bool) -> Iterator[Cell]:
-        """The pretrained model on all that cells ask, family by family, with the joint finetuning on the family."""
+    def references(self, cells: Sequence[Cell], whole: Sequence[str]) -> Iterator[Cell]:
+        """Yield the pretrained model on all that cells ask, family by family, with the models of the whole family."""
         asked = {(cell.task, cell.split): cell.metrics for cell in cells}
-        rest = tuple(dict.fromkeys(task for task, _ in asked if not any(task in family for family in self.families)))
-        for family in (*self.families, rest):
+        known = {task for family in self.families.values() for task in family}
+        rest = tuple(dict.fromkeys(task for task, _ in asked if task not in known))
+        for number, (name, family) in enumerate([*self.families.items(), ("", rest)]):
             models = [Expert(PRETRAINED, "", PRETRAINED)]
-            if has_joint and family != rest:
-                models.append(Expert("joint" if family == IMAGE_TASKS else "joint-video", "+".join(family), "joint"))
+            if name:  # those of the first family are called by their kind alone
+                models += [Expert(f"{kind}-{name}" if number else kind, "+".join(family), kind) for kind in whole]
             for model in models:
                 for (task, split), metrics in asked.items():
                     if task in family:
@@ -203,7 +212,7 @@ STUDIES: dict[str, UnivalStudy] = {
             ("caption", "grounding"),
             ("entailment", "grounding"),
             ("vqa", "grounding"),
-            VIDEO_TASKS,
+            FAMILIES["video"],
         ),
         kinds=("vanilla", "ratatouille", "joint"),
         ensembles=("vanilla",),
@@ -214,18 +223,19 @@ STUDIES: dict[str, UnivalStudy] = {
         question="Is one average of all experts better than the model they started from, on new data too?",
         source="arXiv 2307.16184, figure 3",
         experts=ALL_TASKS,
-        mixtures=(IMAGE_TASKS,),
+        mixtures=(FAMILIES["image"],),
         shape="uniform",
         kinds=("vanilla", "ratatouille", "fusing", "joint"),
         ensembles=("vanilla", "ratatouille", "fusing"),
         families=FAMILIES,
+        contender="ratatouille",
     ),
     "ood": MixtureStudy(
         name="ood",
         question="How do single experts of each kind fare on shifted data?",
         source="arXiv 2307.16184, table 20",
         experts=ALL_TASKS,
-        mixtures=tuple((task,) for task in IMAGE_TASKS),
+        mixtures=tuple((task,) for task in FAMILIES["image"]),
         shape="single",
         kinds=("vanilla", "fusing", "ratatouille"),
     ),

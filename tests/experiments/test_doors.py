@@ -11,7 +11,8 @@ import experiments
 from tests import ROOT
 
 WORDS = r"vqa|grounding|caption|entailment|pocket|vanilla|ratatouille|fusing|UnivalModel"
-GENERIC = [path for wing in ("study", "grid", "search") for path in sorted((ROOT / "experiments" / wing).rglob("*.py"))]
+WINGS = ("study", "grid", "search", "statistics", "pages")
+GENERIC = [path for wing in WINGS for path in sorted((ROOT / "experiments" / wing).rglob("*.py"))]
 
 
 def test_the_door_shows_every_name_and_opens_it():
@@ -30,6 +31,8 @@ def test_the_door_is_light():
 @pytest.mark.parametrize("path", GENERIC, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_generic_code_knows_no_task_no_kind_and_no_model(path):
     text = path.read_text(encoding="utf-8")
-    assert re.findall(WORDS, text, re.IGNORECASE) == []
+    found = re.findall(WORDS, text, re.IGNORECASE)
+    assert not found or ("pages" in path.parts and set(found) == {"caption"})  # of a figure or a table
     modules = [node.module or "" for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ImportFrom)]
-    assert not [module for module in modules if module.startswith(("unival_core", "experiments.unival"))]
+    known = [module for module in modules if module.startswith(("unival_core", "experiments.unival"))]
+    assert set(known) <= {"unival_core.metrics"}  # its intervals

@@ -49,6 +49,13 @@ class InStage(NamedTuple):
     split: str = "pretrain"
 
 
+class Family(NamedTuple):
+    """A task's family, by name, and its place in it: the order in which folders and rows name the family's tasks."""
+
+    name: str
+    place: int
+
+
 @dataclass(frozen=True)
 class Published:
     """What the authors published of a task, as paths below their folders of checkpoints and of data.
@@ -88,7 +95,8 @@ class Task:
 
     `recipes` are the settings of finetuning by setup ("base", "pocket") that differ from the setup's own, by the names
     of `TrainOptions` and, under "loss", of `LossOptions`. `pretraining` says by setup in which stages the task takes
-    part (`unival_core.training.recipes`).
+    part (`unival_core.training.recipes`). Tasks of one `family` start each other's experts in studies, and what is
+    merged of them is evaluated on all of them; None for a task that stands alone.
     """
 
     name: str
@@ -114,6 +122,7 @@ class Task:
     recipes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])
     pretraining: Mapping[str, Mapping[str, InStage]] = field(default_factory=dict[str, Mapping[str, InStage]])
     published: Published = Published()
+    family: Family | None = None
 
     def __post_init__(self) -> None:
         if missing := [name for name in self.columns if name not in (self.layout or self.columns)]:

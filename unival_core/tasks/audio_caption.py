@@ -17,4 +17,5 @@ TASK = replace(
     },
     pretraining={},
     published=Published(),
+    family=None,
 )

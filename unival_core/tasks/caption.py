@@ -3,7 +3,7 @@
 from random import Random
 
 from unival_core.data.cells import plain, several
-from unival_core.data.task import InStage, Published, Row, Task
+from unival_core.data.task import Family, InStage, Published, Row, Task
 from unival_core.decoding import GenerationOptions
 
 MAX_TARGET_WORDS = 20
@@ -54,4 +54,5 @@ TASK = Task(
             "novel": ("caption_data/nocaps_val.tsv",),
         },
     ),
+    family=Family("image", 1),
 )

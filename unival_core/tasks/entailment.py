@@ -1,6 +1,6 @@
 """Visual entailment (SNLI-VE): whether an image implies a hypothesis. The caption of the row is not shown."""
 
-from unival_core.data.task import MAX_WORDS, InStage, Published, Row, Task
+from unival_core.data.task import MAX_WORDS, Family, InStage, Published, Row, Task
 from unival_core.decoding import GenerationOptions
 from unival_core.errors import UnivalError
 from unival_core.text import clean_caption
@@ -48,4 +48,5 @@ TASK = Task(
             "test": ("snli_ve_data/snli_ve_test.tsv",),
         },
     ),
+    family=Family("image", 3),
 )

@@ -1,7 +1,7 @@
 """Visual grounding (RefCOCO, RefCOCO+, RefCOCOg): the box of what a text describes, as four bins."""
 
 from unival_core.data.cells import region
-from unival_core.data.task import MAX_WORDS, Box, InStage, Published, Row, Task
+from unival_core.data.task import MAX_WORDS, Box, Family, InStage, Published, Row, Task
 from unival_core.decoding import GenerationOptions
 from unival_core.text import clean_caption
 
@@ -42,4 +42,5 @@ TASK = Task(
             "test": ("refcocoplus_data/refcocoplus_testA.tsv", "refcocoplus_data/refcocoplus_testB.tsv"),
         },
     ),
+    family=Family("image", 2),
 )

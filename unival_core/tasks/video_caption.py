@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from unival_core.data.task import InStage, Published, Row
+from unival_core.data.task import Family, InStage, Published, Row
 from unival_core.tasks import caption
 
 PRETRAINING = dict.fromkeys(("image-video", "large"), InStage(5 / 3))  # three such tasks fill half of each batch
@@ -31,4 +31,5 @@ TASK = replace(
             "test": ("video_data/caption_data/msrvtt_caption_test3k.tsv",),
         },
     ),
+    family=Family("video", 1),
 )

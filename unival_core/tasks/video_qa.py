@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from unival_core.data.task import InStage, Published
+from unival_core.data.task import Family, InStage, Published
 from unival_core.tasks import caption, video_caption, vqa
 
 TASK = replace(
@@ -26,4 +26,5 @@ TASK = replace(
         },
         answers={"": "video_data/vqa_data/msrvtt_trainval_4k_ans2label.pkl"},
     ),
+    family=Family("video", 0),
 )

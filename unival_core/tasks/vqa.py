@@ -5,7 +5,7 @@ answer is free text.
 """
 
 from unival_core.data.cells import best, weighted
-from unival_core.data.task import MAX_WORDS, InStage, Published, Row, Task
+from unival_core.data.task import MAX_WORDS, Family, InStage, Published, Row, Task
 from unival_core.decoding import GenerationOptions
 from unival_core.text import clean_question
 
@@ -60,4 +60,5 @@ TASK = Task(
         },
         unrepeated=("knowledge", "lowquality"),
     ),
+    family=Family("image", 0),
 )

@@ -1,7 +1,7 @@
 """The figures of a study, from its rows alone: which there are follows from the shape of the rows.
 
 >>> from experiments.pages.figures import accuracy_curves, save
->>> save(accuracy_curves(experiments.read_rows("DIR/rows.jsonl"), ("vqa", "caption")), "curves")  # doctest: +SKIP
+>>> save(accuracy_curves(experiments.read_rows("DIR/rows.jsonl"), ("upright", "turned")), "curves")  # doctest: +SKIP
 
 Every function that draws takes a frame of `read_rows`, filtered as you like, or a list of such rows. Scores are drawn
 times 100. Lines of several training seeds are their mean: small dots show the seeds, and the band is the mean 95 %
@@ -10,8 +10,9 @@ interval, which is evaluation noise only. `by` names the column whose values are
 """
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 from matplotlib.figure import Figure
@@ -20,11 +21,14 @@ from experiments.errors import StudyError
 from experiments.grid.rows import Records, Rows, is_made_of, names_in
 from experiments.pages.figures.charts import ood_scatter, radar, ternary
 from experiments.pages.figures.lines import accuracy_curves, batchnorm_panels, tradeoff_plane
+from experiments.pages.figures.style import Styles, study_styles
 from experiments.pages.figures.style import save as save
 from experiments.pages.views import (
     PRETRAINED,
+    Pair,
     experts_of,
     is_average,
+    kinds_of,
     main_metrics,
     on_split,
     one_policy,
@@ -38,20 +42,20 @@ from experiments.pages.views import (
 )
 
 Subject = tuple[str, ...]  # the names of what one figure is of: experts, a task, or nothing
+Found = Iterator[tuple[Subject, Callable[[], Figure]]]
 
 
 @dataclass(frozen=True)
 class Kind:
     """A kind of figure, and all that is known of it.
 
-    `subjects` says when it applies: what there is in the rows that it can be drawn of, a figure each; nothing where the
-    rows have another shape. `title` holds the names of the subject, `caption` says how the figure is to be read.
+    `figures` finds what there is in the rows that it can be drawn of, a figure each, and how to draw it; nothing where
+    the rows have another shape. `title` holds the names of the subject, `caption` says how the figure is to be read.
     """
 
     title: str
     caption: str
-    subjects: Callable[[Records], Sequence[Subject]]
-    draw: Callable[[Records, Subject], Figure]
+    figures: Callable[[Records, Styles], Found]
 
 
 class Drawn(NamedTuple):
@@ -66,122 +70,120 @@ class Drawn(NamedTuple):
 def draw(rows: Rows) -> tuple[list[Drawn], list[str]]:
     """Draw every figure that the shape of a study's rows allows; one line for each that lacks rows."""
     found = with_series(main_metrics(rows))
-    wanted = [(name, subject) for name, kind in FIGURES.items() for subject in kind.subjects(found)]
-    order = list(dict.fromkeys(subject for _, subject in wanted))  # the figures of one subject stand together
+    kinds = kinds_of(found)
+    beside = dict.fromkeys([PRETRAINED, *names_in(found, "experts"), *references_of(found)])
+    styles = study_styles(names_in(found, "series"), kinds, [name for name in beside if name not in kinds])
+    wanted = [(name, *one) for name, kind in FIGURES.items() for one in kind.figures(found, styles)]
+    order = list(dict.fromkeys(subject for _, subject, _ in wanted))  # the figures of one subject stand together
     drawn: list[Drawn] = []
     missing: list[str] = []
-    for name, subject in sorted(wanted, key=lambda one: order.index(one[1])):
+    for name, subject, make in sorted(wanted, key=lambda one: order.index(one[1])):
         kind, stem = FIGURES[name], "_".join((name, *subject))
         try:
-            drawn.append(Drawn(stem, kind.title.format(*subject), kind.caption, kind.draw(found, subject)))
+            drawn.append(Drawn(stem, kind.title.format(*subject), kind.caption, make()))
         except StudyError as error:
             missing.append(f"{stem}: {error}")
     return drawn, missing
 
 
-def _triples(rows: Records) -> list[Subject]:
-    """The sets of three experts whose shares form a whole grid of steps 1 / n over the triangle."""
-    merged = [row for row in weights_only(_shown(rows)) if len(experts_of(row)) > 1]
-    found: list[Subject] = []
+def _ternaries(rows: Records, styles: Styles) -> Found:
+    """Draw the sets of three experts whose shares form a whole grid of steps 1 / n over the triangle."""
+    own = weights_only(_shown(rows))
+    merged = [row for row in own if len(experts_of(row)) > 1]
     for corners in itertools.combinations(dict.fromkeys(name for row in merged for name in experts_of(row)), 3):
-        inside = [row["shares"] for row in merged if is_made_of(row, corners)]
-        points = {tuple(float(shares.get(name, 0)) for name in corners) for shares in inside}
+        inside = [row for row in merged if is_made_of(row, corners)]
+        points = {tuple(float(row["shares"].get(name, 0)) for name in corners) for row in inside}
         steps = round(1 / min((share for point in points for share in point if share), default=1))
         if points and len(points) + len(corners) == (steps + 1) * (steps + 2) // 2:
-            found.append(corners)
-    return found
+            yield corners, partial(ternary, own, corners, tasks=names_in(inside, "task"))
 
 
-def _draw_triple(rows: Records, corners: Subject) -> Figure:
-    first, second, third = corners
-    own = weights_only(_shown(rows))
-    there = names_in([row for row in own if len(experts_of(row)) > 1 and is_made_of(row, corners)], "task")
-    return ternary(own, (first, second, third), tasks=there)
+def _curves(rows: Records, styles: Styles) -> Found:
+    for pair in pairs_of(rows):
+        own, levels = _of_pair(rows, pair)
+        tasks = _tasks(own, pair)
+        yield pair, partial(accuracy_curves, own, pair, tasks=tasks, by="series", levels=levels, styles=styles)
 
 
-def _draw_curves(rows: Records, pair: Subject) -> Figure:
-    own, levels = _of_pair(rows, pair)
-    return accuracy_curves(own, (pair[0], pair[1]), tasks=_tasks(own, pair), by="series", levels=levels)
+def _planes(rows: Records, styles: Styles) -> Found:
+    """Draw the pairs of experts that each have a task of their own name."""
+    for first, second in pairs_of(rows):
+        own, levels = _of_pair(rows, (first, second))
+        if set(_tasks(own, (first, second))) == {first, second}:
+            draw_plane = partial(tradeoff_plane, own, second, first, by="series", levels=levels, styles=styles)
+            yield (first, second), draw_plane
 
 
-def _pairs_of_tasks(rows: Records) -> list[Subject]:
-    """The pairs of experts that each have a task of their own name."""
-    return [pair for pair in pairs_of(rows) if set(_tasks(_shown(rows), pair)) == set(pair)]
+def _policies(rows: Records, styles: Styles) -> Found:
+    """Draw the pairs whose experts of some kind were merged under several BatchNorm policies."""
+    everything = weights_only(on_split(rows, reported_split(rows)))
+    for pair in pairs_of(rows):
+        between = [row for row in everything if set(experts_of(row)) <= set(pair)]
+        for kind in names_in(between, "experts"):
+            own = [row for row in between if row["experts"] == kind]
+            known = policies_of(own)
+            if len(known) > 1:  # single models have a policy of their own: they stand with the first
+                own = [row if row["batchnorm"] in known else {**row, "batchnorm": known[0]} for row in own]
+                yield pair, partial(batchnorm_panels, own, pair, tasks=_tasks(own, pair))
+                break
 
 
-def _draw_plane(rows: Records, pair: Subject) -> Figure:
-    own, levels = _of_pair(rows, pair)
-    return tradeoff_plane(own, pair[1], pair[0], by="series", levels=levels)
+def _averages(rows: Records, styles: Styles) -> Found:
+    """Draw the pretrained model and the average of the most experts, where that is of three or more."""
+    own = weights_only(one_policy(rows))
+    most = max((experts_of(row) for row in own if is_average(row)), key=len, default=[])
+    chosen = [row for row in own if experts_of(row) == [PRETRAINED] or (is_average(row) and experts_of(row) == most)]
+    names = names_in(chosen, "series")
+
+    def make() -> Figure:
+        groups = _radar_groups(chosen, reported_split(rows))
+        if not groups:
+            raise StudyError(f"no task has scores of all of {', '.join(names)}: run the study")
+        return radar(chosen, groups, by="series", styles=styles)
+
+    if most and len(names) > 1:
+        yield (), make
 
 
-def _pairs_of_policies(rows: Records) -> list[Subject]:
-    return [pair for pair in pairs_of(rows) if _several_policies(rows, pair)]
-
-
-def _draw_policies(rows: Records, pair: Subject) -> Figure:
-    several = _several_policies(rows, pair)
-    return batchnorm_panels(several, (pair[0], pair[1]), tasks=_tasks(several, pair))
-
-
-def _averages(rows: Records) -> list[Subject]:
-    return [()] if len(names_in(_averaged(rows), "series")) > 1 else []
-
-
-def _draw_averages(rows: Records, _: Subject) -> Figure:
-    chosen = _averaged(rows)
-    groups = _radar_groups(chosen, reported_split(rows))
-    if not groups:
-        raise StudyError(f"no task has scores of all of {', '.join(names_in(chosen, 'series'))}: run the study")
-    return radar(chosen, groups, by="series")
-
-
-def _shifted(rows: Records) -> list[Subject]:
-    return [(task,) for task in names_in(rows, "task") if shifted_splits(rows, task)]
-
-
-def _draw_shifted(rows: Records, task: Subject) -> Figure:
-    splits = shifted_splits(rows, task[0])
-    return ood_scatter(one_policy(rows), task[0], splits, in_split=reported_split(rows), by="series")
+def _shifted(rows: Records, styles: Styles) -> Found:
+    shown, reported = one_policy(rows), reported_split(rows)
+    for task in names_in(rows, "task"):
+        if splits := shifted_splits(rows, task):
+            yield (task,), partial(ood_scatter, shown, task, splits, in_split=reported, by="series", styles=styles)
 
 
 FIGURES = {
     "ternary": Kind(
         "Scores over the shares of {}, {} and {}",
         "Corners are the experts, dots the evaluated points; ringed is the highest of them.",
-        _triples,
-        _draw_triple,
+        _ternaries,
     ),
     "curves": Kind(
         "Scores between the {} and the {} expert",
         "Thin dashes are the straight line between the two ends, the band is the mean 95 % interval of the examples, "
         "small dots are training seeds. Ringed is the highest point.",
-        pairs_of,
-        _draw_curves,
+        _curves,
     ),
     "plane": Kind(
         "Trade-off between the {} and the {} expert",
         "A point a ratio, with 95 % intervals. Stars are the experts, hollow marks other models; the dotted corner is "
         "where both skills would be whole.",
-        _pairs_of_tasks,
-        _draw_plane,
+        _planes,
     ),
     "batchnorm": Kind(
         "BatchNorm policies between the {} and the {} expert",
         "A column a policy for the statistics of merged weights; dotted in grey is the first one.",
-        _pairs_of_policies,
-        _draw_policies,
+        _policies,
     ),
     "radar": Kind(
         "Averages of all experts and the pretrained model",
         "Each axis has a scale of its own, from the lowest of its scores in the centre to the highest at the rim.",
         _averages,
-        _draw_averages,
     ),
     "ood": Kind(
         "{}: out of distribution against in distribution",
         "A mark a model; on the dotted line both scores are equal.",
         _shifted,
-        _draw_shifted,
     ),
 }
 
@@ -191,37 +193,17 @@ def _shown(rows: Records) -> Records:
     return one_policy(on_split(rows, reported_split(rows)))
 
 
-def _of_pair(rows: Records, pair: Subject) -> tuple[Records, list[str]]:
+def _of_pair(rows: Records, pair: Pair) -> tuple[Records, list[str]]:
     """The shown rows of a pair and of the models that are no pair's expert, and the names of these."""
     own = _shown(rows)
     levels = references_of(own)
     return [row for row in own if set(experts_of(row)) <= set(pair) or experts_of(row)[0] in levels], levels
 
 
-def _tasks(rows: Records, pair: Subject) -> list[str]:
+def _tasks(rows: Records, pair: Pair) -> list[str]:
     """The tasks of a pair's experts, or all that its points were evaluated on."""
     there = names_in([row for row in rows if set(experts_of(row)) == set(pair)], "task")
     return list(pair) if set(pair) <= set(there) else there
-
-
-def _several_policies(rows: Records, pair: Subject) -> Records:
-    """The rows of a pair whose kind of experts was evaluated under several policies; none if there is no such kind."""
-    own = weights_only(on_split(rows, reported_split(rows)))
-    between = [row for row in own if set(experts_of(row)) <= set(pair)]
-    for kind in names_in(between, "experts"):
-        own = [row for row in between if row["experts"] == kind]
-        known = policies_of(own)
-        if len(known) > 1:
-            return [row if row["batchnorm"] in known else {**row, "batchnorm": known[0]} for row in own]
-    return []
-
-
-def _averaged(rows: Records) -> Records:
-    """The rows of the pretrained model and of the average of the most experts; none if that is of fewer than three."""
-    own = weights_only(one_policy(rows))
-    most = max((experts_of(row) for row in own if is_average(row)), key=len, default=[])
-    there = [row for row in own if experts_of(row) == [PRETRAINED] or (is_average(row) and experts_of(row) == most)]
-    return there if most else []
 
 
 def _radar_groups(rows: Records, reported: str) -> dict[str, list[tuple[str, str]]]:

@@ -12,13 +12,19 @@ from matplotlib.tri import Triangulation
 
 from experiments.errors import StudyError
 from experiments.grid.rows import Records, Rows, is_made_of, mean_of, names_in, records, scored
-from experiments.pages.figures.style import GREY, SMALL, TEXT, legend_below, score_name, styles_of, tidy
+from experiments.pages.figures.style import GREY, SMALL, TEXT, Styles, legend_below, score_name, styles_of, tidy
 from merge import share_label
 
 _Means = dict[str, tuple[float, float, float]]  # value, lo, hi times 100 by series
 
 
-def radar(rows: Rows, groups: Mapping[str, Sequence[tuple[str, str]]], *, by: str = "experts") -> Figure:
+def radar(
+    rows: Rows,
+    groups: Mapping[str, Sequence[tuple[str, str]]],
+    *,
+    by: str = "experts",
+    styles: Styles | None = None,
+) -> Figure:
     """Draw a radar chart of each group of (task, split) axes, and the table of its scores beside it.
 
     Every axis runs from the lowest of the scores, the centre, to the highest, the rim; both are printed with the rings
@@ -32,13 +38,21 @@ def radar(rows: Rows, groups: Mapping[str, Sequence[tuple[str, str]]], *, by: st
     for i, (title, keys) in enumerate(groups.items()):
         own = [scored(found, task, split) for task, split in keys]
         means = {f"{a[0]['task']}, {a[0]['split']}\n{a[0]['metric']}": _means(a, names, by) for a in own}
-        _draw_radar(cast(PolarAxes, charts[i]), means, title)
+        _draw_radar(cast(PolarAxes, charts[i]), means, styles_of(names, styles), title)
         _draw_table(figure.add_subplot(grid[i, 1]), means)
     legend_below(figure, charts)
     return figure
 
 
-def ood_scatter(rows: Rows, task: str, splits: Sequence[str], *, in_split: str = "test", by: str = "experts") -> Figure:
+def ood_scatter(
+    rows: Rows,
+    task: str,
+    splits: Sequence[str],
+    *,
+    in_split: str = "test",
+    by: str = "experts",
+    styles: Styles | None = None,
+) -> Figure:
     """Draw shifted against reported scores, a panel a shifted split, a mark a point; the line is y = x."""
     found = records(rows)
     inside = {_point(row, by): row for row in scored(found, task, in_split)}
@@ -49,7 +63,7 @@ def ood_scatter(rows: Rows, task: str, splits: Sequence[str], *, in_split: str =
         both = [(inside[point], row) for point, row in outside.items() if point in inside]
         if not both:
             raise StudyError(f"no point of {task} has both splits {in_split} and {split}: evaluate them first")
-        for name, style in styles_of(names_in(found, by)).items():
+        for name, style in styles_of(names_in(found, by), styles).items():
             own = [(100 * one["value"], 100 * other["value"]) for one, other in both if str(one[by]) == name]
             marks = {"color": style.color, "ms": style.size, "mew": 0, "label": name}
             axis.plot(*np.array(own).reshape(-1, 2).T, style.marker, **marks)
@@ -77,12 +91,12 @@ def ternary(rows: Rows, corners: tuple[str, str, str], *, tasks: Sequence[str]) 
     return figure
 
 
-def _draw_radar(axis: PolarAxes, table: Mapping[str, _Means], title: str) -> None:
+def _draw_radar(axis: PolarAxes, table: Mapping[str, _Means], styles: Styles, title: str) -> None:
     angles = 2 * np.pi * np.arange(len(table)) / len(table)
     ranges = [(min(v for v, _, _ in row.values()), max(v for v, _, _ in row.values())) for row in table.values()]
     axis.set_theta_zero_location("N")
     axis.set_theta_direction(-1)
-    for name, style in styles_of(next(iter(table.values()))).items():
+    for name, style in styles.items():
         radii = [(row[name][0] - lo) / ((hi - lo) or 1) for row, (lo, hi) in zip(table.values(), ranges, strict=True)]
         axis.plot([*angles, angles[0]], [*radii, radii[0]], **style.line(), label=name, clip_on=False, zorder=3)
     texts = [f"{name}\ncentre {lo:.1f}, rim {hi:.1f}" for name, (lo, hi) in zip(table, ranges, strict=True)]

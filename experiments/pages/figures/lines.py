@@ -12,9 +12,11 @@ from experiments.grid.rows import Records, Rows, names_in, records, scored
 from experiments.pages.figures.style import (
     GREEN,
     GREY,
+    SERIES,
     SMALL,
     TEXT,
     Style,
+    Styles,
     legend_below,
     level,
     score_name,
@@ -22,6 +24,7 @@ from experiments.pages.figures.style import (
     tidy,
 )
 from experiments.statistics.curves import Line, lines_between
+from experiments.study.study import PRETRAINED
 from merge import share_label
 
 Pair = tuple[str, str]
@@ -33,22 +36,24 @@ def accuracy_curves(
     *,
     tasks: Sequence[str] | None = None,
     by: str = "experts",
-    levels: Sequence[str] = ("pretrained",),
+    levels: Sequence[str] = (PRETRAINED,),
+    styles: Styles | None = None,
 ) -> Figure:
     """Draw score against ratio from the first expert of the pair to the second, a panel a task (the pair's two).
 
-    Thin dashes: the chord between the ends. Ringed, and named in the legend: the highest point.
+    Thin dashes: the chord between the ends. Ringed, and named in the legend: the highest point. Raises StudyError where
+    a task has no rows between the two.
     """
     found, tasks = records(rows), tasks or pair
     figure = Figure(figsize=(3.5 * len(tasks), 3.7), layout="constrained")
     for axis, task in zip(figure.subplots(1, len(tasks), squeeze=False)[0], tasks, strict=True):
         chosen = scored(found, task)
         lines = lines_between(chosen, pair, by=by, scale=100)
-        for name, style in styles_of(lines).items():
+        for name, style in styles_of(lines, styles).items():
             share = float(lines[name].share[lines[name].value.argmax()])
             best = share_label({pair[0]: 1 - share, pair[1]: share})
             _draw_curve(axis, lines[name], style, f"{name}, highest at {best}")
-        for name, style in styles_of(levels).items():
+        for name, style in styles_of(levels, styles).items():
             height = level(chosen, name)
             if height is not None:
                 axis.axhline(height, color=style.color, lw=1.2, ls=style.dashes, label=name, zorder=0)
@@ -68,7 +73,7 @@ def batchnorm_panels(
     for i, task in enumerate(tasks):
         chosen = scored(found, task)
         lines = lines_between(chosen, pair, by="batchnorm", scale=100)
-        styles = styles_of(lines)
+        styles = styles_of(lines, {reference: SERIES[0]})
         for axis, policy in zip(grid[i], policies, strict=True):
             if reference in lines and policy != reference:
                 behind, label = lines[reference], f"{reference}, for comparison"
@@ -84,7 +89,13 @@ def batchnorm_panels(
 
 
 def tradeoff_plane(
-    rows: Rows, x: str, y: str, *, by: str = "experts", levels: Sequence[str] = ("pretrained",)
+    rows: Rows,
+    x: str,
+    y: str,
+    *,
+    by: str = "experts",
+    levels: Sequence[str] = (PRETRAINED,),
+    styles: Styles | None = None,
 ) -> Figure:
     """Draw the scores of two tasks against each other, a point a ratio, joined in order from y's expert to x's.
 
@@ -96,11 +107,11 @@ def tradeoff_plane(
     horizontal, vertical = (lines_between(own, (y, x), by=by, scale=100) for own in (across, up))
     figure = Figure(figsize=(4.4, 4.8), layout="constrained")
     axis = figure.subplots()
-    for name, style in styles_of(horizontal).items():
+    for name, style in styles_of(horizontal, styles).items():
         if name not in vertical or vertical[name].share.tolist() != horizontal[name].share.tolist():
             raise StudyError(f"{name}: {x} and {y} are not scored at the same shares: evaluate the missing cells")
         _draw_plane_line(axis, horizontal[name], vertical[name], style, name)
-    for name, style in styles_of(levels).items():
+    for name, style in styles_of(levels, styles).items():
         at, height = level(across, name), level(up, name)
         if at is not None and height is not None:
             hollow = {"ms": 10, "mfc": "white", "mec": style.color, "mew": 1.4, "ls": "none"}

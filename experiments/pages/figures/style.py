@@ -4,7 +4,7 @@ Colours are Okabe and Ito's, and every series has its own marker and dashes, so 
 and a grey printer.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.grid.rows import Records, is_made_of, mean_of
+from experiments.study.study import PRETRAINED
 
 GREY, GREEN = "#666666", "#009E73"
 SMALL, TEXT = 7.5, 8.5  # points
@@ -33,14 +34,13 @@ class Style(NamedTuple):
         return {"color": self.color, "marker": self.marker, "ls": self.dashes, "ms": self.size, "mew": 0, "lw": 1.4}
 
 
-KNOWN = {  # the same in every figure
-    "vanilla": Style("#0072B2", "o", "-", 4.5),
-    "ratatouille": Style("#E69F00", "s", (0, (5, 1.5)), 5),
-    "fusing": Style("#D55E00", "^", (0, (1, 1)), 5.5),
-    "average": Style("#0072B2", "o", "-", 4.5),
-    "pretrained": Style("#9A8FBF", "*", (0, (1, 2)), 9),
-    "joint": Style("#009E73", "P", (0, (4, 2, 1, 2)), 7),
-}
+# Every series of a figure takes the next; models beside them, the pretrained one first, have styles of their own.
+SERIES = (
+    Style("#0072B2", "o", "-", 4.5),
+    Style("#E69F00", "s", (0, (5, 1.5)), 5),
+    Style("#D55E00", "^", (0, (1, 1)), 5.5),
+)
+BESIDE = (Style("#9A8FBF", "*", (0, (1, 2)), 9), Style("#009E73", "P", (0, (4, 2, 1, 2)), 7))
 OTHERS = (
     Style("#CC79A7", "D", (0, (3, 1, 1, 1)), 4.5),
     Style("#56B4E9", "v", (0, (6, 1)), 5.5),
@@ -49,12 +49,22 @@ OTHERS = (
     Style("#D55E00", "<", (0, (5, 2)), 5.5),
     Style("#0072B2", ">", (0, (3, 1, 1, 1, 1, 1)), 5.5),
 )
+Styles = Mapping[str, Style]
 
 
-def styles_of(names: Iterable[str]) -> dict[str, Style]:
-    """Give every series its style: a known one, or the next of the others."""
-    others = cycle(OTHERS)
-    return {name: KNOWN[name] if name in KNOWN else next(others) for name in names}
+def styles_of(names: Iterable[str], known: Styles | None = None) -> dict[str, Style]:
+    """Give every series its style: the known one, or the next of those that are free."""
+    free = cycle(OTHERS if known else (*SERIES, *OTHERS))
+    known = {PRETRAINED: BESIDE[0], **(known or {})}
+    return {name: known[name] if name in known else next(free) for name in names}
+
+
+def study_styles(series: Iterable[str], kinds: Iterable[str], beside: Iterable[str]) -> dict[str, Style]:
+    """Give every series of a study the style that it has in all figures: those of the kinds of experts, those of the
+    models `beside` what is merged, and the others."""
+    known = dict(zip(kinds, cycle((*SERIES, *OTHERS)), strict=False))
+    known |= zip(beside, cycle((*BESIDE, *OTHERS)), strict=False)
+    return known | styles_of(series, known)
 
 
 def save(figure: Figure, stem: str | Path, suffixes: Sequence[str] = tuple(_UNDATED)) -> list[Path]:

@@ -1,4 +1,4 @@
-"""Experts of every kind, as steps that are done once, each as soon as what it starts from is there.
+"""Making experts: the steps of `experiments.unival.pocket.kinds`, each once, as soon as what it starts from is there.
 
 experts/vanilla/<task>/                   run of `unival_core.training.train` from the pretrained weights
 experts/joint/<task>+<task>/              the same on several tasks at once
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,36 +25,19 @@ from experiments.unival.pocket.backbone import inflate
 from experiments.unival.pocket.cache import fetch, keep, key_of
 from experiments.unival.pocket.costs import measured
 from experiments.unival.pocket.data import rows_digest
-from experiments.unival.pocket.families import FAMILIES
+from experiments.unival.pocket.kinds import Step, step_of, with_parents
 from experiments.unival.pocket.pipeline import (
     Pocket,
     file_digest,
     in_processes,
     make_start,
     open_model,
-    shared_out,
     timed,
 )
-from experiments.unival.pocket.pretrainings import BACKBONE, COMPARISONS, TRAININGS, Training
+from experiments.unival.pocket.pretrainings import Training
 from merge import Input, Options, Recipe, read_recipe, run
-from unival_core import find_task, train
-from unival_core.training import JOINT, REWARD, REWARDS, STAGES, TrainOptions, choose, options_for
-
-
-@dataclass(frozen=True)
-class Step:
-    """One file of weights, `file` below `experts/`.
-
-    With `tasks` a finetuning on them, by `options`, from its only parent or else from the pretrained weights; without
-    tasks the uniform average of its parents. With `training` it is one of the study `pretraining`, and starts from its
-    only parent or else from the backbone.
-    """
-
-    file: str
-    parents: tuple[Step, ...] = ()
-    tasks: tuple[str, ...] = ()
-    options: TrainOptions | None = None
-    training: Training | None = None
+from unival_core import train
+from unival_core.training import TrainOptions
 
 
 def make_models(pocket: Pocket, processes: int = 2, *, progress: bool = True) -> None:
@@ -80,94 +63,14 @@ def make_experts(
     return {expert.id: expert_file(pocket, expert) for expert in experts}
 
 
+def parent_jobs(pocket: Pocket, step: Step, cache: Path | None) -> list[tuple[Pocket, Step, Path | None]]:
+    """List the jobs that come before the job of a step."""
+    return [(pocket, parent, cache) for parent in step.parents]
+
+
 def expert_file(pocket: Pocket, expert: Expert) -> Path:
     """Where an expert's weights are, or will be."""
     return file_of(pocket, step_of(pocket, expert))
-
-
-# -- what depends on what
-
-
-def step_of(pocket: Pocket, expert: Expert) -> Step | None:
-    """The last step towards an expert; None for the pretrained weights. StudyError or UnivalError if there is none."""
-    if expert.kind == "pretrained":
-        return None
-    if expert.kind == "joint":
-        return joint(pocket, tuple(expert.task.split("+")))
-    if expert.kind == "vanilla":
-        return vanilla(pocket, expert.task)
-    if expert.kind == "reward":
-        if expert.task != "grounding":
-            raise StudyError(f"{expert.id}: rewards are for boxes, so for the task grounding, not for {expert.task}")
-        options = replace(shared_out(REWARD, pocket), reward=choose(REWARDS["pocket"], expert.name, "reward"))
-        start = vanilla(pocket, expert.task)
-        return Step(f"reward/{expert.name}/last.safetensors", (start,), start.tasks, options)
-    if expert.kind.split("+")[0] in COMPARISONS:
-        return pretraining(pocket, expert.name)
-    others = [task for family in FAMILIES if expert.task in family for task in family if task != expert.task]
-    auxiliary = [vanilla(pocket, task) for task in others]
-    if not auxiliary:
-        raise StudyError(f"{expert.id}: {expert.task} has no auxiliary tasks; families are {FAMILIES}")
-    folder = f"{expert.kind}/{expert.task}"
-    if expert.kind == "ratatouille":
-        names = [f"{folder}/from-{task}" for task in others]
-        runs = [finetuned(pocket, name, expert.task, start) for name, start in zip(names, auxiliary, strict=True)]
-        return mean(folder, runs)
-    return finetuned(pocket, f"{folder}/from-average", expert.task, mean(folder, auxiliary))
-
-
-def vanilla(pocket: Pocket, task: str) -> Step:
-    """Finetuning of the pretrained weights on a task."""
-    return finetuned(pocket, f"vanilla/{task}", task)
-
-
-def finetuned(pocket: Pocket, folder: str, task: str, *start: Step) -> Step:
-    """Finetuning on a task by its recipe."""
-    return Step(
-        f"{folder}/last.safetensors", start, (task,), shared_out(options_for(find_task(task), "pocket"), pocket)
-    )
-
-
-def joint(pocket: Pocket, tasks: tuple[str, ...]) -> Step:
-    """One finetuning on several tasks, with as many examples as their own finetunings see together."""
-    own = [shared_out(options_for(find_task(task), "pocket"), pocket) for task in tasks]
-    updates = sum(options.updates * options.batch for options in own) // JOINT.batch
-    return Step(
-        f"joint/{'+'.join(tasks)}/last.safetensors", (), tasks, replace(JOINT, updates=updates, seed=pocket.seed)
-    )
-
-
-def pretraining(pocket: Pocket, name: str) -> Step:
-    """A training of the study `pretraining`, behind those that it goes on from."""
-    if pocket.preset == "quick":
-        raise StudyError(f"{pocket.folder} has no backbone, as its preset is quick: pretrainings need the preset full")
-    training = choose(TRAININGS, name, "pretraining")
-    tasks = tuple(portion.task for portion in training.portions)
-    options = options_for(find_task(tasks[0]), "pocket") if training.finetunes else STAGES["pocket"][0].options
-    options = replace(options, updates=training.updates, group=training.group or options.group)
-    start = () if training.start == BACKBONE else (pretraining(pocket, training.start),)
-    return Step(f"pretraining/{name}/last.safetensors", start, tasks, shared_out(options, pocket), training)
-
-
-def sees_videos(step: Step) -> bool:
-    """Whether a step, or one before it, trains on videos."""
-    return any(task.startswith("video") for task in step.tasks) or any(map(sees_videos, step.parents))
-
-
-def mean(folder: str, members: list[Step]) -> Step:
-    """The uniform average of several; of one, that one."""
-    return members[0] if len(members) == 1 else Step(f"{folder}/average.safetensors", tuple(members))
-
-
-def with_parents(steps: Iterable[Step | None]) -> list[Step]:
-    """The steps and all that they depend on, each once and behind its parents."""
-    wanted = [step for step in steps if step is not None]
-    return list(dict.fromkeys(one for step in wanted for one in (*with_parents(step.parents), step)))
-
-
-def parent_jobs(pocket: Pocket, step: Step, cache: Path | None) -> list[tuple[Pocket, Step, Path | None]]:
-    """The jobs that come before the job of a step."""
-    return [(pocket, parent, cache) for parent in step.parents]
 
 
 # -- what is there
@@ -275,7 +178,7 @@ def make(pocket: Pocket, step: Step, cache: Path | None = None) -> None:
 def train_anew(pocket: Pocket, step: Step, training: Training, options: TrainOptions) -> None:
     """Does a training of the study `pretraining`. None is taken from a cache, as its cost is measured."""
     model, files = open_model(pocket, start_of(pocket, step))
-    if sees_videos(step) and not any(map(sees_videos, step.parents)):
+    if step.sees_videos and not any(parent.sees_videos for parent in step.parents):
         inflate(model)
     data = {
         portion.task: files.data(portion.task, training.split, training=True, seed=pocket.seed, part=portion.part)

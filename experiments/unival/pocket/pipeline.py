@@ -27,13 +27,13 @@ from tqdm import tqdm
 from experiments.errors import StudyError
 from experiments.unival.pocket.backbone import fresh_model, inflate, train_backbone
 from experiments.unival.pocket.data import Files, world_tokenizer
+from experiments.unival.pocket.families import families
 from experiments.unival.world.build import make_world
 from merge import digest, open_checkpoint
-from unival_core import CONFIGS, TOKENIZER_KEY, UnivalModel, load_model, load_tokenizer, save_model, train
+from unival_core import CONFIGS, TASKS, TOKENIZER_KEY, UnivalModel, load_model, load_tokenizer, save_model, train
 from unival_core.training import BACKBONE, STAGES, TrainOptions
 
 SHIPPED = Path(__file__).with_name("pretrained.safetensors")
-IMAGE_TASKS = ("vqa", "caption", "grounding", "entailment")
 Call = tuple[Any, ...]
 
 
@@ -47,11 +47,18 @@ class Preset:
     rows: int
 
 
-PRESETS = {
-    "full": Preset("full", (*IMAGE_TASKS, "video-caption", "video-qa", "audio-caption"), 1.0, 1000),
-    "quick": Preset("quick", IMAGE_TASKS, 0.5, 400),
-    "micro": Preset("micro", ("vqa", "caption", "video-qa"), 0.001, 8),  # shows that everything runs
-}
+def _presets() -> dict[str, Preset]:
+    """Make the presets: all tasks that have a pocket recipe, those on images, and two of them with one on videos."""
+    images, videos = families()["image"], families()["video"]
+    others = (name for name, task in TASKS.items() if "pocket" in task.recipes and name not in images)
+    return {
+        "full": Preset("full", (*images, *others), 1.0, 1000),
+        "quick": Preset("quick", images, 0.5, 400),
+        "micro": Preset("micro", (*images[:2], videos[0]), 0.001, 8),  # shows that everything runs
+    }
+
+
+PRESETS = _presets()
 
 
 @dataclass(frozen=True)
@@ -140,7 +147,7 @@ def pretrain(pocket: Pocket, progress: bool = True) -> None:
         if not (folder / "last.safetensors").exists():
             with timed(pocket, f"pretraining {stage.name}"):
                 model, files = open_model(pocket, source)
-                if any(task.startswith("video") for task in stage.tasks):
+                if any(TASKS[task].medium == "video" for task in stage.tasks):
                     inflate(model)
                 splits = [(task, stage.split(task)) for task in stage.tasks]
                 data = files.training(splits, pocket.seed)

@@ -9,7 +9,7 @@ import pytest
 
 from experiments.errors import StudyError
 from experiments.pages import figures as plots
-from experiments.pages.figures.style import KNOWN, OTHERS, styles_of
+from experiments.pages.figures.style import BESIDE, OTHERS, SERIES, study_styles, styles_of
 from tests import DATA
 
 PAPER = DATA / "paper"
@@ -209,10 +209,22 @@ def test_equal_rows_give_equal_files(tmp_path):
 
 
 def test_series_differ_without_colour():
-    styles = styles_of([*KNOWN, *map(str, range(len(OTHERS)))])
-    shapes = {name: (style.marker, str(style.dashes)) for name, style in styles.items() if name != "average"}
-    assert len(set(shapes.values())) == len(shapes)
-    assert len({style.marker for style in OTHERS}) == len(OTHERS)
+    every = (*SERIES, *BESIDE, *OTHERS)
+    assert len({(style.marker, str(style.dashes)) for style in every}) == len(every)
+    assert len({style.marker for style in every}) == len(every)
+
+
+def test_a_series_looks_the_same_in_every_figure_of_a_study():
+    styles = study_styles(
+        ["pretrained", "plain", "plain, ensemble", "fine"], ["plain", "fine"], ["pretrained", "whole"]
+    )
+    assert (styles["plain"], styles["fine"]) == SERIES[:2]
+    assert (styles["pretrained"], styles["whole"]) == BESIDE
+    assert styles["plain, ensemble"] == OTHERS[0]
+    assert styles_of(["plain, ensemble", "fine"], styles) == {
+        name: styles[name] for name in ("plain, ensemble", "fine")
+    }
+    assert list(styles_of(["a", "b", "pretrained"]).values()) == [*SERIES[:2], BESIDE[0]]
 
 
 def test_errors_say_what_to_do():

@@ -95,8 +95,9 @@ def test_no_front_without_both_ends():
 
 def test_averages_that_win():
     rows, scores = made("averaging", curve=lambda share: 0.25 + 1.4 * share, start=0.5)
-    text = averages(rows, scores)
+    text = averages(rows, scores, "ratatouille")
     assert text.startswith("Averages of all experts beat the pretrained model, on shifted data too (mean over tasks: ")
+    assert text.startswith(averages(rows, scores))  # without a contender there is no more to say
     assert "vanilla +10.0 [+8.5, +11.5], vanilla +10.0 [" in text
     assert "On shifted data the average of ratatouille experts is better than vanilla (+4.0 [" in text
     assert "better than fusing (+2.0 [" in text
@@ -105,7 +106,7 @@ def test_averages_that_win():
 def test_averages_that_lose_and_a_ratatouille_that_is_no_better():
     kind = KIND | {"ratatouille": -0.03, "fusing": -0.03}
     rows, scores = made("averaging", kind=kind, curve=lambda share: 0.25 + 1.0 * share)
-    text = averages(rows, scores)
+    text = averages(rows, scores, "ratatouille")
     assert text.startswith("Averages of all experts are worse than the pretrained model (mean over tasks: vanilla -5.0")
     assert "is worse than vanilla (-3.0 [-3.5, -2.5]), not told apart from fusing (+0.0 [+0.0, +0.0])." in text
 

@@ -121,7 +121,7 @@ def test_without_samples_the_page_says_how_to_make_them(tmp_path):
     rows, _ = in_memory("interpolation", only="vqa+caption", points=3, kinds=("vanilla",))
     data = page_data(tmp_path, "interpolation", rows)
     assert data["samples"] == {}
-    assert data["make_samples"] == f"Make them: unival-merge study samples interpolation {tmp_path} --pocket POCKET"
+    assert data["make_samples"] == f"Make them with unival-merge study samples interpolation {tmp_path}"
 
 
 def test_a_study_without_pairs_has_no_sliders(tmp_path):
@@ -167,7 +167,7 @@ def test_in_a_browser(page, tmp_path):
         tab.press("ArrowRight", 39)
         tab.wait(f"{words} === '0.25 caption + 0.75 grounding'")
         assert tab.value("document.querySelector('input').getAttribute('aria-valuetext')") == tab.value(words)
-        assert "No sample answers of this point. Make them: unival-merge" in tab.value("document.body.textContent")
+        assert "No sample answers of this point. Make them with unival-merge" in tab.value("document.body.textContent")
         assert tab.value("location.hash").endswith("ratio=0.75")
         tab.press("Home", 36)
         tab.wait(f"{words} === '1.00 caption'")

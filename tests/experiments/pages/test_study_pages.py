@@ -82,12 +82,12 @@ def test_every_kind_of_figure_is_whole(name):
     studies = {"ternary": "rewarded-soups", "radar": "averaging"}
     options = {"only": "vqa+caption", "batchnorm": RECALIBRATED} if name not in studies else {}
     rows = with_series(main_metrics(in_memory(studies.get(name, "interpolation"), **options)[0]))
-    subjects = kind.subjects(rows)
+    subjects = [subject for subject, _ in kind.figures(rows, {})]
     assert subjects, f"no rows of a study have the shape of figure {name}"
     title = kind.title.format(*subjects[0])
     assert all(word in title for word in subjects[0]), f"the title of figure {name} does not name its subject"
     singles = [row for row in rows if row["method"] == "single" and row["split"] == "test"]
-    assert kind.subjects(singles) == [], f"figure {name} would be drawn of rows without its shape"
+    assert list(kind.figures(singles, {})) == [], f"figure {name} would be drawn of rows without its shape"
 
 
 def test_radar_has_charts_that_can_be_read():

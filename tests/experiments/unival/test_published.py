@@ -14,10 +14,10 @@ from experiments.grid.rows import read_rows
 from experiments.study.study import Expert
 from experiments.unival.published import (
     BPE_PAGE,
-    CHECKPOINTS,
     CHECKPOINTS_PAGE,
     DATA_PAGE,
     IMAGE_DATA_PAGE,
+    PRETRAINED_FILE,
     BaseSetup,
     page_of,
 )
@@ -25,6 +25,7 @@ from experiments.unival.studies import Choice, MixtureStudy
 from experiments.unival.subject import UnivalSubject
 from merge import open_checkpoint
 from tests.unival_core.made_rows import LAYOUTS, cells
+from unival_core import TASKS
 from unival_core.config import CONFIGS, ResNetConfig, UnivalConfig, replace
 from unival_core.data.media_cache import MediaCache
 from unival_core.model import UnivalModel
@@ -75,7 +76,7 @@ def setup(tmp_path):
     grounding = replace(SMALL, video=None)
     states = {"pretrained": state_of(SMALL, 0), "vqa": state_of(SMALL, 1), "grounding": state_of(grounding, 2)}
     for name, state in states.items():
-        file = checkpoints / CHECKPOINTS[name]
+        file = checkpoints / (TASKS[name].published.checkpoint if name in TASKS else PRETRAINED_FILE)
         file.parent.mkdir(parents=True)
         more = {"extra_state": {"ema": state_of(SMALL, 3)}} if name == "vqa" else {}
         torch.save({"args": None, "model": state, **more}, file)

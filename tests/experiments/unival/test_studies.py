@@ -1,6 +1,7 @@
 """Every study loads, at both setups: what it asks for exists, each point and cell once."""
 
 import re
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -8,16 +9,20 @@ from typer.testing import CliRunner
 
 from experiments.commands import app
 from experiments.errors import StudyError
+from experiments.pages.figures import draw
+from experiments.pages.views import open_study
 from experiments.study.study import Cell, Expert, Point, lattice, single
-from experiments.unival.pocket.experts import step_of, with_parents
-from experiments.unival.pocket.families import FAMILIES
+from experiments.unival.pocket import kinds
+from experiments.unival.pocket.kinds import KINDS, step_of, with_parents
 from experiments.unival.pocket.pipeline import Pocket
-from experiments.unival.published import CHECKPOINTS, FILES
-from experiments.unival.studies import STUDIES, Choice, MixtureStudy, study_named
+from experiments.unival.published import BaseSetup
+from experiments.unival.setups import PocketSetup
+from experiments.unival.studies import FAMILIES, STUDIES, Choice, MixtureStudy, study_named
 from experiments.unival.subject import UnivalSubject
 from experiments.unival.world.tasks import TASKS as FILES_OF
 from tests import ROOT
-from tests.experiments.made_pocket import copied
+from tests.experiments.made_pocket import TINY, copied, moved, write
+from unival_core import load_model
 from unival_core.metrics import METRICS
 from unival_core.tasks import TASKS
 
@@ -61,14 +66,14 @@ def test_every_study_asks_for_what_there_is(name, setup, tmp_path):
     assert found
     for cell in found:
         assert cell.task in TASKS
-        assert cell.split in (FILES_OF[cell.task].splits if setup == "pocket" else FILES[cell.task])
+        assert cell.split in (FILES_OF[cell.task].splits if setup == "pocket" else TASKS[cell.task].published.files)
         assert set(cell.metrics) <= set(METRICS)
         assert sum(cell.point.shares.values()) == pytest.approx(1)
     experts = {expert.id: expert for cell in found for expert in cell.point.experts.values()}.values()
     if setup == "pocket":
         assert with_parents(step_of(Pocket(tmp_path, "full"), expert) for expert in experts)
     else:
-        assert {expert.name for expert in experts if expert.kind == "vanilla"} <= set(CHECKPOINTS)
+        assert all(TASKS[expert.task].published.checkpoint for expert in experts if expert.kind == "vanilla")
         assert "joint" not in {expert.kind for expert in experts}
 
 
@@ -106,7 +111,7 @@ def test_ends_and_middle_see_other_tasks_and_shifted_data():
     }
     wide = seen["0.50 vqa + 0.50 caption (vanilla, interpolate)"]
     assert wide == seen["1.00 vqa (vanilla, single)"] == seen["1.00 pretrained (pretrained, single)"]
-    assert {task for task, _ in wide} == set(FAMILIES[0])
+    assert {task for task, _ in wide} == set(FAMILIES["image"])
     assert ("vqa", "knowledge") in wide
 
 
@@ -184,22 +189,48 @@ def test_a_study_is_data():
     assert "0.50 a + 0.50 b (vanilla, interpolate)" in labels
 
 
+def documented(number, **names):
+    """Run an example of docs/studies.md with some names."""
+    text = (ROOT / "docs" / "studies.md").read_text(encoding="utf-8")
+    exec(re.findall(r"```python\n(.*?)```", text, re.DOTALL)[number], names)
+
+
+def call(*arguments):
+    done = CliRunner().invoke(app, ["study", *map(str, arguments)])
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
 def test_the_documented_study_runs_as_written(home, tmp_path, monkeypatch):
-    code = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "studies.md").read_text(encoding="utf-8"), re.DOTALL)
     studies = dict(STUDIES)
-    exec(code[1], {"STUDIES": studies, "MixtureStudy": MixtureStudy})
+    documented(0, STUDIES=studies, MixtureStudy=MixtureStudy)
     (name,) = set(studies) - set(STUDIES)
     monkeypatch.setitem(STUDIES, name, studies[name])
     folder = copied(home, tmp_path / "home")
-
-    def call(*arguments):
-        done = CliRunner().invoke(app, ["study", *map(str, arguments)])
-        assert done.exit_code == 0, done.output
-        return done.stdout
-
     assert studies[name].question in call("list")
     assert "18 cells evaluated" in call("run", name, folder, "--limit", "2", "--processes", "1")
     call("plot", name, folder, "-o", tmp_path / "figures")
     assert (tmp_path / "figures" / "curves_vqa_entailment.png").stat().st_size > 500
     call("report", name, folder, "-o", tmp_path / "report.html")
     assert studies[name].question in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_documented_kind_of_expert_is_seen_everywhere(home, tmp_path, monkeypatch):
+    monkeypatch.setitem(KINDS, "patient", None)  # which the example fills, and is taken out again
+    documented(1, KINDS=KINDS, Kind=kinds.Kind, vanilla=kinds.vanilla, replace=replace)
+    study = replace(TINY, name="patience", kinds=("vanilla", "patient"))
+    monkeypatch.setitem(STUDIES, "patience", study)
+    folder = copied(home, tmp_path / "home")
+    for number, task in enumerate(study.experts):
+        expert = Expert(task, task, "patient")
+        step = step_of(PocketSetup(folder).pocket(0), expert)
+        assert step.file == f"patient/{task}/last.safetensors"
+        write(folder, 0, expert, moved(load_model(home / "experts" / "vanilla" / task / "last.safetensors"), number))
+    assert BaseSetup(tmp_path, tmp_path, tmp_path).source(expert).path == tmp_path / "patient" / "entailment.pt"
+    assert "14 cells evaluated" in call("run", "patience", folder, "--limit", "2", "--processes", "1")
+    drawn, missing = draw(open_study(folder, "patience")[0])
+    assert not missing
+    curves = next(one.figure for one in drawn if one.stem == "curves_vqa_entailment")
+    shown = [text.get_text() for axis in curves.axes for text in axis.get_legend().get_texts()]
+    assert {text.partition(",")[0] for text in shown} == {"vanilla", "patient", "pretrained"}
+    assert "| patient | interpolate |" in call("table", "patience", folder)

@@ -19,7 +19,8 @@ from experiments.study.study import Expert
 from experiments.unival.pocket.backbone import fresh_model
 from experiments.unival.pocket.cache import user_cache
 from experiments.unival.pocket.data import world_tokenizer
-from experiments.unival.pocket.experts import expert_file, file_of, make_experts, step_of, with_parents
+from experiments.unival.pocket.experts import expert_file, file_of, make_experts
+from experiments.unival.pocket.kinds import step_of, with_parents
 from experiments.unival.pocket.pipeline import Pocket, file_digest, finished
 from experiments.unival.world.build import make_world
 from experiments.unival.world.tables import read_world
@@ -46,7 +47,7 @@ def small():
             own = {**task.recipes.get("pocket", {}), "batch": 2, "updates": 3000, "save_every": 1}  # micro makes 3
             patch.setitem(TASKS, name, replace(task, recipes={"pocket": own}))
         for name in ("JOINT", "REWARD"):
-            patch.setattr(f"experiments.unival.pocket.experts.{name}", replace(getattr(recipes, name), batch=2))
+            patch.setattr(f"experiments.unival.pocket.kinds.{name}", replace(getattr(recipes, name), batch=2))
         yield
 
 

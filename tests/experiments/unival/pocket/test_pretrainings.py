@@ -20,7 +20,8 @@ from experiments.unival.costs import costs_table
 from experiments.unival.pocket.backbone import fresh_model
 from experiments.unival.pocket.costs import measured
 from experiments.unival.pocket.data import Files, world_tokenizer
-from experiments.unival.pocket.experts import expert_file, make_experts, run_record, step_of, with_parents
+from experiments.unival.pocket.experts import expert_file, make_experts, run_record
+from experiments.unival.pocket.kinds import step_of, with_parents
 from experiments.unival.pocket.pipeline import Pocket, file_digest
 from experiments.unival.pocket.pretrainings import COMPARISONS, TRAININGS, comparisons_of, lineage
 from experiments.unival.setups import PocketSetup

@@ -1,0 +1,154 @@
+"""The kinds of experts, and the steps that make one. A new kind is a function and an entry of KINDS."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+
+from experiments.errors import StudyError
+from experiments.study.study import PRETRAINED, Expert
+from experiments.unival.pocket.families import families
+from experiments.unival.pocket.pipeline import Pocket, shared_out
+from experiments.unival.pocket.pretrainings import BACKBONE, COMPARISONS, TRAININGS, Training
+from unival_core import TASKS, find_task
+from unival_core.training import JOINT, REWARD, REWARDS, STAGES, TrainOptions, choose, options_for
+
+
+@dataclass(frozen=True)
+class Step:
+    """One file of weights, `file` below `experts/`.
+
+    With `tasks` a finetuning on them, by `options`, from its only parent or else from the pretrained weights; without
+    tasks the uniform average of its parents. With `training` it is one of the study `pretraining`, and starts from its
+    only parent or else from the backbone.
+    """
+
+    file: str
+    parents: tuple[Step, ...] = ()
+    tasks: tuple[str, ...] = ()
+    options: TrainOptions | None = None
+    training: Training | None = None
+
+    @property
+    def sees_videos(self) -> bool:
+        """Whether this step, or one before it, trains on videos."""
+        return any(TASKS[task].medium == "video" for task in self.tasks) or any(one.sees_videos for one in self.parents)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How experts are finetuned.
+
+    Attributes:
+        step: the last step towards an expert at setup pocket. Raises StudyError where there can be none.
+        published: whether the authors published such experts, of the tasks that name a checkpoint. Others are one's
+            own files at setup base.
+        is_whole: an expert is one model of a whole family of tasks, which stands beside mixtures and in none. There are
+            such experts at setup pocket only.
+    """
+
+    step: Callable[[Pocket, Expert], Step]
+    published: bool = False
+    is_whole: bool = False
+
+
+def vanilla(pocket: Pocket, expert: Expert) -> Step:
+    """Finetune the pretrained weights on the expert's task."""
+    return finetuned(pocket, f"vanilla/{expert.task}", expert.task)
+
+
+def ratatouille(pocket: Pocket, expert: Expert) -> Step:
+    """Finetune the family's other experts on the task, and average these (arXiv 2212.10445)."""
+    folder = f"ratatouille/{expert.task}"
+    runs = [
+        finetuned(pocket, f"{folder}/from-{start.tasks[0]}", expert.task, start) for start in auxiliary(pocket, expert)
+    ]
+    return mean(folder, runs)
+
+
+def fusing(pocket: Pocket, expert: Expert) -> Step:
+    """Average the family's other experts, and finetune the average on the task (arXiv 2204.03044)."""
+    folder = f"fusing/{expert.task}"
+    return finetuned(pocket, f"{folder}/from-average", expert.task, mean(folder, auxiliary(pocket, expert)))
+
+
+def joint(pocket: Pocket, expert: Expert) -> Step:
+    """Finetune once on several tasks, with as many examples as their own finetunings see together."""
+    tasks = tuple(expert.task.split("+"))
+    own = [shared_out(options_for(find_task(task), "pocket"), pocket) for task in tasks]
+    updates = sum(options.updates * options.batch for options in own) // JOINT.batch
+    options = replace(JOINT, updates=updates, seed=pocket.seed)
+    return Step(f"joint/{'+'.join(tasks)}/last.safetensors", (), tasks, options)
+
+
+def reward(pocket: Pocket, expert: Expert) -> Step:
+    """Go on from the vanilla expert with rewards for boxes of one size, the expert's name."""
+    if find_task(expert.task).writes != "box":
+        raise StudyError(f"{expert.id}: rewards are for boxes, so for the task grounding, not for {expert.task}")
+    options = replace(shared_out(REWARD, pocket), reward=choose(REWARDS["pocket"], expert.name, "reward"))
+    start = vanilla(pocket, expert)
+    return Step(f"reward/{expert.name}/last.safetensors", (start,), start.tasks, options)
+
+
+KINDS: dict[str, Kind] = {
+    "vanilla": Kind(vanilla, published=True),
+    "ratatouille": Kind(ratatouille),
+    "fusing": Kind(fusing),
+    "joint": Kind(joint, is_whole=True),
+    "reward": Kind(reward),
+}
+
+
+def step_of(pocket: Pocket, expert: Expert) -> Step | None:
+    """Find the last step towards an expert; None for the pretrained weights.
+
+    Raises StudyError or UnivalError where there is none.
+    """
+    if expert.kind == PRETRAINED:
+        return None
+    if expert.kind in KINDS:
+        return KINDS[expert.kind].step(pocket, expert)
+    if expert.kind.split("+")[0] in COMPARISONS:
+        return pretraining(pocket, expert.name)
+    raise StudyError(f"{expert.id}: no kind {expert.kind!r}: choose one of {', '.join(KINDS)}")
+
+
+def with_parents(steps: Iterable[Step | None]) -> list[Step]:
+    """List steps and all that they depend on, each once and behind its parents."""
+    wanted = [step for step in steps if step is not None]
+    return list(dict.fromkeys(one for step in wanted for one in (*with_parents(step.parents), step)))
+
+
+# -- what several kinds are made of
+
+
+def finetuned(pocket: Pocket, folder: str, task: str, *start: Step) -> Step:
+    """Finetune on a task by its recipe."""
+    options = shared_out(options_for(find_task(task), "pocket"), pocket)
+    return Step(f"{folder}/last.safetensors", start, (task,), options)
+
+
+def auxiliary(pocket: Pocket, expert: Expert) -> list[Step]:
+    """List the vanilla experts of the other tasks of an expert's family. Raises StudyError where there are none."""
+    known = families()
+    others = [task for family in known.values() if expert.task in family for task in family if task != expert.task]
+    if not others:
+        raise StudyError(f"{expert.id}: {expert.task} has no auxiliary tasks; families are {known}")
+    return [vanilla(pocket, Expert(task, task, "vanilla")) for task in others]
+
+
+def mean(folder: str, members: list[Step]) -> Step:
+    """Average several uniformly; one is its own average."""
+    return members[0] if len(members) == 1 else Step(f"{folder}/average.safetensors", tuple(members))
+
+
+def pretraining(pocket: Pocket, name: str) -> Step:
+    """Do a training of the study `pretraining`, behind those that it goes on from."""
+    if pocket.preset == "quick":
+        raise StudyError(f"{pocket.folder} has no backbone, as its preset is quick: pretrainings need the preset full")
+    training = choose(TRAININGS, name, "pretraining")
+    tasks = tuple(portion.task for portion in training.portions)
+    options = options_for(find_task(tasks[0]), "pocket") if training.finetunes else STAGES["pocket"][0].options
+    options = replace(options, updates=training.updates, group=training.group or options.group)
+    start = () if training.start == BACKBONE else (pretraining(pocket, training.start),)
+    return Step(f"pretraining/{name}/last.safetensors", start, tasks, shared_out(options, pocket), training)
