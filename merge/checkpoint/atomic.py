@@ -1,4 +1,4 @@
-"""Outputs that appear whole or not at all: a temporary sibling, fsync, rename."""
+"""Outputs that appear whole or not at all: one lock a target, temporary siblings, fsync, rename."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ import ctypes
 import errno
 import fcntl
 import glob
+import logging
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Generator
+from collections.abc import Generator, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
+from merge.checkpoint.owned import recipe_path, refuse_foreign_file, refuse_foreign_folder
 from merge.errors import MergeError
 
 PARTIAL = ".partial-"
@@ -26,79 +29,82 @@ def replacing(
     folder: bool,
     overwrite: bool,
     sync: bool = True,
-    before: Callable[[], None] | None = None,
+    recipe: bool = False,
+    copied: Mapping[str, Path] | None = None,
 ) -> Generator[Path]:
     """Yield a temporary path beside `target`; on success it takes the target's name, on any error it is removed.
 
     The path is an empty file, or an empty directory with `folder`. `size` bytes must be free. An existing target is
-    refused unless `overwrite`, and is then exchanged as a whole; `before` is called just before. What runs killed
-    earlier have left is swept away. Raises MergeError for a target that exists, a missing or read-only parent, a disk
-    without room.
+    refused unless `overwrite`, and is then exchanged as a whole, if it is nothing but what this tool writes (`copied`:
+    files of a folder that are there again). With `recipe` a second file, `<path>.recipe.json`, takes its place beside
+    the target last: killed in between, an output has no recipe, and never that of another merge. Two runs into one
+    target follow each other: without `overwrite` the second is refused. What runs killed earlier have left is swept
+    away. Raises MergeError for a target that exists, a missing or read-only parent, a disk without room.
     """
     target = Path(target)
-    check_target(target, size, folder=folder, overwrite=overwrite)
-    _sweep(target)
+    kind: dict[str, Any] = {"folder": folder, "overwrite": overwrite, "recipe": recipe, "copied": copied}
+    check_target(target, size, **kind)
     partial = target.parent / f".{target.name}{PARTIAL}{secrets.token_hex(4)}"
+    pairs = {partial: target} | ({recipe_path(partial): recipe_path(target)} if recipe else {})
     lock: list[int] = []
-    try:
-        with _explained(target):
-            _claim(partial, folder, lock)
+    with _explained(target):
+        try:
+            _take_lock(target, lock, wait=overwrite)
+            check_target(target, size, **kind)  # again: another run may have made it meanwhile
+            for path in pairs:
+                partial.mkdir() if folder and path == partial else path.touch(exist_ok=False)
             yield partial
             if sync:
-                for path in (partial, *partial.rglob("*")) if folder else (partial,):
+                for path in (*pairs, *(partial.rglob("*") if folder else ())):
                     _sync(path)
-            if before:
-                before()
-            _take_place(partial, target, overwrite)
+            if overwrite:
+                check_target(target, 0, **kind)
+            _commit(pairs, overwrite)
             if sync:
                 with contextlib.suppress(OSError):  # some file systems cannot sync a folder; the output is there
                     _sync(target.parent)
-    finally:
-        try:
-            _discard(partial, lock)
-        except BaseException:  # Ctrl-C while tidying up: finish that first
-            _discard(partial, lock)
-            raise
+        finally:
+            try:
+                _tidy(pairs, target, lock)
+            except BaseException:  # Ctrl-C while tidying up: finish that first
+                _tidy(pairs, target, lock)
+                raise
 
 
-def _claim(partial: Path, folder: bool, lock: list[int]) -> None:
-    """Make the partial output and lock it; again if another run took it for a dead one's in between."""
-    while True:
-        if folder:
-            partial.mkdir()
-        else:
-            os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
-        with contextlib.suppress(FileNotFoundError):
-            lock.append(os.open(partial, os.O_RDONLY))
-            with contextlib.suppress(OSError):  # a file system without locks: leftovers then stay where they are
-                fcntl.flock(lock[-1], fcntl.LOCK_EX)
-            if partial.stat().st_ino == os.fstat(lock[-1]).st_ino:
-                return
-
-
-def _discard(partial: Path, lock: list[int]) -> None:
-    _remove(partial)
-    while lock:
-        os.close(lock.pop())
-
-
-def check_target(target: Path, size: int, *, folder: bool, overwrite: bool) -> None:
+def check_target(
+    target: Path,
+    size: int,
+    *,
+    folder: bool,
+    overwrite: bool,
+    recipe: bool = False,
+    copied: Mapping[str, Path] | None = None,
+) -> None:
     """Raise MergeError where `replacing` could not succeed, before anything is computed."""
     with _explained(target):
-        if target.name in ("", ".", "..") or (target.is_symlink() and not target.exists()):
-            raise MergeError(f"{target}: not a name for an output")
-        if not target.parent.is_dir():
-            raise MergeError(f"{target}: its folder {target.parent} does not exist; make it first")
+        _check_place(target)
         if target.exists():
+            if not (target.is_file() or target.is_dir()):
+                raise MergeError(f"{target}: is a device, pipe or socket and is never replaced; choose another output")
             if target.is_dir() != folder:
                 raise MergeError(f"{target}: is a {'folder' if target.is_dir() else 'file'}; choose another output")
             if not overwrite:
                 raise MergeError(f"{target}: exists; choose another name or pass overwrite=True")
+            refuse_foreign_folder(target, copied or {}) if folder else refuse_foreign_file(target)
+        if recipe and os.path.lexists(recipe_path(target)):
+            refuse_foreign_file(recipe_path(target))
         if not os.access(target.parent, os.W_OK | os.X_OK):
             raise MergeError(f"{target}: no permission to write into {target.parent}")
         free = shutil.disk_usage(target.parent).free
         if size > free:
             raise MergeError(f"{target}: needs {size:,} bytes, {free:,} are free on its disk")
+
+
+def _check_place(target: Path) -> None:
+    if target.name in ("", ".", "..") or (target.is_symlink() and not target.exists()):
+        raise MergeError(f"{target}: not a name for an output")
+    if not target.parent.is_dir():
+        raise MergeError(f"{target}: its folder {target.parent} does not exist; make it first")
 
 
 @contextlib.contextmanager
@@ -115,24 +121,78 @@ def _explained(target: Path) -> Generator[None]:
         raise MergeError(f"{target}: {problem}") from error
 
 
-def _sweep(target: Path) -> None:
-    """Remove partial outputs of this target whose writer is gone: a living writer holds a lock."""
-    for left in target.parent.glob(f".{glob.escape(target.name)}{PARTIAL}*"):
-        with contextlib.suppress(OSError):
-            lock = os.open(left, os.O_RDONLY)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                _remove(left)
-            finally:
-                os.close(lock)
+def _lock_path(target: Path) -> Path:
+    return target.parent / f".{target.name}{PARTIAL}lock"
 
 
-def _remove(path: Path) -> None:
-    with contextlib.suppress(OSError):  # gone, or never made
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink()
+def _take_lock(target: Path, lock: list[int], *, wait: bool) -> None:
+    """Take the lock of a target, a hidden file that is gone afterwards; whoever is killed lets go of it.
+
+    Raises MergeError where another run has it and this one does not `wait`. What such runs left is swept away.
+    """
+    path = _lock_path(target)
+    while not lock:
+        lock.append(os.open(path, os.O_WRONLY | os.O_CREAT, 0o666))
+        try:
+            fcntl.flock(lock[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            problem = f"{target}: another run is writing it"
+            if not wait:
+                raise MergeError(f"{problem}; choose another name or wait for its end") from error
+            logging.getLogger(__name__).warning("%s; waiting for its end", problem)
+            fcntl.flock(lock[0], fcntl.LOCK_EX)
+        except OSError:  # a file system without locks: others may be at work, and what lies there may be theirs
+            return
+        if not _is(path, lock[0]):  # who had it has removed it in between
+            os.close(lock.pop())
+    left = target.parent.glob(f".{glob.escape(target.name)}{PARTIAL}*")
+    _remove(item for item in left if item != path)
+
+
+def _tidy(partials: Iterable[Path], target: Path, lock: list[int]) -> None:
+    """Remove what is partial, then the lock, if it is this run's."""
+    _remove(partials)
+    path = _lock_path(target)
+    while lock:
+        if _may_hold(lock[0]) and _is(path, lock[0]):
+            _remove([path])
+        os.close(lock.pop())
+
+
+def _may_hold(descriptor: int) -> bool:
+    """Whether nobody else has a lock: taking one's own again changes nothing."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # no locks here
+        return True
+    return True
+
+
+def _is(path: Path, descriptor: int) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    return False
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for path in paths:
+        with contextlib.suppress(OSError):  # gone, or never made
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink()
+
+
+def _commit(pairs: Mapping[Path, Path], overwrite: bool) -> None:
+    """Let the output take its name, then its recipe; the recipe of what was there goes before."""
+    (partial, target), *notes = pairs.items()
+    for _, note in notes if overwrite else ():
+        note.unlink(missing_ok=True)
+    _take_place(partial, target, overwrite)
+    for written, note in notes:
+        written.replace(note)
 
 
 def _take_place(partial: Path, target: Path, overwrite: bool) -> None:
@@ -164,7 +224,7 @@ def _exchange(partial: Path, target: Path) -> None:
     aside = partial.with_name(partial.name + "-old")  # no exchange on this system: two renames
     target.rename(aside)
     partial.rename(target)
-    _remove(aside)
+    _remove([aside])
 
 
 def _sync(path: Path) -> None:

@@ -105,7 +105,7 @@ def save_checkpoint(
     for name, spec in described.items():
         tied.setdefault(spec.tie or name, []).append(name)
     layout = lay_out(output, described, like=like, metadata=metadata, shard_size=shard_size)
-    with replacing(output, layout.size, folder=layout.folder, overwrite=overwrite) as partial:
+    with replacing(output, layout.size, folder=layout.folder, overwrite=overwrite, copied=layout.copied) as partial:
         writer = Writer(layout, partial)
         try:
             for names in tied.values():
@@ -129,11 +129,6 @@ def suffix_like(path: Path) -> str:
     formats = FORMATS.values()
     keeps = any(path.suffix in format.suffixes for format in formats if format.keeps_ties and format.planner)
     return path.suffix if keeps else next(iter(formats)).suffixes[0]
-
-
-def recipe_path(output: Path) -> Path:
-    """Where the recipe of an output lies: beside it."""
-    return output.with_name(output.name + ".recipe.json")
 
 
 # -- writing ---------------------------------------------------------------------------------------------------------

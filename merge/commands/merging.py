@@ -178,7 +178,7 @@ def sweep(
     """
     from merge.engine.files import plan_sweep
     from merge.engine.memory import ratios as spaced
-    from merge.engine.stream import sweep_to_files
+    from merge.engine.stream import write_sweep
 
     if ratios is not None and points is not None:
         raise MergeError(f"--points {points} and --ratios {ratios}: give one of them")
@@ -188,8 +188,7 @@ def sweep(
     if running.dry_run:
         return _show_plan(plan_sweep(recipe, each, output, running.options()), running)
     with progress_bar(recipe.sources, "sweep") as progress:
-        sweep_to_files(recipe, each, output, running.options(progress))
-    index = json.loads((output / "sweep.json").read_text(encoding="utf-8"))
+        index = write_sweep(plan_sweep(recipe, each, output, running.options(progress)))
     index["output"] = {"path": str(output)}
     return _say(running, index, f"{output}: {len(values)} checkpoints")
 
@@ -264,16 +263,14 @@ def _picking(recipe: Recipe, rules: Sequence[str]) -> Recipe:
 
 def _merge(recipe: Recipe, output: Path, running: Running) -> None:
     """Run a recipe, or show its plan, and say what was written."""
-    from merge.checkpoint.save import recipe_path
     from merge.engine.files import plan_run
-    from merge.engine.stream import run as run_recipe
+    from merge.engine.stream import write
     from merge.recipe.shares import describe
 
     if running.dry_run:
         return _show_plan(plan_run(recipe, output, running.options()), running)
     with progress_bar(recipe.sources, recipe.method) as progress:
-        run_recipe(recipe, output, running.options(progress))
-    record = json.loads(recipe_path(output).read_text(encoding="utf-8"))
+        record = write(plan_run(recipe, output, running.options(progress)))
     for note in record["output"]["notes"]:
         typer.echo(f"note: {note}", err=True)
     record["output"]["path"] = str(output)

@@ -20,7 +20,7 @@ from merge.checkpoint.digest import DEFAULT, Digest
 from merge.checkpoint.formats.format import DICTIONARY, Layout, path_of
 from merge.checkpoint.formats.tensors import Spec
 from merge.checkpoint.open import Checkpoint, open_checkpoint
-from merge.checkpoint.save import lay_out, recipe_path, suffix_like
+from merge.checkpoint.save import lay_out, suffix_like
 from merge.errors import MergeError
 from merge.plan.units import Unit, by_name, dictionary, plan
 from merge.recipe.json import read_recipe, to_json
@@ -103,8 +103,9 @@ def plan_run(recipe: Recipe | str | Path, output: str | Path, options: Options |
     recipe = recipe_of(recipe)
     plan = _checked(recipe, [(recipe, path_of(output, "the output"))], options)
     (target,) = plan.targets
-    check_target(target.path, target.layout.size, folder=target.layout.folder, overwrite=plan.options.overwrite)
-    check_target(recipe_path(target.path), 0, folder=False, overwrite=True)
+    layout = target.layout
+    kind: dict[str, Any] = {"folder": layout.folder, "overwrite": plan.options.overwrite, "copied": layout.copied}
+    check_target(target.path, layout.size, recipe=True, **kind)
     return plan
 
 
@@ -131,8 +132,8 @@ def plan_sweep(
     if options is not None and options.shard_size is not None:
         raise MergeError("a sweep writes one file a point: shard_size is for single merges")
     plan = _checked(recipe, [(item, folder / name) for item, name in zip(recipes, names, strict=True)], options)
-    check_target(folder, plan.bytes_written, folder=True, overwrite=plan.options.overwrite)
     _refuse_inputs(folder, plan.checkpoints)
+    check_target(folder, plan.bytes_written, folder=True, overwrite=plan.options.overwrite)
     return plan
 
 
@@ -207,12 +208,14 @@ def record(
     target: Target, options: Options, digests: Sequence[str], digest: str, nonfinite: Mapping[str, int]
 ) -> dict[str, Any]:
     """Give what `.recipe.json` holds: the recipe with its inputs' digests, the output's, and where it came from."""
-    output = {
+    output: dict[str, Any] = {
         "file": target.path.name,
         "digest": digest,
         "notes": list(target.layout.notes),
         "nonfinite": dict(sorted(nonfinite.items())),
     }
+    if target.layout.folder:
+        output["files"] = target.layout.names
     provenance = {
         "command": options.command,
         "unival-merge": VERSION,

@@ -26,7 +26,8 @@ from merge.checkpoint.atomic import replacing
 from merge.checkpoint.digest import Digest
 from merge.checkpoint.formats.tensors import TensorEntry, raw_bytes
 from merge.checkpoint.open import SHOWN
-from merge.checkpoint.save import Writer, recipe_path
+from merge.checkpoint.owned import SWEEP, recipe_path
+from merge.checkpoint.save import Writer
 from merge.engine.files import Options, Plan, Target, identity, plan_run, plan_sweep, record
 from merge.engine.kernel import BLOCK, merged, nonfinite
 from merge.errors import MergeError
@@ -49,19 +50,19 @@ def run(recipe: Recipe | str | Path, output: str | Path, options: Options | None
     appears whole or not at all, with its recipe in `<output>.recipe.json`. Raises MergeError.
     """
     plan = plan_run(recipe, output, options)
+    write(plan)
+    return plan.targets[0].path
+
+
+def write(plan: Plan) -> dict[str, Any]:
+    """Make the file or folder of a plan; gives what its `.recipe.json` holds. Raises MergeError."""
     (target,), options = plan.targets, plan.options
-    keeping: dict[str, Any] = {"folder": target.layout.folder, "overwrite": options.overwrite, "sync": options.sync}
-    note_path = recipe_path(target.path)
-    # Killed between the two renames, an output has no recipe; it never has that of another merge.
-    if options.overwrite:
-        keeping["before"] = lambda: note_path.unlink(missing_ok=True)
-    with (
-        replacing(note_path, 0, folder=False, overwrite=True, sync=options.sync) as note,  # takes its name last
-        replacing(target.path, plan.bytes_written, **keeping) as partial,
-    ):
+    kind: dict[str, Any] = {"folder": target.layout.folder, "copied": target.layout.copied, "recipe": True}
+    kind |= {"overwrite": options.overwrite, "sync": options.sync}
+    with replacing(target.path, plan.bytes_written, **kind) as partial:
         (recorded,) = stream(plan, [partial])
-        note.write_text(json.dumps(recorded, indent=2) + "\n", encoding="utf-8")
-    return target.path
+        recipe_path(partial).write_text(json.dumps(recorded, indent=2) + "\n", encoding="utf-8")
+    return recorded
 
 
 def sweep_to_files(
@@ -74,8 +75,13 @@ def sweep_to_files(
 
     The folder appears whole; `sweep.json` in it lists the files with their shares. Raises MergeError.
     """
-    plan = plan_sweep(recipe, points, folder, options)
-    folder, options = Path(folder), plan.options
+    write_sweep(plan_sweep(recipe, points, folder, options))
+    return Path(folder)
+
+
+def write_sweep(plan: Plan) -> dict[str, Any]:
+    """Make the folder of a plan's checkpoints; gives what its `sweep.json` holds. Raises MergeError."""
+    folder, options = plan.targets[0].path.parent, plan.options
     with replacing(folder, plan.bytes_written, folder=True, overwrite=options.overwrite, sync=options.sync) as partial:
         files = [partial / target.path.name for target in plan.targets]
         records = stream(plan, files)
@@ -84,9 +90,10 @@ def sweep_to_files(
             recipe_path(file).write_text(json.dumps(recorded, indent=2) + "\n", encoding="utf-8")
             told = {"shares": shares(target.recipe), "parameters": recorded["parameters"]}
             rows.append({"file": file.name, **told, **recorded["output"]})
-        common = {key: records[0][key] for key in ("method", "base", "inputs", "policy", "provenance")}
-        (partial / "sweep.json").write_text(json.dumps({**common, "points": rows}, indent=2) + "\n", encoding="utf-8")
-    return folder
+        index = {key: records[0][key] for key in ("method", "base", "inputs", "policy", "provenance")}
+        index["points"] = rows
+        (partial / SWEEP).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    return index
 
 
 def stream(plan: Plan, partials: Sequence[Path]) -> list[dict[str, Any]]:

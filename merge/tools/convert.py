@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from merge.checkpoint.open import Checkpoint
-from merge.checkpoint.save import recipe_path
-from merge.engine.files import Options
-from merge.engine.stream import run
+from merge.engine.files import Options, plan_run
+from merge.engine.stream import write
 from merge.errors import MergeError
 from merge.plan.policy import Policy
 from merge.recipe.recipe import Input, Recipe
@@ -57,8 +55,8 @@ def convert(
         source, section = source.path, source.section
     policy = Policy(dtype=dtype, allow_nonfinite=True)
     recipe = Recipe("linear", (Input("input", _path(source), section),), policy=policy)
-    path = run(recipe, output, Options(overwrite=overwrite, shard_size=shard_size, command=command))
-    record = json.loads(recipe_path(path).read_text(encoding="utf-8"))
+    plan = plan_run(recipe, output, Options(overwrite=overwrite, shard_size=shard_size, command=command))
+    path, record = plan.targets[0].path, write(plan)
     before, after = str(record["inputs"][0]["digest"]), str(record["output"]["digest"])
     if dtype is None and before != after:
         raise MergeError(f"{path}: has other weights than {source}: their digests are {after} and {before}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,9 +22,14 @@ Specs = Mapping[str, Spec | TensorEntry]
 
 
 def path_of(path: object, what: str) -> Path:
-    """Give what is given as a path. Raises MergeError for what is none."""
+    """Give what is given as a path. Raises MergeError for what is none, or relative to a folder that is gone."""
     if not isinstance(path, (str, Path)):
         raise MergeError(f"{what} must be a path, not a {type(path).__name__}")
+    if not os.path.isabs(path):
+        try:
+            os.getcwd()
+        except OSError as error:
+            raise MergeError(f"{path}: the working directory does not exist any more; change into another") from error
     return Path(path)
 
 
@@ -91,6 +97,11 @@ class Layout:
     folder: bool = False
     notes: tuple[str, ...] = ()
     copied: Mapping[str, Path] = field(default_factory=dict[str, Path])
+
+    @property
+    def names(self) -> list[str]:
+        """The relative names of all files."""
+        return sorted([*(file.name for file in self.files), *self.copied])
 
     @property
     def size(self) -> int:

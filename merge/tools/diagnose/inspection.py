@@ -11,7 +11,7 @@ from typing import Any
 from merge.checkpoint.digest import digest
 from merge.checkpoint.formats.tensors import TensorEntry
 from merge.checkpoint.open import Checkpoint, find_checkpoint
-from merge.checkpoint.save import recipe_path
+from merge.checkpoint.owned import recipe_path
 from merge.errors import MergeError
 from merge.plan.checks import COUNTER
 from merge.plan.policy import dtype_name

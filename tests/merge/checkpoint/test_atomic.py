@@ -239,49 +239,126 @@ def test_hard_links_to_an_old_output_keep_it(tmp_path: Path, command: Server) ->
 # -- two at once -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("out", ["out.safetensors", "out", "points"])
-@pytest.mark.parametrize("overwrite", [False, True])
-def test_two_runs_into_one_output(tmp_path: Path, command: Server, out: str, overwrite: bool) -> None:
-    """Who ends first has the output; the other takes its place whole if told so, and else says what happened."""
-    write_pair(tmp_path, tensors=40, rows=512)
-    pair = interpolate(tmp_path, 0)[1:3]
-    first, second = (
-        ["sweep", *pair, "--points", str(4 + i)] if out == "points" else interpolate(tmp_path, 0.25 + 0.5 * i)
+def two(folder: Path, out: str) -> tuple[list[str | Path], ...]:
+    """Two merges that differ, into files, folders or sweeps."""
+    pair = interpolate(folder, 0)[1:3]
+    return tuple(
+        ["sweep", *pair, "--points", str(4 + i)] if out == "points" else interpolate(folder, 0.25 + 0.5 * i)
         for i in range(2)
     )
-    how = ["-o", tmp_path / out, *(["--overwrite"] if overwrite else [])]
-    slow = caught_at_work(command, tmp_path, *first, *how)
-    assert command(*second, *how).code == 0
-    quick = content(tmp_path / out)
+
+
+@pytest.mark.parametrize("out", ["out.safetensors", "out", "points"])
+def test_a_second_run_into_one_output_waits_if_told_to_overwrite(tmp_path: Path, command: Server, out: str) -> None:
+    """Without --overwrite it is refused in one line; with it, it says that it waits, and then takes the place whole."""
+    write_pair(tmp_path, tensors=40, rows=512)
+    first, second = two(tmp_path, out)
+    slow = caught_at_work(command, tmp_path, *first, "-o", tmp_path / out)
+    refused = command(*second, "-o", tmp_path / out)
+    told = "another run is writing it"
+    assert (refused.code, refused.err) == (
+        2,
+        f"error: {tmp_path / out}: {told}; choose another name or wait for its end\n",
+    )
+    waiting = command.start(*second, "-o", tmp_path / out, "--overwrite")
     slow.signal(signal.SIGCONT)
-    ended = slow.wait()
-    assert ended.code == (0 if overwrite else 2)
-    if overwrite:
-        assert content(tmp_path / out) != quick
-    else:
-        assert content(tmp_path / out) == quick
-        assert "out" in ended.err or "points" in ended.err
-        assert "--overwrite" in ended.err
-    if out != "points":
-        assert (tmp_path / f"{out}.recipe.json").exists()
-        check_recipe(tmp_path / out)
+    assert slow.wait().code == 0
+    ended = waiting.wait()
+    assert ended.code == 0, ended
+    assert ended.err in ("", f"{tmp_path / out}: {told}; waiting for its end\n")
+    found = content(tmp_path / out)
+    assert command(*second, "-o", tmp_path / out, "--overwrite").code == 0
+    same = {name: digest for name, digest in content(tmp_path / out).items() if not name.endswith(".json")}
+    assert same == {name: digest for name, digest in found.items() if not name.endswith(".json")}
+    check_recipe(tmp_path / out)
     assert leftovers(tmp_path) == []
 
 
-def test_a_living_run_is_not_swept_away(tmp_path: Path, command: Server) -> None:
-    """Another run into the same name removes what dead runs left, not what this one is writing."""
-    write_pair(tmp_path, tensors=40, rows=512)
+def test_eight_runs_into_one_output(tmp_path: Path, command: Server) -> None:
+    """The recipe beside the file is the file's, whoever came last; every run says what it made."""
+    write_pair(tmp_path, tensors=4, rows=64)
     out = tmp_path / "out.safetensors"
-    slow = caught_at_work(command, tmp_path, *interpolate(tmp_path, 0.25), "-o", out, "--overwrite")
-    living = leftovers(tmp_path)
+    running = [command.start(*interpolate(tmp_path, i / 8), "-o", out, "--overwrite", "--json") for i in range(8)]
+    for i, ended in enumerate([each.wait() for each in running]):
+        assert ended.code == 0, ended
+        assert json.loads(ended.out)["parameters"] == {"ratio": i / 8}
+    check_recipe(out)
+    assert json.loads((tmp_path / "out.safetensors.recipe.json").read_text())["output"]["file"] == out.name
+    assert leftovers(tmp_path) == []
+
+
+def test_what_dead_runs_left_is_swept_away(tmp_path: Path, command: Server) -> None:
+    write_pair(tmp_path, tensors=1, rows=2)
+    out = tmp_path / "out.safetensors"
     (tmp_path / ".out.safetensors.partial-00000000").write_text("left by a dead run")
+    (tmp_path / ".out.safetensors.partial-lock").write_text("")
     (tmp_path / ".out.safetensors.partial-folder").mkdir()
     (tmp_path / ".other.safetensors.partial-00000000").write_text("of another output")
     assert command(*interpolate(tmp_path, 0.5), "-o", out).code == 0
-    assert leftovers(tmp_path) == sorted([*living, ".other.safetensors.partial-00000000"])
-    slow.signal(signal.SIGCONT)
-    assert slow.wait().code == 0
     assert leftovers(tmp_path) == [".other.safetensors.partial-00000000"]
+
+
+# -- what --overwrite replaces -----------------------------------------------------------------------------------------
+
+
+def test_a_folder_that_holds_anything_else_is_never_replaced(tmp_path: Path, command: Server) -> None:
+    write_pair(tmp_path, tensors=2, rows=2)
+    thesis = tmp_path / "thesis"
+    thesis.mkdir()
+    (thesis / "chapter.tex").write_text("all of it")
+    pair = interpolate(tmp_path, 0)[1:3]
+    commands = (interpolate(tmp_path, 0.5), ["sweep", *pair, "--points", "2"], ["convert", pair[0]])
+    for argv in commands:
+        ended = command(*argv, "-o", thesis, "--overwrite")
+        assert (ended.code, ended.out) == (2, ""), ended
+        assert "thesis: holds chapter.tex, which is not of what this tool wrote there" in ended.err
+    for number, argv in enumerate(commands):
+        out = tmp_path / f"out{number}"
+        assert command(*argv, "-o", out).code == 0
+        assert command(*argv, "-o", out, "--overwrite").code == 0
+        (out / "deeper").mkdir()
+        (out / "deeper" / "results.csv").write_text("mine")
+        ended = command(*argv, "-o", out, "--overwrite")
+        assert f"out{number}: holds deeper/results.csv" in ended.err
+        assert (out / "deeper" / "results.csv").read_text() == "mine"
+    assert content(thesis).keys() == {"thesis/chapter.tex"}
+    assert leftovers(tmp_path) == []
+
+
+def test_files_that_are_no_checkpoints_are_never_replaced(tmp_path: Path, command: Server) -> None:
+    write_pair(tmp_path, tensors=2, rows=2)
+    (tmp_path / "notes.pt").write_text("precious notes about the runs")
+    (tmp_path / "pipe.pt").unlink(missing_ok=True)
+    os.mkfifo(tmp_path / "pipe.pt")
+    (tmp_path / "null.pt").symlink_to("/dev/null")
+    (tmp_path / "kept.pt.recipe.json").write_text('{"mine": 1}')
+    os.mkfifo(tmp_path / "told.pt.recipe.json")
+    for name, problem in {
+        "notes.pt": "is no checkpoint",
+        "pipe.pt": "is a device, pipe or socket",
+        "null.pt": "is a device, pipe or socket",
+        "kept.pt": "is no recipe",
+        "told.pt": "is no file",
+    }.items():
+        ended = command(*interpolate(tmp_path, 0.5), "-o", tmp_path / name, "--overwrite")
+        assert (ended.code, ended.out) == (2, ""), ended
+        assert problem in ended.err, ended
+        assert ended.err.count("\n") == 1
+    assert (tmp_path / "notes.pt").read_text().startswith("precious")
+    assert (tmp_path / "null.pt").is_symlink()
+    (tmp_path / "empty.pt").touch()
+    assert command(*interpolate(tmp_path, 0.5), "-o", tmp_path / "empty.pt", "--overwrite").code == 0
+
+
+def test_a_working_directory_that_is_gone(tmp_path: Path, command: Server) -> None:
+    write_pair(tmp_path, tensors=1, rows=2)
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    for out, code in (("out.safetensors", 2), (tmp_path / "out.safetensors", 0)):
+        ended = command(*interpolate(tmp_path, 0.5), "-o", out, cwd=gone, gone=True)
+        assert ended.code == code, ended
+        assert ended.err.count("\n") == (1 if code else 0), ended
+        gone.mkdir()
 
 
 # -- the library's own -------------------------------------------------------------------------------------------------

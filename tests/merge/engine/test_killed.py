@@ -109,7 +109,7 @@ def test_killed_at_random_moments(tmp_path: Path, command: Server, make: Callabl
         running.signal(signal.SIGKILL)
         ends.append(running.wait().code)
         case.check()
-        assert len(leftovers(tmp_path)) <= 2, "runs leave more and more behind"
+        assert len(leftovers(tmp_path)) <= 3, "runs leave more and more behind"
     assert ends.count(-signal.SIGKILL) >= MOMENTS / 3, f"too few runs were hit: {ends}"
     case.done(case.argv)
     assert content(case.target) == case.new
