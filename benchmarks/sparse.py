@@ -23,6 +23,7 @@ import torch
 
 from merge import Input, Options, Recipe, open_checkpoint, run
 from merge.checkpoint.formats import safetensors
+from merge.checkpoint.formats.elements import ELEMENTS
 from merge.checkpoint.formats.tensors import Spec
 
 GB = 10**9
@@ -37,12 +38,12 @@ def write_input(folder: Path, size: int, value: float) -> None:
     folder.mkdir()
     written = shard = number = 0
     while written < size:
-        specs = {f"shard{shard}.norm": Spec(torch.bfloat16, (WIDTH,))}
+        specs = {f"shard{shard}.norm": Spec(ELEMENTS["bfloat16"], (WIDTH,))}
         room = min(SHARD, size - written)
         held = 0
         while held < room:
             for name, shape in layer.items():
-                specs[f"model.layers.{number}.{name}.weight"] = Spec(torch.bfloat16, shape)
+                specs[f"model.layers.{number}.{name}.weight"] = Spec(ELEMENTS["bfloat16"], shape)
                 held += 2 * shape[0] * shape[1]
             number += 1
         file = folder / f"model-{shard + 1:05}.safetensors"

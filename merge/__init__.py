@@ -44,10 +44,10 @@ _HOME = {
     "apply_permutation": "tools.align",
     "average": "engine.memory",
     "convert": "tools.convert",
-    "diff": "tools.diagnose",
+    "diff": "tools.diagnose.difference",
     "digest": "checkpoint.digest",
-    "doctor": "tools.diagnose",
-    "inspect": "tools.diagnose",
+    "doctor": "tools.diagnose.report",
+    "inspect": "tools.diagnose.inspection",
     "interpolate": "engine.memory",
     "load_checkpoint": "checkpoint.source",
     "merge_adapters": "tools.adapters.factors",
@@ -57,7 +57,7 @@ _HOME = {
     "patterns": "tools.align",
     "permutation_spec": "tools.align",
     "random_permutation": "tools.align",
-    "ratios": "engine.memory",
+    "ratios": "recipe.shares",
     "read_groups": "tools.align",
     "read_recipe": "recipe.json",
     "recalibrate_batchnorm": "tools.batchnorm",
@@ -81,13 +81,14 @@ if TYPE_CHECKING:
     from merge.checkpoint.source import load_checkpoint
     from merge.engine.files import Options
     from merge.engine.live import LinearPath, LivePath, Simplex
-    from merge.engine.memory import average, interpolate, merge_with, ratios, slerp, sweep, task_arithmetic
+    from merge.engine.memory import average, interpolate, merge_with, slerp, sweep, task_arithmetic
     from merge.engine.stream import run, sweep_to_files
     from merge.methods import METHODS
     from merge.plan.policy import Policy
     from merge.recipe.json import read_recipe
     from merge.recipe.label import share_label
     from merge.recipe.recipe import Input, Recipe
+    from merge.recipe.shares import ratios
     from merge.tools.adapters.factors import apply_adapters, merge_adapters
     from merge.tools.adapters.folder import Adapter, open_adapter
     from merge.tools.align import (
@@ -104,7 +105,9 @@ if TYPE_CHECKING:
     )
     from merge.tools.batchnorm import activation_statistics, recalibrate_batchnorm, repair
     from merge.tools.convert import convert
-    from merge.tools.diagnose import diff, doctor, inspect
+    from merge.tools.diagnose.difference import diff
+    from merge.tools.diagnose.inspection import inspect
+    from merge.tools.diagnose.report import doctor
     from merge.tools.task_vector import TaskVector
 
 

@@ -56,7 +56,7 @@ def walked(monkeypatch: pytest.MonkeyPatch) -> list[Hop]:
             hops.extend([*stack(sys._getframe(1)), (str(Path(code.co_filename).relative_to(ROOT)), code.co_name)])
         return linear.interpolate(tensors, **parameters)
 
-    monkeypatch.setitem(METHODS, "interpolate", replace(METHODS["interpolate"], function=spy))
+    monkeypatch.setitem(METHODS, "interpolate", replace(METHODS["interpolate"], code=spy))
     return hops
 
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import hashlib
 
-import torch
 import xxhash
 
+from merge.checkpoint.formats.elements import Element, element_of
 from merge.checkpoint.formats.tensors import raw_bytes
 from merge.checkpoint.source import Source, opened
 from merge.errors import MergeError
@@ -31,9 +31,9 @@ class Digest:
         """A fresh hash for one tensor's row-major bytes."""
         return ALGORITHMS[self.algorithm]()
 
-    def add(self, name: str, dtype: torch.dtype, shape: tuple[int, ...], content: str) -> None:
+    def add(self, name: str, element: Element, shape: tuple[int, ...], content: str) -> None:
         """File one tensor's finished hash under its name."""
-        self._tensors[name] = f"{name}\0{dtype}\0{list(shape)}\0{content}"
+        self._tensors[name] = f"{name}\0torch.{element}\0{list(shape)}\0{content}"
 
     def text(self) -> str:
         """`"<algorithm>:<hex>"` over all tensors in the order of their names."""
@@ -48,6 +48,7 @@ def digest(source: Source, algorithm: str = DEFAULT, *, section: str = "auto") -
 
     `section` is the part of a training file that a path means. Raises MergeError for what is no checkpoint.
 
+    >>> import torch
     >>> digest({"w": torch.zeros(2)}) == digest({"w": torch.zeros(2)})
     True
     """
@@ -55,5 +56,5 @@ def digest(source: Source, algorithm: str = DEFAULT, *, section: str = "auto") -
     for name, value in opened(source, section).items():
         content = whole.start()
         content.update(raw_bytes(value.detach().cpu()))
-        whole.add(name, value.dtype, tuple(value.shape), content.hexdigest())
+        whole.add(name, element_of(value.dtype), tuple(value.shape), content.hexdigest())
     return whole.text()

@@ -11,20 +11,23 @@ import re
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from merge.checkpoint.formats import FORMATS
+from merge.checkpoint.formats.elements import element_of
 from merge.checkpoint.formats.format import SIGNATURE, WHOLE, Content, Format, Specs, dictionary_in, path_of
 from merge.checkpoint.formats.tensors import Spec, TensorEntry
 from merge.errors import MergeError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SHOWN = 20
 _SHARD = re.compile(r".*-\d{5}-of-\d{5}\.(safetensors|bin|pt|pth)")
 
 
 @dataclass(frozen=True, repr=False)
-class Checkpoint(Mapping[str, Tensor]):
+class Checkpoint(Mapping[str, "Tensor"]):
     """An open checkpoint: `checkpoint[name]` maps the tensor's bytes, nothing else is read.
 
     Attributes:
@@ -67,7 +70,7 @@ class Checkpoint(Mapping[str, Tensor]):
     def _repr_html_(self) -> str:
         """A table of the first tensors, for notebooks."""
         shown = list(self.entries.items())[:SHOWN]
-        rows = [(name, str(entry.dtype).removeprefix("torch."), str(list(entry.shape))) for name, entry in shown]
+        rows = [(name, entry.element.name, str(list(entry.shape))) for name, entry in shown]
         rows += [(f"and {len(self) - SHOWN} more", "", "")] if len(self) > SHOWN else []
         cells = ("".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows)
         head = "<tr><th>tensor</th><th>dtype</th><th>shape</th></tr>"
@@ -117,7 +120,9 @@ def specs(tensors: Mapping[str, Tensor]) -> Specs:
     """Dtypes, shapes and ties of a state dict by name, without touching a value of a lazy one."""
     if isinstance(tensors, Checkpoint):
         return tensors.entries
-    return {name: Spec(value.dtype, tuple(value.shape), _memory_tie(value)) for name, value in tensors.items()}
+    return {
+        name: Spec(element_of(value.dtype), tuple(value.shape), _memory_tie(value)) for name, value in tensors.items()
+    }
 
 
 def _memory_tie(value: Tensor) -> Hashable:

@@ -12,11 +12,7 @@ import zlib
 from collections.abc import Generator, Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from merge.checkpoint.atomic import replacing
 from merge.checkpoint.formats import FORMATS
@@ -25,6 +21,9 @@ from merge.checkpoint.formats.tensors import TensorEntry, raw_bytes
 from merge.checkpoint.open import Checkpoint, open_checkpoint, specs, suffixes
 from merge.checkpoint.source import Source, opened
 from merge.errors import MergeError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SHARD_SIZE = 5_000_000_000  # bytes, of a folder where no size is asked for
 _KEPT_OPEN = 256  # files; of a folder with more each is opened for every block
@@ -117,6 +116,9 @@ def save_checkpoint(
 
 
 def _dense(name: str, value: Any) -> Tensor:
+    import torch
+    from torch import Tensor
+
     if not isinstance(value, Tensor):
         raise MergeError(f"{name} is a {type(value).__name__}, not a tensor")
     if value.layout != torch.strided or value.is_quantized or value.device.type == "meta":
@@ -222,6 +224,8 @@ def _is_zero(data: memoryview) -> bool:
     """Whether all bytes are zero; decided by the first few in nearly every block of weights."""
     if any(data[:32]):
         return False
+    import numpy as np
+
     whole = len(data) // 8 * 8
     return not any(data[whole:]) and not np.frombuffer(data[:whole], np.uint64).any()
 

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import cast
-
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, TypeAlias, cast
 
 from merge.checkpoint.open import Checkpoint, open_checkpoint, specs
 from merge.errors import MergeError
 
-StateDict = Mapping[str, Tensor]
-Source = str | Path | StateDict | nn.Module  # an open Checkpoint is a state dict whose tensors are read when asked for
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+StateDict: TypeAlias = "Mapping[str, Tensor]"
+# An open Checkpoint is a state dict whose tensors are read when asked for.
+Source: TypeAlias = "str | Path | StateDict | nn.Module"
 
 
 def opened(source: Source, section: str = "auto", name: str = "") -> StateDict:
@@ -28,6 +30,8 @@ def opened(source: Source, section: str = "auto", name: str = "") -> StateDict:
         return open_checkpoint(source, section)
     if isinstance(source, Checkpoint):
         return source
+    from torch import Tensor, nn
+
     if isinstance(source, nn.Module):
         state = source.state_dict()
         return {key: value.detach() for key, value in state.items() if isinstance(value, Tensor)}
@@ -66,6 +70,8 @@ def opened_all(sources: Mapping[str, Source] | Sequence[Source], section: str = 
 
     Raises MergeError where the argument is one checkpoint instead of several, and for what `opened` refuses.
     """
+    from torch import nn
+
     if isinstance(sources, (str, Path, Checkpoint, nn.Module)) or not isinstance(sources, (Mapping, Sequence)):
         raise MergeError(f"several checkpoints are needed, by name or in a list, not one {type(sources).__name__}")
     items = sources.items() if isinstance(sources, Mapping) else ((str(i), source) for i, source in enumerate(sources))

@@ -41,7 +41,6 @@ def convert(
     unival-merge convert vqa.pt -o vqa.safetensors
     unival-merge convert vqa.safetensors --shard-size 2GB -o vqa
     """
-    from merge.plan.policy import dtype_named
     from merge.tools.convert import convert as write
 
     done = write(
@@ -49,7 +48,7 @@ def convert(
         output,
         overwrite=overwrite,
         section=section,
-        dtype=None if dtype is None else dtype_named(dtype),
+        dtype=dtype,
         shard_size=byte_size(shard_size),
         command=command_line(),
     )

@@ -109,7 +109,7 @@ def inspect(
     \b
     unival-merge inspect vqa.pt
     """
-    from merge.tools.diagnose import inspect
+    from merge.tools.diagnose.inspection import inspect
 
     _print(inspect(checkpoint, section, check_digest=verify), json_)
 
@@ -125,11 +125,14 @@ def diff(
     \b
     unival-merge diff vqa.pt caption.pt
     """
-    from merge.tools.diagnose import diff
+    from merge.checkpoint.open import open_checkpoint
 
-    (a, b), _ = inputs_of([first, second], None, section)
-    with progress_bar([a, b], "diff") as progress:
-        report = diff(first, second, a.section, second_section=b.section, progress=progress)
+    inputs, _ = inputs_of([first, second], None, section)
+    a, b = (open_checkpoint(item.path, item.section) for item in inputs)  # before torch is there: mistakes come fast
+    from merge.tools.diagnose.difference import diff
+
+    with progress_bar(inputs, "diff") as progress:
+        report = diff(a, b, progress=progress)
     _print(report, json_)
 
 
@@ -151,12 +154,13 @@ def doctor(
     unival-merge doctor vqa.pt caption.pt --base pretrained.pt
     """
     from merge.checkpoint.open import open_checkpoint
-    from merge.tools.diagnose import doctor as examine
 
     inputs, ancestor = inputs_of(checkpoints, name, section, base)
     policy = policy_of(Choices(keep=keep, drop=drop, missing=missing))
     opened = [open_checkpoint(item.path, item.section) for item in inputs]
     first = None if ancestor is None else open_checkpoint(ancestor.path, ancestor.section)
+    from merge.tools.diagnose.report import doctor as examine
+
     with progress_bar([*inputs, *([ancestor] if ancestor else [])], "doctor") as progress:
         report = examine(opened, first, names=[item.name for item in inputs], policy=policy, progress=progress)
     _print(report, json_)

@@ -177,8 +177,8 @@ def sweep(
     unival-merge sweep vqa.pt caption.pt --points 11 -o points
     """
     from merge.engine.files import plan_sweep
-    from merge.engine.memory import ratios as spaced
     from merge.engine.stream import write_sweep
+    from merge.recipe.shares import ratios as spaced
 
     if ratios is not None and points is not None:
         raise MergeError(f"--points {points} and --ratios {ratios}: give one of them")

@@ -204,7 +204,7 @@ class Running:
 
 def policy_of(choices: Choices) -> Policy:
     """The policy that the options say."""
-    from merge.plan.policy import Policy, dtype_named
+    from merge.plan.policy import Policy
 
     return Policy(
         keep=tuple(choices.keep or ()),
@@ -213,8 +213,8 @@ def policy_of(choices: Choices) -> Policy:
         slices=tuple(choices.slice_ or ()),
         missing=choices.missing,
         vocab_rows=choices.vocab_rows,
-        dtype=None if choices.dtype is None else dtype_named(choices.dtype),
-        compute_dtype=dtype_named(choices.compute_dtype),
+        dtype=choices.dtype,
+        compute_dtype=choices.compute_dtype,
         batchnorm=choices.batchnorm,
         allow_nonfinite=choices.allow_nonfinite,
         extrapolate=choices.extrapolate,

@@ -12,8 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from merge._version import VERSION
 from merge.checkpoint.atomic import check_target
 from merge.checkpoint.digest import DEFAULT, Digest
@@ -158,10 +156,8 @@ def _checked(recipe: Recipe, outputs: Sequence[tuple[Recipe, Path]], options: Op
     Digest(options.digest)
     if options.threads < 0:
         raise MergeError(f"threads {options.threads}: must be 0 (as many as are useful) or more")
-    try:
-        torch.zeros(1, device=options.device).cpu()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise MergeError(f"device {options.device!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    if options.device != "cpu":
+        _check_device(options.device)
     checkpoints = [open_checkpoint(source.path, source.section) for source in recipe.sources]
     for _, path in outputs:
         _refuse_inputs(path, checkpoints)
@@ -169,7 +165,7 @@ def _checked(recipe: Recipe, outputs: Sequence[tuple[Recipe, Path]], options: Op
     units = plan(checkpoints, labels, recipe.policy, has_base=recipe.base is not None)
     parameters = [parameters_for(item, units) for item, _ in outputs]
     first, tokens = checkpoints[0], dictionary(checkpoints, labels, units)
-    specs = {name: Spec(unit.dtype, unit.shape, unit.name) for name, unit in by_name(units, checkpoints).items()}
+    specs = {name: Spec(unit.element, unit.shape, unit.name) for name, unit in by_name(units, checkpoints).items()}
     targets: list[Target] = []
     for (item, path), values in zip(outputs, parameters, strict=True):
         metadata = dict(first.metadata)
@@ -180,6 +176,15 @@ def _checked(recipe: Recipe, outputs: Sequence[tuple[Recipe, Path]], options: Op
         layout = lay_out(path, specs, like=first, metadata=metadata, shard_size=options.shard_size)
         targets.append(Target(item, values, path, layout))
     return Plan(recipe, checkpoints, units, targets, options)
+
+
+def _check_device(device: str) -> None:
+    import torch
+
+    try:
+        torch.zeros(1, device=device).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise MergeError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from error
 
 
 def _refuse_inputs(output: Path, checkpoints: Sequence[Checkpoint]) -> None:
@@ -208,6 +213,8 @@ def record(
     target: Target, options: Options, digests: Sequence[str], digest: str, nonfinite: Mapping[str, int]
 ) -> dict[str, Any]:
     """Give what `.recipe.json` holds: the recipe with its inputs' digests, the output's, and where it came from."""
+    import torch
+
     output: dict[str, Any] = {
         "file": target.path.name,
         "digest": digest,

@@ -16,13 +16,9 @@ from torch import Tensor
 from merge.errors import MergeError
 from merge.methods import Method
 from merge.plan.checks import leave
-from merge.plan.policy import Policy
+from merge.plan.policy import Policy, dtype_named
 from merge.plan.rows import aligned, assembled
 from merge.plan.units import Unit
-
-# Elements read, computed and written at a time: small enough for a core's cache, large enough that threads seldom meet
-# at the interpreter's lock (blocks of 32,704 made two threads slower than one).
-BLOCK = 1 << 17
 
 
 def merged(
@@ -64,7 +60,7 @@ def to_compute(unit: Unit, tensors: Sequence[Tensor], method: Method, policy: Po
 def computing_dtype(tensors: Sequence[Tensor], policy: Policy) -> torch.dtype:
     """Give the dtype of the arithmetic: the policy's, or float64 where a tensor has it already."""
     wide = any(tensor.dtype in (torch.float64, torch.complex128) for tensor in tensors)
-    return torch.float64 if wide else policy.compute_dtype
+    return torch.float64 if wide else dtype_named(policy.compute_dtype).dtype
 
 
 def nonfinite(result: Tensor) -> int:

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from merge.checkpoint.source import Source, opened, opened_all
 from merge.engine.kernel import merged, refuse_nonfinite
-from merge.errors import MergeError
 from merge.plan.policy import Policy, policy_of
 from merge.plan.units import by_name, plan
 from merge.recipe.parameters import method_named, parameters_for
@@ -105,19 +104,6 @@ def slerp(
 ) -> dict[str, Tensor]:
     """Spherical interpolation, tensor by tensor; the ratio is the share of the second (Shoemake 1985)."""
     return merge_with("slerp", {"first": first, "second": second}, policy=policy, ratio=ratio)
-
-
-def ratios(points: int) -> list[float]:
-    """Give `points` ratios from 0 to 1, made as `i / n` so that results join on them.
-
-        >>> ratios(5)
-        [0.0, 0.25, 0.5, 0.75, 1.0]
-
-    Raises MergeError for fewer than two points.
-    """
-    if points < 2:
-        raise MergeError(f"a sweep needs at least 2 points, not {points}")
-    return [i / (points - 1) for i in range(points)]
 
 
 def sweep(

@@ -17,10 +17,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from merge.checkpoint.atomic import replacing
 from merge.checkpoint.digest import Digest
@@ -29,13 +26,18 @@ from merge.checkpoint.open import SHOWN
 from merge.checkpoint.owned import SWEEP, recipe_path
 from merge.checkpoint.save import Writer
 from merge.engine.files import Options, Plan, Target, identity, plan_run, plan_sweep, record
-from merge.engine.kernel import BLOCK, merged, nonfinite
 from merge.errors import MergeError
 from merge.plan.units import Unit
 from merge.recipe.parameters import method_named
 from merge.recipe.recipe import Recipe
 from merge.recipe.shares import describe, shares
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# Elements read, computed and written at a time: small enough for a core's cache, large enough that threads seldom meet
+# at the interpreter's lock (blocks of 32,704 made two threads slower than one).
+BLOCK = 1 << 17
 WORTH_A_THREAD = 32 << 20  # bytes of output: many small tensors are quicker without a second thread at the lock
 WIDEST = 16  # bytes of the widest element, complex128
 
@@ -102,6 +104,8 @@ def stream(plan: Plan, partials: Sequence[Path]) -> list[dict[str, Any]]:
     Returns what each output's `.recipe.json` holds. Raises MergeError where an input has changed since its recipe was
     written, and for infinite or NaN results.
     """
+    import torch  # when all is planned: what is wrong with names and shapes is told before
+
     options, outputs = plan.options, list[_Output]()
     before = torch.get_num_threads()
     try:
@@ -136,6 +140,10 @@ def stream(plan: Plan, partials: Sequence[Path]) -> list[dict[str, Any]]:
 
 def work(job: _Pass) -> None:
     """Take the next tensor until none is left: read it of every input, compute and write it for every output."""
+    import torch
+
+    from merge.engine.kernel import merged, nonfinite
+
     torch.set_num_threads(1)  # of this thread: the workers are the parallelism
     buffers = _Buffers()
     recipe, outputs, options = job.plan.recipe, job.outputs, job.plan.options
@@ -165,12 +173,12 @@ def work(job: _Pass) -> None:
                         output.nonfinite[unit.name] = output.nonfinite.get(unit.name, 0) + count
                     data = raw_bytes(result)
                     content.update(data)
-                    output.writer.write(unit.names, start * unit.dtype.itemsize, data)
+                    output.writer.write(unit.names, start * unit.element.itemsize, data)
             for index, mine in enumerate(readers):
                 job.note_digests(index, mine)
             for output, content in zip(outputs, hashes, strict=True):
                 for name in unit.names:
-                    output.digest.add(name, unit.dtype, unit.shape, content.hexdigest())
+                    output.digest.add(name, unit.element, unit.shape, content.hexdigest())
     except BaseException:
         job.stop = True
         raise
@@ -228,7 +236,7 @@ class _Pass:
         for reader in readers:
             content = reader.finish()
             for name in reader.names:
-                self._digests[index].add(name, reader.entry.dtype, reader.entry.shape, content)
+                self._digests[index].add(name, reader.entry.element, reader.entry.shape, content)
             if self.plan.options.progress:
                 self.plan.options.progress(reader.entry.nbytes)
 
@@ -250,6 +258,8 @@ class _Buffers:
 
     def get(self, index: int, size: int = BLOCK * WIDEST) -> tuple[Tensor, memoryview]:
         """Give memory of at least `size` bytes for one input: fresh pages cost more than the read into them."""
+        import torch
+
         while index >= len(self._all):
             self._all.append((torch.empty(0, dtype=torch.uint8), memoryview(b"")))
         if self._all[index][0].numel() < size:
@@ -277,7 +287,7 @@ class _Reader:
             part = self.flat[start:stop]
             self.content.update(raw_bytes(part))
             return part
-        size = self.entry.dtype.itemsize
+        size = self.entry.element.itemsize
         view = self.view[: (stop - start) * size]
         self.entry.file.read_into(view, self.entry.offset + start * size)
         self.content.update(view)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,11 +20,6 @@ def nearswap(tensors: Tensors, *, t: float, name: str = "", out: Tensor | None =
     base, second = tensors
     share = (t / (second - base).abs_()).nan_to_num_(nan=1.0).clamp_(max=1)
     return torch.add(second * share, base * (1 - share), out=out)
-
-
-def nearswap_single(count: int, parameters: Mapping[str, Any]) -> int | None:
-    """Distance 0 is the base."""
-    return 0 if parameters["t"] == 0 else None
 
 
 def arcee_fusion(tensors: Tensors, *, name: str = "") -> Tensor:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -19,11 +18,6 @@ def interpolate(tensors: Tensors, *, ratio: float, name: str = "", out: Tensor |
     """
     first, second = tensors
     return torch.lerp(first, second, ratio, out=out)
-
-
-def interpolate_single(count: int, parameters: Mapping[str, Any]) -> int | None:
-    """Ratio 0 is the first input, 1 the second."""
-    return {0.0: 0, 1.0: 1}.get(parameters["ratio"])
 
 
 def average(tensors: Tensors, *, weights: Sequence[float], name: str = "", out: Tensor | None = None) -> Tensor:
@@ -51,15 +45,6 @@ def average(tensors: Tensors, *, weights: Sequence[float], name: str = "", out: 
     return result if out is None else out.copy_(result)
 
 
-def one_input(count: int, parameters: Mapping[str, Any], *, relative: bool = False) -> int | None:
-    """All weight on one input (of any size if weights are relative); the inputs are the last of `count` tensors."""
-    weights = list(parameters["weights"])
-    holders = [index for index, weight in enumerate(weights) if weight != 0]
-    if len(holders) == 1 and (relative or parameters.get("normalize") or weights[holders[0]] == 1):
-        return count - len(weights) + holders[0]
-    return None
-
-
 def task_arithmetic(
     tensors: Tensors, *, scale: float, weights: Sequence[float], name: str = "", out: Tensor | None = None
 ) -> Tensor:
@@ -75,11 +60,3 @@ def task_arithmetic(
         if scale * weight != 0:
             result = torch.add(result, expert - base, alpha=scale * weight)
     return result.clone() if out is None else out.copy_(result)
-
-
-def task_arithmetic_single(count: int, parameters: Mapping[str, Any]) -> int | None:
-    """Scale 0 is the base; one expert at scale 1 is that expert."""
-    shares = [parameters["scale"] * weight for weight in parameters["weights"]]
-    if not any(shares):
-        return 0
-    return 1 if shares == [1.0] else None

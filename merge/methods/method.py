@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from torch import Tensor
+from merge.methods.single import never
 
-Tensors = Sequence[Tensor]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Tensors: TypeAlias = "Sequence[Tensor]"
 
 
 @dataclass(frozen=True)
@@ -80,18 +85,14 @@ class Mergekit:
     alone: bool = False
 
 
-def _no_single(count: int, parameters: Mapping[str, Any]) -> int | None:
-    return None
-
-
 @dataclass(frozen=True, repr=False)
 class Method:
     """A merging method: an entry of `METHODS`, which is all that any other place knows of it.
 
     Attributes:
-        function: `function(tensors, *, name, **parameters) -> Tensor`. The tensors of one name, the base first where
-            the method takes one, all in the computing dtype; pure. With `elementwise` it may be called on blocks of
-            them, and takes `out`, a tensor to write the result into.
+        code: `function(tensors, *, name, **parameters) -> Tensor`, or where it is, as "module:name". The tensors of one
+            name, the base first where the method takes one, all in the computing dtype; pure. With `elementwise` it may
+            be called on blocks of them, and takes `out`, a tensor to write the result into.
         summary: one sentence: what it does.
         formula: with X_i, or A and B, for the inputs.
         source: the paper or program, and where in it.
@@ -100,14 +101,14 @@ class Method:
         elementwise: each element of the result depends on the same element of the inputs alone.
         inputs: least and greatest number of inputs besides the base.
         single: the index of the one input that these parameters mean (ratio 0 or 1), whose bytes are then copied:
-            exact, and nothing leaks from the others. None where there is none.
+            exact, and nothing leaks from the others. None where there is none (see `merge.methods.single`).
         statistics: the second half of the inputs are statistics of the first (see `merge.tools.statistics`).
         edges: what happens at the edges (ties, zero vectors, vectors without a direction), for docs.
         group: the heading under which methods are listed.
         mergekit: how mergekit writes it, by mergekit's name.
     """
 
-    function: Callable[..., Tensor]
+    code: str | Callable[..., Tensor]
     summary: str
     formula: str
     source: str
@@ -115,7 +116,7 @@ class Method:
     takes_base: bool = False
     elementwise: bool = False
     inputs: tuple[int, int | None] = (2, None)
-    single: Callable[[int, Mapping[str, Any]], int | None] = _no_single
+    single: Callable[[int, Mapping[str, Any]], int | None] = never
     statistics: bool = False
     edges: str = ""
     group: str = "other"
@@ -123,6 +124,14 @@ class Method:
 
     def __repr__(self) -> str:
         return f"<Method: {self.summary} Inputs: {self.needs}; parameters: {', '.join(self.parameters) or 'none'}>"
+
+    @functools.cached_property
+    def function(self) -> Callable[..., Tensor]:
+        """The function, imported when it is first asked for: to look at methods needs no torch."""
+        if callable(self.code):
+            return self.code
+        module, _, name = self.code.partition(":")
+        return getattr(importlib.import_module(module), name)
 
     @property
     def needs(self) -> str:

@@ -8,8 +8,8 @@ Breadcrumbs     without_extremes  add, elect
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -95,18 +95,14 @@ def elect(vectors: Sequence[Tensor], weights: Sequence[float], normalize: bool) 
     return merged * sign
 
 
-def single(count: int, parameters: Mapping[str, Any]) -> int | None:
-    """No weight at all is the base; all of one whole task vector is its expert."""
-    weights, density = parameters["weights"], parameters["density"]
-    active = [index for index, weight in enumerate(weights) if weight != 0 and density[index] > 0]
-    if parameters["scale"] == 0 or not active:
-        return 0
-    first = active[0]
-    if len(active) > 1 or density[first] < 1 or ("epsilon" in parameters and parameters["epsilon"][first] > 0):
-        return None
-    share = 1.0 if parameters.get("normalize") else weights[first]
-    return first + 1 if parameters["scale"] * share == 1 else None
-
-
 def _times(vector: Tensor, factor: float) -> Tensor:
     return vector if factor == 1 else vector.mul_(factor)
+
+
+ties = partial(sparse, trimming.largest, elect)
+dare_linear = partial(sparse, trimming.at_random, add)
+dare_ties = partial(sparse, trimming.at_random, elect)
+della_linear = partial(sparse, trimming.by_rank, add)
+della = partial(sparse, trimming.by_rank, elect)
+breadcrumbs = partial(sparse, trimming.without_extremes, add)
+breadcrumbs_ties = partial(sparse, trimming.without_extremes, elect)

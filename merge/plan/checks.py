@@ -7,14 +7,15 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from merge.checkpoint.formats.tensors import Spec, TensorEntry
+from merge.checkpoint.formats.tensors import Spec, TensorEntry, same_bytes
 from merge.checkpoint.open import SHOWN
-from merge.plan.policy import Origin, Policy, Slice, dtype_name
+from merge.plan.policy import Origin, Policy, Slice
 from merge.plan.rows import VOCABULARY, Assembly, Vocabulary, by_position, growing_axis
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # BatchNorm's count of seen batches: the only integers that differ between experts for a good reason.
 COUNTER = "num_batches_tracked"
@@ -79,10 +80,10 @@ def conflict(name: str, sources: Sequence[int], case: Case, *, rows: bool = Fals
             parts = {0: "row by row", 1: "those channels that all have"}.get(-1 if axis is None else axis)
             advice = leave(name) + (f", or merge {parts} with vocab_rows='keep-first'" if parts else "")
             return f"{name} has shape {list(first.shape)} in {label} and {list(spec.shape)} in {other}: {advice}"
-        floats = spec.dtype.is_floating_point and first.dtype.is_floating_point
-        if spec.dtype != first.dtype and not (floats and case.policy.dtype):
+        floats = spec.element.is_floating_point and first.element.is_floating_point
+        if spec.element is not first.element and not (floats and case.policy.dtype):
             advice = "choose the result's, as dtype='float32'" if floats else leave(name)
-            return f"{name} is {dtype_name(first.dtype)} in {label} and {dtype_name(spec.dtype)} in {other}: {advice}"
+            return f"{name} is {first.element} in {label} and {spec.element} in {other}: {advice}"
     return ""
 
 
@@ -94,26 +95,39 @@ def leave(name: str) -> str:
 def never_merged(name: str, spec: Spec | TensorEntry) -> bool:
     """Whether a tensor is no arithmetic: integers, and the version of a module's layout."""
     version = name.endswith("version") and math.prod(spec.shape) == 1 and bool(_VERSION.fullmatch(name))
-    return version or not (spec.dtype.is_floating_point or spec.dtype.is_complex)
+    return version or not (spec.element.is_floating_point or spec.element.is_complex)
 
 
 def integer_problem(name: str, sources: Sequence[int], assembly: Assembly | None, case: Case) -> str:
     """Say where a tensor that is never merged differs, apart from slices of one input's; "" where it is equal."""
     spec = case.described[sources[0]][name]
     if assembly is not None and assembly.put is not None:
-        return f"{name} is {dtype_name(spec.dtype)} and has rows that differ: {leave(name)}"
-    compared: list[Tensor] = []
-    for index in sources:
+        return f"{name} is {spec.element} and has rows that differ: {leave(name)}"
+    for index in sources[1:]:
+        if not equal(case, (sources[0], name), (index, name), assembly):
+            what = "a version is" if spec.element.is_floating_point else "integers are"
+            both = f"{case.labels[sources[0]]} and {case.labels[index]}"
+            return f"{name} is {spec.element} and differs between {both}: {what} never merged; {leave(name)}"
+    return ""
+
+
+def equal(case: Case, first: tuple[int, str], second: tuple[int, str], assembly: Assembly | None = None) -> bool:
+    """Whether two tensors, each an input and a name, hold the same numbers, but where an assembly patches them.
+
+    Of files bytes are compared first: the usual case, which needs no torch.
+    """
+    a, b = (case.described[index][name] for index, name in (first, second))
+    if isinstance(a, TensorEntry) and isinstance(b, TensorEntry) and same_bytes(a, b):
+        return True
+    import torch
+
+    def patched(index: int, name: str) -> Tensor:
         tensor = case.inputs[index][name]
         for patch in assembly.patches if assembly else ():
             tensor = tensor.index_fill(patch.axis, patch.put, 0)
-        compared.append(tensor)
-    for index, tensor in zip(sources[1:], compared[1:], strict=True):
-        if not torch.equal(compared[0], tensor):
-            what = "a version is" if spec.dtype.is_floating_point else "integers are"
-            both = f"{case.labels[sources[0]]} and {case.labels[index]}"
-            return f"{name} is {dtype_name(spec.dtype)} and differs between {both}: {what} never merged; {leave(name)}"
-    return ""
+        return tensor
+
+    return torch.equal(patched(*first), patched(*second))
 
 
 def rows_policy(policy: Policy) -> str:

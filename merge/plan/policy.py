@@ -10,11 +10,13 @@ import fnmatch
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
+from merge.checkpoint.formats.elements import ELEMENTS, Element
 from merge.errors import MergeError, nearest
+
+if TYPE_CHECKING:
+    import torch
 
 MISSING = ("error", "keep-first", "zero-delta", "union")
 VOCAB_ROWS = ("error", "keep-first", "zero-delta")
@@ -25,21 +27,15 @@ _EVIDENCE = ("embed_avg", "cluster_size")
 _SLICE = re.compile(r"(?P<glob>.+)\[(?P<axis>\d+), ?(?P<index>\d+)\]=(?P<name>[^=]+)")
 NOBODY = -1
 
-_DTYPES = {
-    "float64": torch.float64,
-    "float32": torch.float32,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-    "float8_e4m3fn": torch.float8_e4m3fn,
-    "float8_e5m2": torch.float8_e5m2,
-}
+DTYPES = ("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2")  # of results
 
 
-def dtype_named(name: str) -> torch.dtype:
-    """Give a floating dtype by its torch name. Raises MergeError with the nearest known one."""
-    if name not in _DTYPES:
-        raise MergeError(f"unknown dtype {name!r}{nearest(name, _DTYPES)}")
-    return _DTYPES[name]
+def dtype_named(name: object) -> Element:
+    """Give a result's dtype by its torch name, or by torch's dtype. Raises MergeError with the nearest known one."""
+    text = str(name).removeprefix("torch.")
+    if text not in DTYPES:
+        raise MergeError(f"unknown dtype {text!r}{nearest(text, DTYPES)}")
+    return ELEMENTS[text]
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -64,7 +60,8 @@ class Policy:
         vocab_rows: the same for rows of a vocabulary, and for input channels, that some input lacks: "error",
             "keep-first" or "zero-delta".
         dtype: dtype of the merged floating tensors; None keeps each tensor's own, which inputs must then share.
-        compute_dtype: dtype of the arithmetic, float32 or float64; float64 tensors always have float64.
+        compute_dtype: dtype of the arithmetic, float32 or float64; float64 tensors always have float64. Both are given
+            as torch's dtypes or their names, and kept as names: a policy needs no torch.
         batchnorm: "average" (statistics are merged like weights) or "from:<input name>".
         allow_nonfinite: accept infinities and NaNs in the result.
         extrapolate: accept coefficients outside [0, 1].
@@ -76,14 +73,14 @@ class Policy:
     slices: tuple[str, ...] = ()
     missing: str = "error"
     vocab_rows: str = "error"
-    dtype: torch.dtype | None = None
-    compute_dtype: torch.dtype = torch.float32
+    dtype: str | torch.dtype | None = None
+    compute_dtype: str | torch.dtype = "float32"
     batchnorm: str = "average"
     allow_nonfinite: bool = False
     extrapolate: bool = False
 
     def __post_init__(self) -> None:
-        """Read one glob as a list of one and a dtype's name as the dtype. Raises MergeError for other types."""
+        """Read one glob as a list of one and a dtype as its name. Raises MergeError for other types."""
         for name in ("keep", "drop", "pick", "slices"):
             given: Any = getattr(self, name)
             globs: Any = (given,) if isinstance(given, str) else given
@@ -92,9 +89,9 @@ class Policy:
             object.__setattr__(self, name, tuple(globs))
         for name in ("dtype", "compute_dtype"):
             given = getattr(self, name)
-            if isinstance(given, str):
-                object.__setattr__(self, name, dtype_named(given))
-            elif not isinstance(given, torch.dtype) and not (given is None and name == "dtype"):
+            if isinstance(given, str) or type(given).__module__ == "torch":
+                object.__setattr__(self, name, dtype_named(given).name)
+            elif given is not None or name != "dtype":
                 raise MergeError(f"{name}={given!r}: must be a dtype of torch, or its name")
 
     def __repr__(self) -> str:
@@ -149,8 +146,8 @@ def check_policy(policy: Policy, has_base: bool) -> None:
             )
     if policy.missing == "union" and has_base:
         raise MergeError("missing='union' has no meaning beside a base: what an expert lacks is 'zero-delta' there")
-    if policy.compute_dtype not in (torch.float32, torch.float64):
-        raise MergeError(f"compute_dtype {dtype_name(policy.compute_dtype)}: must be float32 or float64")
+    if policy.compute_dtype not in ("float32", "float64"):
+        raise MergeError(f"compute_dtype {policy.compute_dtype}: must be float32 or float64")
 
 
 def statistics_source(batchnorm: object, labels: Sequence[str]) -> int | None:

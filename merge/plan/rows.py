@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from merge.errors import MergeError
 from merge.plan.policy import Slice
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Modules whose rows are tokens: embeddings and the projections onto a vocabulary.
 VOCABULARY = re.compile(
@@ -52,8 +53,11 @@ def aligned(tensors: Sequence[Tensor], assembly: Assembly | None) -> list[Tensor
     """The parts of the sources that are merged with each other, in one shape."""
     if assembly is None or not assembly.rows:
         return list(tensors)
+    import torch
+
     rows = [item.to(tensor.device) for item, tensor in zip(assembly.rows, tensors, strict=True)]
-    axis, parts = assembly.axis, list[Tensor]()
+    axis = assembly.axis
+    parts: list[Tensor] = []
     for tensor, mine in zip(tensors, rows, strict=True):
         part = tensor.index_select(axis, mine.clamp(min=0))
         absent = mine < 0
@@ -83,6 +87,8 @@ def patches_for(
     name: str, slices: Sequence[Slice], sources: tuple[int, ...], shape: tuple[int, ...]
 ) -> tuple[tuple[Patch, ...], str]:
     """The patches that slices of one tensor mean, or why they cannot be."""
+    import torch
+
     patches: list[Patch] = []
     for item in slices:
         if item.axis >= len(shape) or item.index >= shape[item.axis]:
@@ -123,6 +129,8 @@ class Vocabulary:
 
     def lacking(self, labels: Sequence[str]) -> str:
         """Say how many rows every input lacks, and which tokens they are."""
+        import torch
+
         parts: list[str] = []
         names = list(self.tokens or ())
         for label, row in zip(labels, self.rows, strict=True):
@@ -135,6 +143,8 @@ class Vocabulary:
 
     def assembly(self, policy: str) -> Assembly:
         """How a tensor with these rows is put together; `policy` is "keep-first" or "zero-delta"."""
+        import torch
+
         present = self.rows >= 0
         merged = present.all(0) if policy == "keep-first" else present[0]
         put = torch.nonzero(merged).flatten()
@@ -171,12 +181,16 @@ def by_token(dictionaries: Sequence[Mapping[str, int] | None], labels: Sequence[
     for item in given:
         for token in sorted(item, key=item.__getitem__):
             tokens.setdefault(token, len(tokens))
+    import torch
+
     rows = torch.tensor([[item.get(token, -1) for token in tokens] for item in given])
     return Vocabulary(tuple(map(len, given)), rows, tokens)
 
 
 def by_position(sizes: Sequence[int], axis: int = 0) -> Vocabulary:
     """The vocabulary of inputs that only differ in how many rows follow: row i is token i everywhere."""
+    import torch
+
     positions = torch.arange(max(sizes))
     rows = torch.stack([torch.where(positions < size, positions, -1) for size in sizes])
     return Vocabulary(tuple(sizes), rows, axis=axis)

@@ -10,10 +10,9 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
-
+from merge.checkpoint.formats.elements import Element
 from merge.checkpoint.open import SHOWN, Checkpoint, specs
 from merge.checkpoint.source import StateDict
 from merge.errors import MergeError
@@ -21,6 +20,7 @@ from merge.plan.checks import (
     COUNTER,
     Case,
     conflict,
+    equal,
     integer_problem,
     name_problems,
     never_merged,
@@ -28,8 +28,21 @@ from merge.plan.checks import (
     rows_of,
     rows_policy,
 )
-from merge.plan.policy import NOBODY, Policy, check_policy, matches, origins, policy_of, read_slices, statistics_source
+from merge.plan.policy import (
+    NOBODY,
+    Policy,
+    check_policy,
+    dtype_named,
+    matches,
+    origins,
+    policy_of,
+    read_slices,
+    statistics_source,
+)
 from merge.plan.rows import VOCABULARY, Assembly, by_token, patches_for
+
+if TYPE_CHECKING:
+    import torch
 
 BATCHNORM = ("running_mean", "running_var", COUNTER)
 
@@ -49,7 +62,7 @@ class Unit:
     names: tuple[str, ...]
     kind: Kind
     sources: tuple[int, ...]
-    dtype: torch.dtype
+    element: Element
     shape: tuple[int, ...]
     why: str = field(default="", compare=False)
     assembly: Assembly | None = field(default=None, compare=False)
@@ -59,8 +72,13 @@ class Unit:
         return self.names[0]
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Torch's dtype of the result."""
+        return self.element.dtype
+
+    @property
     def nbytes(self) -> int:
-        return math.prod(self.shape) * self.dtype.itemsize
+        return math.prod(self.shape) * self.element.bits // 8
 
 
 def plan(
@@ -161,8 +179,7 @@ def _untied(members: Sequence[str], case: Case) -> bool:
         present = [name for name in members if name in tensors]
         if len({tensors[name].tie for name in present}) == 1 and tensors[present[0]].tie is not None:
             continue
-        first = case.inputs[index][present[0]] if present else None
-        if first is not None and any(not torch.equal(first, case.inputs[index][name]) for name in present[1:]):
+        if not all(equal(case, (index, present[0]), (index, name)) for name in present[1:]):
             return True
     return False
 
@@ -183,7 +200,7 @@ def _unit(names: tuple[str, ...], case: Case) -> tuple[Unit | None, str]:
     first = case.described[origin.index if origin else holders[0]][name]
 
     def copied(index: int, why: str) -> Unit:
-        return Unit(names, "copy", (index,), first.dtype, first.shape, why)
+        return Unit(names, "copy", (index,), first.element, first.shape, why)
 
     if origin:
         problem = f"slices={slices[0].rule!r}: {name} is {origin.why}, as a whole" if slices else ""
@@ -212,11 +229,12 @@ def _unit(names: tuple[str, ...], case: Case) -> tuple[Unit | None, str]:
         return None, problem
     if never_merged(name, first):
         if name.endswith(COUNTER) and assembly is None:
-            return Unit(names, "maximum", sources, first.dtype, shape, why), ""
+            return Unit(names, "maximum", sources, first.element, shape, why), ""
         problem = integer_problem(name, sources, assembly, case)
-        return Unit(names, "copy", sources if assembly else sources[:1], first.dtype, shape, why, assembly), problem
-    dtype = first.dtype if case.policy.dtype is None or first.dtype.is_complex else case.policy.dtype
-    return Unit(names, "merge", sources, dtype, shape, why, assembly), ""
+        return Unit(names, "copy", sources if assembly else sources[:1], first.element, shape, why, assembly), problem
+    chosen = case.policy.dtype
+    element = first.element if chosen is None or first.element.is_complex else dtype_named(chosen)
+    return Unit(names, "merge", sources, element, shape, why, assembly), ""
 
 
 def _present(holders: Sequence[int], case: Case) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from merge.errors import MergeError, nearest
-from merge.plan.policy import Policy, dtype_name, dtype_named
+from merge.plan.policy import Policy
 from merge.recipe.mergekit import read_mergekit
 from merge.recipe.recipe import Input, Recipe
 
@@ -36,8 +36,8 @@ def to_json(recipe: Recipe) -> dict[str, Any]:
             "keep": list(policy.keep),
             "drop": list(policy.drop),
             "missing": policy.missing,
-            "dtype": None if policy.dtype is None else dtype_name(policy.dtype),
-            "compute_dtype": dtype_name(policy.compute_dtype),
+            "dtype": policy.dtype,
+            "compute_dtype": policy.compute_dtype,
             "batchnorm": policy.batchnorm,
             "allow_nonfinite": policy.allow_nonfinite,
             "extrapolate": policy.extrapolate,
@@ -109,7 +109,7 @@ def _policy(data: Mapping[str, Any]) -> Policy:
             _kind(key, value, list)
             values[key] = tuple(_kind(key, item, str) for item in value)
         elif key in ("dtype", "compute_dtype"):
-            values[key] = None if value is None else dtype_named(_kind(key, value, str))
+            values[key] = None if value is None else _kind(key, value, str)
         else:
             _kind(key, value, type(getattr(defaults, key)))
     return replace(defaults, **values)

@@ -23,7 +23,7 @@ from typing import Any
 from merge.checkpoint.open import open_checkpoint
 from merge.errors import MergeError, nearest
 from merge.methods import METHODS, Mergekit
-from merge.plan.policy import Policy, dtype_named
+from merge.plan.policy import Policy
 from merge.recipe.recipe import Input, Recipe
 
 _KEYS = ("merge_method", "models", "base_model", "parameters", "dtype", "out_dtype", "name")
@@ -90,7 +90,7 @@ def from_mergekit(data: Any, folder: Path = Path()) -> Recipe:
         sources if base is None else sources[1:],
         parameters,
         None if base is None else sources[0],
-        Policy(dtype=None if chosen is None else dtype_named(str(chosen))),
+        Policy(dtype=None if chosen is None else str(chosen)),
     )
 
 

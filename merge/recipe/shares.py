@@ -9,11 +9,25 @@ import json
 import math
 from typing import Any
 
+from merge.errors import MergeError
 from merge.recipe.label import share_label
 from merge.recipe.parameters import check, is_rules, method_named, value_of
 from merge.recipe.recipe import Recipe
 
 SHARES = ("ratio", "scale", "weights")  # parameters that say how much of each checkpoint there is
+
+
+def ratios(points: int) -> list[float]:
+    """Give `points` ratios from 0 to 1, made as `i / n` so that results join on them.
+
+        >>> ratios(5)
+        [0.0, 0.25, 0.5, 0.75, 1.0]
+
+    Raises MergeError for fewer than two points.
+    """
+    if points < 2:
+        raise MergeError(f"a sweep needs at least 2 points, not {points}")
+    return [i / (points - 1) for i in range(points)]
 
 
 def shares(recipe: Recipe) -> dict[str, float] | None:

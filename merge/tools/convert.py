@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from merge.checkpoint.open import Checkpoint
 from merge.engine.files import Options, plan_run
@@ -13,6 +12,9 @@ from merge.engine.stream import write
 from merge.errors import MergeError
 from merge.plan.policy import Policy
 from merge.recipe.recipe import Input, Recipe
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ def convert(
     *,
     overwrite: bool = False,
     section: str = "auto",
-    dtype: torch.dtype | None = None,
+    dtype: str | torch.dtype | None = None,
     shard_size: int | None = None,
     command: str = "",
 ) -> Converted:
@@ -47,7 +49,7 @@ def convert(
     Ties stay where the format can hold them; `dtype` rounds the floating tensors, otherwise all bytes stay. With
     `shard_size`, in bytes, the output is a folder of safetensors; `command` is noted in the recipe beside it.
 
-        >>> convert("unified-io.t5x", "unified-io.safetensors", dtype=torch.float16)        # doctest: +SKIP
+        >>> convert("unified-io.t5x", "unified-io.safetensors", dtype="float16")            # doctest: +SKIP
 
     Raises MergeError also where the bytes written are not those read.
     """

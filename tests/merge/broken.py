@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import merge
-from merge.tools.diagnose import Report, doctor
+from merge.tools.diagnose.report import Report, doctor
 
 StateDict = dict[str, Tensor]
 SHAPES = {

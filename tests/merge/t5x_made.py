@@ -13,8 +13,8 @@ import msgpack
 import torch
 from torch import Tensor
 
+from merge.checkpoint.formats.elements import element_of
 from merge.checkpoint.formats.tensors import raw_bytes
-from merge.checkpoint.formats.zarr import CODES
 
 WRAPPED = {"gzip": gzip.compress, "zlib": zlib.compress, None: bytes}
 
@@ -28,7 +28,7 @@ def write_zarr(
         "zarr_format": 2,
         "shape": list(value.shape),
         "chunks": list(chunks),
-        "dtype": CODES[value.dtype],
+        "dtype": element_of(value.dtype).numpy,
         "compressor": compressor and {"id": compressor, "level": 1},
         "fill_value": None,
         "filters": None,

@@ -17,22 +17,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-import torch
-
 from merge.checkpoint.formats.dotted import flatten, replaced
+from merge.checkpoint.formats.elements import ELEMENTS, Element
 from merge.checkpoint.formats.format import WHOLE, Content, Layout, OutputFile, Specs
 from merge.checkpoint.formats.pickle.reader import loads
 from merge.checkpoint.formats.pickle.values import Blob, Global, Opaque, PickleBroken, PickleRefused
 from merge.checkpoint.formats.pickle.writer import dumps
 from merge.checkpoint.formats.tensors import Decoded, TensorEntry, check_shape
-from merge.checkpoint.formats.zarr import CODES, DTYPES
 from merge.checkpoint.formats.zips import joined_crc, lay_out
 from merge.errors import MergeError
 
 _END = ".npy"
 _BYTE_ORDER = "<"
+CODES = {element.numpy: element for element in ELEMENTS.values() if element.numpy[:1] in ("<", "|")}
 
 
 @dataclass(frozen=True)
@@ -76,16 +73,18 @@ def _is_leaf(value: Any) -> bool:
 
 def _member(path: Path, archive: zipfile.ZipFile, name: str) -> Any:
     """A file in the zip file: a plain array, or the dictionary in an array of one object."""
+    import numpy as np
+
     with archive.open(name) as file:
         version = np.lib.format.read_magic(file)
         header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, _, code = header(file)
         if not code.hasobject:
-            dtype = _dtype(path, name, code.str)
-            if check_shape(shape, dtype):
-                raise MergeError(f"{path}: {name} has {check_shape(shape, dtype)}")
-            nbytes = math.prod(shape) * dtype.itemsize
-            return _Array(TensorEntry(dtype, shape, Decoded(path, nbytes, lambda: _read(path, name, nbytes)), 0))
+            element = _element(path, name, code.str)
+            if check_shape(shape, element):
+                raise MergeError(f"{path}: {name} has {check_shape(shape, element)}")
+            nbytes = math.prod(shape) * element.itemsize
+            return _Array(TensorEntry(element, shape, Decoded(path, nbytes, lambda: _read(path, name, nbytes)), 0))
         try:
             value: Any = loads(file.read(), lambda factory, args: NotImplemented)
         except PickleRefused as error:
@@ -98,7 +97,9 @@ def _member(path: Path, archive: zipfile.ZipFile, name: str) -> Any:
     return content[0]
 
 
-def _read(path: Path, name: str, nbytes: int) -> npt.NDArray[np.uint8]:
+def _read(path: Path, name: str, nbytes: int) -> memoryview:
+    import numpy as np
+
     try:
         with zipfile.ZipFile(path) as archive, archive.open(name) as file:
             array = np.ascontiguousarray(np.lib.format.read_array(file, allow_pickle=False))
@@ -106,15 +107,13 @@ def _read(path: Path, name: str, nbytes: int) -> npt.NDArray[np.uint8]:
         raise MergeError(f"{path}: {name} cannot be read: {error}") from error
     if array.nbytes != nbytes:
         raise MergeError(f"{path}: {name} has {array.nbytes} bytes, not {nbytes} as it had before")
-    return array.reshape(-1).view(np.uint8)
+    return array.reshape(-1).view(np.uint8).data
 
 
-def _dtype(path: Path, name: str, code: str) -> torch.dtype:
-    if code not in DTYPES:
-        raise MergeError(
-            f"{path}: {name} has dtype {code}, which is not one of {', '.join(c for c in DTYPES if c[0] in '<|')}"
-        )
-    return DTYPES[code]
+def _element(path: Path, name: str, code: str) -> Element:
+    if code not in CODES:
+        raise MergeError(f"{path}: {name} has dtype {code}, which is not one of {', '.join(CODES)}")
+    return CODES[code]
 
 
 def _pickled(path: Path, name: str, leaf: Opaque) -> TensorEntry:
@@ -131,20 +130,22 @@ def _pickled(path: Path, name: str, leaf: Opaque) -> TensorEntry:
         kind = dtype_like.args[0].lstrip("<|")
         order = "|" if kind in ("b1", "i1", "u1") else _BYTE_ORDER
         swapped = isinstance(dtype_like.state, tuple) and dtype_like.state[1] == ">"
-        dtype = _dtype(path, name, (">" if swapped else order) + kind)
+        element = _element(path, name, (">" if swapped else order) + kind)
         if not isinstance(data, (bytes, bytearray)) or not all(type(size) is int for size in shape):
             raise ValueError("its bytes are not there")
-        wrong = check_shape(tuple(shape), dtype)
-        if wrong or len(data) != math.prod(shape) * dtype.itemsize:
-            raise ValueError(wrong or f"shape {list(shape)}, {dtype}, {len(data)} bytes")
+        wrong = check_shape(tuple(shape), element)
+        if wrong or len(data) != math.prod(shape) * element.itemsize:
+            raise ValueError(wrong or f"shape {list(shape)}, {element}, {len(data)} bytes")
     except (AttributeError, TypeError, ValueError, IndexError) as error:
         raise MergeError(f"{path}: {name} is no plain array: {error}") from error
 
-    def decode() -> npt.NDArray[np.uint8]:
-        array = np.frombuffer(data, f"V{dtype.itemsize}").reshape(shape, order="F" if fortran else "C")
-        return np.array(array, order="C").reshape(-1).view(np.uint8)
+    def decode() -> memoryview:
+        import numpy as np
 
-    return TensorEntry(dtype, tuple(shape), Decoded(path, len(data), decode), 0)
+        array = np.frombuffer(data, f"V{element.itemsize}").reshape(shape, order="F" if fortran else "C")
+        return np.array(array, order="C").reshape(-1).view(np.uint8).data
+
+    return TensorEntry(element, tuple(shape), Decoded(path, len(data), decode), 0)
 
 
 # -- writing ---------------------------------------------------------------------------------------------------------
@@ -156,16 +157,16 @@ def plan(path: Path, specs: Specs, like: Content | None, metadata: Mapping[str, 
     Raises MergeError for dtypes that numpy lacks and for content that cannot be written.
     """
     for name, spec in specs.items():
-        if CODES.get(spec.dtype, "-")[0] not in "<|":
-            problem = f"{name} is {spec.dtype}, which npz files cannot hold; choose another, as dtype='float32'"
+        if spec.element.numpy not in CODES:
+            problem = f"{name} is {spec.element}, which npz files cannot hold; choose another, as dtype='float32'"
             raise MergeError(f"{path}: {problem}")
-    kinds: dict[torch.dtype, Opaque] = {}
+    kinds: dict[Element, Opaque] = {}
 
     def make(name: str, old: Any) -> Any:
-        dtype, shape, blob = specs[name].dtype, specs[name].shape, Blob(name, specs[name].nbytes)
+        element, shape, blob = specs[name].element, specs[name].shape, Blob(name, specs[name].nbytes)
         if old is None or isinstance(old, _Array):
-            return _NewArray(dtype, shape, blob)
-        kind = kinds.setdefault(dtype, _pickled_dtype(CODES[dtype][0], CODES[dtype][1:], 0))
+            return _NewArray(element, shape, blob)
+        kind = kinds.setdefault(element, _pickled_dtype(element.numpy[0], element.numpy[1:], 0))
         return _pickled_array(shape, kind, blob)
 
     tree = replaced(path, like.kept, _is_leaf, specs, make) if like else {name: make(name, None) for name in specs}
@@ -194,7 +195,7 @@ def plan(path: Path, specs: Specs, like: Content | None, metadata: Mapping[str, 
 
 @dataclass(frozen=True)
 class _NewArray:
-    dtype: torch.dtype
+    element: Element
     shape: tuple[int, ...]
     blob: Blob
 
@@ -214,9 +215,11 @@ def _pickled_array(shape: tuple[int, ...], dtype: Opaque, data: Any) -> Opaque:
 
 def _content(path: Path, value: Any) -> list[bytes | Blob]:
     """A member's bytes in order: header, pickle, tensors."""
+    import numpy as np
+
     head = io.BytesIO()
     if isinstance(value, _NewArray):
-        fields = {"descr": CODES[value.dtype], "fortran_order": False, "shape": value.shape}
+        fields = {"descr": value.element.numpy, "fortran_order": False, "shape": value.shape}
         np.lib.format.write_array_header_1_0(head, fields)
         return [head.getvalue(), value.blob]
     if not isinstance(value, dict):

@@ -11,32 +11,14 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import safe_open
 
+from merge.checkpoint.formats.elements import ELEMENTS
 from merge.checkpoint.formats.format import WHOLE, Content, Layout, OutputFile, Specs
 from merge.checkpoint.formats.tensors import MappedFile, Spec, TensorEntry, check_shape
 from merge.errors import MergeError
 
-DTYPES: dict[str, torch.dtype] = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U64": torch.uint64,
-    "U32": torch.uint32,
-    "U16": torch.uint16,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-    "C64": torch.complex64,
-}
-NAMES = {dtype: name for name, dtype in DTYPES.items()}
+CODES = {element.safetensors: element for element in ELEMENTS.values() if element.safetensors}
 
 
 def read(path: Path) -> Content:
@@ -56,12 +38,12 @@ def read(path: Path) -> Content:
     entries: dict[str, TensorEntry] = {}
     for name, info in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
         code = str(info["dtype"])
-        if code not in DTYPES:
-            raise MergeError(f"{path}: tensor {name!r} has dtype {code}, which is not one of {', '.join(DTYPES)}")
-        wrong = check_shape(tuple(info["shape"]), DTYPES[code])
+        if code not in CODES:
+            raise MergeError(f"{path}: tensor {name!r} has dtype {code}, which is not one of {', '.join(CODES)}")
+        wrong = check_shape(tuple(info["shape"]), CODES[code])
         if wrong:
             raise MergeError(f"{path}: tensor {name!r} has {wrong}")
-        entries[name] = TensorEntry(DTYPES[code], tuple(info["shape"]), file, 8 + length + info["data_offsets"][0])
+        entries[name] = TensorEntry(CODES[code], tuple(info["shape"]), file, 8 + length + info["data_offsets"][0])
     return Content(path, {WHOLE: entries}, metadata)
 
 
@@ -112,19 +94,20 @@ def _file(name: str, specs: Specs, metadata: Mapping[str, str] | None) -> Output
     """
     order = list(specs)
     begins = accumulate((spec.nbytes for spec in specs.values()), initial=0)
-    if any(begin % spec.dtype.itemsize for begin, spec in zip(begins, specs.values(), strict=False)):
-        order.sort(key=lambda name: -specs[name].dtype.itemsize)
+    if any(begin % spec.element.itemsize for begin, spec in zip(begins, specs.values(), strict=False)):
+        order.sort(key=lambda name: -specs[name].element.itemsize)
     header: dict[str, object] = {} if metadata is None else {"__metadata__": dict(metadata)}
     starts: dict[str, int] = {}
     position = 0
     for tensor in order:
-        dtype = specs[tensor].dtype
-        if dtype not in NAMES:
-            raise MergeError(f"tensor {tensor!r}: safetensors has no dtype {dtype}; write a .pt file or choose a dtype")
+        element = specs[tensor].element
+        if not element.safetensors:
+            problem = f"tensor {tensor!r}: safetensors has no dtype {element}"
+            raise MergeError(f"{problem}; write a .pt file or choose a dtype")
         starts[tensor] = position
         position += specs[tensor].nbytes
         shape = list(specs[tensor].shape)
-        header[tensor] = {"dtype": NAMES[dtype], "shape": shape, "data_offsets": [starts[tensor], position]}
+        header[tensor] = {"dtype": element.safetensors, "shape": shape, "data_offsets": [starts[tensor], position]}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     data = 8 + len(text)

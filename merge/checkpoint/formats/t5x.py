@@ -18,14 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-import torch
-
 from merge.checkpoint.formats.dotted import flatten, replaced
+from merge.checkpoint.formats.elements import ELEMENTS
 from merge.checkpoint.formats.format import WHOLE, Content, Layout, OutputFile, Specs
 from merge.checkpoint.formats.tensors import Decoded, Spec, TensorEntry, check_shape
-from merge.checkpoint.formats.zarr import CODES, HEADER, one_chunk, read_zarray
+from merge.checkpoint.formats.zarr import HEADER, one_chunk, read_zarray
 from merge.errors import MergeError
 
 INDEX = "checkpoint"
@@ -33,7 +30,6 @@ WEIGHTS = ("optimizer.target", "target", "params")  # where weights are, the fir
 OTHERS = ("optimizer.state", "state")
 VERSION = 3
 _NDARRAY = 1  # flax's code among msgpack's extensions
-_BY_NAME = {str(dtype).removeprefix("torch."): dtype for dtype in CODES}
 
 
 def read(folder: Path) -> Content:
@@ -105,7 +101,7 @@ class T5XIndex(Mapping[str, Mapping[str, TensorEntry]]):
         claimed = leaf["metadata"].get("shape") if isinstance(leaf["metadata"], dict) else None
         if claimed is not None and claimed != list(entry.shape):
             raise MergeError(f"{folder}: has shape {list(entry.shape)}, the index gives {str(claimed)[:80]}")
-        if entry.dtype == torch.uint16 and self.tree.get("version") == 2:
+        if entry.element.name == "uint16" and self.tree.get("version") == 2:
             raise MergeError(f"{folder}: version 2 of T5X wrote bfloat16 as uint16; load it with T5X and save it again")
         return entry
 
@@ -148,14 +144,13 @@ def _inline(path: Path, name: str, packed: bytes) -> TensorEntry:
 
     try:
         shape, dtype_name, data = msgpack.unpackb(packed, raw=True)
-        shape, dtype = tuple(shape), _BY_NAME[dtype_name.decode()]
-        good = all(type(size) is int for size in shape) and not check_shape(shape, dtype)
-        if not good or not isinstance(data, bytes) or len(data) != math.prod(shape) * dtype.itemsize:
-            raise ValueError(f"shape {str(shape)[:80]}, {dtype}, {len(data)} bytes")
+        shape, element = tuple(shape), ELEMENTS[dtype_name.decode()]
+        good = all(type(size) is int for size in shape) and not check_shape(shape, element)
+        if not good or not isinstance(data, bytes) or len(data) != math.prod(shape) * element.itemsize:
+            raise ValueError(f"shape {str(shape)[:80]}, {element}, {len(data)} bytes")
     except (ValueError, TypeError, KeyError, AttributeError, msgpack.UnpackException) as error:
         raise MergeError(f"{path}: {name} is a broken array: {type(error).__name__}: {error}") from error
-    content: npt.NDArray[np.uint8] = np.frombuffer(data, np.uint8)
-    return TensorEntry(dtype, shape, Decoded(path, len(data), content.copy), 0)
+    return TensorEntry(element, shape, Decoded(path, len(data), lambda: bytearray(data)), 0)
 
 
 # -- writing ---------------------------------------------------------------------------------------------------------
@@ -171,11 +166,11 @@ def plan(path: Path, specs: Specs, like: Content | None, metadata: Mapping[str, 
 
     def make(name: str, old: Any) -> Any:
         spec = specs[name]
-        if old is not None and not isinstance(old, dict) and str(spec.dtype).removeprefix("torch.") in _BY_NAME:
+        if old is not None and not isinstance(old, dict) and spec.element.numpy:
             return _Packed(name, spec)
         array = _spec(path, name, old, spec)
         folder = array["kvstore"]["path"].strip("/")
-        header, chunk = one_chunk(spec.dtype, spec.shape)
+        header, chunk = one_chunk(spec.element, spec.shape)
         text = json.dumps(header).encode()
         if f"{folder}/{HEADER}" in files:
             raise MergeError(f"{path}: two tensors would lie in the array {folder!r}")
@@ -195,18 +190,17 @@ def plan(path: Path, specs: Specs, like: Content | None, metadata: Mapping[str, 
 
 def _spec(path: Path, name: str, old: Any, spec: Spec | TensorEntry) -> dict[str, Any]:
     """The TensorStore spec of a new array; in the place of an old one it keeps that one's path and store."""
-    header, _ = one_chunk(spec.dtype, spec.shape)
-    dtype = str(spec.dtype).removeprefix("torch.")
+    header, _ = one_chunk(spec.element, spec.shape)
     metadata = {key: header[key] for key in ("chunks", "compressor", "shape")}
     if isinstance(old, dict):
         where = old["kvstore"] if "path" in old["kvstore"] else {**old["kvstore"], "path": old["path"]}
         kept = {key: value for key, value in old.items() if key not in ("path", "transform")}
-        return {**kept, "dtype": dtype, "kvstore": where, "metadata": metadata}
+        return {**kept, "dtype": spec.element.name, "kvstore": where, "metadata": metadata}
     folder = f"target.{name}"
     if "/" in folder or "\0" in folder or len(folder.encode()) > 255:
         raise MergeError(f"{path}: {name!r} cannot be the name of a folder, which T5X wants")
     kvstore = {"driver": "file", "path": folder}
-    return {"driver": "zarr", "dtype": dtype, "kvstore": kvstore, "metadata": metadata}
+    return {"driver": "zarr", "dtype": spec.element.name, "kvstore": kvstore, "metadata": metadata}
 
 
 def _with_part(tree: dict[str, Any], section: str, part: dict[str, Any]) -> dict[str, Any]:
@@ -235,7 +229,7 @@ def _packed(tree: dict[str, Any]) -> OutputFile:
     def put(value: Any) -> None:
         if isinstance(value, _Packed):
             spec = value.spec
-            inner = (list(spec.shape), str(spec.dtype).removeprefix("torch."), bytes(spec.nbytes))
+            inner = (list(spec.shape), spec.element.name, bytes(spec.nbytes))
             out.extend(packer.pack(msgpack.ExtType(_NDARRAY, msgpack.packb(inner))))
             starts[value.name] = len(out) - spec.nbytes  # the bytes come last
         elif isinstance(value, dict):

@@ -11,16 +11,18 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
-import torch
-from torch import Tensor
-
+from merge.checkpoint.formats.elements import Element
 from merge.errors import MergeError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 # A private map may ask for more than the memory there is: only pages written to need it. (No name before Python 3.13.)
 _NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
+_COMPARED = 1 << 20  # bytes at a time
 LARGEST = 2**63  # torch counts elements and bytes in signed 64 bits
 
 
@@ -46,6 +48,8 @@ class MappedFile:
     def bytes(self) -> Tensor:
         """The whole file as a uint8 tensor backed by a private map."""
         if self._bytes is None:
+            import torch
+
             flags = mmap.MAP_PRIVATE | _NO_RESERVE
             mapped = mmap.mmap(self._fd, self.size, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
             self._bytes = torch.frombuffer(mapped, dtype=torch.uint8)
@@ -82,19 +86,21 @@ class Decoded:
     They are decoded whole, for every lazy access anew; a stream's reads from first to last byte decode once.
     """
 
-    def __init__(self, path: Path, size: int, decode: Callable[[], npt.NDArray[np.uint8]]):
-        """`decode` gives a new writable array of `size` bytes, or raises MergeError."""
+    def __init__(self, path: Path, size: int, decode: Callable[[], memoryview | bytearray]):
+        """`decode` gives `size` new writable bytes, or raises MergeError."""
         self.path, self.size, self._decode = path, size, decode
         self._held: memoryview | None = None
 
     def bytes(self) -> Tensor:
         """The tensor's bytes, not shared with anything."""
-        return torch.from_numpy(self._decode())  # pyright: ignore[reportUnknownMemberType]
+        import torch
+
+        return torch.frombuffer(self._decode(), dtype=torch.uint8)
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
         """Fill `buffer` from `offset`. What was decoded is let go with the last byte."""
         if self._held is None:
-            self._held = self._decode().data
+            self._held = memoryview(self._decode())
         buffer[:] = self._held[offset : offset + len(buffer)]
         if offset + len(buffer) == self.size:
             self._held = None
@@ -104,20 +110,25 @@ class Decoded:
 class Spec:
     """A tensor without its values. `tie` is equal for names that are one tensor, None where a name is tied to none."""
 
-    dtype: torch.dtype
+    element: Element
     shape: tuple[int, ...]
     tie: Hashable = None
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Torch's dtype; what headers tell is in `element`, which imports nothing."""
+        return self.element.dtype
+
+    @property
     def nbytes(self) -> int:
-        return math.prod(self.shape) * self.dtype.itemsize
+        return math.prod(self.shape) * self.element.bits // 8
 
 
 @dataclass(frozen=True)
 class TensorEntry:
     """A tensor's place in a file. `stride` is None where the elements lie in row-major order without gaps."""
 
-    dtype: torch.dtype
+    element: Element
     shape: tuple[int, ...]
     file: MappedFile | Decoded
     offset: int
@@ -125,20 +136,27 @@ class TensorEntry:
     storage: Hashable = None
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Torch's dtype; what headers tell is in `element`, which imports nothing."""
+        return self.element.dtype
+
+    @property
     def numel(self) -> int:
         return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
-        return self.numel * self.dtype.itemsize
+        return math.prod(self.shape) * self.element.bits // 8
 
     @property
     def tie(self) -> Hashable:
         """Equal for names that are one and the same tensor; None where the format cannot share storages."""
-        return None if self.storage is None else (self.storage, self.offset, self.dtype, self.shape, self.stride)
+        return None if self.storage is None else (self.storage, self.offset, self.element, self.shape, self.stride)
 
     def tensor(self) -> Tensor:
         """The tensor, backed by the file's map: pages are read when touched. Writes stay private."""
+        import torch
+
         if self.numel == 0:
             return torch.empty(self.shape, dtype=self.dtype)
         extent = self.numel if self.stride is None else 1 + last_index(self.shape, self.stride)
@@ -149,6 +167,20 @@ class TensorEntry:
         return flat.view(self.shape) if self.stride is None else torch.as_strided(flat, self.shape, self.stride)
 
 
+def same_bytes(first: TensorEntry, second: TensorEntry) -> bool:
+    """Whether two stored tensors are one type, one shape and the same row-major bytes; views are not looked into."""
+    alike = (first.element, first.shape) == (second.element, second.shape)
+    if not alike or first.stride is not None or second.stride is not None:
+        return False
+    for start in range(0, first.nbytes, _COMPARED):
+        blocks = [bytearray(min(_COMPARED, first.nbytes - start)) for _ in range(2)]
+        for entry, block in zip((first, second), blocks, strict=True):
+            entry.file.read_into(memoryview(block), entry.offset + start)
+        if blocks[0] != blocks[1]:
+            return False
+    return True
+
+
 def last_index(shape: tuple[int, ...], stride: tuple[int, ...]) -> int:
     """Where the last element of a view lies, counted from its first."""
     return sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
@@ -156,13 +188,15 @@ def last_index(shape: tuple[int, ...], stride: tuple[int, ...]) -> int:
 
 def raw_bytes(value: Tensor) -> memoryview:
     """Give a tensor's row-major bytes; no copy where it is contiguous."""
+    import torch
+
     return value.resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
-def check_shape(shape: tuple[int, ...], dtype: torch.dtype) -> str:
+def check_shape(shape: tuple[int, ...], element: Element) -> str:
     """What is wrong with a shape that a file claims: sizes that torch cannot hold. Empty where nothing is."""
     product = math.prod(shape) or math.prod(filter(None, shape))
-    if 0 < product * dtype.itemsize < LARGEST and min(shape, default=0) >= 0:
+    if 0 < product * element.itemsize < LARGEST and min(shape, default=0) >= 0:
         return ""
     if min(shape) < 0:
         return f"a negative size in the shape {list(shape)[:8]}"

@@ -17,34 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-import torch
-
+from merge.checkpoint.formats.elements import ELEMENTS, Element
 from merge.checkpoint.formats.tensors import Decoded, TensorEntry, check_shape, raw_bytes
 from merge.errors import MergeError
 
 HEADER = ".zarray"
-DTYPES: dict[str, torch.dtype] = {
-    "bfloat16": torch.bfloat16,
-    "float8_e4m3fn": torch.float8_e4m3fn,
-    "float8_e5m2": torch.float8_e5m2,
-    "<f2": torch.float16,
-    "<f4": torch.float32,
-    "<f8": torch.float64,
-    "|b1": torch.bool,
-    "|i1": torch.int8,
-    "<i2": torch.int16,
-    "<i4": torch.int32,
-    "<i8": torch.int64,
-    "|u1": torch.uint8,
-    "<u2": torch.uint16,
-    "<u4": torch.uint32,
-    "<u8": torch.uint64,
-    "<c8": torch.complex64,
-    "<c16": torch.complex128,
-}
-CODES = {dtype: code for code, dtype in DTYPES.items()}
+CODES = {element.numpy: element for element in ELEMENTS.values() if element.numpy}
 _WINDOW = {"gzip": 31, "zlib": 15}  # what zlib calls these two wrappings
 _MOST_CHUNKS = 1_000_000
 
@@ -54,7 +32,7 @@ class _Array:
     """A checked header. `fill` are the bytes of one element of a chunk that is not there."""
 
     folder: Path
-    dtype: torch.dtype
+    element: Element
     shape: tuple[int, ...]
     chunks: tuple[int, ...]
     compressor: str | None
@@ -76,12 +54,12 @@ def read_zarray(folder: Path) -> TensorEntry:
     if version != 2 or filters or order not in ("C", "F") or separator not in (".", "/"):
         told = f"version {version!r}, filters {filters!r}, order {order!r}, separator {separator!r}"
         raise MergeError(f"{path}: {told}; only Zarr v2 without filters is read")
-    if not isinstance(code, str) or code not in DTYPES:
-        raise MergeError(f"{path}: dtype {str(code)[:40]!r} is not one of {', '.join(DTYPES)}")
+    if not isinstance(code, str) or code not in CODES:
+        raise MergeError(f"{path}: dtype {str(code)[:40]!r} is not one of {', '.join(CODES)}")
     if not _are_sizes(shape, 0) or not _are_sizes(chunks, 1) or len(shape) != len(chunks):
         raise MergeError(f"{path}: shape {str(shape)[:80]} and chunks {str(chunks)[:80]} do not fit together")
-    dtype, shape, chunks = DTYPES[code], tuple(shape), tuple(chunks)
-    wrong = check_shape(shape, dtype) or check_shape(chunks, dtype)
+    element, shape, chunks = CODES[code], tuple(shape), tuple(chunks)
+    wrong = check_shape(shape, element) or check_shape(chunks, element)
     if wrong or math.prod(_grid(shape, chunks)) > _MOST_CHUNKS:
         raise MergeError(f"{path}: has {wrong or f'more than {_MOST_CHUNKS:,} chunks'}")
     kind = compressor.get("id") if isinstance(compressor, dict) else None
@@ -90,53 +68,59 @@ def read_zarray(folder: Path) -> TensorEntry:
             f"{path}: chunks are compressed by {str(kind or compressor)[:40]!r}, read are gzip, zlib and none; "
             "copy the array with tensorstore or numcodecs into one of these"
         )
-    array = _Array(folder, dtype, shape, chunks, kind, order, separator, _fill(path, fill, dtype))
-    return TensorEntry(dtype, shape, Decoded(folder, math.prod(shape) * dtype.itemsize, lambda: _decode(array)), 0)
+    array = _Array(folder, element, shape, chunks, kind, order, separator, _fill(path, fill, element))
+    return TensorEntry(element, shape, Decoded(folder, math.prod(shape) * element.itemsize, lambda: _decode(array)), 0)
 
 
 def _are_sizes(value: Any, least: int) -> bool:
     return isinstance(value, list) and len(value) <= 32 and all(type(n) is int and n >= least for n in value)
 
 
-def _fill(path: Path, value: Any, dtype: torch.dtype) -> bytes:
+def _fill(path: Path, value: Any, element: Element) -> bytes:
+    if value is None or value == 0:
+        return bytes(element.itemsize)
+    import torch
+
     try:
-        number = 0.0 if value is None else float(value)  # "NaN" and "Infinity" are texts here
-        if isinstance(value, int) and not dtype.is_floating_point:
-            return bytes(raw_bytes(torch.tensor(value, dtype=dtype)))
-        return bytes(raw_bytes(torch.tensor(number, dtype=torch.float64).to(dtype)))
+        number = float(value)  # "NaN" and "Infinity" are texts here
+        if isinstance(value, int) and not element.is_floating_point:
+            return bytes(raw_bytes(torch.tensor(value, dtype=element.dtype)))
+        return bytes(raw_bytes(torch.tensor(number, dtype=torch.float64).to(element.dtype)))
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise MergeError(f"{path}: fill value {str(value)[:40]!r} is no {dtype}") from error
+        raise MergeError(f"{path}: fill value {str(value)[:40]!r} is no {element}") from error
 
 
 def _grid(shape: tuple[int, ...], chunks: tuple[int, ...]) -> list[int]:
     return [-(-size // chunk) for size, chunk in zip(shape, chunks, strict=True)]
 
 
-def _decode(array: _Array) -> npt.NDArray[np.uint8]:
+def _decode(array: _Array) -> memoryview:
     """The whole array's row-major bytes. Chunks that are not there are the fill value.
 
     Raises MergeError naming the chunk for one that is broken, cut short or of another size.
     """
-    element = np.dtype(f"V{array.dtype.itemsize}")
+    import numpy as np
+
+    kind = np.dtype(f"V{array.element.itemsize}")
     try:
-        result = np.zeros(array.shape, element)
+        result = np.zeros(array.shape, kind)
     except (MemoryError, ValueError) as error:
         raise MergeError(f"{array.folder}: no memory for an array of shape {list(array.shape)}") from error
     if any(array.fill):
-        result[...] = np.frombuffer(array.fill, element)[0]
+        result[...] = np.frombuffer(array.fill, kind)[0]
     for place in itertools.product(*map(range, _grid(array.shape, array.chunks))):
         chunk = _read_chunk(array, array.folder / (array.separator.join(map(str, place)) or "0"))
         if chunk is not None:
             starts = [index * step for index, step in zip(place, array.chunks, strict=True)]
             ends = [start + step for start, step in zip(starts, array.chunks, strict=True)]
             part = result[(*map(slice, starts, ends), ...)]
-            whole = np.frombuffer(chunk, element).reshape(array.chunks, order=array.order)
+            whole = np.frombuffer(chunk, kind).reshape(array.chunks, order=array.order)
             part[...] = whole[tuple(map(slice, part.shape))]  # the last chunks may reach beyond the array
-    return result.reshape(-1).view(np.uint8)
+    return result.reshape(-1).view(np.uint8).data
 
 
 def _read_chunk(array: _Array, path: Path) -> bytes | None:
-    wanted = math.prod(array.chunks) * array.dtype.itemsize
+    wanted = math.prod(array.chunks) * array.element.itemsize
     try:
         data = path.read_bytes()
         if array.compressor:
@@ -154,18 +138,18 @@ def _read_chunk(array: _Array, path: Path) -> bytes | None:
     return data
 
 
-def one_chunk(dtype: torch.dtype, shape: tuple[int, ...]) -> tuple[dict[str, Any], str]:
+def one_chunk(element: Element, shape: tuple[int, ...]) -> tuple[dict[str, Any], str]:
     """The header of an array in one uncompressed chunk, and that chunk's file name.
 
     Raises MergeError for a dtype without a code.
     """
-    if dtype not in CODES:
-        raise MergeError(f"Zarr has no dtype {dtype}; choose another, as dtype='float32'")
+    if not element.numpy:
+        raise MergeError(f"Zarr has no dtype {element}; choose another, as dtype='float32'")
     header = {
         "zarr_format": 2,
         "shape": list(shape),
         "chunks": [max(size, 1) for size in shape],
-        "dtype": CODES[dtype],
+        "dtype": element.numpy,
         "compressor": None,
         "fill_value": None,
         "filters": None,

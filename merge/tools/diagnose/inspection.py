@@ -14,7 +14,6 @@ from merge.checkpoint.open import Checkpoint, find_checkpoint
 from merge.checkpoint.owned import recipe_path
 from merge.errors import MergeError
 from merge.plan.checks import COUNTER
-from merge.plan.policy import dtype_name
 from merge.recipe.json import read_recipe
 from merge.recipe.shares import describe
 from merge.tools.diagnose.tables import Shown, amount, counted, module_of, part, size, table
@@ -125,13 +124,13 @@ def inspect(source: str | Path | Checkpoint, section: str = "auto", *, check_dig
         sections=tuple(_group(name, found) for name, found in sections.items()),
         section=checkpoint.section if chosen else None,
         total=_group(checkpoint.section, entries) if chosen else None,
-        dtypes=_groups(entries, lambda name: dtype_name(entries[name].dtype)),
+        dtypes=_groups(entries, lambda name: entries[name].element.name),
         modules=_groups(entries, module_of),
         ties=_ties(entries),
         integers=tuple(
             Stored(name, _kind_of_tensor(entry))
             for name, entry in entries.items()
-            if not (entry.dtype.is_floating_point or entry.dtype.is_complex)
+            if not (entry.element.is_floating_point or entry.element.is_complex)
         ),
         metadata={key: _short(value) for key, value in checkpoint.metadata.items()},
         others=tuple(Stored(name, kind) for name, kind in found.content.others.items()),
@@ -157,7 +156,9 @@ def _group(name: str, entries: Mapping[str, TensorEntry]) -> Group:
     once: dict[Hashable, TensorEntry] = {
         key if entry.tie is None else entry.tie: entry for key, entry in entries.items()
     }
-    parameters = sum(entry.numel for entry in once.values() if entry.dtype.is_floating_point or entry.dtype.is_complex)
+    parameters = sum(
+        entry.numel for entry in once.values() if entry.element.is_floating_point or entry.element.is_complex
+    )
     return Group(name, len(entries), parameters, sum(entry.nbytes for entry in once.values()))
 
 
@@ -177,7 +178,7 @@ def _ties(entries: Mapping[str, TensorEntry]) -> tuple[tuple[str, ...], ...]:
 
 
 def _kind_of_tensor(entry: TensorEntry) -> str:
-    return f"{dtype_name(entry.dtype)} {list(entry.shape)}"
+    return f"{entry.element} {list(entry.shape)}"
 
 
 def _short(value: str) -> str:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from merge.checkpoint.open import specs
-from merge.engine.kernel import BLOCK
+from merge.engine.stream import BLOCK
 
 Progress = Callable[[int], object]
 MIN_ROWS = 8  # fewer row norms say nothing about a permutation

@@ -13,9 +13,10 @@ from torch import Tensor
 import merge
 from merge import MergeError, open_checkpoint, save_checkpoint
 from merge.checkpoint.formats import FORMATS
+from merge.checkpoint.formats.elements import ELEMENTS
 from merge.checkpoint.formats.format import SIGNATURE, Content, Format, Layout
 from merge.checkpoint.formats.tensors import MappedFile, TensorEntry
-from merge.tools.diagnose import inspect
+from merge.tools.diagnose.inspection import inspect
 from tests import ROOT
 from tests.merge.handmade import assert_tensors
 
@@ -92,7 +93,7 @@ def test_a_suffix_of_another_format_is_named(content: str, tmp_path: Path) -> No
 
 def read_raw(path: Path) -> Content:
     file = MappedFile(path)
-    return Content(path, {".": {"w": TensorEntry(torch.float32, (file.size // 4 - 1,), file, 4)}})
+    return Content(path, {".": {"w": TensorEntry(ELEMENTS["float32"], (file.size // 4 - 1,), file, 4)}})
 
 
 def test_a_format_that_is_only_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,7 +140,7 @@ def test_the_documented_format_is_read_written_merged_and_shown(bag: Format, tmp
     assert inspect(tmp_path / "m.bag").layout == f"{bag.label} file"
     merge.convert(tmp_path / "m.bag", tmp_path / "m.npz")
     assert_tensors(open_checkpoint(tmp_path / "m.npz"), merged)
-    with pytest.raises(MergeError, match=r"w is torch.float16, bags hold float32"):
+    with pytest.raises(MergeError, match=r"w is float16, bags hold float32"):
         save_checkpoint({"w": torch.zeros(2).half()}, tmp_path / "half.bag")
     assert missing("bag", bag) == ["its row in docs/formats.md: | bag | `.bag` | names are its own; only float32 |"]
 

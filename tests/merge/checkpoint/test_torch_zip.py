@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from merge import Input, MergeError, Options, Recipe, load_checkpoint, open_checkpoint, run, save_checkpoint
+from merge.checkpoint.formats.elements import ELEMENTS
 from merge.checkpoint.formats.tensors import Spec
 from merge.checkpoint.formats.torch_zip.planner import plan as plan_zip
 from merge.checkpoint.formats.zips import lay_out
@@ -210,9 +211,9 @@ def test_archives_beyond_four_gigabytes(tmp_path: Path) -> None:
     """Sizes and places that need zip64 fields, on a sparse file."""
     small = torch.tensor([1.5, -2.0, 3.25])
     specs = {
-        "big": Spec(torch.float32, (2**30 + 3,)),
-        "after": Spec(torch.float32, (3,)),
-        "tail": Spec(torch.int64, ()),
+        "big": Spec(ELEMENTS["float32"], (2**30 + 3,)),
+        "after": Spec(ELEMENTS["float32"], (3,)),
+        "tail": Spec(ELEMENTS["int64"], ()),
     }
     path = tmp_path / "huge.pt"
     (plan,) = plan_zip(path, specs, None, None).files

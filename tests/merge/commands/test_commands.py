@@ -398,7 +398,7 @@ def test_interrupted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             os.kill(os.getpid(), signals.pop())
         return tensors[0]
 
-    monkeypatch.setitem(METHODS, "slerp", replace(METHODS["slerp"], function=interrupting))
+    monkeypatch.setitem(METHODS, "slerp", replace(METHODS["slerp"], code=interrupting))
     before = snapshot(folder)
     outcome = command("slerp", file("vqa"), file("caption"), "--ratio", 0.5, "-o", "m.safetensors")
     assert (outcome.code, outcome.out) == (130, "")

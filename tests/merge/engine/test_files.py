@@ -18,8 +18,8 @@ from torch import Tensor
 
 import merge
 from merge import Input, MergeError, Options, Policy, Recipe
-from merge.engine.kernel import BLOCK
 from merge.engine.live import LivePath
+from merge.engine.stream import BLOCK
 from merge.methods import METHODS
 from merge.methods.blocks import dot
 from merge.plan.units import Unit

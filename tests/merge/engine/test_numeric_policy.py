@@ -219,7 +219,7 @@ def test_4_ties_are_merged_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
     from dataclasses import replace
 
-    monkeypatch.setitem(METHODS, "interpolate", replace(METHODS["interpolate"], function=counting))
+    monkeypatch.setitem(METHODS, "interpolate", replace(METHODS["interpolate"], code=counting))
     merge.interpolate(weights(0), weights(1), 0.3)
     assert calls.count("encoder.embed.weight") == 1
     assert "decoder.output.weight" not in calls

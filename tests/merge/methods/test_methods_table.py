@@ -89,20 +89,21 @@ def test_parameters_tell_their_defaults_and_ranges() -> None:
 # -- a method of one's own -------------------------------------------------------------------------------------------
 
 
-def from_page(folder: Path) -> Method:
+def from_page(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Method:
     """The file of docs/methods.md, imported, and its line, evaluated as part of `METHODS`."""
     file, line = re.findall(r"```python\n(.*?)```", PAGE.split("## A method of your own")[1], re.DOTALL)[:2]
     path = folder / "middle.py"
     path.write_text(file)
-    spec = importlib.util.spec_from_file_location("middle", path)
+    spec = importlib.util.spec_from_file_location("merge.methods.middle", path)
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return eval("{" + line + "}", {"middle": module, **vars(merge.methods)})["midpoint"]
+    monkeypatch.setitem(sys.modules, "merge.methods.middle", module)
+    return eval("{" + line + "}", vars(merge.methods))["midpoint"]
 
 
-def from_readme(folder: Path) -> Method:
+def from_readme(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Method:
     """The script of the README, which adds its method to the table itself."""
     block = re.search(r"```python\n(.*?)```", README.split("## Add a method")[1], re.DOTALL)
     assert block
@@ -115,7 +116,7 @@ def from_readme(folder: Path) -> Method:
 def test_the_documented_method_runs_everywhere(
     source: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(METHODS, "midpoint", source(tmp_path))
+    monkeypatch.setitem(METHODS, "midpoint", source(tmp_path, monkeypatch))
     paths = {name: tmp_path / f"{name}.safetensors" for name in ("vqa", "caption")}
     for value, path in enumerate(paths.values(), 1):
         merge.save_checkpoint({"weight": torch.full((2, 2), float(value)), "bias": torch.ones(2)}, path)

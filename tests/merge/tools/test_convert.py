@@ -90,7 +90,7 @@ def test_the_command_with_a_dtype(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["-o", "b.npz"], "w is torch.bfloat16, which npz files cannot hold; choose another, as --dtype float32"),
+        (["-o", "b.npz"], "w is bfloat16, which npz files cannot hold; choose another, as --dtype float32"),
         (["-o", "b.onnx"], "unknown suffix '.onnx'; known are .safetensors, .pt, .pth, .bin, .ckpt, .npz, .t5x"),
         (
             ["-o", "b.t5x", "--shard-size", "2GB"],

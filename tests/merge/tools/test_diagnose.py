@@ -12,7 +12,8 @@ import torch
 import merge
 from merge.plan.policy import Policy
 from merge.plan.units import plan
-from merge.tools.diagnose import doctor, findings, report, tables
+from merge.tools.diagnose import findings, report, tables
+from merge.tools.diagnose.report import doctor
 from tests.merge import broken
 from tests.merge.broken import BROKEN, Break, World, tuned, weights
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 import merge
-from merge.engine.kernel import BLOCK
-from merge.tools.diagnose import diff, inspect
+from merge.engine.stream import BLOCK
+from merge.tools.diagnose.difference import diff
+from merge.tools.diagnose.inspection import inspect
 from merge.tools.diagnose.measure import _blocks, measure, measure_all, row_mismatch
 from tests.merge.broken import SHAPES, World, batchnorm, tuned, weights
 

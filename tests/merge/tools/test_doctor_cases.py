@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import merge
 from merge.tools.align import apply_permutation, permutation_spec, random_permutation, weight_matching
 from merge.tools.align.patterns import chain, norm
-from merge.tools.diagnose import Report, doctor
+from merge.tools.diagnose.report import Report, doctor
 from merge.tools.task_vector import TaskVector
 
 StateDict = dict[str, Tensor]

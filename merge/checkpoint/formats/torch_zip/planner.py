@@ -16,11 +16,9 @@ from merge.checkpoint.formats.format import DICTIONARY, Content, Layout, OutputF
 from merge.checkpoint.formats.pickle.values import Global, Opaque, Persistent
 from merge.checkpoint.formats.pickle.writer import dumps
 from merge.checkpoint.formats.tensors import Spec, TensorEntry, contiguous_stride
-from merge.checkpoint.formats.torch_zip.reader import AVERAGED, SECTIONS, STORAGES, TensorLeaf, lookup
+from merge.checkpoint.formats.torch_zip.reader import AVERAGED, SECTIONS, TensorLeaf, lookup
 from merge.checkpoint.formats.zips import ALIGNMENT, lay_out
 from merge.errors import MergeError
-
-STORAGE_NAMES = {dtype: name for name, dtype in STORAGES.items() if name != "UntypedStorage"}
 
 
 @dataclass(frozen=True)
@@ -152,11 +150,11 @@ def _is_copy(value: Any, part: Any) -> bool:
 
 def _leaf_call(leaf: NewLeaf, order: dict[Hashable, tuple[str, int]]) -> Opaque:
     """The call by which torch makes this tensor, its storage numbered in `order`."""
-    dtype, shape, nbytes = leaf.spec.dtype, leaf.spec.shape, leaf.spec.nbytes
+    element, shape, nbytes = leaf.spec.element, leaf.spec.shape, leaf.spec.nbytes
     key, _ = order.setdefault(leaf.storage, (str(len(order)), nbytes))
-    typed = dtype in STORAGE_NAMES
-    kind = Global("torch", STORAGE_NAMES[dtype]) if typed else Global("torch.storage", "UntypedStorage")
-    storage = Persistent(("storage", kind, key, "cpu", nbytes // dtype.itemsize if typed else nbytes))
+    typed = bool(element.storage)
+    kind = Global("torch", element.storage) if typed else Global("torch.storage", "UntypedStorage")
+    storage = Persistent(("storage", kind, key, "cpu", nbytes // element.itemsize if typed else nbytes))
     grad = leaf.like is not None and leaf.like.requires_grad
     is_parameter = leaf.like is not None and leaf.like.parameter
     hooks: OrderedDict[Any, Any] = OrderedDict()
@@ -164,7 +162,7 @@ def _leaf_call(leaf: NewLeaf, order: dict[Hashable, tuple[str, int]]) -> Opaque:
     if typed:
         tensor = Opaque(Global("torch._utils", "_rebuild_tensor_v2"), args)
     else:
-        kind = Global("torch", str(dtype).removeprefix("torch."))
+        kind = Global("torch", element.name)
         tensor = Opaque(Global("torch._utils", "_rebuild_tensor_v3"), (*args, kind))
     if leaf.like is None or not is_parameter:
         return tensor

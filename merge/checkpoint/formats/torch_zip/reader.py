@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from merge.checkpoint.formats.elements import ELEMENTS, Element
 from merge.checkpoint.formats.format import DICTIONARY, WHOLE, Content
 from merge.checkpoint.formats.pickle.reader import loads
 from merge.checkpoint.formats.pickle.values import Global, Opaque, PickleBroken, PickleRefused
@@ -26,21 +25,8 @@ SECTIONS = ("model", "state_dict", "module", "model_ema", "state_dict_ema", "ext
 AVERAGED = ("model_ema", "state_dict_ema", "extra_state.ema", "extra_state.ema_fp32_params")
 SHOWN = 20
 TEXT = 60  # characters of another entry's value that are shown
-STORAGES = {
-    "DoubleStorage": torch.float64,
-    "FloatStorage": torch.float32,
-    "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16,
-    "LongStorage": torch.int64,
-    "IntStorage": torch.int32,
-    "ShortStorage": torch.int16,
-    "CharStorage": torch.int8,
-    "ByteStorage": torch.uint8,
-    "BoolStorage": torch.bool,
-    "ComplexFloatStorage": torch.complex64,
-    "ComplexDoubleStorage": torch.complex128,
-    "UntypedStorage": torch.uint8,
-}
+STORAGES = {element.storage: element for element in ELEMENTS.values() if element.storage}
+STORAGES["UntypedStorage"] = ELEMENTS["uint8"]
 _EXPANDED_LIMIT = 2**32  # bytes: an expanded view (stride 0) may claim any size
 
 
@@ -143,7 +129,7 @@ def lookup(tree: Any, section: str) -> Any:
 
 def _in_words(value: Any) -> str:
     if isinstance(value, TensorLeaf):
-        return f"{str(value.entry.dtype).removeprefix('torch.')} {list(value.entry.shape)}"
+        return f"{value.entry.element} {list(value.entry.shape)}"
     if isinstance(value, Opaque):
         return str(value.factory)
     if hasattr(value, "__len__") and not isinstance(value, str):
@@ -167,14 +153,14 @@ class _Records:
         if name in ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor_v3"):
             storage, offset, size, stride, requires_grad = args[:5]
             more = args[6:]
-            dtype = None
+            element = None
             if name.endswith("v3"):
-                dtype, more = _dtype(args[6]), args[7:]
+                element, more = _element(args[6]), args[7:]
             if more and more[0]:
                 raise PickleBroken(
                     "a tensor saved as a conjugate or negative view; save it after resolve_conj().resolve_neg()"
                 )
-            return TensorLeaf(self.entry(storage, dtype, offset, _ints(size), _ints(stride)), bool(requires_grad))
+            return TensorLeaf(self.entry(storage, element, offset, _ints(size), _ints(stride)), bool(requires_grad))
         if name in ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state"):
             leaf = args[0]
             if not isinstance(leaf, TensorLeaf):
@@ -185,30 +171,30 @@ class _Records:
         return NotImplemented
 
     def entry(
-        self, reference: Any, dtype: torch.dtype | None, offset: Any, shape: tuple[int, ...], stride: tuple[int, ...]
+        self, reference: Any, element: Element | None, offset: Any, shape: tuple[int, ...], stride: tuple[int, ...]
     ) -> TensorEntry:
-        """Where a tensor lies that views a storage. `dtype` is the storage's own where it is None."""
+        """Where a tensor lies that views a storage. `element` is the storage's own where it is None."""
         kind, storage_type, key, _, numel = reference.id
         if kind != "storage" or not isinstance(key, str) or not isinstance(numel, int) or numel < 0:
             raise PickleBroken("a storage reference of unknown shape")
         stored = STORAGES.get(storage_type.name)
         if stored is None:
             raise PickleRefused(f"{storage_type} as a storage")
-        dtype = dtype or stored
-        wrong = check_shape(shape, dtype)
+        element = element or stored
+        wrong = check_shape(shape, element)
         if wrong or len(shape) != len(stride) or type(offset) is not int or min((offset, *stride)) < 0:
             raise PickleBroken(f"a tensor with {wrong or 'a shape, strides and an offset that do not fit together'}")
         empty = 0 in shape
         last = offset + (0 if empty else 1 + last_index(shape, stride))
         start, size = self.record(key)
-        if last * dtype.itemsize > size or numel * stored.itemsize > size:
-            raise PickleBroken(f"storage {key} has {size} bytes, a tensor in it ends at {last * dtype.itemsize}")
-        nbytes = math.prod(shape) * dtype.itemsize
+        if last * element.itemsize > size or numel * stored.itemsize > size:
+            raise PickleBroken(f"storage {key} has {size} bytes, a tensor in it ends at {last * element.itemsize}")
+        nbytes = math.prod(shape) * element.itemsize
         if nbytes > max(_EXPANDED_LIMIT, 1000 * size):
             raise PickleBroken(f"a tensor of {nbytes} bytes expanded from a storage of {size}")
         kept = None if empty or is_contiguous(shape, stride) else stride
         tie = (str(self.file.path), key)
-        return TensorEntry(dtype, shape, self.file, start + offset * dtype.itemsize, kept, tie)
+        return TensorEntry(element, shape, self.file, start + offset * element.itemsize, kept, tie)
 
     def record(self, key: str) -> tuple[int, int]:
         """Where a storage's bytes begin in the file, and how many they are."""
@@ -250,8 +236,8 @@ def _ints(value: Any) -> tuple[int, ...]:
     return tuple(value)
 
 
-def _dtype(value: Any) -> torch.dtype:
-    dtype = getattr(torch, value.name, None) if isinstance(value, Global) and value.module == "torch" else None
-    if not isinstance(dtype, torch.dtype):
+def _element(value: Any) -> Element:
+    element = ELEMENTS.get(value.name) if isinstance(value, Global) and value.module == "torch" else None
+    if element is None:
         raise PickleRefused(f"{value} as a dtype")
-    return dtype
+    return element

@@ -1,0 +1,55 @@
+"""Which parameters mean one input alone: its bytes are then copied, and nothing leaks from the others.
+
+Each takes the number of tensors (with the base) and the method's parameters, and gives the index of that tensor, None
+where several are mixed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def never(count: int, parameters: Mapping[str, Any]) -> int | None:
+    """No parameters do."""
+    return None
+
+
+def by_ratio(count: int, parameters: Mapping[str, Any]) -> int | None:
+    """Ratio 0 is the first input, 1 the second."""
+    return {0.0: 0, 1.0: 1}.get(parameters["ratio"])
+
+
+def one_input(count: int, parameters: Mapping[str, Any], *, relative: bool = False) -> int | None:
+    """All weight on one input (of any size if weights are relative); the inputs are the last of `count` tensors."""
+    weights = list(parameters["weights"])
+    holders = [index for index, weight in enumerate(weights) if weight != 0]
+    if len(holders) == 1 and (relative or parameters.get("normalize") or weights[holders[0]] == 1):
+        return count - len(weights) + holders[0]
+    return None
+
+
+def by_scale(count: int, parameters: Mapping[str, Any]) -> int | None:
+    """Scale 0 is the base; one expert at scale 1 is that expert."""
+    shares = [parameters["scale"] * weight for weight in parameters["weights"]]
+    if not any(shares):
+        return 0
+    return 1 if shares == [1.0] else None
+
+
+def by_density(count: int, parameters: Mapping[str, Any]) -> int | None:
+    """No weight at all is the base; all of one whole task vector is its expert."""
+    weights, density = parameters["weights"], parameters["density"]
+    active = [index for index, weight in enumerate(weights) if weight != 0 and density[index] > 0]
+    if parameters["scale"] == 0 or not active:
+        return 0
+    first = active[0]
+    if len(active) > 1 or density[first] < 1 or ("epsilon" in parameters and parameters["epsilon"][first] > 0):
+        return None
+    share = 1.0 if parameters.get("normalize") else weights[first]
+    return first + 1 if parameters["scale"] * share == 1 else None
+
+
+def by_distance(count: int, parameters: Mapping[str, Any]) -> int | None:
+    """Distance 0 is the base."""
+    return 0 if parameters["t"] == 0 else None
