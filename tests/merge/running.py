@@ -60,8 +60,6 @@ def stepping(number, step):
 
 def child(order):
     os.chdir(order["cwd"])
-    if order["gone"]:
-        os.rmdir(order["cwd"])
     signal.alarm(order["seconds"])
     if order["umask"] is not None:
         os.umask(order["umask"])
@@ -178,7 +176,6 @@ class Server:
         umask: int | None = None,
         file_size: int | None = None,
         unprivileged: bool = False,
-        gone: bool = False,
         step: int | None = None,
         number: int = signal.SIGKILL,
         seconds: int = 60,
@@ -187,12 +184,12 @@ class Server:
     ) -> Command:
         """Start a command line.
 
-        `file_size` limits the files it may write, `unprivileged` takes root's rights away, `gone` its folder. SIGALRM
-        ends it after `seconds`. `stdout` may be "full", "closed" or a "pipe" that nobody reads, `ignored` are signals.
-        With `step` it sends itself the signal `number` when it comes to that line of checkpoint/atomic.py.
+        `file_size` limits the files it may write, `unprivileged` takes root's rights away, `seconds` is when SIGALRM
+        ends it. `stdout` may be "full", "closed" or a "pipe" that nobody reads, `ignored` are signals. With `step` it
+        sends itself the signal `number` when it comes to that line of checkpoint/atomic.py.
         """
         order = {"argv": [str(word) for word in argv], "cwd": str(cwd or self._folder), "umask": umask}
-        order |= {"file_size": file_size, "unprivileged": unprivileged, "seconds": seconds, "gone": gone}
+        order |= {"file_size": file_size, "unprivileged": unprivileged, "seconds": seconds}
         order |= {"step": step, "signal": int(number), "stdout": stdout, "ignored": [int(one) for one in ignored]}
         return Command(self, self.ask(order))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,14 +21,9 @@ Specs = Mapping[str, Spec | TensorEntry]
 
 
 def path_of(path: object, what: str) -> Path:
-    """Give what is given as a path. Raises MergeError for what is none, or relative to a folder that is gone."""
+    """Give what is given as a path. Raises MergeError for what is none."""
     if not isinstance(path, (str, Path)):
         raise MergeError(f"{what} must be a path, not a {type(path).__name__}")
-    if not os.path.isabs(path):
-        try:
-            os.getcwd()
-        except OSError as error:
-            raise MergeError(f"{path}: the working directory does not exist any more; change into another") from error
     return Path(path)
 
 

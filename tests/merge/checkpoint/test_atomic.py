@@ -350,17 +350,6 @@ def test_files_that_are_no_checkpoints_are_never_replaced(tmp_path: Path, comman
     assert command(*interpolate(tmp_path, 0.5), "-o", tmp_path / "empty.pt", "--overwrite").code == 0
 
 
-def test_a_working_directory_that_is_gone(tmp_path: Path, command: Server) -> None:
-    write_pair(tmp_path, tensors=1, rows=2)
-    gone = tmp_path / "gone"
-    gone.mkdir()
-    for out, code in (("out.safetensors", 2), (tmp_path / "out.safetensors", 0)):
-        ended = command(*interpolate(tmp_path, 0.5), "-o", out, cwd=gone, gone=True)
-        assert ended.code == code, ended
-        assert ended.err.count("\n") == (1 if code else 0), ended
-        gone.mkdir()
-
-
 # -- the library's own -------------------------------------------------------------------------------------------------
 
 
