@@ -6,13 +6,15 @@
 from __future__ import annotations
 
 import html
+import itertools
 import json
 import re
-from collections.abc import Hashable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from merge.checkpoint.folder import INDEX, MODULES, PIPELINE, is_another, parts_in, weights_in
 from merge.checkpoint.formats import FORMATS
 from merge.checkpoint.formats.elements import element_of
 from merge.checkpoint.formats.format import SIGNATURE, WHOLE, Content, Format, Specs, dictionary_in, path_of
@@ -40,6 +42,8 @@ class Checkpoint(Mapping[str, "Tensor"]):
         format: the files' entry of `FORMATS`.
         content: all that the format's reader found; of shards only tensors and metadata.
         metadata: the file's own text metadata; empty where it has none.
+        parts: of a folder of several parts, each as a checkpoint of its own whose `path` is its file or index, by what
+            its tensors' names begin with here (`"unet/"`, `""` for the folder's own).
     """
 
     path: Path
@@ -50,6 +54,7 @@ class Checkpoint(Mapping[str, "Tensor"]):
     format: Format
     content: Content
     metadata: Mapping[str, str]
+    parts: Mapping[str, Checkpoint] = field(default_factory=dict[str, "Checkpoint"])
 
     def __getitem__(self, name: str) -> Tensor:
         return self.entries[name].tensor()
@@ -80,6 +85,8 @@ class Checkpoint(Mapping[str, "Tensor"]):
     @property
     def layout(self) -> str:
         """What lies on the disk, in a few words: `"4 safetensors shards under an index"`."""
+        if self.parts:
+            return f"folder of {len(self.parts)} parts ({', '.join(prefix or './' for prefix in self.parts)})"
         if self.format.index:
             return f"{self.format.label} folder"
         if len(self.files) > 1:
@@ -142,6 +149,7 @@ class Found:
     format: Format
     content: Content
     files: tuple[Path, ...]
+    parts: Mapping[str, Checkpoint] = field(default_factory=dict[str, "Checkpoint"])
 
     def choose(self, section: str) -> Checkpoint:
         """Open a section. Raises MergeError where it is not there, and for "auto" where there are several."""
@@ -162,7 +170,8 @@ class Found:
             complete = {name: tied.get(name, entry) for name, entry in entries.items()}
             entries = complete | {name: tied[kept] for name, kept in aliases.items()}
         content = replace(content, section=section)
-        return Checkpoint(self.path, section, sections, entries, self.files, self.format, content, metadata)
+        found = (entries, self.files, self.format, content, metadata, self.parts)
+        return Checkpoint(self.path, section, sections, *found)
 
 
 def find_checkpoint(path: str | Path) -> Found:
@@ -175,7 +184,7 @@ def find_checkpoint(path: str | Path) -> Found:
             raise MergeError(f"{path}: no such file or folder")
         if not path.is_file():
             raise MergeError(f"{path}: not a file or folder")
-        return _under_index(path, path) if path.name.endswith(".index.json") else _in_file(path)
+        return _at(path)
     except OSError as error:
         raise MergeError(f"{path}: cannot be read: {error.strerror or error}") from error
 
@@ -201,24 +210,63 @@ def suffixes(formats: Iterable[Format]) -> list[str]:
 
 
 def _in_folder(folder: Path) -> Found:
-    indexes = sorted(folder.glob("*.index.json"))
-    if len(indexes) > 1:
-        raise MergeError(f"{folder}: has several indexes; open one of {', '.join(path.name for path in indexes)}")
-    if indexes:
-        return _under_index(folder, indexes[0])
-    for format in FORMATS.values():
-        if format.index:
-            if (folder / format.index).is_file():
-                return Found(folder, format, format.read(folder), (folder / format.index,))
-            continue
-        weights = sorted(path for path in folder.iterdir() if path.suffix in format.suffixes and path.is_file())
-        if len(weights) > 1:
-            names = ", ".join(path.name for path in weights[:5])
-            raise MergeError(f"{folder}: has {len(weights)} weight files and no index; open one of them: {names}")
-        if weights:
-            return replace(_in_file(weights[0]), path=folder)
+    """Read a folder's own weights, or those of its parts, or both: see `merge.checkpoint.folder`."""
+    told = any((folder / name).is_file() for name in (PIPELINE, MODULES))
+    root = None if (folder / PIPELINE).is_file() else weights_in(folder)
+    own = None if root is None else replace(_at(root), path=folder)
+    places = parts_in(folder, strict=told) if own is None or not own.format.index else {}
+    others = [prefix for prefix in places if is_another(prefix)]
+    parts: dict[str, Checkpoint] = {}
+    for prefix, place in places.items():
+        if prefix not in others:
+            try:
+                parts[prefix] = _at(place).choose("auto")
+            except MergeError:
+                if told or own is None:
+                    raise
+    if own is None and not told and (len(parts) < 2 or _one_model(list(parts.values()))):
+        others, parts = list(places), {}
+    if own is not None:
+        whole = own.choose("auto") if parts else None
+        same = [prefix for prefix, part in parts.items() if whole and not told and _one_model([whole, part])]
+        parts = {prefix: part for prefix, part in parts.items() if prefix not in same}
+        parts = {"": replace(whole, path=root), **parts} if parts and whole and root else {}
+    if parts:
+        return _joined(folder, parts)
+    if own is not None:
+        return own
+    if others:
+        names = ", ".join(prefix.rstrip("/") for prefix in others[:SHOWN])
+        raise MergeError(f"{folder}: has no weights itself; open one of the folders in it that have: {names}")
     looked = ", ".join(suffixes(format for format in FORMATS.values() if not format.index))
     raise MergeError(f"{folder}: no weights in this folder (looked for {looked})")
+
+
+def _at(place: Path) -> Found:
+    """Read a file, an index or a folder that is a format."""
+    if place.is_dir():
+        format = next(format for format in FORMATS.values() if format.index and (place / format.index).is_file())
+        return Found(place, format, format.read(place), (place / format.index,))
+    return _under_index(place, place) if INDEX.fullmatch(place.name) else _in_file(place)
+
+
+def _one_model(parts: Sequence[Checkpoint]) -> bool:
+    """Whether two of these are checkpoints of one model: nearly all names and shapes are the same."""
+    shapes = [{(name, entry.shape) for name, entry in part.entries.items()} for part in parts]
+    return any(len(a & b) > 0.9 * len(a | b) for a, b in itertools.combinations(shapes, 2))
+
+
+def _joined(folder: Path, parts: Mapping[str, Checkpoint]) -> Found:
+    """Several parts as one checkpoint, whose names begin with the parts' folders."""
+    entries: dict[str, TensorEntry] = {}
+    for prefix, part in parts.items():
+        for name, entry in part.entries.items():
+            if prefix + name in entries:
+                raise MergeError(f"{folder}: two of its parts have a tensor {prefix + name!r}")
+            entries[prefix + name] = entry
+    files = tuple(file for part in parts.values() for file in part.files)
+    first = next(iter(parts.values()))
+    return Found(folder, first.format, Content(folder, {WHOLE: entries}), files, parts)
 
 
 # -- shards under an index -------------------------------------------------------------------------------------------
@@ -270,7 +318,9 @@ def _check_index(index: Path, weight_map: Mapping[str, str], shards: Mapping[str
         if extra:
             raise MergeError(f"{index}: stale: {file} holds {extra[0]!r}, which the index does not place there")
     suffix = Path(next(iter(shards))).suffix
-    others = [file.name for file in sorted(index.parent.glob(f"*{suffix}")) if file.name not in shards]
+    beside = [path for path in index.parent.iterdir() if INDEX.fullmatch(path.name) and path != index]
+    known = {*shards, *(file for path in beside for file in _read_index(path)[0].values())}
+    others = [file.name for file in sorted(index.parent.glob(f"*{suffix}")) if file.name not in known]
     left = [name for name in others if _SHARD.fullmatch(name) or name == index.name.removesuffix(".index.json")]
     if left:
         raise MergeError(f"{index}: stale: {left[0]} lies beside its shards and is not in the index")

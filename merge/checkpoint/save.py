@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from merge.checkpoint.atomic import replacing
+from merge.checkpoint.folder import SHARD
 from merge.checkpoint.formats import FORMATS
-from merge.checkpoint.formats.format import Layout, Specs, path_of
+from merge.checkpoint.formats.format import Layout, OutputFile, Specs, path_of
 from merge.checkpoint.formats.tensors import TensorEntry, raw_bytes
 from merge.checkpoint.open import Checkpoint, open_checkpoint, specs, suffixes
+from merge.checkpoint.parts import accounts, lay_out_parts
 from merge.checkpoint.source import Source, opened
 from merge.errors import MergeError
 
@@ -35,12 +37,15 @@ def lay_out(
     tensors: Specs,
     *,
     like: Checkpoint | None = None,
+    others: Sequence[Checkpoint] = (),
     metadata: Mapping[str, str] | None = None,
     shard_size: int | None = None,
+    sidecars: Mapping[str, bytes | Path | None] | None = None,
 ) -> Layout:
-    """Lay out an output whose format follows its suffix; without one it is a folder of safetensors.
+    """Lay out an output whose format follows its suffix; without one it is a folder: of parts, or of safetensors.
 
-    `like` is the checkpoint whose other content is kept: a torch file's other entries, a folder's other files.
+    `like` is the checkpoint whose other content is kept: a torch file's other entries, a folder's other files but for
+    `sidecars`, which are given or (None) left out. Notes say what is not kept, also of `others`.
     Raises MergeError for a suffix that nothing is written as and for content that the format cannot hold.
     """
     written = [format for format in FORMATS.values() if format.planner is not None]
@@ -49,28 +54,44 @@ def lay_out(
         problem = f"unknown suffix {path.suffix!r}" if format is None else f"{format.label} files are only read"
         raise MergeError(f"{path}: {problem}; known are {', '.join(suffixes(written))}, or none for a folder")
     sharded = [format for format in written if format.folder_planner is not None]
-    if format is None or (shard_size is not None and format in sharded):
+    folder = format is None or (shard_size is not None and format in sharded)
+    copied, notes = accounts([like, *others], folder) if like is not None else ({}, [])
+    if folder and like is not None and like.parts:
+        if shard_size is not None:
+            raise MergeError(f"{path}: the parts of {like.path} keep their shards; leave shard_size=... out")
+        layout = lay_out_parts(tensors, like.parts)
+    elif folder:
         planner = (format or sharded[0]).folder_planner
         assert planner is not None
-        return replace(planner(tensors, metadata, shard_size or SHARD_SIZE), copied=_beside(like))
-    if shard_size is not None:
+        layout = planner(tensors, metadata, shard_size or SHARD_SIZE, _stem(like))
+    elif shard_size is not None:
         labels = ", ".join(format.label for format in sharded)
         raise MergeError(f"{path}: only {labels} are written in shards; name a folder or leave shard_size=... out")
-    # Of shards nothing but tensors and metadata was read, so there is nothing else to keep.
-    same = like is not None and like.format is format and len(like.files) == 1
-    return format.plan(path, tensors, like.content if like is not None and same else None, metadata)
+    else:
+        # Of shards and parts nothing but tensors and metadata was read, so there is nothing else to keep.
+        assert format is not None
+        same = like is not None and like.format is format and len(like.files) == 1 and not like.parts
+        layout = format.plan(path, tensors, like.content if like is not None and same else None, metadata)
+    edits = {name: text for name, text in (sidecars or {}).items() if folder}
+    beside = {name: file for name, file in copied.items() if edits.get(name, file) is not None}
+    beside |= {name: file for name, file in edits.items() if isinstance(file, Path)}
+    texts = [OutputFile(name, len(text), [(0, text)]) for name, text in edits.items() if isinstance(text, bytes)]
+    for file in texts:
+        beside.pop(file.name, None)
+    return replace(
+        layout, files=[*layout.files, *texts], copied={**beside, **layout.copied}, notes=(*layout.notes, *notes)
+    )
 
 
-def _beside(like: Checkpoint | None) -> dict[str, Path]:
-    """A folder's files that are no weights of any format: they are taken over. A folder that is a format has none."""
-    if like is None or like.format.index or not like.path.is_dir():
-        return {}
-    weights = suffixes(FORMATS.values())
-    return {
-        item.name: item
-        for item in sorted(like.path.iterdir())
-        if item.is_file() and item.suffix not in weights and not item.name.endswith((".index.json", ".recipe.json"))
-    }
+def _stem(like: Checkpoint | None) -> str:
+    """How the weights of a folder are called: as in the input, by the names that loaders look for."""
+    if like is None or not like.path.is_dir() or like.format.index:
+        return "model"
+    name = like.files[0].name
+    shard = SHARD.fullmatch(name)
+    stem = shard["stem"] + (shard["variant"] or "") if shard else name.removesuffix(like.files[0].suffix)
+    named = like.format.folder_planner is not None or stem in ("diffusion_pytorch_model", "adapter_model")
+    return stem if named else "model"
 
 
 def save_checkpoint(

@@ -18,6 +18,7 @@ from merge.checkpoint.digest import DEFAULT, Digest
 from merge.checkpoint.formats.format import DICTIONARY, Layout, path_of
 from merge.checkpoint.formats.tensors import Spec
 from merge.checkpoint.open import Checkpoint, open_checkpoint
+from merge.checkpoint.parts import with_parts
 from merge.checkpoint.save import lay_out, suffix_like
 from merge.errors import MergeError
 from merge.plan.units import Unit, by_name, dictionary, plan
@@ -166,6 +167,7 @@ def _checked(recipe: Recipe, outputs: Sequence[tuple[Recipe, Path]], options: Op
     parameters = [parameters_for(item, units) for item, _ in outputs]
     first, tokens = checkpoints[0], dictionary(checkpoints, labels, units)
     specs = {name: Spec(unit.element, unit.shape, unit.name) for name, unit in by_name(units, checkpoints).items()}
+    like = with_parts(checkpoints)
     targets: list[Target] = []
     for (item, path), values in zip(outputs, parameters, strict=True):
         metadata = dict(first.metadata)
@@ -173,7 +175,9 @@ def _checked(recipe: Recipe, outputs: Sequence[tuple[Recipe, Path]], options: Op
             metadata = {"format": "pt", **metadata, "unival_merge": identity(item, options.digest, None)}
         if tokens is not None:  # without it nobody knows what the rows mean
             metadata[DICTIONARY] = json.dumps(tokens)
-        layout = lay_out(path, specs, like=first, metadata=metadata, shard_size=options.shard_size)
+        layout = lay_out(
+            path, specs, like=like, others=checkpoints[1:], metadata=metadata, shard_size=options.shard_size
+        )
         targets.append(Target(item, values, path, layout))
     return Plan(recipe, checkpoints, units, targets, options)
 

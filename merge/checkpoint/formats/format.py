@@ -119,8 +119,8 @@ class Format:
         planner: `planner(path, specs, like, metadata) -> Layout`, for tensors in this order, names with one `tie` being
             one tensor. `like` is what was read of the same format, to be kept but for its section's tensors; `metadata`
             is text. None: the format is only read.
-        folder_planner: `folder_planner(specs, metadata, shard_size) -> Layout` for shards under an index, where the
-            format is written so.
+        folder_planner: `folder_planner(specs, metadata, shard_size, stem) -> Layout` for shards under an index, where
+            the format is written so; the files' names begin with the stem.
         index: for a format that is a folder: the file in it that has the signature.
         keeps_ties: tied tensors are written once.
         extra: the extra of this package that the reader or the planner needs.
@@ -132,7 +132,7 @@ class Format:
     reader: Reader
     doc: str
     planner: Planner | None = None
-    folder_planner: Callable[[Specs, Mapping[str, str] | None, int], Layout] | None = None
+    folder_planner: Callable[[Specs, Mapping[str, str] | None, int, str], Layout] | None = None
     index: str = ""
     keeps_ties: bool = False
     extra: str = ""

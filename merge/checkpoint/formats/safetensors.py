@@ -55,7 +55,7 @@ def plan(path: Path, specs: Specs, like: Content | None, metadata: Mapping[str, 
     return Layout([_file("", _without_aliases(specs, metadata or {}), metadata)])
 
 
-def plan_folder(specs: Specs, metadata: Mapping[str, str] | None, shard_size: int) -> Layout:
+def plan_folder(specs: Specs, metadata: Mapping[str, str] | None, shard_size: int, stem: str = "model") -> Layout:
     """Lay out shards of at most `shard_size` bytes (but for one larger tensor) under an index; one needs no index."""
     named = _without_aliases(specs, metadata or {})
     shards: list[dict[str, Spec | TensorEntry]] = [{}]
@@ -67,14 +67,18 @@ def plan_folder(specs: Specs, metadata: Mapping[str, str] | None, shard_size: in
         shards[-1][name] = spec
         filled += spec.nbytes
     if len(shards) == 1:
-        return Layout([_file("model.safetensors", named, metadata)], folder=True)
-    names = [f"model-{number:05}-of-{len(shards):05}.safetensors" for number in range(1, len(shards) + 1)]
+        return Layout([_file(f"{stem}.safetensors", named, metadata)], folder=True)
+    names = [f"{stem}-{number:05}-of-{len(shards):05}.safetensors" for number in range(1, len(shards) + 1)]
     weight_map = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
+    plain, dot, word = stem.partition(".")  # of the variant fp16 the index is called ...index.fp16.json
+    variant = dot + word
     aliases = {name: to for name, to in (metadata or {}).items() if to in named and name not in named}
     noted = {"total_size": sum(spec.nbytes for spec in named.values()), **aliases}
     index = json.dumps({"metadata": noted, "weight_map": weight_map}, indent=2).encode()
     files = [_file(name, shard, metadata) for name, shard in zip(names, shards, strict=True)]
-    return Layout([*files, OutputFile("model.safetensors.index.json", len(index), [(0, index)])], folder=True)
+    return Layout(
+        [*files, OutputFile(f"{plain}.safetensors.index{variant}.json", len(index), [(0, index)])], folder=True
+    )
 
 
 def _without_aliases(specs: Specs, metadata: Mapping[str, str]) -> Specs:
