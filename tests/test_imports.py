@@ -16,6 +16,7 @@ FILES = list(house.modules().values())
 MERGE_NEEDS = {"torch", "numpy", "safetensors", "xxhash", "tqdm"}
 OPTIONAL = {  # extras, imported by the function that needs them
     "merge/checkpoint/formats/t5x.py": {"msgpack"},
+    "merge/checkpoint/hub.py": {"huggingface_hub"},
     "merge/recipe/mergekit.py": {"yaml"},
     "merge/tools/align/assignment.py": {"scipy"},
 }

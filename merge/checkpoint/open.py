@@ -19,6 +19,7 @@ from merge.checkpoint.formats import FORMATS
 from merge.checkpoint.formats.elements import element_of
 from merge.checkpoint.formats.format import SIGNATURE, WHOLE, Content, Format, Specs, dictionary_in, path_of
 from merge.checkpoint.formats.tensors import Spec, TensorEntry
+from merge.checkpoint.hub import located
 from merge.errors import MergeError
 
 if TYPE_CHECKING:
@@ -176,7 +177,7 @@ class Found:
 
 def find_checkpoint(path: str | Path) -> Found:
     """Read the headers of what lies at a path. Raises MergeError as `open_checkpoint` does."""
-    path = path_of(path, "the checkpoint to open")
+    path = located(path_of(path, "the checkpoint to open"))
     try:
         if path.is_dir():
             return _in_folder(path)

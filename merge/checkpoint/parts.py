@@ -16,6 +16,7 @@ from typing import Any
 
 from merge.checkpoint.folder import INDEX, walk, weights_in, why_left_out
 from merge.checkpoint.formats.format import WHOLE, Layout, OutputFile, Specs
+from merge.checkpoint.hub import hub_id
 from merge.checkpoint.open import Checkpoint
 from merge.errors import MergeError
 
@@ -139,20 +140,24 @@ def accounts(checkpoints: Sequence[Checkpoint], folder: bool) -> tuple[dict[str,
     notes: list[str] = []
     taken = dict(first[1].taken) if folder else {}
     if taken:
-        notes.append(f"taken over from {first[0].path.name}: {_listed(taken)}")
+        notes.append(f"taken over from {_called(first[0])}: {_listed(taken)}")
     elif first[1].taken:
-        notes.append(f"left out of {first[0].path.name}, since the output is one file: {_listed(first[1].taken)}")
+        notes.append(f"left out of {_called(first[0])}, since the output is one file: {_listed(first[1].taken)}")
     reasons = [f"{why} ({_listed(names)})" for why, names in first[1].left.items()]
     if reasons:
-        notes.append(f"left out of {first[0].path.name}: {', '.join(reasons)}")
+        notes.append(f"left out of {_called(first[0])}: {', '.join(reasons)}")
     for item, its in others if folder else ():
         only = [name for name in its.taken if name not in taken]
         unlike = [name for name, path in its.taken.items() if name in taken and not _same(path, taken[name])]
         if only:
-            notes.append(f"left out of {item.path.name}: {_listed(only)}")
+            notes.append(f"left out of {_called(item)}: {_listed(only)}")
         if unlike:
-            notes.append(f"as in {first[0].path.name}, and other than in {item.path.name}: {_listed(unlike)}")
+            notes.append(f"as in {_called(first[0])}, and other than in {_called(item)}: {_listed(unlike)}")
     return taken, notes
+
+
+def _called(checkpoint: Checkpoint) -> str:
+    return hub_id(checkpoint.path) or checkpoint.path.name
 
 
 def _same(path: Path, other: Path) -> bool:

@@ -79,7 +79,11 @@ def lay_out(
     for file in texts:
         beside.pop(file.name, None)
     return replace(
-        layout, files=[*layout.files, *texts], copied={**beside, **layout.copied}, notes=(*layout.notes, *notes)
+        layout,
+        files=[*layout.files, *texts],
+        copied={**beside, **layout.copied},
+        notes=(*layout.notes, *notes),
+        card=folder,
     )
 
 

@@ -280,7 +280,11 @@ def names_of(paths: Sequence[Path]) -> list[str]:
 
 
 def stem(path: Path) -> str:
-    """A checkpoint's name without suffix, a folder's as it is."""
+    """A checkpoint's name without suffix, a folder's as it is, and a model's of the hub."""
+    from merge.checkpoint.hub import is_hub
+
+    if is_hub(path):
+        return path.name.partition("@")[0]
     return path.name if os.path.isdir(path) else path.name.removesuffix(".index.json").rsplit(".", 1)[0]
 
 

@@ -17,7 +17,9 @@ from merge.checkpoint.atomic import check_target
 from merge.checkpoint.digest import DEFAULT, Digest
 from merge.checkpoint.formats.format import DICTIONARY, Layout, path_of
 from merge.checkpoint.formats.tensors import Spec
+from merge.checkpoint.hub import recorded
 from merge.checkpoint.open import Checkpoint, open_checkpoint
+from merge.checkpoint.owned import CARD
 from merge.checkpoint.parts import with_parts
 from merge.checkpoint.save import lay_out, suffix_like
 from merge.errors import MergeError
@@ -226,7 +228,7 @@ def record(
         "nonfinite": dict(sorted(nonfinite.items())),
     }
     if target.layout.folder:
-        output["files"] = target.layout.names
+        output["files"] = [*target.layout.names, *([CARD] if target.layout.card else [])]
     provenance = {
         "command": options.command,
         "unival-merge": VERSION,
@@ -240,7 +242,7 @@ def _traced(recipe: Recipe, digests: Sequence[str]) -> dict[str, Any]:
     """The recipe as JSON data, with absolute paths and the digests of its inputs."""
     data = to_json(recipe)
     for source, item, digest in zip(_sources(data), recipe.sources, digests, strict=True):
-        source["path"], source["digest"] = str(item.path.resolve()), digest
+        source["path"], source["digest"] = recorded(item.path), digest
     return data
 
 

@@ -23,8 +23,9 @@ from merge.checkpoint.atomic import replacing
 from merge.checkpoint.digest import Digest
 from merge.checkpoint.formats.tensors import TensorEntry, raw_bytes
 from merge.checkpoint.open import SHOWN
-from merge.checkpoint.owned import SWEEP, recipe_path
+from merge.checkpoint.owned import CARD, SWEEP, recipe_path
 from merge.checkpoint.save import Writer
+from merge.engine.card import card
 from merge.engine.files import Options, Plan, Target, identity, plan_run, plan_sweep, record
 from merge.errors import MergeError
 from merge.plan.units import Unit
@@ -63,6 +64,8 @@ def write(plan: Plan) -> dict[str, Any]:
     kind |= {"overwrite": options.overwrite, "sync": options.sync}
     with replacing(target.path, plan.bytes_written, **kind) as partial:
         (recorded,) = stream(plan, [partial])
+        if target.layout.card:
+            (partial / CARD).write_text(card(target, recorded), encoding="utf-8")
         recipe_path(partial).write_text(json.dumps(recorded, indent=2) + "\n", encoding="utf-8")
     return recorded
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from merge.checkpoint.hub import joined
 from merge.errors import MergeError, nearest
 from merge.plan.policy import Policy
 from merge.recipe.mergekit import read_mergekit
@@ -95,9 +96,9 @@ def read_recipe(path: str | Path) -> Recipe:
 
 def _input(data: Mapping[str, Any], folder: Path) -> Input:
     _check_keys(data, ("name", "path", "section", "digest"), "an input")
-    path = Path(_kind("path", data["path"], str))
+    path = joined(folder, _kind("path", data["path"], str))
     texts = {key: _kind(key, data[key], str) for key in ("name", "section", "digest") if key in data}
-    return Input(texts.get("name") or path.stem, folder / path, texts.get("section", "auto"), texts.get("digest", ""))
+    return Input(texts.get("name") or path.stem, path, texts.get("section", "auto"), texts.get("digest", ""))
 
 
 def _policy(data: Mapping[str, Any]) -> Policy:

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from merge.checkpoint.hub import is_hub, joined
 from merge.checkpoint.open import open_checkpoint
 from merge.errors import MergeError, nearest
 from merge.methods import METHODS, Mergekit
@@ -82,7 +83,7 @@ def from_mergekit(data: Any, folder: Path = Path()) -> Recipe:
     base, inputs = _inputs(method, ours, models, data.get("base_model"))
     paths = [model.path for model in ([] if base is None else [base]) + inputs]
     labels = _labels(paths)
-    sources = tuple(Input(label, folder / path) for label, path in zip(labels, paths, strict=True))
+    sources = tuple(Input(label, joined(folder, path)) for label, path in zip(labels, paths, strict=True))
     parameters = _resolved(form, common, [model.parameters for model in inputs], sources[0])
     chosen = data.get("out_dtype") or data.get("dtype")
     return Recipe(
@@ -170,7 +171,7 @@ def _inputs(method: str, ours: str, models: list[_Model], base: Any) -> tuple[_M
 
 def _labels(paths: Sequence[str]) -> list[str]:
     """A name for each input: the end of its path, numbered where it appears again."""
-    stems = [Path(path).stem if Path(path).suffix else Path(path).name for path in paths]
+    stems = [Path(path).stem if Path(path).suffix and not is_hub(Path(path)) else Path(path).name for path in paths]
     seen: Counter[str] = Counter()
     labels: list[str] = []
     for stem in stems:

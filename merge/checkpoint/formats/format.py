@@ -85,12 +85,14 @@ class Layout:
         folder: whether the output is a folder.
         notes: what was left out, for the user.
         copied: files taken over as they are, by their relative names.
+        card: whether a folder gets a model card, which is written when the digests are known.
     """
 
     files: Sequence[OutputFile]
     folder: bool = False
     notes: tuple[str, ...] = ()
     copied: Mapping[str, Path] = field(default_factory=dict[str, Path])
+    card: bool = False
 
     @property
     def names(self) -> list[str]:

@@ -154,7 +154,7 @@ def test_shards_and_their_index(tmp_path: Path, command: Server) -> None:
     assert command(*argv, "-o", tmp_path / "out", "--shard-size", "2.5KB").code == 0
     out = tmp_path / "out"
     shards = [f"model-0000{i}-of-00004.safetensors" for i in range(1, 5)]
-    assert names_in(out) == [*shards, "model.safetensors.index.json"]
+    assert names_in(out) == ["README.md", *shards, "model.safetensors.index.json"]
     index = json.loads((out / "model.safetensors.index.json").read_text())
     loaded = {name: load_file(out / name) for name in shards}
     assert index["metadata"]["total_size"] == 7 * 1000
@@ -201,7 +201,8 @@ def model_folder(tmp_path: Path) -> Path:
 def test_a_folder_takes_everything_but_weights_along(model_folder: Path, tmp_path: Path) -> None:
     out = run(recipe_of(model_folder, model_folder), tmp_path / "out", QUICK)
     assert names_in(out) == ["README.md", "config.json", "model.safetensors", "tokenizer.json"]
-    for name in ("README.md", "config.json", "tokenizer.json"):
+    assert "# out" in (out / "README.md").read_text()  # its own
+    for name in ("config.json", "tokenizer.json"):
         assert (out / name).read_bytes() == (model_folder / name).read_bytes()
     assert_tensors(load_checkpoint(out), {"w": torch.arange(4.0), "v": torch.arange(3.0)})
 
@@ -217,7 +218,7 @@ def test_a_folder_of_torch_shards_with_a_safetensors_file_beside(tmp_path: Path)
     (folder / "config.json").write_text("{}")
     out = run(recipe_of(folder, folder), tmp_path / "out", QUICK)
     assert_tensors(load_checkpoint(out), {"w": torch.zeros(4)})
-    assert names_in(out) == ["config.json", "model.safetensors"]
+    assert names_in(out) == ["README.md", "config.json", "model.safetensors"]
 
 
 def test_a_single_file_output_of_a_folder(model_folder: Path, tmp_path: Path) -> None:

@@ -59,6 +59,7 @@ def test_extra_rows_of_a_vocabulary_come_from_the_one_that_has_them(tmp_path: Pa
         assert torch.equal(made[name][:6], common)
         assert torch.equal(made[name][6:], first[name][6:])
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "README.md",
         "config.json",
         "model.safetensors",
         "modeling_emu.py",

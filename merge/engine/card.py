@@ -1,0 +1,64 @@
+"""The model card of a merged folder: what it was made of and how, never the card of an input."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from merge.checkpoint.hub import hub_id
+from merge.engine.files import Target
+from merge.recipe.shares import describe, shares
+
+# The library that a folder with such a file is loaded by.
+_LIBRARIES = {
+    "model_index.json": "diffusers",
+    "modules.json": "sentence-transformers",
+    "adapter_config.json": "peft",
+    "config.json": "transformers",
+}
+
+
+def card(target: Target, recorded: Mapping[str, Any]) -> str:
+    """Write the card of an output whose recipe and digests are `recorded`, with the front matter that the hub reads."""
+    recipe, name = target.recipe, target.path.name
+    sources = [*([recorded["base"]] if recorded["base"] else []), *recorded["inputs"]]
+    models = [hub_id(source["path"]) or source["name"] for source in sources]
+    library = next((word for file, word in _LIBRARIES.items() if file in target.layout.names), "")
+    front = ["base_model:", *(f"- {json.dumps(model, ensure_ascii=False)}" for model in dict.fromkeys(models))]
+    front += [f"library_name: {library}"] if library else []
+    front += ["tags:", *(["- merge"] if len(sources) > 1 else []), "- unival-merge"]
+    parts = shares(recipe) or {}
+    rows = [
+        f"| {_plain(source['name'])} | {_plain(model)} | {_share(source, parts, recorded)} | `{source['digest']}` |"
+        for source, model in zip(sources, models, strict=True)
+    ]
+    version = recorded["provenance"]["unival-merge"]
+    lines = ["---", *front, "---", "", f"# {_plain(name)}", ""]
+    lines += [f"Made by unival-merge {version}: {_plain(describe(recipe))}.", ""]
+    lines += ["| checkpoint | model | share | digest of its weights |", "|---|---|---|---|", *rows, ""]
+    lines += [f"Digest of the weights written: `{recorded['output']['digest']}`", ""]
+    if recorded["output"]["notes"]:
+        lines += [*(f"- {_plain(note)}" for note in recorded["output"]["notes"]), ""]
+    lines += ["The whole recipe, without paths:", "", "```json", _recipe(recorded), "```", ""]
+    return "\n".join(lines)
+
+
+def _share(source: Mapping[str, Any], parts: Mapping[str, float], recorded: Mapping[str, Any]) -> str:
+    if source is recorded["base"]:
+        return "base"
+    return f"{parts[source['name']]:.4g}" if source["name"] in parts else ""
+
+
+def _recipe(recorded: Mapping[str, Any]) -> str:
+    """The recipe as JSON, without what only this machine knows."""
+    kept = {key: recorded[key] for key in ("method", "parameters", "policy")}
+    text = json.dumps(kept, indent=2, ensure_ascii=False)
+    return text.replace("```", "'''")
+
+
+def _plain(text: str) -> str:
+    """Text that markdown shows as it is, in one line."""
+    escaped = html.escape(" ".join(text.split()), quote=False)
+    return "".join(f"\\{sign}" if sign in "\\|*_`[]#" else sign for sign in escaped)
