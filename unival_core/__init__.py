@@ -18,7 +18,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from unival_core.errors import UnivalError
+from unival_core.errors import NotFinite, UnivalError
 
 # Where the public names live; a test compares it with the imports for type checkers below.
 _HOME = {
@@ -50,7 +50,7 @@ _HOME = {
     "train": "training.train",
 }
 
-__all__ = ["UnivalError", *_HOME]
+__all__ = ["NotFinite", "UnivalError", *_HOME]
 
 if TYPE_CHECKING:
     from unival_core.attention import Attention

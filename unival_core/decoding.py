@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from unival_core.config import EOS, PAD, UNK
-from unival_core.errors import UnivalError
+from unival_core.errors import NotFinite, UnivalError
 from unival_core.text import Trie
 
 NEVER = -torch.inf
@@ -44,6 +46,25 @@ class GenerationOptions:
             raise UnivalError(f"beam and min_len are at least 1, no_repeat_ngram and top_k at least 0, got {self}")
         if not self.temperature > 0 or not 0 < self.top_p <= 1:
             raise UnivalError(f"temperature is above 0 and top_p in (0, 1], got {self.temperature} and {self.top_p}")
+
+
+def check_logits(model: Any, logits: Tensor) -> None:
+    """Raise NotFinite where a position of `logits` (... x vocabulary) is no distribution: NaN, +inf, or all of it -inf.
+
+    Searches would take any id for the best one there. The message names a tensor of the model that is not finite.
+    """
+    if logits.amax(-1).isfinite().all():
+        return
+    tensors = itertools.chain(model.named_parameters(), model.named_buffers()) if isinstance(model, nn.Module) else ()
+    if name := first_nonfinite(tensors):
+        raise NotFinite(f"the model's logits are not finite: {name} holds NaN or infinity, so take other weights")
+    kind = str(logits.dtype).removeprefix("torch.")
+    raise NotFinite(f"the model's logits are not finite ({kind}), its weights are: fp16 overflows so, try bf16 or fp32")
+
+
+def first_nonfinite(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """Name the first tensor with NaN or infinite values; "" if there is none."""
+    return next((name for name, tensor in tensors if not tensor.isfinite().all()), "")
 
 
 @dataclass(frozen=True)

@@ -6,3 +6,7 @@ class UnivalError(ValueError):
 
     The library raises it; the command line prints it without a traceback and exits with code 2.
     """
+
+
+class NotFinite(UnivalError):
+    """A model's numbers are NaN or infinite, so that it says nothing. Its own class: a study goes on without them."""

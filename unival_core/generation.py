@@ -30,6 +30,7 @@ from unival_core.decoding import (
     Rows,
     Sampling,
     Search,
+    check_logits,
 )
 from unival_core.errors import UnivalError
 from unival_core.inputs import Inputs
@@ -86,7 +87,8 @@ def generate(
     >>> generate(model, inputs, GenerationOptions(beam=5))[0][0].answer  # doctest: +SKIP
     [10, 313, 5793, 10, 4605]
 
-    Raises UnivalError for a model in training mode, impossible lengths, and when no allowed answer fits the length.
+    Raises UnivalError for a model in training mode, impossible lengths, when no allowed answer fits the length, and
+    for logits that are not finite (`NotFinite`).
     """
     limits = _limits(model, inputs, options, prefix, codes=code_rows is not None)
     search = _search(options, model.config.vocabulary, inputs.tokens.device)
@@ -122,6 +124,7 @@ def generate(
         rows = rows.grow(kept, tokens, totals)
         cache.select(kept)
         logits = model.decode(tokens.unsqueeze(1), cache)[:, -1]
+        check_logits(model, logits)
     for sample, sentences in enumerate(found):
         if not sentences:
             raise UnivalError(f"sample {sample}: no allowed answer ends within {limits.longest[sample] + 1} tokens")
@@ -141,6 +144,7 @@ def score_candidates(
 
     At every position the probabilities of the ids that continue some candidate sum to 1; the forced `prefix` of a
     sample (after bos) does not count. Media and texts are encoded once; about `rows` answers are decoded at a time.
+    Raises UnivalError as `generate` does.
     """
     trie = Trie(candidates).to(inputs.tokens.device)
     limits = _limits(model, inputs, GREEDY, prefix)
@@ -167,6 +171,7 @@ def _score_answers(model: NextToken, encoded: Any, begin: Tensor, answers: Tenso
     ends = (answers != PAD).sum(1, keepdim=True)
     targets = F.pad(answers, (0, 1), value=PAD).scatter(1, ends, EOS)
     wanted = (targets != PAD).repeat(samples, 1)
+    check_logits(model, logits[wanted])
     allowed = trie.keep_allowed(logits[wanted].float(), trie.nodes(targets).repeat(samples, 1)[wanted])
     chosen = allowed.log_softmax(-1).gather(1, targets.repeat(samples, 1)[wanted].unsqueeze(1)).squeeze(1)
     return chosen.new_zeros(wanted.shape).masked_scatter(wanted, chosen).sum(1).view(samples, count)
@@ -232,6 +237,7 @@ def _begin(model: NextToken, cache: Any, limits: Limits, temperature: float) -> 
     common = int(limits.prefix_length.min())
     tokens = torch.cat((limits.prefix.new_full((batch, 1), BOS), limits.prefix[:, :common]), dim=1)
     logits = model.decode(tokens, cache)
+    check_logits(model, logits)
     forced = (logits[:, :-1].float() / temperature).log_softmax(-1)
     scores = forced.gather(-1, tokens[:, 1:, None]).squeeze(-1)
     return Rows(torch.arange(batch, device=device), tokens, scores, scores.sum(1)), logits[:, -1]

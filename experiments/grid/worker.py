@@ -195,7 +195,8 @@ def path_between(
     """The path on which all merges of some experts lie, without the tensors (globs) that the model goes without."""
     names = {name for file in files.values() for name in file}
     drop = tuple(glob for glob in unused if fnmatch.filter(names, glob))
-    policy = Policy(drop=drop, batchnorm=batchnorm, dtype=torch.float32)  # experts may be stored in different ones
+    # Experts may be stored in different dtypes. One that is not finite costs the cells it has a share of, no others.
+    policy = Policy(drop=drop, batchnorm=batchnorm, dtype=torch.float32, allow_nonfinite=True)
     if len(files) == 2:
         first, second = files
         return LinearPath(model, files[first], files[second], names=(first, second), policy=policy)

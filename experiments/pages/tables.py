@@ -203,7 +203,8 @@ def _asked(rows: Records, name: str, tasks: Sequence[str]) -> Records:
 
 
 def _best(groups: Mapping[Label, Records], scores: Examples) -> Label | None:
-    """Find the label that beats every other one, of rows with the same seeds."""
+    """Find the label that beats every other one, of rows with a score and the same seeds."""
+    groups = {label: own for label, own in groups.items() if not any(math.isnan(row["value"]) for row in own)}
     seeds = {tuple(sorted(str(row["seed"]) for row in group)) for group in groups.values()}
     if len(groups) < 2 or len(seeds) > 1 or any(row["key"] not in scores for group in groups.values() for row in group):
         return None

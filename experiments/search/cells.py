@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from experiments.errors import StudyError
 from experiments.grid.grid import ROWS, Grid, known_rows, run_cells
 from experiments.grid.subject import Subject
 from experiments.grid.worker import Done, Job, Worker, one_thread
 from experiments.search.space import Scores, Shares, Space
 from experiments.study.study import Cell, Expert, merged, single
+from merge import share_label
 
 
 class Mixture:
@@ -40,23 +43,28 @@ class Mixture:
         return [Cell(point, task, self.space.split, self.metrics.get(task, ())) for task in self.space.tasks]
 
     def evaluate(self, shares: Shares) -> Scores:
-        """Evaluate what has no row yet, write rows, and return the point's scores by task."""
+        """Evaluate what has no row yet, write rows, return a point's scores by task; StudyError where one is NaN."""
         run_cells(self.grid, self.cells(shares), self.folder, self.engine, progress=False)
         scores = self.scores(shares)
         assert scores is not None  # run_cells has written them
+        if lacking := [task for task, value in scores.items() if math.isnan(value)]:
+            keys = {key for cell in self.cells(shares) for key in self.grid.keys(cell, self.grid.seeds[0]).values()}
+            rows = known_rows(self.folder / ROWS)
+            note = "; ".join(dict.fromkeys(rows[rows["key"].isin(keys) & rows["value"].isna()]["note"]))
+            raise StudyError(f"{share_label(shares)} has no score of {lacking[0]} on {self.space.split}: {note}")
         return scores
 
     def known(self) -> list[tuple[Shares, Scores]]:
-        """The points whose rows are there, of just these weights and data."""
+        """The points whose scores are there, of just these weights and data."""
         wanted: dict[tuple[float, ...], Shares] = {}
         for shares in known_rows(self.folder / ROWS)["shares"]:
             if set(shares) <= set(self.experts):
                 wanted[self.space.key(shares)] = shares
         scored = ((shares, self.scores(shares)) for shares in wanted.values())
-        return [(shares, scores) for shares, scores in scored if scores is not None]
+        return [(own, scores) for own, scores in scored if scores and not any(map(math.isnan, scores.values()))]
 
     def scores(self, shares: Shares) -> Scores | None:
-        """A point's scores by task from rows, each by the first metric of the task; None where one is missing."""
+        """A point's scores by task from rows, each by the first metric of the task; None where a row is missing."""
         rows = known_rows(self.folder / ROWS)
         values = dict(zip(rows["key"], rows["value"], strict=True))
         keys = {cell.task: next(iter(self.grid.keys(cell, self.grid.seeds[0]).values())) for cell in self.cells(shares)}

@@ -65,7 +65,7 @@ def best_points(
     `rows` are of one study, `experts` the task of every expert by name. StudyError where there is no such point, and
     with `report` where the points there have no rows on the test split.
     """
-    found = [row for row in records(rows) if row["method"] in MERGES]
+    found = [row for row in records(rows) if row["method"] in MERGES and not math.isnan(row["value"])]
     best: list[Best] = []
     for names in mixtures:
         for kind in kinds:
@@ -117,7 +117,7 @@ def _best(rows: Records, columns: Mapping[str, Column], kind: str, policy: str, 
             places = [[(shares, column, split) for shares in group] for column in columns.values()]
             if lacking := [place[0] for own in places for place in own if place not in cells]:
                 label = share_label(dict(zip(names, lacking[0], strict=True)))
-                raise StudyError(f"{label} has no row on {split}: run the study with --split {split}")
+                raise StudyError(f"{label} has no score on {split}: run the study with --split {split}")
             tables.append(np.array([[mean_of(cells[place], "value") for place in own] for own in places]))
         return joint_score(*tables)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -15,7 +17,18 @@ from experiments.grid.subject import Score
 from experiments.study.study import Cell, Expert
 from experiments.unival.setups import Setup
 from merge import Checkpoint, Input, recalibrate_batchnorm
-from unival_core import COMPUTED, MEDIA, METRICS, TASKS, Ensemble, UnivalConfig, UnivalModel, config_of, evaluate
+from unival_core import (
+    COMPUTED,
+    MEDIA,
+    METRICS,
+    TASKS,
+    Ensemble,
+    NotFinite,
+    UnivalConfig,
+    UnivalModel,
+    config_of,
+    evaluate,
+)
 from unival_core.data import Batch, MediaCache, TaskDataset, collate
 from unival_core.metrics import score_interval
 
@@ -100,18 +113,23 @@ class UnivalSubject:
         recalibrate_batchnorm(model, batches, lambda _, batch: model.encoder.embed_media(batch.inputs))
 
     def evaluate(self, model: nn.Module, cell: Cell) -> dict[str, Score]:
-        """The scores of a model's answers."""
+        """The scores of a model's answers; none, and why, where its numbers are not finite."""
         assert isinstance(model, UnivalModel | Ensemble)
         names = tuple(self.metrics(cell))
-        result = evaluate(
-            model,
-            self.dataset(cell.task, cell.split, model.config),
-            options=self.setup.generation(cell.task),
-            metrics=names,
-            batch_size=BATCH,
-            limit=self.limit,
-            progress=False,
-        )
+        dataset = self.dataset(cell.task, cell.split, model.config)
+        try:
+            result = evaluate(
+                model,
+                dataset,
+                options=self.setup.generation(cell.task),
+                metrics=names,
+                batch_size=BATCH,
+                limit=self.limit,
+                progress=False,
+            )
+        except NotFinite as error:
+            count = len(dataset) if self.limit is None else min(self.limit, len(dataset))
+            return dict.fromkeys(names, Score(math.nan, math.nan, math.nan, count, np.empty(0), str(error)))
         answers, references = ([getattr(p, name) for p in result.predictions] for name in ("answer", "reference"))
         broken = f"{len(result.broken)} broken rows left out" if result.broken else ""
         found: dict[str, Score] = {}

@@ -1,5 +1,7 @@
 """Generation: the recorded beams to the token, and the laws of searching."""
 
+import copy
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -8,8 +10,9 @@ import torch
 
 from tests.unival_core.golden import fill, filled, inputs_of, recorded
 from unival_core.config import BOS, CONFIGS, EOS, PAD, UNK, replace
-from unival_core.decoding import Beam, Greedy, Sampling
-from unival_core.errors import UnivalError
+from unival_core.decoding import Beam, Greedy, Sampling, check_logits
+from unival_core.ensemble import Ensemble
+from unival_core.errors import NotFinite, UnivalError
 from unival_core.generation import GenerationOptions, Hypothesis, IdRange, generate, score_candidates
 from unival_core.model import Inputs, UnivalModel
 from unival_core.text import Trie
@@ -368,3 +371,54 @@ def test_impossible_requests_are_told(writer: UnivalModel) -> None:
             generate(writer, inputs)
     finally:
         writer.eval()
+
+
+# Numbers that say nothing
+
+
+def spoiled(model: UnivalModel, name: str, value: float) -> UnivalModel:
+    """A copy with one row of one tensor changed."""
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other.get_parameter(name)[0] = value
+    return other
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("options", [{}, {"beam": 3}, {"beam": 2, "sample": True}], ids=str)
+def test_a_model_of_nan_says_nothing(writer: UnivalModel, options: dict[str, Any], value: float) -> None:
+    name = "decoder.layers.0.fc1.weight"
+    with pytest.raises(NotFinite, match=rf"logits are not finite: {name} holds NaN or infinity"):
+        generate(spoiled(writer, name, value), batch(), GenerationOptions(**options))
+
+
+@pytest.mark.parametrize("prefix", [None, [[7, 8], [7], []]])
+def test_a_model_of_nan_ranks_nothing(writer: UnivalModel, prefix: list[list[int]] | None) -> None:
+    with pytest.raises(NotFinite, match=r"decoder.layer_norm.weight holds NaN"):
+        score_candidates(spoiled(writer, "decoder.layer_norm.weight", math.nan), batch(), ANSWERS, prefix=prefix)
+
+
+def test_members_of_an_ensemble_are_named(writer: UnivalModel) -> None:
+    both = Ensemble([writer, spoiled(writer, "encoder.layer_norm.bias", math.nan)], [0.5, 0.5]).eval()
+    with pytest.raises(NotFinite, match=r"members.1.encoder.layer_norm.bias"):
+        generate(both, batch())
+    both.shares = [1.0, 0.0]  # who has no share is not asked
+    assert generate(both, batch())
+
+
+def test_numbers_that_overflow_are_not_blamed_on_the_weights(writer: UnivalModel) -> None:
+    """The weights are finite, what is computed from them in half precision is not."""
+    other = copy.deepcopy(writer)
+    with torch.no_grad():
+        other.decoder.layer_norm.weight.mul_(1e30)
+        other.encoder.embed_tokens.weight.mul_(1e30)
+    with pytest.raises(NotFinite, match=r"not finite \(float32\), its weights are: fp16 overflows so, try bf16"):
+        generate(other, batch())
+
+
+def test_ids_that_cannot_follow_may_be_infinitely_unlikely() -> None:
+    """Of an ensemble a probability may be 0; a position without any possible id is refused."""
+    check_logits(None, torch.tensor([[0.0, -math.inf], [-math.inf, 3.0]]))
+    for broken in ([[0.0, math.nan]], [[-math.inf, -math.inf]], [[0.0, math.inf]]):
+        with pytest.raises(NotFinite):
+            check_logits(None, torch.tensor(broken))

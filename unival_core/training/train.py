@@ -28,7 +28,8 @@ from unival_core.data.batch import Batch, Example, collate
 from unival_core.data.dataset import TaskDataset
 from unival_core.data.loading import TrainingStream
 from unival_core.data.sampling import BalancedSampler
-from unival_core.errors import UnivalError
+from unival_core.decoding import first_nonfinite
+from unival_core.errors import NotFinite, UnivalError
 from unival_core.model import UnivalModel, trainable
 from unival_core.training.loss import TokenLoss
 from unival_core.training.memory import recompute_layers
@@ -163,14 +164,17 @@ class Run:
         for number, part in enumerate(parts):
             for task, loss in self.backward(part, scale, update, is_last=number == len(parts) - 1).items():
                 losses[task] += loss
+        told = self.told(update, losses, scale)
         self.scaler.unscale_(self.optimizer)
         norm = float(nn.utils.clip_grad_norm_(self.parameters, self.options.clip))
+        if not (math.isfinite(norm) or self.scaler.is_enabled()):  # the scaler leaves such an update out
+            raise NotFinite(f"the gradient of update {update} is not finite: lower lr ({self.options.lr}) or clip")
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.average is not None:
             self.average.update(self.model)
         self.update = update
-        return self.told(losses, scale, {"lr": rate, "gradient norm": norm})
+        return told | {"lr": rate, "gradient norm": norm}
 
     def batches(self, examples: Sequence[Example]) -> list[Batch]:
         """Return one batch for each medium, so that no image is padded to the length of a video."""
@@ -196,14 +200,19 @@ class Run:
             self.scaler.scale(torch.stack([*losses.values()]).sum()).backward()
         return {task: float(loss.detach()) for task, loss in losses.items()}
 
-    def told(self, losses: dict[str, float], scale: dict[str, float], row: dict[str, float]) -> dict[str, float]:
-        """Return the row of the log: the loss, and each task's own mean; UnivalError where it is not a number."""
+    def told(self, update: int, losses: dict[str, float], scale: dict[str, float]) -> dict[str, float]:
+        """Return what the log says of losses: their sum, and each task's own mean. NotFinite before weights spoil."""
         losses = {task: loss / self.team.size for task, loss in self.team.sum(losses).items()}
         loss = sum(losses.values())
         if not math.isfinite(loss):
-            raise UnivalError(f"the loss of update {self.update} is {loss}: lower lr ({self.options.lr}) or clip")
+            advice = f"lower lr ({self.options.lr}) or clip"
+            if self.options.precision == "fp16":
+                advice = f"fp16 overflows so, try bf16; or {advice}"
+            if name := first_nonfinite(self.model.named_parameters()):  # statistics follow what overflows
+                advice = f"{name} holds NaN or infinity, so start from other weights"
+            raise NotFinite(f"the loss of update {update} is {loss}: {advice}")
         own = {f"loss {task}": losses[task] * len(scale) if task in scale else math.nan for task in self.tasks}
-        return {"loss": loss, **row, **own}
+        return {"loss": loss, **own}
 
     def seed(self, update: int) -> None:
         """Seed what is random in an update by its number alone: a resumed run needs no generator's state."""

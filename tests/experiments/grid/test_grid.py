@@ -1,5 +1,6 @@
 """The grid on two made experts: every cell once, resumable in any way, and the scores of the weights it says."""
 
+import math
 import random
 import signal
 import subprocess
@@ -17,6 +18,12 @@ from experiments.grid.engines.local import evaluate
 from experiments.grid.grid import Grid, groups, run_cells
 from experiments.grid.rows import read_rows, read_scores
 from experiments.grid.worker import Worker
+from experiments.pages.report import write_report
+from experiments.pages.tables import FORMATS, written
+from experiments.pages.views import open_study
+from experiments.search.cells import Mixture
+from experiments.search.driver import search
+from experiments.statistics.selection import best_points
 from experiments.study.study import Expert, single
 from experiments.unival.setups import PocketSetup
 from experiments.unival.studies import Choice
@@ -153,6 +160,42 @@ def test_missing_experts_are_named(home, tmp_path):
         jobs_of(home, study=study)
     with pytest.raises(StudyError, match=r"has no pocket models: make them, unival-merge pocket"):
         jobs_of(tmp_path)
+
+
+def spoiled(home):
+    """The home, with a NaN in the expert for entailment."""
+    path = PocketSetup(home).source(ENTAILMENT, 0).path
+    model = load_model(path)
+    with torch.no_grad():
+        model.decoder.layer_norm.weight[0] = math.nan
+    write(home, 0, ENTAILMENT, model)
+    return home
+
+
+def test_cells_of_a_model_of_nan_have_no_score_and_the_others_go_on(home, tmp_path):
+    own = spoiled(copied(home, tmp_path / "home"))
+    assert run(own, tmp_path).evaluated == 10
+    rows = rows_in(tmp_path)
+    broken = rows["value"].isna()
+    assert list(broken) == ["entailment" in shares for shares in rows["shares"]]
+    assert all("decoder.layer_norm.weight holds NaN" in note for note in rows[broken]["note"])
+    assert set(rows[~broken]["note"]) == {""}
+    assert run(own, tmp_path).evaluated == 0
+    records, scores = open_study(tmp_path, TINY.name)
+    for form in FORMATS:
+        assert "layer_norm.weight holds NaN" in written(records, scores, form) or form == "csv"
+    page = write_report(tmp_path, TINY.name, tmp_path / "report.html")
+    assert "layer_norm.weight holds NaN" in page.read_text()
+    with pytest.raises(StudyError, match="no merged points on val"):
+        best_points(records, TASKS, [tuple(TASKS)], ["vanilla"])
+
+
+def test_a_search_names_the_weights_that_give_no_score(home, tmp_path):
+    grid = Grid(TINY.name, UnivalSubject(PocketSetup(spoiled(copied(home, tmp_path / "home"))), 2))
+    mixture = Mixture(grid, {one.name: one for one in (VQA, ENTAILMENT)}, tmp_path)
+    with pytest.raises(StudyError, match=r"1.00 entailment has no score of vqa on val: .*layer_norm.weight holds NaN"):
+        search(mixture.space, "grid", mixture.evaluate, 3)
+    assert len(mixture.known()) == 1
 
 
 # -- stops

@@ -74,7 +74,7 @@ def test_ensembles_do_not_count():
 def test_nothing_is_selected_on_test():
     with pytest.raises(StudyError, match="no merged points on val: run the study with --split val first"):
         best_points(sweep("test", TEST), EXPERTS, *ALL)
-    with pytest.raises(StudyError, match="has no row on test: run the study with --split test"):
+    with pytest.raises(StudyError, match="has no score on test: run the study with --split test"):
         best_points(sweep("val", VAL), EXPERTS, *ALL)
     (best,) = best_points(sweep("val", VAL), EXPERTS, *ALL, report=False)
     assert (best.shares["b"], best.tasks) == (0.5, {})

@@ -31,7 +31,7 @@ from unival_core.config import Regularization, ResNetConfig, UnivalConfig
 from unival_core.data.batch import collate
 from unival_core.data.dataset import TaskDataset
 from unival_core.data.table import TsvTable
-from unival_core.errors import UnivalError
+from unival_core.errors import NotFinite, UnivalError
 from unival_core.generation import generate
 from unival_core.model import UnivalModel
 from unival_core.tasks import TASKS
@@ -401,8 +401,15 @@ def test_a_loss_that_is_no_number_ends_the_run(tables, tmp_path):
     model = fresh()
     with torch.no_grad():
         model.encoder.layernorm_embedding.weight.fill_(math.nan)
-    with pytest.raises(UnivalError, match="loss of update 1 is nan"):
+    with pytest.raises(NotFinite, match=r"loss of update 1 is nan: encoder.layernorm_embedding.weight holds NaN"):
         run(tables, tmp_path / "run", PLAIN, model=model)
+
+
+def test_a_rate_that_is_too_high_is_told_before_the_weights_are_lost(tables, tmp_path):
+    model = fresh()
+    with pytest.raises(NotFinite, match=r"of update 2 is nan: lower lr \(1e\+30\) or clip"):
+        run(tables, tmp_path / "run", replace(PLAIN, lr=1e30, clip=1e30), model=model)
+    assert all(tensor.isfinite().all() for tensor in model.parameters())
 
 
 # -- averages
