@@ -38,11 +38,18 @@ from merge import share_label
 TEMPLATE = Path(__file__).parent / "templates" / "report.html"
 
 
-def write_report(folder: str | Path, study: str, output: str | Path, *, command: str = "") -> Path:
+def write_report(
+    folder: str | Path,
+    study: str,
+    output: str | Path,
+    *,
+    command: str = "",
+    drawn: tuple[list[figures.Drawn], list[str]] | None = None,
+) -> Path:
     """Write the page of the study in FOLDER/rows.jsonl to `output`, whole or not at all.
 
-    `command` is what remakes it, quoted on the page. Samples are taken from FOLDER/samples.jsonl and what the study is
-    about from FOLDER/study.json, where there are any.
+    `command` is what remakes it, quoted on the page. `drawn` are its figures, where they were drawn before. Samples are
+    taken from FOLDER/samples.jsonl and what the study is about from FOLDER/study.json, where there are any.
     """
     folder, output = Path(folder), Path(output)
     rows, scores = open_study(folder, study)
@@ -53,7 +60,7 @@ def write_report(folder: str | Path, study: str, output: str | Path, *, command:
         "question": escape(f"{notes.question}{source}"),
         "findings": _findings(findings(rows, scores, notes.contender)),
         "explorer": "" if pairs_of(rows) else " hidden",
-        "figures": _figures(*figures.draw(rows), f"unival-merge study plot {study} {folder} -o FIGURES"),
+        "figures": _figures(*(drawn or figures.draw(rows)), f"unival-merge study plot {study} {folder} -o FIGURES"),
         "tables": "\n".join(
             f"<h3>{escape(title)}</h3>\n" * bool(title) + f'<div class="wide">{to_html(table)}</div>'
             for title, table in study_tables(rows, scores, notes.tables).items()

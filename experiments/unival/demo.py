@@ -18,7 +18,7 @@ from experiments.pages.figures import draw, save
 from experiments.pages.findings import findings
 from experiments.pages.report import write_report
 from experiments.pages.tables import written
-from experiments.pages.views import open_study
+from experiments.pages.views import open_study, read_notes
 from experiments.unival.pocket.pipeline import Pocket, make_start
 from experiments.unival.samples import make_samples
 from experiments.unival.setups import PocketSetup
@@ -73,15 +73,16 @@ def run_demo(folder: Path, name: str = "quick", processes: int = 2, *, progress:
 
 def write_pages(folder: Path, study: str, command: str) -> Iterator[str]:
     """Write figures, tables and the report of a study from its rows; yield where they are and what was found."""
-    rows, scores = open_study(folder, study)
+    (rows, scores), notes = open_study(folder, study), read_notes(folder, study)
     pages = folder / study
     pages.mkdir(exist_ok=True)
-    yield f"{study}: {study_named(study).question}"
-    for one in draw(rows)[0]:
+    yield f"{study}: {notes.question}"
+    drawn = draw(rows)
+    for one in drawn[0]:
         yield f"  {save(one.figure, pages / one.stem)[0]}"
     table = pages / "tables.md"
     table.write_text(written(rows, scores, "markdown"), encoding="utf-8")
     yield f"  {table}"
-    yield f"  {write_report(folder, study, pages / 'report.html', command=command)}"
-    for told in findings(rows, scores, study_named(study).notes.contender):
+    yield f"  {write_report(folder, study, pages / 'report.html', command=command, drawn=drawn)}"
+    for told in findings(rows, scores, notes.contender):
         yield "  - " + told.replace("\n", "\n    ")

@@ -11,7 +11,6 @@ from experiments.unival.pocket.backbone import fresh_model
 from experiments.unival.pocket.data import world_tokenizer
 from experiments.unival.setups import PocketSetup
 from experiments.unival.studies import MixtureStudy
-from experiments.unival.world.build import make_world
 from unival_core.checkpoint import save_model
 from unival_core.config import CONFIGS
 from unival_core.model import UnivalModel
@@ -29,11 +28,11 @@ TINY = MixtureStudy(  # three points between two experts
 )
 
 
-def make_pocket(folder: Path, tasks: tuple[str, ...], seeds: tuple[int, ...] = (0,)) -> Path:
-    """A folder with the pretrained model, and vanilla experts of some tasks by seed."""
+def make_pocket(folder: Path, world: Path, tasks: tuple[str, ...], seeds: tuple[int, ...] = (0,)) -> Path:
+    """A folder with a copy of a world, the pretrained model, and vanilla experts of some tasks by seed."""
     folder.mkdir(parents=True)
     (folder / "pocket.json").write_text(json.dumps({"preset": "micro", "seed": 0}))
-    make_world(folder / "world", 0, "micro")
+    copied(world, folder / "world")
     model = fresh_model(CONFIGS["pocket"], 0)
     write(folder, 0, PRETRAINED, model)
     for seed in seeds:

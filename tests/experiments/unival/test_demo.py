@@ -1,4 +1,4 @@
-"""The demonstration, on a dozen rows of everything: from nothing to pages, and nothing a second time."""
+"""The demonstration, on two rows of everything: experts, studies and pages, and nothing a second time."""
 
 import pytest
 from typer.testing import CliRunner
@@ -8,22 +8,24 @@ from experiments.errors import StudyError
 from experiments.grid.rows import read_rows
 from experiments.unival import demo
 from experiments.unival.studies import Choice
+from tests.experiments.made_pocket import make_pocket
 
 SMALL = demo.Demo(
     "micro",
     {
-        "interpolation": Choice(points=3, kinds=("vanilla",), only="vqa+caption"),
-        "averaging": Choice(kinds=("vanilla",)),
+        "interpolation": Choice(split="val", points=3, kinds=("vanilla",), only="vqa+caption"),
+        "averaging": Choice(split="val", kinds=("vanilla",)),
     },
-    limit=6,
+    limit=2,
 )
 
 
-def test_from_nothing_to_pages(tmp_path, monkeypatch):
-    monkeypatch.setitem(demo.DEMOS, "small", SMALL)
+def test_from_a_pretrained_model_to_pages(tmp_path, micro_world, monkeypatch):
+    """Its own steps: what comes before them is made from nothing in test_pocket."""
+    monkeypatch.setitem(demo.DEMOS, "quick", SMALL)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    folder = tmp_path / "demo"
-    told = CliRunner().invoke(app, ["demo", str(folder), "--preset", "small", "--processes", "1"])
+    folder = make_pocket(tmp_path / "demo", micro_world, ())
+    told = CliRunner().invoke(app, ["demo", str(folder), "--processes", "1"])
     assert told.exit_code == 0, told.output
     assert set(read_rows(folder / "rows.jsonl")["study"]) == {"interpolation", "averaging"}
     for name in ("interpolation/curves_vqa_caption.png", "averaging/radar.png", "averaging/tables.md"):
@@ -33,7 +35,7 @@ def test_from_nothing_to_pages(tmp_path, monkeypatch):
     assert "unival-merge demo" in page
     assert "  - " in told.output  # a finding
     before = (folder / "rows.jsonl").read_bytes()
-    assert "\n".join(demo.run_demo(folder, "small", 1, progress=False)) == told.stdout.rstrip("\n")
+    assert "\n".join(demo.run_demo(folder, "quick", 1, progress=False)) == told.stdout.rstrip("\n")
     assert (folder / "rows.jsonl").read_bytes() == before
 
 

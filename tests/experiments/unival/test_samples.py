@@ -19,8 +19,8 @@ TASKS = ("caption", "grounding")
 
 
 @pytest.fixture(scope="module")
-def subject(tmp_path_factory):
-    return UnivalSubject(PocketSetup(make_pocket(tmp_path_factory.mktemp("samples") / "home", TASKS)))
+def subject(tmp_path_factory, micro_world):
+    return UnivalSubject(PocketSetup(make_pocket(tmp_path_factory.mktemp("samples") / "home", micro_world, TASKS)))
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,6 @@ from experiments.unival.pocket.data import world_tokenizer
 from experiments.unival.pocket.experts import expert_file, file_of, make_experts
 from experiments.unival.pocket.kinds import step_of, with_parents
 from experiments.unival.pocket.pipeline import Pocket, file_digest, finished
-from experiments.unival.world.build import make_world
 from experiments.unival.world.tables import read_world
 from unival_core.checkpoint import load_model, save_model
 from unival_core.config import CONFIGS
@@ -52,10 +51,10 @@ def small():
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
+def home(tmp_path_factory, micro_world):
     """A world and weights that stand for pretrained ones."""
     pocket = Pocket(tmp_path_factory.mktemp("experts") / "home", "micro")
-    make_world(pocket.world, 0, "micro")
+    shutil.copytree(micro_world, pocket.world)
     model = fresh_model(CONFIGS["pocket"], 0)
     pocket.pretrained.parent.mkdir(parents=True)
     tokenizer = world_tokenizer(pocket.world, model.config)

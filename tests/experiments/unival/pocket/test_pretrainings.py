@@ -27,7 +27,7 @@ from experiments.unival.pocket.pretrainings import COMPARISONS, TRAININGS, compa
 from experiments.unival.setups import PocketSetup
 from experiments.unival.studies import STUDIES, Choice
 from experiments.unival.subject import UnivalSubject
-from experiments.unival.world.build import make_world
+from tests.experiments.made_pocket import copied
 from unival_core.checkpoint import save_model
 from unival_core.config import CONFIGS
 from unival_core.errors import UnivalError
@@ -61,10 +61,10 @@ def small():
 
 
 @pytest.fixture(scope="module")
-def pocket(tmp_path_factory):
+def pocket(tmp_path_factory, micro_world):
     """A world and weights that stand for a backbone, and the trainings of some comparisons."""
     pocket = Pocket(tmp_path_factory.mktemp("pretrainings") / "home", "micro")
-    make_world(pocket.world, 0, "micro")
+    copied(micro_world, pocket.world)
     fresh = fresh_model(CONFIGS["pocket"], 0)
     tokenizer = world_tokenizer(pocket.world, fresh.config)
     save_model(fresh, pocket.backbone, metadata={TOKENIZER_KEY: tokenizer.to_json()})
