@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from merge.checkpoint.folder import INDEX, MODULES, PIPELINE, is_another, parts_in, weights_in
-from merge.checkpoint.formats import FORMATS
+from merge.checkpoint.formats import FORMATS, format_of
 from merge.checkpoint.formats.elements import element_of
-from merge.checkpoint.formats.format import SIGNATURE, WHOLE, Content, Format, Specs, dictionary_in, path_of
+from merge.checkpoint.formats.foreign import FOREIGN
+from merge.checkpoint.formats.format import WHOLE, Content, Format, Glimpse, Specs, dictionary_in, path_of
 from merge.checkpoint.formats.tensors import Spec, TensorEntry
 from merge.checkpoint.hub import located
 from merge.errors import MergeError
@@ -191,17 +192,16 @@ def find_checkpoint(path: str | Path) -> Found:
 
 
 def _in_file(path: Path) -> Found:
-    """Read a file as the format of its suffix, unless its first bytes are another's."""
-    files = [format for format in FORMATS.values() if not format.index]
-    format = next((format for format in files if path.suffix in format.suffixes), None)
+    """Read a file as what its bytes say; a suffix only tells whose message a broken file gets."""
+    look = Glimpse.of(path)
+    format = format_of(look)
+    for kind in FOREIGN.values():  # zip files of other programs may hold a pickle of torch's too
+        if kind.is_inside(look) or (format is None and kind.matches(look)):
+            raise MergeError(f"{path}: {kind}")
+    format = format or next((format for format in FORMATS.values() if not format.index and format.named(path)), None)
     if format is None:
-        known = ", ".join(suffixes(files))
-        raise MergeError(f"{path}: unknown suffix {path.suffix!r}; known are {known} and folders")
-    with path.open("rb") as file:
-        start = file.read(SIGNATURE)
-    meant = next((item for item in [format, *files] if item.matches(start)), format)
-    if meant is not format:
-        raise MergeError(f"{path}: holds {meant.label} data; give it the suffix {meant.suffixes[0]}")
+        read = ", ".join(format.label for format in FORMATS.values())
+        raise MergeError(f"{path}: is no checkpoint by its first bytes ({look.start[:8]!r}); read are {read}")
     return Found(path, format, format.read(path), (path,))
 
 
@@ -213,7 +213,7 @@ def suffixes(formats: Iterable[Format]) -> list[str]:
 def _in_folder(folder: Path) -> Found:
     """Read a folder's own weights, or those of its parts, or both: see `merge.checkpoint.folder`."""
     told = any((folder / name).is_file() for name in (PIPELINE, MODULES))
-    root = None if (folder / PIPELINE).is_file() else weights_in(folder)
+    root = None if (folder / PIPELINE).is_file() else weights_in(folder, look=True)
     own = None if root is None else replace(_at(root), path=folder)
     places = parts_in(folder, strict=told) if own is None or not own.format.index else {}
     others = [prefix for prefix in places if is_another(prefix)]
@@ -239,8 +239,19 @@ def _in_folder(folder: Path) -> Found:
     if others:
         names = ", ".join(prefix.rstrip("/") for prefix in others[:SHOWN])
         raise MergeError(f"{folder}: has no weights itself; open one of the folders in it that have: {names}")
-    looked = ", ".join(suffixes(format for format in FORMATS.values() if not format.index))
-    raise MergeError(f"{folder}: no weights in this folder (looked for {looked})")
+    _refuse_foreign(folder)
+    raise MergeError(f"{folder}: no weights in this folder, by the first bytes of its files")
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Raise MergeError for a folder that is, or holds, something which other programs read as weights."""
+    looks = [Glimpse.of(path) for path in sorted(folder.iterdir()) if path.is_file()]
+    for kind in FOREIGN.values():
+        if kind.names_fit(folder.name):
+            raise MergeError(f"{folder}: {kind}")
+        for look in looks:
+            if not kind.beside and kind.matches(look):
+                raise MergeError(f"{folder}: {look.name} {kind}")
 
 
 def _at(place: Path) -> Found:

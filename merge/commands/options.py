@@ -285,7 +285,9 @@ def stem(path: Path) -> str:
 
     if is_hub(path):
         return path.name.partition("@")[0]
-    return path.name if os.path.isdir(path) else path.name.removesuffix(".index.json").rsplit(".", 1)[0]
+    if os.path.isdir(path):
+        return path.name
+    return path.name.removesuffix(".index.json").removesuffix(".tar").rsplit(".", 1)[0]  # .pth.tar is one suffix
 
 
 def command_line() -> str:
