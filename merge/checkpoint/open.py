@@ -21,6 +21,7 @@ from merge.checkpoint.formats.foreign import FOREIGN
 from merge.checkpoint.formats.format import WHOLE, Content, Format, Glimpse, Specs, dictionary_in, path_of
 from merge.checkpoint.formats.tensors import Spec, TensorEntry
 from merge.checkpoint.hub import located
+from merge.checkpoint.names import new_names
 from merge.errors import MergeError
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ class Checkpoint(Mapping[str, "Tensor"]):
         metadata: the file's own text metadata; empty where it has none.
         parts: of a folder of several parts, each as a checkpoint of its own whose `path` is its file or index, by what
             its tensors' names begin with here (`"unet/"`, `""` for the folder's own).
+        rename: the rules by which `renamed` has given tensors other names.
+        stored: what the file calls these tensors, by their other names.
     """
 
     path: Path
@@ -57,6 +60,8 @@ class Checkpoint(Mapping[str, "Tensor"]):
     content: Content
     metadata: Mapping[str, str]
     parts: Mapping[str, Checkpoint] = field(default_factory=dict[str, "Checkpoint"])
+    rename: tuple[str, ...] = ()
+    stored: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def __getitem__(self, name: str) -> Tensor:
         return self.entries[name].tensor()
@@ -83,6 +88,24 @@ class Checkpoint(Mapping[str, "Tensor"]):
         head = "<tr><th>tensor</th><th>dtype</th><th>shape</th></tr>"
         body = "".join(f"<tr>{row}</tr>" for row in cells)
         return f"<table><caption>{html.escape(repr(self))}</caption>{head}{body}</table>"
+
+    def renamed(self, rules: Sequence[str]) -> Checkpoint:
+        """Give the same checkpoint under other names, by rules as `merge.checkpoint.names` reads them.
+
+        Ties stay, also where the metadata notes them. Raises MergeError for what is no rule, and for two names that
+        become one.
+        """
+        if not rules:
+            return self
+        now = new_names(self.entries, rules, str(self.path))
+        entries = {now[name]: entry for name, entry in self.entries.items()}
+        ties = {name: kept for name, kept in self.metadata.items() if name in now and kept in now}
+        metadata = {name: text for name, text in self.metadata.items() if name not in ties}
+        metadata |= {now[name]: now[kept] for name, kept in ties.items()}
+        stored = {new: self.stored.get(name, name) for name, new in now.items()}
+        stored = {new: name for new, name in stored.items() if new != name}
+        whole = (*self.rename, *rules)
+        return replace(self, entries=entries, metadata=metadata, rename=whole, stored=stored)
 
     @property
     def layout(self) -> str:

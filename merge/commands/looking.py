@@ -18,6 +18,7 @@ from merge.commands.options import (
     Keep,
     Missing,
     Names,
+    Rename,
     Section,
     Sections,
     inputs_of,
@@ -118,6 +119,7 @@ def diff(
     first: Annotated[Path, typer.Argument(help="File or folder.")],
     second: Annotated[Path, typer.Argument(help="File or folder to compare with it.")],
     section: Sections = None,
+    rename: Rename = None,
     json_: Json = False,
 ) -> None:
     """Show how two checkpoints differ: names, shapes, and ||A - B|| / ||A|| and cosine by module.
@@ -125,10 +127,10 @@ def diff(
     \b
     unival-merge diff vqa.pt caption.pt
     """
-    from merge.checkpoint.open import open_checkpoint
+    from merge.recipe.inputs import open_inputs
 
-    inputs, _ = inputs_of([first, second], None, section)
-    a, b = (open_checkpoint(item.path, item.section) for item in inputs)  # before torch is there: mistakes come fast
+    inputs, _ = inputs_of([first, second], None, section, None, rename)
+    a, b = open_inputs(inputs)  # before torch is there: mistakes come fast
     from merge.tools.diagnose.difference import diff
 
     with progress_bar(inputs, "diff") as progress:
@@ -141,6 +143,7 @@ def doctor(
     base: Annotated[Path | None, typer.Option(help="The common ancestor, if you have it.")] = None,
     name: Names = None,
     section: Sections = None,
+    rename: Rename = None,
     keep: Keep = None,
     drop: Drop = None,
     missing: Missing = "error",
@@ -153,15 +156,16 @@ def doctor(
     \b
     unival-merge doctor vqa.pt caption.pt --base pretrained.pt
     """
-    from merge.checkpoint.open import open_checkpoint
+    from merge.recipe.inputs import open_inputs
 
-    inputs, ancestor = inputs_of(checkpoints, name, section, base)
+    inputs, ancestor = inputs_of(checkpoints, name, section, base, rename)
     policy = policy_of(Choices(keep=keep, drop=drop, missing=missing))
-    opened = [open_checkpoint(item.path, item.section) for item in inputs]
-    first = None if ancestor is None else open_checkpoint(ancestor.path, ancestor.section)
+    sources = [*inputs, *([ancestor] if ancestor else [])]
+    opened = open_inputs(sources)
+    first = opened.pop() if ancestor else None
     from merge.tools.diagnose.report import doctor as examine
 
-    with progress_bar([*inputs, *([ancestor] if ancestor else [])], "doctor") as progress:
+    with progress_bar(sources, "doctor") as progress:
         report = examine(opened, first, names=[item.name for item in inputs], policy=policy, progress=progress)
     _print(report, json_)
     raise typer.Exit(report.exit_code)

@@ -65,6 +65,8 @@ def computing_dtype(tensors: Sequence[Tensor], policy: Policy) -> torch.dtype:
 
 def nonfinite(result: Tensor) -> int:
     """Count infinite and NaN elements. One pass; only a suspicious sum is looked at more closely."""
+    if not (result.is_floating_point() or result.is_complex()):
+        return 0
     real = torch.view_as_real(result) if result.dtype.is_complex else result
     if real.dtype.itemsize == 1:
         real = real.to(torch.float32)  # float8 has no sums
@@ -75,7 +77,7 @@ def nonfinite(result: Tensor) -> int:
 
 
 def refuse_nonfinite(unit: Unit, result: Tensor, policy: Policy) -> None:
-    """Raise MergeError where a merged tensor has infinite or NaN values that the policy does not allow."""
-    count = 0 if unit.kind != "merge" or policy.allow_nonfinite else nonfinite(result)
+    """Raise MergeError where a tensor has infinite or NaN values that the policy does not allow."""
+    count = 0 if policy.allow_nonfinite else nonfinite(result)
     if count:
         raise MergeError(f"{unit.name}: {count} infinite or NaN values in the result; pass allow_nonfinite=True")
