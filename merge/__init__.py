@@ -20,7 +20,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from merge._version import VERSION as __version__
-from merge.errors import MergeError
+from merge.errors import MergeError, MergeWarning
 
 # Where the public names live; a test compares the imports for type checkers below with it.
 _HOME = {
@@ -61,7 +61,6 @@ _HOME = {
     "read_groups": "tools.align",
     "read_recipe": "recipe.json",
     "recalibrate_batchnorm": "tools.batchnorm",
-    "renamed": "checkpoint.source",
     "repair": "tools.batchnorm",
     "run": "engine.stream",
     "save_checkpoint": "checkpoint.save",
@@ -73,13 +72,13 @@ _HOME = {
     "weight_matching": "tools.align",
 }
 
-__all__ = ["MergeError", "__version__", *_HOME]
+__all__ = ["MergeError", "MergeWarning", "__version__", *_HOME]
 
 if TYPE_CHECKING:
     from merge.checkpoint.digest import digest
     from merge.checkpoint.open import Checkpoint, open_checkpoint
     from merge.checkpoint.save import save_checkpoint
-    from merge.checkpoint.source import load_checkpoint, renamed
+    from merge.checkpoint.source import load_checkpoint
     from merge.engine.files import Options
     from merge.engine.live import LinearPath, LivePath, Simplex
     from merge.engine.memory import average, interpolate, merge_with, slerp, sweep, task_arithmetic

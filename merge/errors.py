@@ -13,6 +13,10 @@ class MergeError(ValueError):
     """
 
 
+class MergeWarning(UserWarning):
+    """What a merge noticed and was not stopped by. The command line prints it on stderr, once."""
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """End a sentence with the known word that is nearest to `word`, or with all of them."""
     choices = sorted(known)

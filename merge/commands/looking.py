@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,18 +14,14 @@ from merge.commands.coefficients import by_name
 from merge.commands.merging import known_methods
 from merge.commands.options import (
     Choices,
-    Drop,
     Json,
-    Keep,
-    Missing,
-    Names,
-    Rename,
     Section,
     Sections,
     inputs_of,
     policy_of,
     progress_bar,
 )
+from merge.commands.table import in_options
 
 if TYPE_CHECKING:
     from merge.methods import Method
@@ -119,7 +116,6 @@ def diff(
     first: Annotated[Path, typer.Argument(help="File or folder.")],
     second: Annotated[Path, typer.Argument(help="File or folder to compare with it.")],
     section: Sections = None,
-    rename: Rename = None,
     json_: Json = False,
 ) -> None:
     """Show how two checkpoints differ: names, shapes, and ||A - B|| / ||A|| and cosine by module.
@@ -127,10 +123,10 @@ def diff(
     \b
     unival-merge diff vqa.pt caption.pt
     """
-    from merge.recipe.inputs import open_inputs
+    from merge.checkpoint.open import open_checkpoint
 
-    inputs, _ = inputs_of([first, second], None, section, None, rename)
-    a, b = open_inputs(inputs)  # before torch is there: mistakes come fast
+    inputs, _ = inputs_of([first, second], None, section)
+    a, b = (open_checkpoint(item.path, item.section) for item in inputs)  # before torch is there: mistakes come fast
     from merge.tools.diagnose.difference import diff
 
     with progress_bar(inputs, "diff") as progress:
@@ -139,35 +135,31 @@ def diff(
 
 
 def doctor(
+    ctx: typer.Context,
     checkpoints: Annotated[list[Path], typer.Argument(metavar="CHECKPOINT", help="Files or folders to merge.")],
+    choices: Choices,
     base: Annotated[Path | None, typer.Option(help="The common ancestor, if you have it.")] = None,
-    name: Names = None,
-    section: Sections = None,
-    rename: Rename = None,
-    keep: Keep = None,
-    drop: Drop = None,
-    missing: Missing = "error",
     json_: Json = False,
 ) -> None:
     """Say whether checkpoints can be merged and whether it is likely to work. Exit code 0: yes, 1: no.
 
-    Every finding says what to do.
+    Every finding says what to do; the options are those of the merge to come.
 
     \b
     unival-merge doctor vqa.pt caption.pt --base pretrained.pt
     """
-    from merge.recipe.inputs import open_inputs
+    from merge.checkpoint.open import open_checkpoint
 
-    inputs, ancestor = inputs_of(checkpoints, name, section, base, rename)
-    policy = policy_of(Choices(keep=keep, drop=drop, missing=missing))
-    sources = [*inputs, *([ancestor] if ancestor else [])]
-    opened = open_inputs(sources)
-    first = opened.pop() if ancestor else None
+    inputs, ancestor = inputs_of(checkpoints, choices.name, choices.section, base)
+    policy = policy_of(choices)
+    opened = [open_checkpoint(item.path, item.section) for item in inputs]
+    first = None if ancestor is None else open_checkpoint(ancestor.path, ancestor.section)
     from merge.tools.diagnose.report import doctor as examine
 
-    with progress_bar(sources, "doctor") as progress:
+    with progress_bar([*inputs, *([ancestor] if ancestor else [])], "doctor") as progress:
         report = examine(opened, first, names=[item.name for item in inputs], policy=policy, progress=progress)
-    _print(report, json_)
+    told = [replace(item, advice=in_options(item.advice, ctx.command)) for item in report.findings]
+    _print(replace(report, findings=tuple(told)), json_)
     raise typer.Exit(report.exit_code)
 
 

@@ -5,11 +5,14 @@
 
 from __future__ import annotations
 
+import ast
 import gc
 import importlib
 import inspect
 import re
+import shlex
 import sys
+import warnings
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
@@ -20,6 +23,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from merge.commands.process import check_folder, ending_on_signals, explained, patient_streams
+from merge.errors import MergeWarning
 
 VERSIONS = ("unival-merge", "torch", "numpy", "safetensors", "xxhash", "tokenizers", "typer")
 METAVARS = {Path: "FILE", int: "N", float: "NUMBER", str: "TEXT"}
@@ -123,7 +127,10 @@ class Group(TyperGroup):
         What nobody foresaw is one line too, and its traceback is kept in a file.
         """
         try:
-            sys.exit(super().main(*args, **{**extra, "standalone_mode": False}) or 0)
+            with warnings.catch_warnings():
+                warnings.simplefilter("always", MergeWarning)
+                warnings.showwarning = self.tell
+                sys.exit(super().main(*args, **{**extra, "standalone_mode": False}) or 0)
         except self.errors as error:
             told, code = f"error: {in_options(str(error), self.at_hand)}", 2
         except USAGE as error:
@@ -136,6 +143,13 @@ class Group(TyperGroup):
             told, code = explained(error)
         typer.echo(printable(told), err=True)
         sys.exit(code)
+
+    def tell(self, message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+        """Print a warning of the library in one line on stderr, in options' words; others as Python does."""
+        if issubclass(category, MergeWarning):
+            typer.echo(printable(f"warning: {in_options(str(message), self.at_hand)}"), err=True)
+        else:
+            typer.echo(warnings.formatwarning(message, category, *place[:2]), err=True)
 
 
 def printable(text: str) -> str:
@@ -150,16 +164,26 @@ def printable(text: str) -> str:
 def in_options(text: str, command: Any) -> str:
     """An error of the library in one line and, where it speaks of arguments that are options here, in options' words.
 
-    "pass overwrite=True" is "pass --overwrite", "missing='union'" is "--missing union", "rank=..." is "--rank".
+    "pass overwrite=True" is "pass --overwrite", "missing='union'" is "--missing union", "rank=..." is "--rank", and
+    "keep=['a.*', 'b']" is "--keep 'a.*' --keep b".
     """
     options = {param.name.rstrip("_"): param.opts[0] for param in getattr(command, "params", ())}
     options |= {"slices": options["slice"]} if "slice" in options else {}  # several in Python, one by one here
 
     def option(match: re.Match[str]) -> str:
-        name, value = match[1], match[2].strip("'\"")
-        return match[0] if name not in options else options[name] + ("" if value in ("True", "...") else f" {value}")
+        name, value = match[1], match[2]
+        if name not in options:
+            return match[0]
+        if value in ("True", "..."):
+            return options[name]
+        try:
+            read: str | list[str] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            return match[0]
+        return " ".join(f"{options[name]} {shlex.quote(item)}" for item in ([read] if isinstance(read, str) else read))
 
-    return re.sub(r"(?<![\w.])([a-z_]+)=(True|\.{3}|'[^']*'|\"[^\"]*\")", option, " ".join(text.split()))
+    value = r"True|\.{3}|'[^']*'|\"[^\"]*\"|\[(?:'[^']*'(?:, )?|\"[^\"]*\"(?:, )?)+\]"
+    return re.sub(rf"(?<![\w.])([a-z_]+)=({value})", option, " ".join(text.split()))
 
 
 def _page(name: str, entry: Command) -> Any:

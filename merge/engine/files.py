@@ -18,13 +18,14 @@ from merge.checkpoint.digest import DEFAULT, Digest
 from merge.checkpoint.formats.format import DICTIONARY, Layout, path_of
 from merge.checkpoint.formats.tensors import Spec
 from merge.checkpoint.hub import recorded
-from merge.checkpoint.open import Checkpoint
+from merge.checkpoint.open import Checkpoint, open_checkpoint
 from merge.checkpoint.owned import CARD
 from merge.checkpoint.parts import with_parts
 from merge.checkpoint.save import lay_out, suffix_like
+from merge.checkpoint.scaled import dequantized
 from merge.errors import MergeError
+from merge.plan.findings import Finding, warn
 from merge.plan.units import Unit, by_name, dictionary, plan
-from merge.recipe.inputs import open_inputs
 from merge.recipe.json import read_recipe, to_json
 from merge.recipe.parameters import parameters_for
 from merge.recipe.recipe import Recipe
@@ -43,7 +44,6 @@ class Options:
         shard_size: largest shard in bytes; the output is then a folder.
         digest: "xxh3_128" (identity) or "sha256"; a recipe that holds digests is checked with its own.
         command: the command line to note in the recipe.
-        carry_nonfinite: accept infinite and NaN values that the inputs have, and refuse those that the merge makes.
         progress: called with the number of input bytes read since the last call.
     """
 
@@ -54,7 +54,6 @@ class Options:
     shard_size: int | None = None
     digest: str = DEFAULT
     command: str = ""
-    carry_nonfinite: bool = False
     progress: Callable[[int], object] | None = None
 
 
@@ -77,6 +76,7 @@ class Plan:
     units: Sequence[Unit]
     targets: Sequence[Target]
     options: Options
+    findings: Sequence[Finding] = ()
 
     def __repr__(self) -> str:
         count = "1 file" if len(self.targets) == 1 else f"{len(self.targets)} files"
@@ -164,11 +164,15 @@ def _checked(recipe: Recipe, outputs: Sequence[tuple[Recipe, Path]], options: Op
         raise MergeError(f"threads {options.threads}: must be 0 (as many as are useful) or more")
     if options.device != "cpu":
         _check_device(options.device)
-    checkpoints = open_inputs(recipe.sources)
+    checkpoints = [open_checkpoint(source.path, source.section) for source in recipe.sources]
     for _, path in outputs:
         _refuse_inputs(path, checkpoints)
-    labels = [source.name for source in recipe.sources]
-    units = plan(checkpoints, labels, recipe.policy, has_base=recipe.base is not None)
+    if recipe.policy.dequantize:
+        checkpoints = [dequantized(checkpoint) for checkpoint in checkpoints]
+    labels, found = [source.name for source in recipe.sources], list[Finding]()
+    units = plan(checkpoints, labels, recipe.policy, has_base=recipe.base is not None, told=found.append)
+    for finding in found:
+        warn(finding)
     parameters = [parameters_for(item, units) for item, _ in outputs]
     first, tokens = checkpoints[0], dictionary(checkpoints, labels, units)
     specs = {name: Spec(unit.element, unit.shape, unit.name) for name, unit in by_name(units, checkpoints).items()}
@@ -184,7 +188,7 @@ def _checked(recipe: Recipe, outputs: Sequence[tuple[Recipe, Path]], options: Op
             path, specs, like=like, others=checkpoints[1:], metadata=metadata, shard_size=options.shard_size
         )
         targets.append(Target(item, values, path, layout))
-    return Plan(recipe, checkpoints, units, targets, options)
+    return Plan(recipe, checkpoints, units, targets, options, found)
 
 
 def _check_device(device: str) -> None:
@@ -219,7 +223,7 @@ def identity(recipe: Recipe, algorithm: str, digests: Sequence[str] | None) -> s
 
 
 def record(
-    target: Target, options: Options, digests: Sequence[str], digest: str, nonfinite: Mapping[str, int]
+    target: Target, plan: Plan, digests: Sequence[str], digest: str, nonfinite: Mapping[str, int]
 ) -> dict[str, Any]:
     """Give what `.recipe.json` holds: the recipe with its inputs' digests, the output's, and where it came from."""
     import torch
@@ -232,8 +236,10 @@ def record(
     }
     if target.layout.folder:
         output["files"] = [*target.layout.names, *([CARD] if target.layout.card else [])]
+    if plan.findings:  # what the merge was warned of
+        output["findings"] = [{"code": item.code, "text": str(item)} for item in plan.findings]
     provenance = {
-        "command": options.command,
+        "command": plan.options.command,
         "unival-merge": VERSION,
         "torch": torch.__version__,
         "python": platform.python_version(),
@@ -249,5 +255,5 @@ def _traced(recipe: Recipe, digests: Sequence[str]) -> dict[str, Any]:
     return data
 
 
-def _sources(data: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _sources(data: Mapping[str, Any]) -> list[dict[str, str]]:
     return [*([data["base"]] if data["base"] else []), *data["inputs"]]

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from merge.checkpoint.scaled import dequantized
 from merge.checkpoint.source import Source, StateDict, opened, opened_all
 from merge.engine.kernel import computing_dtype, merged, refuse_nonfinite
 from merge.engine.memory import Sources, unplaced_recipe
@@ -59,6 +60,8 @@ class LivePath:
         self._model = model
         self._targets = self._tensors()
         sources = [*([] if base is None else [opened(base, name="base")]), *named.values()]
+        if self._recipe.policy.dequantize:
+            sources = [dequantized(source) for source in sources]
         labels = [item.name for item in self._recipe.sources]
         self._units = plan(sources, labels, self._recipe.policy, has_base=base is not None)
         self._check_targets(sources)

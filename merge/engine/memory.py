@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from merge.checkpoint.scaled import dequantized
 from merge.checkpoint.source import Source, opened, opened_all
 from merge.engine.kernel import merged, refuse_nonfinite
 from merge.plan.policy import Policy, policy_of
@@ -36,6 +37,8 @@ def merge_with(
     ancestor = [] if base is None else [opened(base, name="base")]
     recipe = unplaced_recipe(method, list(named), base is not None, policy, parameters)
     sources = [*ancestor, *named.values()]
+    if recipe.policy.dequantize:
+        sources = [dequantized(source) for source in sources]
     units = plan(sources, [item.name for item in recipe.sources], recipe.policy, has_base=base is not None)
     chosen, resolved = method_named(method), parameters_for(recipe, units)
     result: dict[str, Tensor] = {}

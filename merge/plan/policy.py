@@ -65,6 +65,9 @@ class Policy:
         batchnorm: "average" (statistics are merged like weights) or "from:<input name>".
         allow_nonfinite: accept infinities and NaNs in the result.
         extrapolate: accept coefficients outside [0, 1].
+        accept: codes of findings (`merge.plan.findings.FINDINGS`) that would refuse the merge, or warn, and shall not.
+        dequantize: take 8-bit floats with scales beside them as the weights that they stand for; the result of these is
+            bfloat16 (or `dtype`), and the scales are gone.
     """
 
     keep: tuple[str, ...] = ()
@@ -78,14 +81,17 @@ class Policy:
     batchnorm: str = "average"
     allow_nonfinite: bool = False
     extrapolate: bool = False
+    accept: tuple[str, ...] = ()
+    dequantize: bool = False
 
     def __post_init__(self) -> None:
         """Read one glob as a list of one and a dtype as its name. Raises MergeError for other types."""
-        for name in ("keep", "drop", "pick", "slices"):
+        for name in ("keep", "drop", "pick", "slices", "accept"):
             given: Any = getattr(self, name)
             globs: Any = (given,) if isinstance(given, str) else given
             if not isinstance(globs, (tuple, list)) or not all(isinstance(item, str) for item in globs):
-                raise MergeError(f"{name}={given!r}: must be a glob or a list of globs, as ['head.*']")
+                form = "a code or a list of codes" if name == "accept" else "a glob or a list of globs, as ['head.*']"
+                raise MergeError(f"{name}={given!r}: must be {form}")
             object.__setattr__(self, name, tuple(globs))
         for name in ("dtype", "compute_dtype"):
             given = getattr(self, name)

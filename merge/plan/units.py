@@ -8,12 +8,14 @@ and the live model all follow the same units.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from merge.checkpoint.formats.elements import Element
-from merge.checkpoint.open import SHOWN, Checkpoint, specs
+from merge.checkpoint.formats.format import Specs
+from merge.checkpoint.open import SHOWN, Checkpoint
+from merge.checkpoint.scaled import stated
 from merge.checkpoint.source import StateDict
 from merge.errors import MergeError
 from merge.plan.checks import (
@@ -28,8 +30,11 @@ from merge.plan.checks import (
     rows_of,
     rows_policy,
 )
+from merge.plan.findings import Facts, Finding, accepted, examine, refuse, warn
+from merge.plan.findings.indices import index_origins
 from merge.plan.policy import (
     NOBODY,
+    Origin,
     Policy,
     check_policy,
     dtype_named,
@@ -82,18 +87,28 @@ class Unit:
 
 
 def plan(
-    inputs: Sequence[StateDict], labels: Sequence[str], policy: Policy | None = None, *, has_base: bool = False
+    inputs: Sequence[StateDict],
+    labels: Sequence[str],
+    policy: Policy | None = None,
+    *,
+    has_base: bool = False,
+    told: Callable[[Finding], object] | None = None,
 ) -> list[Unit]:
     """Give one unit per tensor of the result, in the order of the first input.
 
-    `labels` name the inputs in messages; with `has_base` the first is the others' ancestor. Raises MergeError listing
-    every difference in names, shapes and dtypes and every integer conflict, with the choices that resolve them.
+    `labels` name the inputs in messages; with `has_base` the first is the others' ancestor. `told` is called with every
+    finding that warns and is not accepted; by default it is a `MergeWarning`. Raises MergeError for findings that
+    refuse and are not accepted, and then listing every difference in names, shapes and dtypes and every integer
+    conflict, with the choices that resolve them.
     """
     policy = policy_of(policy)
     check_policy(policy, has_base)
-    described = [specs(tensors) for tensors in inputs]
+    accepted(policy.accept)
+    described = [stated(tensors) for tensors in inputs]
     statistics_from = statistics_source(policy.batchnorm, labels)
-    decided = origins(described, labels, policy)
+    decided = decisions(inputs, described, labels, policy)
+    found = examine(Facts(labels, described, policy, has_base, inputs, decided))
+    refuse(found, policy.accept)
     every = dict.fromkeys(name for tensors in described for name in tensors)
     names = [name for name in every if name not in decided or decided[name].index != NOBODY]
     slices = read_slices(policy, labels, names)
@@ -118,7 +133,21 @@ def plan(
         more = f"; and {len(problems) - SHOWN} more problems" if len(problems) > SHOWN else ""
         raise MergeError("; ".join(problems[:SHOWN]) + more)
     dictionary(inputs, labels, units)
+    for finding in found:
+        if finding.severity == "warn" and finding.code not in policy.accept:
+            (told or warn)(finding)
     return units
+
+
+def decisions(
+    inputs: Sequence[StateDict], described: Sequence[Specs], labels: Sequence[str], policy: Policy
+) -> dict[str, Origin]:
+    """Give the names that one input alone decides: as the policy says, codebooks, indices that are equal.
+
+    Raises MergeError for rules of the policy that decide nothing.
+    """
+    decided = origins(described, labels, policy)
+    return {**decided, **index_origins(inputs, described, decided, everywhere=policy.missing == "error")}
 
 
 def by_name(units: Sequence[Unit], inputs: Sequence[StateDict]) -> dict[str, Unit]:

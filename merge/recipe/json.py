@@ -24,7 +24,13 @@ _KEYS = ("format", "method", "inputs", "base", "parameters", "policy", "output",
 def to_json(recipe: Recipe) -> dict[str, Any]:
     """Give a recipe as plain JSON data."""
     policy = recipe.policy
-    rare = {"pick": list(policy.pick), "slices": list(policy.slices), "vocab_rows": policy.vocab_rows}
+    rare = {
+        "pick": list(policy.pick),
+        "slices": list(policy.slices),
+        "vocab_rows": policy.vocab_rows,
+        "accept": list(policy.accept),
+        "dequantize": policy.dequantize,
+    }
     return {
         "format": FORMAT,
         "method": recipe.method,
@@ -44,14 +50,13 @@ def to_json(recipe: Recipe) -> dict[str, Any]:
             "extrapolate": policy.extrapolate,
             # Choices that came later and that few merges make are noted where they are made: older files have the same
             # bytes when they are made again.
-            **{key: value for key, value in rare.items() if value not in ([], "error")},
+            **{key: value for key, value in rare.items() if value not in ([], "error", False)},
         },
     }
 
 
-def _input_json(item: Input) -> dict[str, Any]:
-    data = {"name": item.name, "path": str(item.path), "section": item.section, "digest": item.digest}
-    return data | ({"rename": list(item.rename)} if item.rename else {})
+def _input_json(item: Input) -> dict[str, str]:
+    return {"name": item.name, "path": str(item.path), "section": item.section, "digest": item.digest}
 
 
 def from_json(data: Any, folder: Path = Path()) -> Recipe:
@@ -96,12 +101,10 @@ def read_recipe(path: str | Path) -> Recipe:
 
 
 def _input(data: Mapping[str, Any], folder: Path) -> Input:
-    _check_keys(data, ("name", "path", "section", "digest", "rename"), "an input")
+    _check_keys(data, ("name", "path", "section", "digest"), "an input")
     path = joined(folder, _kind("path", data["path"], str))
     texts = {key: _kind(key, data[key], str) for key in ("name", "section", "digest") if key in data}
-    rules = tuple(_kind("rename", rule, str) for rule in _kind("rename", data.get("rename", []), list))
-    name, section = texts.get("name") or path.stem, texts.get("section", "auto")
-    return Input(name, path, section, texts.get("digest", ""), rules)
+    return Input(texts.get("name") or path.stem, path, texts.get("section", "auto"), texts.get("digest", ""))
 
 
 def _policy(data: Mapping[str, Any]) -> Policy:
@@ -109,7 +112,7 @@ def _policy(data: Mapping[str, Any]) -> Policy:
     _check_keys(data, vars(defaults), "a policy")
     values = dict(data)
     for key, value in data.items():
-        if key in ("keep", "drop", "pick", "slices"):
+        if key in ("keep", "drop", "pick", "slices", "accept"):
             _kind(key, value, list)
             values[key] = tuple(_kind(key, item, str) for item in value)
         elif key in ("dtype", "compute_dtype"):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from merge.checkpoint.scaled import dequantized
 from merge.checkpoint.source import Source, opened
 from merge.engine.kernel import nonfinite, to_compute
 from merge.errors import MergeError
@@ -44,6 +45,8 @@ class TaskVector:
         """
         policy = Policy(compute_dtype=torch.float64) if policy is None else policy
         ends = opened(base, name="base"), opened(expert, name="expert")
+        if policy.dequantize:
+            ends = dequantized(ends[0]), dequantized(ends[1])
         method = method_named("task-arithmetic")
         vectors: dict[str, Tensor] = {}
         for unit in plan(ends, ["base", "expert"], policy, has_base=True):

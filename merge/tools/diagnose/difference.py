@@ -8,10 +8,11 @@ from typing import Any
 
 from merge.checkpoint.open import specs
 from merge.checkpoint.source import Source, opened
+from merge.plan.findings.kinds import counted
 from merge.plan.policy import dtype_name
 from merge.tools.diagnose.measure import Measured, Progress, measure_all, pooled
 from merge.tools.diagnose.sources import labels_for
-from merge.tools.diagnose.tables import Shown, counted, module_of, number, part, table
+from merge.tools.diagnose.tables import Shown, module_of, number, part, table
 
 
 @dataclass(frozen=True)

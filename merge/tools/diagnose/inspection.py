@@ -14,9 +14,10 @@ from merge.checkpoint.open import Checkpoint, find_checkpoint
 from merge.checkpoint.owned import recipe_path
 from merge.errors import MergeError
 from merge.plan.checks import COUNTER
+from merge.plan.findings.kinds import counted
 from merge.recipe.json import read_recipe
 from merge.recipe.shares import describe
-from merge.tools.diagnose.tables import Shown, amount, counted, module_of, part, size, table
+from merge.tools.diagnose.tables import Shown, amount, module_of, part, size, table
 
 TEXT = 60  # characters of a metadata value that are shown
 

@@ -16,6 +16,8 @@ from merge.checkpoint.open import specs
 from merge.engine.stream import BLOCK
 
 Progress = Callable[[int], object]
+# A tensor with as many elements has cosines to chance partners of 1 / sqrt(1024) = 0.03.
+LARGE = 1024
 MIN_ROWS = 8  # fewer row norms say nothing about a permutation
 
 
@@ -169,6 +171,11 @@ def measure(tensors: Sequence[Tensor], *, base: bool = False) -> Measured:
         tuple(single.constant for single in singles),
         {(i, j): double.contrast(singles[i], singles[j], len(shape) > 1) for (i, j), double in doubles.items()},
     )
+
+
+def is_large_matrix(shape: Sequence[int]) -> bool:
+    """Whether cosines of tensors of this shape tell related weights from unrelated ones."""
+    return len(shape) > 1 and math.prod(shape) >= LARGE
 
 
 def _matrix(tensor: Tensor) -> Tensor:

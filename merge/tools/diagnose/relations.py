@@ -17,9 +17,10 @@ import statistics
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from merge.tools.diagnose.findings import Case, Finding, chosen, is_large_matrix
-from merge.tools.diagnose.measure import Contrast, Measured, pooled
-from merge.tools.diagnose.tables import counted, listed
+from merge.plan.findings import Facts, Finding, finding
+from merge.plan.findings.kinds import chosen, counted, listed
+from merge.plan.units import BATCHNORM
+from merge.tools.diagnose.measure import Contrast, Measured, is_large_matrix, pooled
 
 # Between weights trained apart and the farthest descendants of one ancestor in the trial above.
 UNRELATED = 0.2
@@ -73,6 +74,7 @@ class Relation:
     """A pair with the matrices that it is judged by; those without a small angle are apart, permuted or negated.
 
     `task_ratio` is the norm of the second's difference from the base over that of the first's, in these matrices.
+    `throughout` says whether the two are of one architecture and nearly all tensors of one are larger, vectors too.
     """
 
     pair: Pair
@@ -82,6 +84,7 @@ class Relation:
     permuted: tuple[str, ...]
     negated: tuple[str, ...]
     task_ratio: float | None
+    throughout: bool
 
     @property
     def unrelated(self) -> bool:
@@ -90,9 +93,12 @@ class Relation:
 
     @property
     def smaller(self) -> str:
-        """Which of the two is too small, and points too far from the other, to descend from it; "" where none is."""
+        """Which of the two is too small, and points too far from the other, to descend from it; "" where none is.
+
+        A model of another architecture or training may be as small in its matrices; it is not in all else.
+        """
         scale = self.pair.scale or 1.0
-        if 1 / SCALED <= scale <= SCALED or abs(self.pair.cosine or 0) > FAR_APART:
+        if not self.throughout or 1 / SCALED <= scale <= SCALED or abs(self.pair.cosine or 0) > FAR_APART:
             return ""
         return self.pair.second if scale < 1 else self.pair.first
 
@@ -108,13 +114,13 @@ class Relation:
         return [name for name, ratio in related.items() if not 1 / SCALED <= ratio <= SCALED]
 
 
-def relate_all(case: Case, measured: Mapping[str, Measured]) -> list[Relation]:
+def relate_all(facts: Facts, measured: Mapping[str, Measured]) -> list[Relation]:
     """Every pair of checkpoints."""
     floating = {name: item for name, item in measured.items() if item.floating}
-    return [_relate(case, floating, pair) for pair in itertools.combinations(range(len(case.labels)), 2)]
+    return [_relate(facts, floating, pair) for pair in itertools.combinations(range(len(facts.labels)), 2)]
 
 
-def _relate(case: Case, measured: Mapping[str, Measured], pair: tuple[int, int]) -> Relation:
+def _relate(facts: Facts, measured: Mapping[str, Measured], pair: tuple[int, int]) -> Relation:
     everything = [item.contrasts[pair] for item in measured.values()]
     finite = [item.contrasts[pair] for item in measured.values() if item.finite]
     matrices = {name: item.contrasts[pair] for name, item in measured.items() if _telling(item, pair)}
@@ -124,8 +130,8 @@ def _relate(case: Case, measured: Mapping[str, Measured], pair: tuple[int, int])
     permuted = tuple(name for name in low if _is_permuted(matrices[name]))
     total = pooled(finite)
     evidence = Pair(
-        case.labels[pair[0]],
-        case.labels[pair[1]],
+        facts.labels[pair[0]],
+        facts.labels[pair[1]],
         len(everything),
         sum(contrast.equal for contrast in everything),
         len(matrices),
@@ -138,7 +144,23 @@ def _relate(case: Case, measured: Mapping[str, Measured], pair: tuple[int, int])
     apart = tuple(name for name in low if not _is_permuted(matrices[name]))
     moved = pooled(matrices.values())
     ratio = math.sqrt(moved.task_second / moved.task_first) if moved.task_first > 0 else None
-    return Relation(evidence, case.has_base and pair[0] == 0, matrices, apart, permuted, negated, ratio)
+    based = facts.has_base and pair[0] == 0
+    throughout = _throughout(facts, {k: v for k, v in measured.items() if v.finite}, pair)
+    return Relation(evidence, based, matrices, apart, permuted, negated, ratio, throughout)
+
+
+def _throughout(facts: Facts, measured: Mapping[str, Measured], pair: tuple[int, int]) -> bool:
+    """Whether two have the same names and most of their tensors' norms differ by a factor, all the same way."""
+    mine, theirs = (facts.specs[index] for index in pair)
+    shared = sum(name in theirs and theirs[name].shape == spec.shape for name, spec in mine.items())
+    if 10 * shared < 9 * max(len(mine), len(theirs)):
+        return False
+    norms = [item.contrasts[pair] for name, item in measured.items() if not name.endswith(BATCHNORM)]
+    ratios = [item.norm_ratio for item in norms if item.first > 0 and item.second > 0]
+    large, small = (
+        sum(r is not None and (r > SCALED if up else r < 1 / SCALED) for r in ratios) for up in (True, False)
+    )
+    return 10 * max(large, small) >= 8 * len(ratios)
 
 
 def _telling(item: Measured, pair: tuple[int, int]) -> bool:
@@ -159,14 +181,19 @@ def _median(values: Sequence[float | None]) -> float | None:
 # -- findings ---------------------------------------------------------------------------------------------------------
 
 
-def relation_findings(case: Case, relations: Sequence[Relation]) -> list[Finding]:
+def relation_findings(facts: Facts, relations: Sequence[Relation]) -> list[Finding]:
     """What the pairs tell, one finding of a kind. Pairs that are one and the same are told as such and left there."""
     distinct = [relation for relation in relations if not relation.pair.twins]
     strange = differences(relations)
     found = [*_twins(relations), _differences(distinct, strange)]
     distinct = [relation for relation in distinct if not {relation.pair.first, relation.pair.second} & strange]
     found += [_unrelated(distinct), _negated(distinct), _permuted(distinct)]
-    found += [_parts_apart(case, distinct), _rescaled(case, distinct), _far(case, distinct), *_task_vectors(distinct)]
+    found += [
+        _parts_apart(facts, distinct),
+        _rescaled(facts, distinct),
+        _far(facts, distinct),
+        *_task_vectors(distinct),
+    ]
     return [finding for finding in found if finding is not None]
 
 
@@ -175,13 +202,11 @@ def _twins(relations: Sequence[Relation]) -> list[Finding]:
     untrained = [relation.pair.second for relation in relations if relation.with_base and relation.pair.twins]
     if untrained:
         seen = f"{' and '.join(untrained)} equal{'s' * (len(untrained) == 1)} the base in all tensors"
-        found.append(
-            Finding("warning", "equal to the base", seen, "leave out what was never finetuned; is it the right file?")
-        )
+        found.append(finding("equal-to-base", seen, "leave out what was never finetuned; is it the right file?"))
     same = [r for r in relations if r.pair.twins and not r.with_base and r.pair.second not in untrained]
     if same:
         seen = "; ".join(f"{relation.label} are equal in all {relation.pair.tensors} tensors" for relation in same)
-        found.append(Finding("warning", "equal inputs", seen, "one of them is enough; is it the right file?"))
+        found.append(finding("equal-inputs", seen, "one of them is enough; is it the right file?"))
     return found
 
 
@@ -197,7 +222,7 @@ def _unrelated(relations: Sequence[Relation]) -> Finding | None:
         "weights trained apart do not average (nor do those whose units were put into another order): merge "
         "checkpoints finetuned from one ancestor"
     )
-    return Finding("warning", "unrelated weights", seen + f" (finetuned from one ancestor: above {UNRELATED})", advice)
+    return finding("unrelated-weights", seen + f" (finetuned from one ancestor: above {UNRELATED})", advice)
 
 
 def differences(relations: Sequence[Relation]) -> set[str]:
@@ -218,7 +243,7 @@ def _differences(relations: Sequence[Relation], strange: Collection[str]) -> Fin
         for label, r in bad.items()
     )
     advice = "is it a task vector, expert - base? add it to its base first: merge.TaskVector(vector).apply(base)"
-    return Finding("warning", "a difference, not weights", seen, advice)
+    return finding("a-difference", seen, advice)
 
 
 def _negated(relations: Sequence[Relation]) -> Finding | None:
@@ -234,7 +259,7 @@ def _negated(relations: Sequence[Relation]) -> Finding | None:
         "to forget a task, subtract its task vector from the base, not its weights: task-arithmetic with a negative "
         "weight"
     )
-    return Finding("warning", "negated weights", seen, advice, _union(relation.negated for relation in bad))
+    return finding("negated-weights", seen, advice, _union(relation.negated for relation in bad))
 
 
 def _permuted(relations: Sequence[Relation]) -> Finding | None:
@@ -250,10 +275,10 @@ def _permuted(relations: Sequence[Relation]) -> Finding | None:
         "put the units of one into the order of the other first (arXiv 2209.04836; UnIVAL models: unival-merge align, "
         "others: merge.tools.align), or convert both the same way"
     )
-    return Finding("warning", "permuted units", seen, advice, _union(relation.permuted for relation in bad))
+    return finding("permuted-units", seen, advice, _union(relation.permuted for relation in bad))
 
 
-def _parts_apart(case: Case, relations: Sequence[Relation]) -> Finding | None:
+def _parts_apart(facts: Facts, relations: Sequence[Relation]) -> Finding | None:
     """Single matrices without a common past. Beside permuted ones they are those of the neighbouring layers."""
     bad = [relation for relation in relations if relation.apart and not (relation.unrelated or relation.permuted)]
     if not bad:
@@ -264,11 +289,11 @@ def _parts_apart(case: Case, relations: Sequence[Relation]) -> Finding | None:
         f"{listed([f'{name} {r.matrices[name].cosine or 0:.2f}' for name in r.apart])}"
         for r in bad
     )
-    advice = f"these look initialised anew: leave those of one input with {chosen('--keep', names, case.wanted)}"
-    return Finding("warning", "parts unrelated", seen, advice, names)
+    advice = f"these look initialised anew: leave those of one input with {chosen('keep', names, facts.wanted)}"
+    return finding("parts-unrelated", seen, advice, names)
 
 
-def _rescaled(case: Case, relations: Sequence[Relation]) -> Finding | None:
+def _rescaled(facts: Facts, relations: Sequence[Relation]) -> Finding | None:
     bad = {relation.label: relation for relation in relations if relation.rescaled}
     if not bad:
         return None
@@ -279,15 +304,15 @@ def _rescaled(case: Case, relations: Sequence[Relation]) -> Finding | None:
         for label, r in bad.items()
     )
     advice = (
-        f"was a scale folded into one of them? undo it, or leave these out with {chosen('--keep', names, case.wanted)}"
+        f"was a scale folded into one of them? undo it, or leave these out with {chosen('keep', names, facts.wanted)}"
     )
-    return Finding("warning", "scales differ", seen, advice, names)
+    return finding("scales-differ", seen, advice, names)
 
 
-def _far(case: Case, relations: Sequence[Relation]) -> Finding | None:
+def _far(facts: Facts, relations: Sequence[Relation]) -> Finding | None:
     """Related, but farther than finetuning goes: from the base where there is one, else from each other."""
     related = [r for r in relations if not (r.unrelated or r.permuted or r.negated or _median_rescaled(r))]
-    if case.has_base:
+    if facts.has_base:
         bad = [r for r in related if r.with_base and (r.pair.distance or 0) > FAR]
         seen = [
             f"{r.pair.second} is {r.pair.distance:.2f} times the base's norm away from it (bound {FAR:g})" for r in bad
@@ -296,7 +321,7 @@ def _far(case: Case, relations: Sequence[Relation]) -> Finding | None:
         bad = [r for r in related if r.pair.cosine is not None and r.pair.cosine < FAR_APART]
         seen = [f"{r.label}: median cosine {r.pair.cosine:.2f} (bound {FAR_APART:.2f})" for r in bad]
     advice = "the middle may fall behind both ends: finetune with fewer steps or a lower rate, or stay near an end"
-    return Finding("warning", "far apart", "; ".join(seen), advice) if bad else None
+    return finding("far-apart", "; ".join(seen), advice) if bad else None
 
 
 def _median_rescaled(relation: Relation) -> bool:
@@ -313,10 +338,10 @@ def _task_vectors(relations: Sequence[Relation]) -> list[Finding]:
     found: list[Finding] = []
     if same:
         advice = "they learned the same: average them, since a sum of task vectors counts it twice"
-        found.append(Finding("note", "task vectors agree", "; ".join(same), advice))
+        found.append(finding("task-vectors-agree", "; ".join(same), advice))
     if opposed:
         advice = "what one adds the other removes: choose one, or a share near an end"
-        found.append(Finding("warning", "task vectors opposed", "; ".join(opposed), advice))
+        found.append(finding("task-vectors-opposed", "; ".join(opposed), advice))
     return [*found, *_unlike(relations, experts)]
 
 
@@ -337,7 +362,7 @@ def _unlike(relations: Sequence[Relation], experts: Sequence[Relation]) -> list[
         "an average is all but the longer one's: was its learning rate too high, or the other hardly trained? Give the "
         "shorter a larger share or scale"
     )
-    return [Finding("warning", "task vectors of unlike size", "; ".join(seen), advice)] if seen else []
+    return [finding("task-vectors-unlike", "; ".join(seen), advice)] if seen else []
 
 
 def _union(parts: Iterable[Iterable[str]]) -> tuple[str, ...]:

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from merge.checkpoint.open import specs
+from merge.checkpoint.scaled import dequantized, stated
 from merge.checkpoint.source import Source, opened
 from merge.errors import MergeError
 from merge.plan.checks import COUNTER
-from merge.plan.policy import Policy, matches, policy_of
-from merge.plan.units import plan
-from merge.tools.diagnose.findings import Case, Finding, header_findings
+from merge.plan.findings import ORDER, Facts, Finding, accepted, examine
+from merge.plan.policy import Policy, policy_of
+from merge.plan.units import decisions, plan
 from merge.tools.diagnose.measure import Progress, measure_all
 from merge.tools.diagnose.relations import Pair, differences, relate_all, relation_findings
 from merge.tools.diagnose.sources import BASE, labels_for
+from merge.tools.diagnose.structure import structure_findings
 from merge.tools.diagnose.tables import Shown, number, table
 from merge.tools.diagnose.values import value_findings
-
-ORDER = {"error": 0, "warning": 1, "note": 2}
 
 
 @dataclass(frozen=True, repr=False)
@@ -33,18 +32,18 @@ class Report(Shown):
     @property
     def verdict(self) -> str:
         """ "can be merged", "can be merged, but: ..." or "cannot be merged: ..."."""
-        errors, warnings = (
-            ", ".join(dict.fromkeys(finding.title for finding in self.findings if finding.severity == severity))
-            for severity in ("error", "warning")
+        refused, warnings = (
+            ", ".join(dict.fromkeys(finding.code for finding in self.findings if finding.severity == severity))
+            for severity in ("refuse", "warn")
         )
-        if errors:
-            return f"cannot be merged: {errors}"
+        if refused:
+            return f"cannot be merged: {refused}"
         return f"can be merged, but: {warnings}" if warnings else "can be merged"
 
     @property
     def exit_code(self) -> int:
-        """1 where the checkpoints cannot be merged, else 0."""
-        return int(any(finding.severity == "error" for finding in self.findings))
+        """1 where a merge would be refused, else 0."""
+        return int(any(finding.severity == "refuse" for finding in self.findings))
 
     def __repr__(self) -> str:
         return f"<Report on {', '.join(self.labels)}: {self.verdict}>"
@@ -71,12 +70,13 @@ def doctor(
     """Examine checkpoints (paths, open checkpoints or state dicts) before a merge.
 
     Weights are read once, in bounded memory; the report is the same whatever the number of threads. `policy` is that
-    of the merge to come: what it keeps or drops is not examined. `progress` is called with the bytes read.
+    of the merge to come: what it keeps or drops is not examined, what it accepts is a note. `progress` is called with
+    the bytes read.
 
         >>> import torch
         >>> same = {"w": torch.zeros(2)}
         >>> doctor([same, same], names=["vqa", "caption"]).verdict
-        'can be merged, but: equal inputs'
+        'can be merged, but: equal-inputs'
 
     Raises MergeError for a file that cannot be opened, fewer than two checkpoints, and a policy that does not fit them.
     """
@@ -85,25 +85,32 @@ def doctor(
         raise MergeError(f"{len(sources)} checkpoint was given; two are needed, or one and its base")
     labels = (*([] if base is None else [BASE]), *labels_for(checkpoints, names))
     policy = policy_of(policy)
-    described = tuple({k: v for k, v in specs(source).items() if not matches(k, policy.drop)} for source in sources)
-    case = Case(labels, described, policy, base is not None)
-    alike = [name for name in case.common if len({spec[name].shape for spec in case.specs}) == 1]
-    measured = measure_all(sources, alike, base=case.has_base, progress=progress)
+    accepted(policy.accept)
+    if policy.dequantize:
+        sources = [dequantized(source) for source in sources]
+    described = tuple(stated(source) for source in sources)
+    facts = Facts(labels, described, policy, base is not None, sources, decisions(sources, described, labels, policy))
+    headers = examine(facts)
+    codes = {name for item in headers if item.code in ("scaled-weights", "no-arithmetic") for name in item.tensors}
+    alike = [name for name in facts.common if name not in codes and len({spec[name].shape for spec in described}) == 1]
+    measured = measure_all(sources, alike, base=facts.has_base, progress=progress)
     differing = [
         name
         for name, item in measured.items()
         if not (item.floating or name.endswith(COUNTER) or all(c.equal for c in item.contrasts.values()))
-        and len({spec[name].dtype for spec in case.specs}) == 1
+        and len({spec[name].element for spec in described}) == 1
     ]
-    relations = relate_all(case, measured)
+    relations = relate_all(facts, measured)
     found = [
-        *header_findings(case, differing),
-        *value_findings(case, measured, sources, weights=not differences(relations)),
-        *relation_findings(case, relations),
+        *headers,
+        *structure_findings(facts, differing, headers),
+        *value_findings(facts, measured, sources, weights=not differences(relations)),
+        *relation_findings(facts, relations),
     ]
-    if not any(finding.severity == "error" for finding in found):
+    found = [replace(item, severity="note") if item.code in policy.accept else item for item in found]
+    if not any(finding.severity == "refuse" for finding in found):
         # The engine's own plan has the last word: what it refuses, no report may call mergeable.
-        plan(sources, case.labels, case.policy, has_base=case.has_base)
+        plan(sources, labels, policy, has_base=facts.has_base, told=lambda _: None)
     found.sort(key=lambda finding: ORDER[finding.severity])
     return Report(labels, tuple(found), tuple(relation.pair for relation in relations if relation.pair.tensors))
 
@@ -112,7 +119,7 @@ def doctor(
 
 
 def _finding_lines(finding: Finding) -> list[str]:
-    return [f"{finding.severity}: {finding.title}: {finding.seen}", f"    -> {finding.advice}"]
+    return [f"{finding.severity}: {finding.code}: {finding.text}", f"    -> {finding.advice}"]
 
 
 def _pair_lines(pairs: Sequence[Pair]) -> list[str]:

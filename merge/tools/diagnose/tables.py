@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import html
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
-
-SHOWN = 5
+from collections.abc import Sequence
 
 
 class Shown(ABC):
@@ -62,17 +60,6 @@ def _scaled(count: int, units: Sequence[tuple[str, int]], small: str) -> str:
 def number(value: float | None, digits: int = 4) -> str:
     """A measured number, "-" where it is undefined."""
     return "-" if value is None else f"{value:.{digits}f}"
-
-
-def listed(names: Collection[str], shown: int = SHOWN) -> str:
-    """The first few names and how many more there are."""
-    more = len(names) - shown
-    return ", ".join(list(names)[:shown]) + (f" and {more} more" if more > 0 else "")
-
-
-def counted(count: int, one: str, many: str = "") -> str:
-    """`1 tensor`, `1,667 tensors`, `2 matrices`."""
-    return f"{count:,} {one if count == 1 else many or one + 's'}"
 
 
 def module_of(name: str) -> str:

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from merge.plan.findings import Facts, Finding, finding
+from merge.plan.findings.kinds import chosen, counted, listed
 from merge.plan.policy import dtype_name
-from merge.tools.diagnose.findings import LARGE, Case, Finding, Severity, is_large_matrix
-from merge.tools.diagnose.measure import Measured
-from merge.tools.diagnose.tables import counted, listed
+from merge.tools.diagnose.measure import LARGE, Measured, is_large_matrix
 
 MEAN, VARIANCE = "running_mean", "running_var"
 # Statistics are far apart where channels lie half a standard deviation from each other (root mean square), or where
@@ -22,48 +22,49 @@ SHORTER = (torch.bfloat16, torch.float16)
 
 
 def value_findings(
-    case: Case, measured: Mapping[str, Measured], sources: Sequence[Mapping[str, Tensor]], *, weights: bool = True
+    facts: Facts, measured: Mapping[str, Measured], sources: Sequence[Mapping[str, Tensor]], *, weights: bool = True
 ) -> list[Finding]:
     """What the tensors themselves tell; where not all are `weights`, BatchNorm statistics are not compared."""
     return [
-        *_nonfinite(case, measured),
-        *_constant(case, measured),
-        *(_batchnorm(case, measured, sources) if weights else []),
-        *_rounded(case, measured, sources),
+        *_nonfinite(facts, measured),
+        *_constant(facts, measured),
+        *(_batchnorm(facts, measured, sources) if weights else []),
+        *_rounded(facts, measured, sources),
         *_frozen(measured),
     ]
 
 
-def _nonfinite(case: Case, measured: Mapping[str, Measured]) -> list[Finding]:
+def _nonfinite(facts: Facts, measured: Mapping[str, Measured]) -> list[Finding]:
     bad = {name: item.nonfinite for name, item in measured.items() if not item.finite}
     if not bad:
         return []
     parts: list[str] = []
-    for index, label in enumerate(case.labels):
+    for index, label in enumerate(facts.labels):
         here = [f"{name} ({counts[index]:,})" for name, counts in bad.items() if counts[index]]
         if here:
             parts.append(f"{label} has infinite or NaN values in {counted(len(here), 'tensor')}: {listed(here)}")
-    severity = "warning" if case.policy.allow_nonfinite else "error"
-    advice = "take an earlier checkpoint; --allow-nonfinite would carry them into every merge"
-    return [Finding(severity, "non-finite values", "; ".join(parts), advice, tuple(bad))]
+    allowed = facts.policy.allow_nonfinite
+    carried = "allow_nonfinite=True carries them into every merge"
+    advice = f"take an earlier checkpoint; {carried}"
+    return [finding("not-finite-allowed" if allowed else "not-finite", "; ".join(parts), advice, tuple(bad))]
 
 
-def _constant(case: Case, measured: Mapping[str, Measured]) -> list[Finding]:
+def _constant(facts: Facts, measured: Mapping[str, Measured]) -> list[Finding]:
     """Tensors that have one value everywhere in some inputs and not in others. A base may be untrained."""
     found: list[Finding] = []
     mixed = {
-        name: [case.labels[index] for index in case.inputs if item.constant[index]]
+        name: [facts.labels[index] for index in facts.experts if item.constant[index]]
         for name, item in measured.items()
-        if item.floating and len({item.constant[index] for index in case.inputs}) > 1
+        if item.floating and len({item.constant[index] for index in facts.experts}) > 1
     }
     matrices = [name for name in mixed if is_large_matrix(measured[name].shape)]
     vectors = [name for name in mixed if name not in matrices]
-    graded: list[tuple[Severity, list[str]]] = [("warning", matrices), ("note", vectors)]
-    for severity, names in graded:
+    for code, names in (("constant-matrices", matrices), ("constant-vectors", vectors)):
         if names:
             seen = listed([f"{name} in {' and '.join(mixed[name])}" for name in names])
-            advice = "still as initialised? put the input that trained them first and --keep them"
-            found.append(Finding(severity, "constant tensors", f"all elements equal: {seen}", advice, tuple(names)))
+            glob = chosen("keep", names, facts.wanted)
+            advice = f"still as initialised? put the input that trained them first and keep them with {glob}"
+            found.append(finding(code, f"all elements equal: {seen}", advice, names))
     return found
 
 
@@ -73,15 +74,15 @@ def _frozen(measured: Mapping[str, Measured]) -> list[Finding]:
     if not equal or len(equal) == len(floating):
         return []
     seen = f"{len(equal):,} of {counted(len(floating), 'tensor')} are equal in all: {listed(equal)}"
-    return [Finding("note", "frozen tensors", seen, "nothing to do: they stay as they are, bit by bit", tuple(equal))]
+    return [finding("frozen-tensors", seen, "nothing to do: they stay as they are, bit by bit", tuple(equal))]
 
 
-def _rounded(case: Case, measured: Mapping[str, Measured], sources: Sequence[Mapping[str, Tensor]]) -> list[Finding]:
+def _rounded(facts: Facts, measured: Mapping[str, Measured], sources: Sequence[Mapping[str, Tensor]]) -> list[Finding]:
     """Float32 matrices of some inputs that hold 16-bit numbers, while others have all their digits."""
-    names = _full(case, measured)
-    shorter = {index: _shorter([sources[index][name] for name in names]) for index in case.inputs if names}
-    found = {case.labels[index]: dtype for index, dtype in shorter.items() if dtype is not None}
-    if not found or len(found) == len(case.inputs):
+    names = _full(facts, measured)
+    shorter = {index: _shorter([sources[index][name] for name in names]) for index in facts.experts if names}
+    found = {facts.labels[index]: dtype for index, dtype in shorter.items() if dtype is not None}
+    if not found or len(found) == len(facts.experts):
         return []
     seen = "; ".join(
         f"{label} has {dtype_name(dtype)} numbers in all its float32 matrices" for label, dtype in found.items()
@@ -89,10 +90,10 @@ def _rounded(case: Case, measured: Mapping[str, Measured], sources: Sequence[Map
     advice = (
         "finetuning below their last digit is lost: take the checkpoint from before the conversion, if there is one"
     )
-    return [Finding("warning", "rounded weights", seen, advice, tuple(names))]
+    return [finding("rounded-weights", seen, advice, tuple(names))]
 
 
-def _full(case: Case, measured: Mapping[str, Measured]) -> list[str]:
+def _full(facts: Facts, measured: Mapping[str, Measured]) -> list[str]:
     """Large matrices that are float32 everywhere and constant nowhere."""
     return [
         name
@@ -100,7 +101,7 @@ def _full(case: Case, measured: Mapping[str, Measured]) -> list[str]:
         if is_large_matrix(item.shape)
         and item.finite
         and not any(item.constant)
-        and all(spec[name].dtype == torch.float32 for spec in case.specs)
+        and all(spec[name].dtype == torch.float32 for spec in facts.specs)
     ]
 
 
@@ -114,7 +115,9 @@ def _shorter(tensors: Sequence[Tensor]) -> torch.dtype | None:
 # -- BatchNorm ---------------------------------------------------------------------------------------------------------
 
 
-def _batchnorm(case: Case, measured: Mapping[str, Measured], sources: Sequence[Mapping[str, Tensor]]) -> list[Finding]:
+def _batchnorm(
+    facts: Facts, measured: Mapping[str, Measured], sources: Sequence[Mapping[str, Tensor]]
+) -> list[Finding]:
     """Statistics that differ; those of the same layers are small, and are read once more."""
     layers = [
         name.removesuffix(VARIANCE)
@@ -122,14 +125,14 @@ def _batchnorm(case: Case, measured: Mapping[str, Measured], sources: Sequence[M
         if name.endswith(VARIANCE) and item.finite and name.removesuffix(VARIANCE) + MEAN in measured
     ]
     layers = [layer for layer in layers if not _settled(layer, measured)]
-    if not layers or case.policy.batchnorm != "average":
+    if not layers or facts.policy.batchnorm != "average":
         return []
-    gaps = {layer: _widest(layer, [sources[index] for index in case.inputs]) for layer in layers}
+    gaps = {layer: _widest(layer, [sources[index] for index in facts.experts]) for layer in layers}
     far = [layer for layer, (shift, spread) in gaps.items() if shift > SHIFT or spread > SPREAD]
     if not far:
         seen = f"{counted(len(layers), 'layer')} with running statistics, averaged like weights: {_layers(layers)}"
         advice = "if the merged model does worse than both ends, recalibrate it: merge.recalibrate_batchnorm"
-        return [Finding("note", "BatchNorm", seen, advice, tuple(layers))]
+        return [finding("batchnorm-averaged", seen, advice, tuple(layers))]
     worst = max(far, key=lambda layer: gaps[layer])
     shift, spread = gaps[worst]
     seen = (
@@ -138,9 +141,9 @@ def _batchnorm(case: Case, measured: Mapping[str, Measured], sources: Sequence[M
     )
     advice = (
         "their average fits no input: recalibrate the merged model on unlabelled inputs, or take one input's with "
-        "--batchnorm from:NAME"
+        "batchnorm='from:NAME'"
     )
-    return [Finding("warning", "BatchNorm statistics differ", seen, advice, tuple(far))]
+    return [finding("batchnorm-apart", seen, advice, tuple(far))]
 
 
 def _layers(layers: Sequence[str]) -> str:

@@ -50,7 +50,9 @@ def build(folder: Path) -> None:
     (folder / "overlap.safetensors").write_bytes(struct.pack("<Q", len(overlapping)) + overlapping + bytes(12))
     wrong_size = b'{"x":{"dtype":"F32","shape":[3],"data_offsets":[0,8]}}'
     (folder / "size.safetensors").write_bytes(struct.pack("<Q", len(wrong_size)) + wrong_size + bytes(8))
-    (folder / "weights.txt").write_text("weights, one day")
+    shutil.copy(folder / "b.pt", folder / "zip.safetensors")
+    shutil.copy(folder / B, folder / "weights.txt")
+    shutil.copy(folder / B, folder / "plain.pt")
     (folder / "text.pt").write_text("these are no weights\n")
     torch.save({"epoch": 3, "note": "no weights"}, folder / "noweights.pt")
     torch.save([torch.ones(1)], folder / "list.pt")
@@ -126,7 +128,7 @@ FILES = {
     "n" * 300 + ".pt": "",
     "nothing": "no weights in this folder",
     "folder.safetensors": "no weights in this folder",
-    "empty.safetensors": "is empty (0 bytes)",
+    "empty.safetensors": "not a whole safetensors file of 0 bytes",
     "empty.pt": "",
     "cut.safetensors": "not a whole safetensors file of",
     "cut.pt": "",
@@ -135,7 +137,9 @@ FILES = {
     "nojson.safetensors": "not a whole safetensors file of",
     "overlap.safetensors": "not a whole safetensors file of",
     "size.safetensors": "not a whole safetensors file of",
-    "weights.txt": "is text, not weights",
+    "zip.safetensors": "holds torch zip data; give it the suffix .pt",
+    "weights.txt": "unknown suffix '.txt'; known are .safetensors, .pt, .pth, .bin, .ckpt",
+    "plain.pt": "",
     "text.pt": "",
     "noweights.pt": "no weights found; its entries are epoch, note",
     "list.pt": "holds a list",
@@ -227,8 +231,8 @@ OPTIONS = [
         [*PAIR, "--ratio", "0.5", "--missing", "keep"],
         "'keep' is not one of error, keep-first, zero-delta, union (did you mean keep-first?)",
     ),
-    ([*PAIR, "--ratio", "0.5", "--keep", "encodr.*"], "--keep encodr.* matches no tensor; names look like"),
-    ([*PAIR, "--ratio", "0.5", "--drop", "encodr.*"], "--drop encodr.* matches no tensor; names look like"),
+    ([*PAIR, "--ratio", "0.5", "--keep", "encodr.*"], "--keep 'encodr.*' matches no tensor; names look like"),
+    ([*PAIR, "--ratio", "0.5", "--drop", "encodr.*"], "--drop 'encodr.*' matches no tensor; names look like"),
     ([*PAIR, "--ratio", "0.5", "--batchnorm", "from:x"], "must be 'average' or 'from:' and one of a, b"),
     ([*PAIR, "--ratio", "0.5", "--device", "nowhere"], "nowhere"),
     ([*PAIR, "--ratio", "0.5", "--device", "meta"], "meta"),

@@ -98,7 +98,7 @@ def test_the_first_pick_that_fits_decides_and_others_names_are_left_out(tmp_path
     ("pick", "message"),
     [
         ("heads=iq", "--pick heads decides no tensor: names look like"),
-        ("*.heads.*=qi", "--pick *.heads.*=qi names no input: did you mean 'iq'?"),
+        ("*.heads.*=qi", "--pick '*.heads.*=qi' names no input: did you mean 'iq'?"),
         ("*.heads.*", "must be 'GLOB=INPUT'"),
     ],
 )

@@ -208,7 +208,9 @@ def test_keeping_one_of_two_tied_names_keeps_it(name: str) -> None:
 def test_a_tied_name_that_all_have_is_merged() -> None:
     first, second = weights(0), weights(1)
     del second["encoder.embed.weight"]
-    merged = merge.interpolate(first, second, 0.5, policy=Policy(missing="keep-first"))
+    with pytest.raises(MergeError, match=r"second lacks encoder.embed.weight, tied to decoder.output.weight in first"):
+        merge.interpolate(first, second, 0.5, policy=Policy(missing="keep-first"))
+    merged = merge.interpolate(first, second, 0.5, policy=Policy(drop="encoder.embed.weight"))
     name = "decoder.output.weight"
     assert torch.equal(merged[name], torch.lerp(first[name], second[name], 0.5))
 

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 import merge
+from merge.plan.findings import kinds
 from merge.plan.policy import Policy
 from merge.plan.units import plan
-from merge.tools.diagnose import findings, report, tables
+from merge.tools.diagnose import report, tables
 from merge.tools.diagnose.report import doctor
 from tests.merge import broken
 from tests.merge.broken import BROKEN, Break, World, tuned, weights
@@ -53,14 +54,14 @@ def test_a_broken_pair_gets_its_one_diagnosis(
     world = World()
     break_it(world)
     found = world.examine(tmp_path)
-    assert [(finding.severity, finding.title) for finding in found.findings] == [(severity, title)]
-    assert seen in found.findings[0].seen
+    assert [(finding.severity, finding.code) for finding in found.findings] == [(severity, title)]
+    assert seen in found.findings[0].text
     assert advice in found.findings[0].advice
-    assert found.exit_code == (severity == "error")
-    start = {"error": "cannot be merged: ", "warning": "can be merged, but: ", "note": "can be merged"}[severity]
+    assert found.exit_code == (severity == "refuse")
+    start = {"refuse": "cannot be merged: ", "warn": "can be merged, but: ", "note": "can be merged"}[severity]
     assert found.verdict == start + (title if severity != "note" else "")
     text = found.text().splitlines()
-    assert text[:2] == [f"{severity}: {title}: {found.findings[0].seen}", f"    -> {found.findings[0].advice}"]
+    assert text[:2] == [f"{severity}: {title}: {found.findings[0].text}", f"    -> {found.findings[0].advice}"]
     assert json.loads(json.dumps(found.to_json(), allow_nan=False))["verdict"] == found.verdict
 
 
@@ -71,7 +72,7 @@ def test_the_verdict_agrees_with_the_engine(tmp_path: Path, break_it: Break) -> 
     world = World()
     break_it(world)
     try:
-        plan([world.base, world.vqa, world.caption], ["base", "vqa", "caption"], Policy())
+        plan([world.base, world.vqa, world.caption], ["base", "vqa", "caption"], Policy(), told=lambda _: None)
         refused = 0
     except merge.MergeError:
         refused = 1
@@ -100,7 +101,7 @@ def test_what_is_missing_may_be_kept_from_the_first(tmp_path: Path) -> None:
     world = World()
     broken.missing(world)
     found = world.examine(tmp_path, policy=Policy(missing="keep-first"))
-    assert [(finding.severity, finding.title) for finding in found.findings] == [("note", "names differ")]
+    assert [(finding.severity, finding.code) for finding in found.findings] == [("note", "names-partly")]
     assert found.exit_code == 0
 
 
@@ -110,13 +111,13 @@ def test_a_base_may_have_untrained_constants() -> None:
     assert doctor([world.vqa, world.caption], world.base).findings == ()
     world.caption["encoder.fc1.bias"] = torch.zeros(64)
     found = doctor([world.vqa, world.caption], world.base, names=["vqa", "caption"])
-    assert [finding.seen for finding in found.findings] == ["all elements equal: encoder.fc1.bias in caption"]
+    assert [finding.text for finding in found.findings] == ["all elements equal: encoder.fc1.bias in caption"]
 
 
 def test_all_equal_is_told_once() -> None:
     found = doctor([weights(0), weights(0)], weights(0), names=["vqa", "caption"])
-    assert [(finding.title, finding.seen) for finding in found.findings] == [
-        ("equal to the base", "vqa and caption equal the base in all tensors")
+    assert [(finding.code, finding.text) for finding in found.findings] == [
+        ("equal-to-base", "vqa and caption equal the base in all tensors")
     ]
 
 
@@ -129,8 +130,8 @@ def test_far_experts_are_told_without_a_base(tmp_path: Path) -> None:
     world = World()
     broken.far_without_base(world)
     found = world.examine(tmp_path, based=False)
-    assert [finding.title for finding in found.findings] == ["far apart"]
-    assert "median cosine 0.4" in found.findings[0].seen
+    assert [finding.code for finding in found.findings] == ["far-apart"]
+    assert "median cosine 0.4" in found.findings[0].text
 
 
 def test_neighbours_of_permuted_units_are_not_called_new(tmp_path: Path) -> None:
@@ -138,26 +139,26 @@ def test_neighbours_of_permuted_units_are_not_called_new(tmp_path: Path) -> None
     broken.permuted(world)
     world.caption["encoder.fc2.weight"] = tuned(world.caption, 3)["encoder.fc2.weight"]
     found = world.examine(tmp_path)
-    assert [finding.title for finding in found.findings] == ["permuted units"]
-    assert "; vqa and caption: 3 of 4 matrices" in found.findings[0].seen
+    assert [finding.code for finding in found.findings] == ["permuted-units"]
+    assert "; vqa and caption: 3 of 4 matrices" in found.findings[0].text
 
 
 def test_two_experts_that_do_not_come_from_the_base(tmp_path: Path) -> None:
     world = World()
     world.base = weights(5)
     found = world.examine(tmp_path)
-    assert [finding.title for finding in found.findings] == ["unrelated weights"]
-    assert "base and vqa" in found.findings[0].seen
-    assert "base and caption" in found.findings[0].seen
-    assert "vqa and caption" not in found.findings[0].seen
+    assert [finding.code for finding in found.findings] == ["unrelated-weights"]
+    assert "base and vqa" in found.findings[0].text
+    assert "base and caption" in found.findings[0].text
+    assert "vqa and caption" not in found.findings[0].text
 
 
 def test_models_without_a_common_name(tmp_path: Path) -> None:
     world = World()
     world.caption = {"a.weight": torch.ones(3), "b.weight": torch.ones(2)}
     found = world.examine(tmp_path, based=False)
-    assert [finding.title for finding in found.findings] == ["names differ"]
-    assert "they share no name" in found.findings[0].advice
+    assert [finding.code for finding in found.findings] == ["nothing-shared"]
+    assert "shares no name" in found.findings[0].text
     assert found.pairs == ()
 
 
@@ -167,10 +168,7 @@ def test_a_tied_tensor_that_one_input_leaves_out_is_dropped(tmp_path: Path) -> N
     vqa = merge.save_checkpoint(world.vqa, tmp_path / "vqa.pt")
     caption = merge.save_checkpoint(world.caption, tmp_path / "caption.pt")
     (finding,) = doctor([vqa, caption]).findings
-    assert (
-        finding.advice
-        == "leave out with --drop 'output.*': output.weight is tied to encoder.embed.weight, which is merged"
-    )
+    assert finding.advice == "leave out with drop='output.*': encoder.embed.weight is merged, and stands for both"
     assert doctor([vqa, caption], policy=Policy(drop=("output.*",))).findings == ()
 
 
@@ -178,13 +176,13 @@ def test_a_prefix_of_several_components() -> None:
     plain = weights(0)
     wrapped = {f"module.model.{name}": value for name, value in tuned(plain, 1).items()}
     (finding,) = doctor([plain, wrapped]).findings
-    assert "every name of input 2 begins with 'module.model.'" in finding.seen
+    assert "every name of input 2 begins with 'module.model.'" in finding.text
 
 
 def test_one_finding_of_a_kind_for_many_pairs() -> None:
     found = doctor([weights(1), weights(2), weights(3)], names=["a", "b", "c"])
-    assert [finding.title for finding in found.findings] == ["unrelated weights"]
-    assert found.findings[0].seen.count("median cosine") == 3
+    assert [finding.code for finding in found.findings] == ["unrelated-weights"]
+    assert found.findings[0].text.count("median cosine") == 3
     assert len(found.pairs) == 3
 
 
@@ -194,8 +192,8 @@ def test_findings_come_by_severity() -> None:
     broken.rescaled(world)
     broken.missing(world)
     found = doctor([world.vqa, world.caption])
-    assert [finding.severity for finding in found.findings] == ["error", "warning", "note"]
-    assert found.verdict == "cannot be merged: names differ"
+    assert [finding.severity for finding in found.findings] == ["refuse", "warn", "note"]
+    assert found.verdict == "cannot be merged: names-differ"
 
 
 def test_files_of_one_stem_are_told_apart_by_their_paths(tmp_path: Path) -> None:
@@ -236,7 +234,7 @@ def test_inputs_are_left_as_they_are() -> None:
     assert merge.digest(world.vqa) == before
 
 
-@pytest.mark.parametrize("module", [tables, findings, report], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("module", [tables, kinds, report], ids=lambda module: module.__name__)
 def test_examples_in_docstrings(module: ModuleType) -> None:
     failed, tried = doctest.testmod(module)
     assert tried > 0

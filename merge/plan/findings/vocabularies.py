@@ -1,0 +1,218 @@
+"""Checks of rows that have a meaning each: tokens, classes, tied heads."""
+
+# What a file holds has no type until it is looked at.
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false, reportUnknownMemberType=false
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from merge.plan.findings.facts import Facts
+from merge.plan.findings.kinds import Seen, chosen, listed
+from merge.plan.findings.sidecars import LABELS, Sidecars, rows_of
+from merge.plan.rows import VOCABULARY
+
+# Tables of tokens under other names than those whose rows are matched (`rows.VOCABULARY`).
+TABLES = re.compile(
+    r"(.*\.)?(shared|embed_in|embed_out|(token|word)_embed\w*|embeddings?|tok_emb\w*|output|proj_out|decoder)\.(weight|bias)"
+)
+# Components of names whose rows are classes or words: the first axis follows the task, not the architecture.
+HEAD = re.compile(
+    r"((\w+_)?heads?|classifier|cls|fc|fc_out|logits|score|output_projection|predictions?|.*embed.*|wte|wpe)"
+)
+# Heads that libraries tie to the table of tokens by configuration.
+TIED = re.compile(r"(.*\.)?(lm_head|embed_out|proj_out|output_projection|cls\.predictions\.decoder)\.weight")
+
+
+# -- tokens ------------------------------------------------------------------------------------------------------------
+
+
+def tokens_differ(facts: Facts) -> Iterator[Seen]:
+    """Rows of one place that are other tokens."""
+    for index, (path, other, name) in _tokenizers(facts):
+        mine, theirs = rows_of(path), rows_of(other)
+        clashes = [row for row, token in mine.items() if theirs.get(row, token) != token]
+        tables = _tables(facts, {len(mine), len(theirs)}) if clashes else []
+        if tables:
+            row = clashes[0]
+            text = (
+                f"{name}: {len(clashes):,} rows are other tokens, as row {row}: {mine[row]!r} in {facts.labels[0]} and "
+                f"{theirs[row]!r} in {facts.labels[index]}"
+            )
+            advice = f"leave the rows and the tokenizer of the first with {chosen('keep', tables, facts.wanted)}"
+            yield Seen(text, advice, tuple(tables))
+            return
+
+
+def tokenizers_differ(facts: Facts) -> Iterator[Seen]:
+    """Tokenizer files that differ and whose rows cannot be read."""
+    for index, (path, other, name) in _tokenizers(facts):
+        if not rows_of(path) or not rows_of(other):
+            text = (
+                f"{name} differs between {facts.labels[0]} and {facts.labels[index]}, and its rows cannot be read here"
+            )
+            yield Seen(text, "see that the tokens that both have are of one row: rows are merged by their position")
+            return
+
+
+def _tokenizers(facts: Facts) -> Iterator[tuple[int, tuple[Path, Path, str]]]:
+    """Tokenizer files of the first and of another that are not the same bytes."""
+    first = facts.sidecars[0].tokenizers if facts.sidecars else {}
+    for index, item in enumerate(facts.sidecars[1:], 1):
+        for name in first:
+            if name in item.tokenizers and not _same_bytes(first[name], item.tokenizers[name]):
+                yield index, (first[name], item.tokenizers[name], name)
+
+
+def _same_bytes(first: Path, second: Path) -> bool:
+    return first.stat().st_size == second.stat().st_size and first.read_bytes() == second.read_bytes()
+
+
+def _tables(facts: Facts, sizes: set[int]) -> list[str]:
+    """Merged tensors whose rows are tokens: by their names, or by as many rows as a vocabulary has."""
+    sizes |= {size for item in facts.sidecars if type(size := item.config.get("vocab_size")) is int}
+    found: list[str] = []
+    for name in facts.merged:
+        shape = facts.first_of(name).shape
+        if VOCABULARY.fullmatch(name) or (
+            TABLES.fullmatch(name) and shape and (shape[0] in sizes or shape[0] >= max(sizes))
+        ):
+            found.append(name)
+    return found
+
+
+# -- classes -----------------------------------------------------------------------------------------------------------
+
+
+def labels_differ(facts: Facts) -> Iterator[Seen]:
+    """Heads with as many classes, of which the same row is another class, or another task's."""
+    each = [labels_of(item) for item in facts.sidecars]
+    for index, mine in enumerate(each):
+        for place in range(index):
+            differing = [row for row, label in mine.items() if each[place].get(row, label) != label]
+            if len(mine) != len(each[place]) or not differing:
+                continue
+            heads = _heads(facts, len(mine))
+            if heads:
+                row = differing[0]
+                text = (
+                    f"the classes differ: row {row} is {each[place][row]!r} in {facts.labels[place]} and {mine[row]!r} "
+                    f"in {facts.labels[index]}"
+                )
+                advice = (
+                    "rows of other classes do not correspond: leave those of the first with "
+                    f"{chosen('keep', heads, facts.wanted)}, or leave them out with drop and train new ones"
+                )
+                yield Seen(text, advice, tuple(heads))
+                return
+
+
+def labels_of(sidecars: Sidecars) -> dict[int, str]:
+    """The class of every row, from the configuration or a training file's entry; empty where only numbers are given."""
+    given: list[Any] = [sidecars.config.get("id2label"), *(sidecars.labels.get(name) for name in LABELS)]
+    for value in given:
+        found = _rows(value)
+        if len(found) > 1 and not all(re.fullmatch(r"(LABEL_)?\d+", label) for label in found.values()):
+            return found
+    return {}
+
+
+def _rows(value: Any) -> dict[int, str]:
+    if isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value):
+        return dict(enumerate(value))
+    if not isinstance(value, Mapping):
+        return {}
+    if all(type(row) is int for row in value.values()):
+        return {row: str(label) for label, row in value.items()}
+    return {int(row): str(label) for row, label in value.items() if str(row).isdigit() and isinstance(label, str)}
+
+
+def _heads(facts: Facts, classes: int) -> list[str]:
+    found: list[str] = []
+    for name in facts.merged:
+        shape = facts.first_of(name).shape
+        if (
+            shape[:1] == (classes,)
+            and len(shape) <= 2
+            and (len(shape) == 2 or any(map(HEAD.fullmatch, name.split("."))))
+        ):
+            found.append(name)
+    named = [name for name in found if any(map(HEAD.fullmatch, name.split(".")))]
+    return named or found
+
+
+# -- ties --------------------------------------------------------------------------------------------------------------
+
+
+def tied_and_untied(facts: Facts) -> Iterator[Seen]:
+    """A name that some tie to another, which all have, and that others lack or give values of its own."""
+    lacking = [name for name in facts.wanted if any(name not in spec for spec in facts.specs)]
+    found = {name: partner for name in lacking if (partner := _partner(name, facts))}
+    if found:
+        name, partner = next(iter(found.items()))
+        without = [label for label, spec in zip(facts.labels, facts.specs, strict=True) if name not in spec]
+        tied = [
+            index for index, spec in enumerate(facts.specs) if name in spec and _is_tied(index, name, partner, facts)
+        ]
+        if len(tied) == sum(name in spec for spec in facts.specs):
+            text = f"{', '.join(without)} lacks {listed(list(found))}, tied to {partner} in {facts.labels[tied[0]]}"
+            advice = (
+                f"leave out with {chosen('drop', list(found), facts.wanted)}: {partner} is merged, and stands for both"
+            )
+        else:
+            holder = next(label for label, spec in zip(facts.labels, facts.specs, strict=True) if name in spec)
+            text = f"{', '.join(without)} ties {name} to {partner}, and {holder} has values of its own there"
+            advice = (
+                f"write {without[0]} with both names first: state = merge.load_checkpoint(path); state[{name!r}] = "
+                f"state[{partner!r}]; merge.save_checkpoint(state, other)"
+            )
+        yield Seen(text, advice, tuple(found))
+        return
+    yield from _tied_by_the_first(facts)
+
+
+def _tied_by_the_first(facts: Facts) -> Iterator[Seen]:
+    """The first's configuration ties what another has untied: whoever loads the result gets the tie."""
+    says = [item.config.get("tie_word_embeddings") for item in facts.sidecars]
+    untied = [index for index in facts.experts if index < len(says) and says[index] is False]
+    heads = [name for name in facts.common if TIED.fullmatch(name)]
+    first = facts.experts[0] if facts.experts else 0
+    if heads and untied and says[0] is True and says[first] is True:
+        label = facts.labels[untied[0]]
+        text = f"the configuration of {facts.labels[0]} ties {heads[0]} to the embeddings, that of {label} does not"
+        yield Seen(
+            text, f"name {label} first: the result then has its configuration, and a head of its own", tuple(heads)
+        )
+
+
+def _partner(name: str, facts: Facts) -> str:
+    """The common name that this one is tied to, by storage or by a configuration; "" where it is tied to none."""
+    for spec in facts.specs:
+        if name in spec and spec[name].tie is not None:
+            found = next((other for other in facts.common if spec[other].tie == spec[name].tie), "")
+            if found:
+                return found
+    says = [item.config.get("tie_word_embeddings") for item in facts.sidecars]
+    if TIED.fullmatch(name) and True in says:
+        shape = facts.first_of(name).shape
+        tables = [
+            other for other in facts.common if other.endswith(("embed_tokens.weight", "wte.weight", "shared.weight"))
+        ]
+        tables += [other for other in facts.common if VOCABULARY.fullmatch(other) and not TIED.fullmatch(other)]
+        return next((other for other in tables if facts.first_of(other).shape[1:] == shape[1:]), "")
+    return ""
+
+
+def _is_tied(index: int, name: str, partner: str, facts: Facts) -> bool:
+    spec = facts.specs[index]
+    stored = spec[name].tie is not None and spec[name].tie == spec[partner].tie
+    said = facts.sidecars[index].config.get("tie_word_embeddings") if facts.sidecars else None
+    return stored or said is True
+
+
+def head_rows(names: Sequence[str]) -> list[str]:
+    """Of names those whose rows follow the task."""
+    return [name for name in names if any(map(HEAD.fullmatch, name.split(".")))]
