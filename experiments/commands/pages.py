@@ -8,14 +8,14 @@ from typing import Annotated
 
 import typer
 
-Name = Annotated[str, typer.Argument(metavar="NAME", help="The study, as in `unival-merge study list`.")]
-Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder that holds its rows.jsonl.")]
+from experiments.commands.options import FORMATS, Name, Rows
+from merge.commands import one_of
 
 
 def plot(
     name: Name,
-    folder: Folder,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")],
+    folder: Rows,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder to write.")],
 ) -> None:
     """Draw every figure of a study from its rows alone, as PNG, SVG and PDF.
 
@@ -41,8 +41,8 @@ def plot(
 
 def table(
     name: Name,
-    folder: Folder,
-    form: Annotated[str, typer.Option("--format", help="markdown, csv or latex.")] = "markdown",
+    folder: Rows,
+    form: Annotated[str, one_of(FORMATS, "--format", "How the table is written.")] = "markdown",
 ) -> None:
     """Print the scores of a study with their intervals.
 
@@ -61,7 +61,7 @@ def table(
 
 def report(
     name: Name,
-    folder: Folder,
+    folder: Rows,
     output: Annotated[Path, typer.Option("--output", "-o", help="HTML file to write.")],
 ) -> None:
     """Write one HTML page of a study: findings, sliders between experts, figures, tables, the rows behind them.
@@ -77,8 +77,8 @@ def report(
 
 def samples(
     name: Name,
-    folder: Folder,
-    pocket: Annotated[Path, typer.Option(help="Folder of the models, made by `unival-merge pocket`.")],
+    folder: Rows,
+    pocket: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the models, made by `unival-merge pocket`.")],
     count: Annotated[int, typer.Option(min=1, help="Examples of every task.")] = 8,
 ) -> None:
     """Let the merged models of a study answer a few examples, for its report; goes on where it was stopped.

@@ -7,15 +7,27 @@ from typing import Annotated
 
 import typer
 
+from experiments.commands.options import DEMOS, PRESETS, SPLITS
+from merge.commands import one_of
+
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Where everything is made, and goes on if stopped.")]
+Processes = Annotated[int, typer.Option(min=1, help="Processes of one thread each.")]
+
 
 def pocket(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where everything is made, and goes on if stopped.")],
+    folder: Folder,
     preset: Annotated[
-        str, typer.Option(help="full: seven experts from nothing; quick: four from the shipped pretrained weights.")
+        str,
+        one_of(
+            PRESETS,
+            "--preset",
+            "Seven experts from nothing; four from the shipped pretrained weights; or a few updates of three, which "
+            "shows that everything runs.",
+        ),
     ] = "full",
     seed: Annotated[int, typer.Option(min=0, help="Of all training; the world is the same.")] = 0,
-    split: Annotated[str, typer.Option(help="Evaluate test, or val when choosing settings.")] = "test",
-    processes: Annotated[int, typer.Option(min=1, help="Processes of one thread each.")] = 2,
+    split: Annotated[str, one_of(SPLITS, "--split", "What to evaluate on; val to choose settings.")] = "test",
+    processes: Processes = 2,
 ) -> None:
     """Make the embedded world, pretrain a small model, finetune experts, and print the table that compares them.
 
@@ -32,11 +44,12 @@ def pocket(
 
 
 def demo(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where everything is made, and goes on if stopped.")],
+    folder: Folder,
     preset: Annotated[
-        str, typer.Option(help="quick: from the shipped pretrained weights; full: from nothing, more of everything.")
+        str,
+        one_of(DEMOS, "--preset", "From the shipped pretrained weights; or from nothing, and more of everything."),
     ] = "quick",
-    processes: Annotated[int, typer.Option(min=1, help="Processes of one thread each.")] = 2,
+    processes: Processes = 2,
 ) -> None:
     """Make a world and experts, merge them at many ratios, and write curves, tables, reports and what they say.
 

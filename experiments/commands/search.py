@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from experiments.commands.options import OBJECTIVES, SEARCHES, WHICH, Device, Folder, Limit, Name, Only, Place
 from experiments.errors import StudyError
+from merge.commands import one_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,25 +18,27 @@ if TYPE_CHECKING:
 
 
 def search(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A study, as `study list` names it.")],
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where rows are kept, known ones are not made again.")],
-    only: Annotated[str | None, typer.Option(help="The mixture, as vqa+caption.")] = None,
+    name: Name,
+    folder: Folder,
+    place: Place,
+    only: Only = None,
     method: Annotated[
-        str, typer.Option(help="grid, random, coordinate, adaptive, cma (extra search) or greedy-soup.")
+        str, one_of(SEARCHES, "--method", "How points are chosen; cma needs the extra search.")
     ] = "adaptive",
     budget: Annotated[int, typer.Option(min=1, help="Points to evaluate; those with rows cost nothing.")] = 7,
     objective: Annotated[
-        str, typer.Option(help="joint: mean of merged over expert; hypervolume: what a point dominates.")
+        str,
+        one_of(OBJECTIVES, "--objective", "The mean of merged over expert, or the volume that a point dominates."),
     ] = "joint",
-    split: Annotated[str, typer.Option(help="To search on: a validation split.")] = "val",
-    kind: Annotated[str, typer.Option(help="Of the experts.")] = "vanilla",
-    batchnorm: Annotated[str, typer.Option(help="average, recalibrate:mixture, ...: one policy.")] = "average",
-    seed: Annotated[int, typer.Option(help="Of the finetunings, and of methods that draw.")] = 0,
-    limit: Annotated[int | None, typer.Option(min=1, help="Rows of every split to stop after.")] = None,
-    setup: Annotated[str, typer.Option(help="pocket, or base: published checkpoints and data.")] = "pocket",
-    device: Annotated[str, typer.Option(help="Where to run: cpu, cuda, ...")] = "cpu",
-    checkpoints: Annotated[Path | None, typer.Option(help="Folder of the published checkpoints (base).")] = None,
-    data: Annotated[Path | None, typer.Option(help="Folder of the published data (base).")] = None,
+    split: Annotated[str, typer.Option(metavar="SPLIT", help="To search on: a validation split.")] = "val",
+    limit: Limit = None,
+    kind: Annotated[str, typer.Option(metavar="KIND", help="Of the experts.", rich_help_panel=WHICH)] = "vanilla",
+    batchnorm: Annotated[
+        str,
+        typer.Option(metavar="POLICY", help="One policy: average, recalibrate:mixture, ...", rich_help_panel=WHICH),
+    ] = "average",
+    seed: Annotated[int, typer.Option(help="Of the finetunings, and of methods that draw.", rich_help_panel=WHICH)] = 0,
+    device: Device = "cpu",
 ) -> None:
     """Search the shares of a study's mixture on its validation split. Stopped, what was evaluated is kept.
 
@@ -46,18 +49,16 @@ def search(
     from experiments.search.cells import Mixture
     from experiments.search.driver import search as look
     from experiments.search.space import Space
-    from experiments.unival.setups import setup_named
     from experiments.unival.studies import Choice, study_named
     from experiments.unival.subject import UnivalSubject
 
     Space.check_split(split)
-    study, choice = study_named(name), Choice(setup, split, kinds=(kind,), only=only, batchnorm=(batchnorm,))
+    study, choice = study_named(name), Choice(place.setup, split, kinds=(kind,), only=only, batchnorm=(batchnorm,))
     mixtures = study.mixtures_of(choice)
     if len(mixtures) != 1:
         known = ", ".join("+".join(experts) for experts in mixtures)
         raise StudyError(f"study {name} has {len(mixtures)} mixtures of {kind}: choose one with --only of {known}")
-    place = setup_named(setup, folder, checkpoints=checkpoints, data=data)
-    grid = Grid(name, UnivalSubject(place, limit), (seed,), device, study.notes)
+    grid = Grid(name, UnivalSubject(place.at(folder), limit), (seed,), device, study.notes)
     mixture = Mixture(grid, mixtures[0], folder, split=split, batchnorm=batchnorm, metrics=study.metrics)
 
     def evaluate(shares: Mapping[str, float]) -> Mapping[str, float]:

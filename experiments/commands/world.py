@@ -7,6 +7,9 @@ from typing import Annotated
 
 import typer
 
+from experiments.commands.options import DOMAINS, SIZES
+from merge.commands import one_of
+
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the world.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 
@@ -14,8 +17,13 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is th
 def make(
     folder: Folder,
     seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
-    size: Annotated[str, typer.Option(help="full, quick (without what pretraining reads) or micro.")] = "quick",
-    domains: Annotated[str, typer.Option(help="shared, or split: tasks see images of different domains.")] = "shared",
+    size: Annotated[
+        str,
+        one_of(SIZES, "--size", "Everything; all but what only pretraining reads; or a dozen rows of each file."),
+    ] = "quick",
+    domains: Annotated[
+        str, one_of(DOMAINS, "--domains", "Whether tasks see images of one domain, or of different ones.")
+    ] = "shared",
     overwrite: Overwrite = False,
 ) -> None:
     """Write the world into DIR as UnIVAL's tab-separated files, with a record in world.json.
@@ -36,7 +44,7 @@ def show(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Image to write; default: contact-sheet.png in DIR.")
     ] = None,
-    task: Annotated[str | None, typer.Option(help="Draw one task only.")] = None,
+    task: Annotated[str | None, typer.Option(metavar="TASK", help="Draw one task only.")] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Draw rows of every split, and print what the answers are worth without the images.

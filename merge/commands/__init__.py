@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from merge.commands.files import aligning
+from merge.commands.options import one_of
 from merge.commands.table import Command, application, run
 from merge.errors import MergeError
 
@@ -36,4 +38,4 @@ def main() -> None:
     run(app)
 
 
-__all__ = ["COMMANDS", "Command", "app", "application", "main", "run"]
+__all__ = ["COMMANDS", "Command", "aligning", "app", "application", "main", "one_of", "run"]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -24,6 +24,9 @@ from merge.commands.options import (
     one_of,
 )
 from merge.errors import MergeError
+
+if TYPE_CHECKING:
+    from merge.tools.align import Alignment
 
 
 def convert(
@@ -95,49 +98,65 @@ def adapters(
     _tell(report.notes, json.dumps(report.data) if json_ else report.text)
 
 
-def align(
-    first: Annotated[Path, typer.Argument(help="Model whose order of units is taken.")],
-    second: Annotated[Path, typer.Argument(help="Model to put into that order.")],
-    output: Output,
-    groups: Annotated[
-        Path | None,
-        typer.Option(
-            help='JSON of which axes move together: {"hidden": {"fc1.weight": 0, "fc1.bias": 0, "fc2.weight": 1}}.'
-        ),
-    ] = None,
-    section: Section = "auto",
-    overwrite: Overwrite = False,
-) -> None:
-    """Write SECOND with its units in the order of FIRST's, so that the two can be averaged. It computes the same.
+def aligning(load: Callable[[], Callable[..., Alignment]]) -> Callable[..., None]:
+    """Make the command `align` of a function like `align_checkpoint`, which `load` imports when it is needed."""
 
-    For models of one architecture trained apart (Git Re-Basin, arXiv 2209.04836); those finetuned from one ancestor are
-    aligned already. Needs SciPy (the extra `align`), and to know which units move together: UnIVAL's are known, those
-    of a plain chain of layers are read off the shapes, and any other model's are given by --groups.
+    def align(
+        first: Annotated[Path, typer.Argument(help="Model whose order of units is taken.")],
+        second: Annotated[Path, typer.Argument(help="Model to put into that order.")],
+        output: Output,
+        groups: Annotated[
+            Path | None,
+            typer.Option(
+                help='JSON of which axes move together: {"hidden": {"fc1.weight": 0, "fc1.bias": 0, "fc2.weight": 1}}.'
+            ),
+        ] = None,
+        section: Section = "auto",
+        overwrite: Overwrite = False,
+    ) -> None:
+        """Write SECOND with its units in the order of FIRST's, so that the two can be averaged. It computes the same.
 
-    \b
-    unival-merge align a.pt b.pt -o b_aligned.pt
-    unival-merge align a.pt b.pt --groups groups.json -o b_by_groups.pt
-    """
-    if output.exists() and not overwrite:  # told before the work, not after it
-        raise MergeError(f"{output}: exists; choose another name or pass --overwrite")
-    from tqdm import tqdm
+        For models of one architecture trained apart (Git Re-Basin, arXiv 2209.04836); those finetuned from one
+        ancestor are aligned already. Needs SciPy (the extra `align`), and to know which units move together: UnIVAL's
+        are known, those of a plain chain of layers are read off the shapes, and any other model's are given by
+        --groups.
 
+        \b
+        unival-merge align a.pt b.pt -o b_aligned.pt
+        unival-merge align a.pt b.pt --groups groups.json -o b_by_groups.pt
+        """
+        if output.exists() and not overwrite:  # told before the work, not after it
+            raise MergeError(f"{output}: exists; choose another name or pass --overwrite")
+        from tqdm import tqdm
+
+        def step(_: object) -> None:
+            bar.update()
+
+        with tqdm(desc="align", unit=" groups", disable=None) as bar:
+            done = load()(
+                first,
+                second,
+                output,
+                groups=groups,
+                section=section,
+                overwrite=overwrite,
+                progress=step,
+            )
+        typer.echo(
+            f"{output}: {done.moved:,} of {done.units:,} units of {second} moved; cosine with {first} "
+            f"{done.before:.4f} before, {done.after:.4f} now"
+        )
+
+    return align
+
+
+def _aligner() -> Callable[..., Alignment]:
     from merge.tools.align import align_checkpoint
 
-    with tqdm(desc="align", unit=" groups", disable=None) as bar:
-        done = align_checkpoint(
-            first,
-            second,
-            output,
-            groups=groups,
-            section=section,
-            overwrite=overwrite,
-            progress=lambda _: bar.update(),
-        )
-    typer.echo(
-        f"{output}: {done.moved:,} of {done.units:,} units of {second} moved; cosine with {first} "
-        f"{done.before:.4f} before, {done.after:.4f} now"
-    )
+    return align_checkpoint
+
+
+align = aligning(_aligner)
 
 
 def _tell(notes: Sequence[str], text: str) -> None:

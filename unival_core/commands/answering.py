@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from merge.commands import aligning, one_of
+from unival_core.commands.options import (
+    PRECISIONS,
+    RUNNING,
+    Asking,
+    Checkpoint,
+    Loading,
+    Overwrite,
+    TaskName,
+    Workers,
+)
 from unival_core.errors import UnivalError
 
 if TYPE_CHECKING:
@@ -19,51 +30,62 @@ if TYPE_CHECKING:
     from unival_core.vocabulary import Tokenizer
 
 SHOWN = 5  # rows left out that are printed
+FILES = "Columns and media of the file"
 
-# Named after their files: reading the table itself would import torch before --help could answer.
-TASK_NAMES = sorted(file.stem.replace("_", "-") for file in Path(__file__).parents[1].glob("tasks/[a-z]*.py"))
-TaskName = Annotated[str, typer.Option(help=f"One of {', '.join(TASK_NAMES)}.")]
-Checkpoint = Annotated[Path, typer.Option(help="Model file or folder.")]
-Bpe = Annotated[Path | None, typer.Option(help="Folder with the published encoder.json, vocab.bpe, dict.txt.")]
-Section = Annotated[str, typer.Option(help="Part of a training file to use.")]
-Device = Annotated[str, typer.Option(help="Where to run: cpu, cuda, ...")]
-BeamWidth = Annotated[int | None, typer.Option(min=1, help="Hypotheses to search with; default: the task's.")]
-Side = Annotated[int | None, typer.Option(min=1, help="Pixels along the side of an image; default: the task's.")]
-Frames = Annotated[int | None, typer.Option(min=1, help="Frames to look at; default: the task's.")]
-Resample = Annotated[bool, typer.Option("--resample", help="Resample audio of another rate.")]
+
+@dataclass(frozen=True)
+class Reading:
+    """Options that say which rows are read, and how."""
+
+    data: Annotated[list[Path], typer.Option(help="Tab-separated file in the published layout; may be repeated.")]
+    answers: Annotated[
+        Path | None, typer.Option(help="The answers allowed: .txt, .json, .pkl, or a training file .tsv.")
+    ] = None
+    selected_cols: Annotated[
+        str | None,
+        typer.Option(metavar="N,N,...", help="Columns of the file; default: the task's.", rich_help_panel=FILES),
+    ] = None
+    media: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder of media given by path; default: the file's.", rich_help_panel=FILES),
+    ] = None
+
+    @property
+    def columns(self) -> list[int]:
+        """Read the numbers of the columns. Raises UnivalError for what is no number."""
+        try:
+            return [int(number) for number in self.selected_cols.split(",")] if self.selected_cols else []
+        except ValueError:
+            raise UnivalError(
+                f"--selected-cols {self.selected_cols}: give numbers joined by commas, as 0,4,2"
+            ) from None
 
 
 def generate(
     checkpoint: Checkpoint,
     task: TaskName,
+    asking: Asking,
+    loading: Loading,
     image: Annotated[Path | None, typer.Option(help="Image to look at.")] = None,
     video: Annotated[Path | None, typer.Option(help="Video to look at.")] = None,
     audio: Annotated[Path | None, typer.Option(help="Audio to listen to.")] = None,
     text: Annotated[str, typer.Option(help="Question, hypothesis, description, or box x0,y0,x1,y1.")] = "",
-    bpe: Bpe = None,
-    section: Section = "auto",
-    device: Device = "cpu",
-    beam: BeamWidth = None,
-    side: Side = None,
-    frames: Frames = None,
-    resample: Resample = False,
     draw: Annotated[Path | None, typer.Option(help="Where to save the image with the box.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing --draw file.")] = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Print what the model says about one image, video or audio.
 
     \b
-    unival-merge generate --checkpoint vqa.pt --task vqa --image dog.jpg --text "what colour is the dog"
+    unival-merge generate --checkpoint vqa.safetensors --task vqa --image dog.jpg --text "what colour is the dog"
     """
     chosen = _task(task)
     source = _source(chosen, {"image": image, "video": video, "audio": audio}, text)
     if draw and chosen.writes != "box":
         raise UnivalError(f"--draw needs a box, {task} has none")
     _check_free(draw, overwrite)
-    model, tokenizer = _load(checkpoint, bpe, section, device)
-    chosen = chosen.sized_for(model.config)
-    chosen = _searched(replace(chosen, side=side or chosen.side, frames=frames or chosen.frames), beam)
-    answer = _answer(model, tokenizer, chosen, source, text, resample)
+    model, tokenizer = loading.load(checkpoint)
+    chosen = asking.of(chosen.sized_for(model.config))
+    answer = _answer(model, tokenizer, chosen, source, text, asking.resample)
     if draw and source:
         _draw(answer, source, draw)
     if not isinstance(answer, str):  # a box with one decimal, codes as numbers
@@ -74,63 +96,42 @@ def generate(
 def evaluate(
     checkpoint: Checkpoint,
     task: TaskName,
-    data: Annotated[list[Path], typer.Option(help="Tab-separated file in the published layout; may be repeated.")],
+    reading: Reading,
+    asking: Asking,
+    loading: Loading,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON lines to write the answers to.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Rows to stop after.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Rows answered at once.")] = 16,
-    selected_cols: Annotated[
-        str | None, typer.Option(help="Columns of the file, as 0,4,2; default: the task's.")
+    metrics: Annotated[
+        str | None, typer.Option(metavar="NAMES", help="Metrics joined by commas; default: the task's.")
     ] = None,
-    media: Annotated[Path | None, typer.Option(help="Folder of media given by path; default: the file's.")] = None,
-    answers: Annotated[
-        Path | None, typer.Option(help="The answers allowed: .txt, .json, .pkl, or a training file .tsv.")
-    ] = None,
-    metrics: Annotated[str | None, typer.Option(help="Names joined by commas; default: the task's.")] = None,
-    bpe: Bpe = None,
-    section: Section = "auto",
-    device: Device = "cpu",
-    amp: Annotated[str | None, typer.Option(help="Mixed precision: bf16 or fp16.")] = None,
-    workers: Annotated[int, typer.Option(min=0, help="Threads that read and decode.")] = 2,
-    beam: BeamWidth = None,
-    side: Side = None,
-    frames: Frames = None,
-    resample: Resample = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing --output file.")] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows answered at once.", rich_help_panel=RUNNING)] = 16,
+    amp: Annotated[str | None, one_of(PRECISIONS[1:], "--amp", "Mixed precision.", panel=RUNNING)] = None,
+    workers: Workers = 2,
+    overwrite: Overwrite = False,
 ) -> None:
     """Answer every row of a file, and print the scores with their 95 % intervals.
 
     \b
-    unival-merge evaluate --checkpoint vqa.pt --task vqa --data vqa_val.tsv --answers trainval_ans2label.pkl
+    unival-merge evaluate --checkpoint vqa.safetensors --task vqa --data vqa_val.tsv --answers trainval_ans2label.pkl
     """
     chosen = _task(task)
     _check_free(output, overwrite)
-    from unival_core.data.answers import load_answers
-    from unival_core.data.dataset import TaskDataset
-    from unival_core.data.table import TsvTable
+    from unival_core.data import TaskDataset, TsvTable, load_answers
     from unival_core.evaluation import evaluate as run
     from unival_core.evaluation import known_metrics
 
     names = known_metrics(metrics.split(",") if metrics else chosen.metrics)
-    table = TsvTable(data, chosen.columns, _numbers(selected_cols) or chosen.selected_cols)
-    allowed = load_answers(answers, chosen) if answers else ()
-    model, tokenizer = _load(checkpoint, bpe, section, device)
-    dataset = TaskDataset(
-        chosen,
-        table,
-        tokenizer,
-        model.config,
-        answers=allowed,
-        media_dir=media,
-        side=side,
-        frames=frames,
-        resample=resample,
-    )
+    table = TsvTable(reading.data, chosen.columns, reading.columns or chosen.selected_cols)
+    given = {"answers": load_answers(reading.answers, chosen) if reading.answers else (), "media_dir": reading.media}
+    model, tokenizer = loading.load(checkpoint)
+    sizes = {"side": asking.side, "frames": asking.frames, "resample": asking.resample}
+    dataset = TaskDataset(chosen, table, tokenizer, model.config, **given, **sizes)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "skipped ")  # told below
         result = run(
             model,
             dataset,
-            options=_searched(dataset.task, beam).generation,
+            options=asking.of(dataset.task).generation,
             metrics=names,
             batch_size=batch_size,
             limit=limit,
@@ -138,48 +139,16 @@ def evaluate(
             amp=amp,
             output=output,
         )
-    _print_scores(result, ", ".join(map(str, data)))
+    _print_scores(result, ", ".join(map(str, reading.data)))
 
 
-def align(
-    first: Annotated[Path, typer.Argument(help="Model whose order of units is taken.")],
-    second: Annotated[Path, typer.Argument(help="Model to put into that order.")],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="File or folder to write.")],
-    groups: Annotated[
-        Path | None, typer.Option(help="JSON {group: {tensor: axis}} of which axes move together, for other models.")
-    ] = None,
-    section: Section = "auto",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
-) -> None:
-    """Write SECOND with its heads, channels and hidden units in the order of FIRST's, so that the two can be averaged.
-
-    For models of one architecture trained apart (Git Re-Basin, arXiv 2209.04836); those finetuned from one ancestor are
-    aligned already. Needs SciPy (the extra `align`), and to know which units move together: UnIVAL's are known, those
-    of a plain chain of layers are read off the shapes, and any other model's are given by --groups.
-
-    \b
-    unival-merge align a.pt b.pt -o b_aligned.pt
-    unival-merge align a.pt b.pt --groups groups.json -o b_by_groups.pt
-    """
-    _check_free(output, overwrite)
-    from tqdm import tqdm
-
+def _aligner() -> Any:
     from unival_core.permutations import align_checkpoint
 
-    with tqdm(desc="align", unit=" groups", disable=None) as bar:
-        done = align_checkpoint(
-            first,
-            second,
-            output,
-            groups=groups,
-            section=section,
-            overwrite=overwrite,
-            progress=lambda _: bar.update(),
-        )
-    typer.echo(
-        f"{output}: {done.moved:,} of {done.units:,} units of {second} moved; cosine with {first} "
-        f"{done.before:.4f} before, {done.after:.4f} now"
-    )
+    return align_checkpoint
+
+
+align = aligning(_aligner)  # as merge's, and it knows which units of UnIVAL move together
 
 
 def _task(name: str) -> Task:
@@ -202,31 +171,6 @@ def _source(task: Task, media: dict[str, Path | None], text: str) -> Path | None
 def _check_free(path: Path | None, overwrite: bool) -> None:
     if path and path.exists() and not overwrite:
         raise UnivalError(f"{path} exists: pass --overwrite")
-
-
-def _load(checkpoint: Path, bpe: Path | None, section: str, device: str) -> tuple[UnivalModel, Tokenizer]:
-    import torch
-
-    from unival_core.checkpoint import load_model
-    from unival_core.vocabulary import load_tokenizer
-
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UnivalError(f"--device {device}: {error}") from None
-    model = load_model(checkpoint, section=section, device=device)
-    return model, load_tokenizer(checkpoint, model.config, bpe=bpe, section=section)
-
-
-def _searched(task: Task, beam: int | None) -> Task:
-    return task if beam is None else replace(task, generation=replace(task.generation, beam=beam))
-
-
-def _numbers(text: str | None) -> list[int]:
-    try:
-        return [int(number) for number in text.split(",")] if text else []
-    except ValueError:
-        raise UnivalError(f"--selected-cols {text}: give numbers joined by commas, as 0,4,2") from None
 
 
 def _answer(

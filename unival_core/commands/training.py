@@ -8,38 +8,80 @@ from typing import Annotated, Any
 
 import typer
 
+from merge.commands import one_of
+from unival_core.commands.options import (
+    BATCHNORMS,
+    GROUPS,
+    PRECISIONS,
+    REWARDS,
+    RUNNING,
+    SETUPS,
+    Bpe,
+    Section,
+    TaskName,
+    Workers,
+)
+
+LENGTH, MEMORY, VALIDATION = "Instead of the recipe", "Memory and precision", "Validation"
+
 
 @dataclass(frozen=True)
 class Run:
     """What finetuning and pretraining are asked alike; options that are None leave the recipe's."""
 
-    data: Annotated[Path, typer.Option(help="Folder with <task>/<split>.tsv, as `world make` writes it.")]
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the run; a stopped run goes on in it.")]
+    data: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folder with <task>/<split>.tsv, as `world make` writes it.")
+    ]
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", metavar="DIR", help="Folder of the run; a stopped run goes on in it."),
+    ]
     answers: Annotated[Path | None, typer.Option(help="Allowed answers: .txt, .json (world.json), .pkl or .tsv.")] = (
         None
     )
     setup: Annotated[
-        str, typer.Option(help="Whose recipe: base (published) or pocket; default: by the vocabulary.")
-    ] = ""
-    lr: Annotated[float | None, typer.Option(help="Highest learning rate, instead of the recipe's.")] = None
-    updates: Annotated[int | None, typer.Option(min=1, help="Updates, instead of the recipe's length.")] = None
-    batch: Annotated[int | None, typer.Option(min=1, help="Samples of an update in all processes together.")] = None
-    accumulate: Annotated[
-        int | None, typer.Option(min=1, help="Parts that the batch is computed in, to save memory.")
+        str | None,
+        one_of(SETUPS, "--setup", "Whose recipe, the published one or pocket's; default: by the vocabulary."),
     ] = None
-    precision: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16.")] = None
-    recompute: Annotated[bool, typer.Option("--recompute", help="Compute layers twice, to save memory.")] = False
-    save_every: Annotated[int | None, typer.Option(min=0, help="Updates between places to resume at (0: none).")] = None
-    seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0
-    device: Annotated[str, typer.Option(help="cpu or cuda; with torchrun every process takes its own GPU.")] = "cpu"
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of a process.")] = None
-    workers: Annotated[int, typer.Option(min=0, help="Threads that read and decode media ahead.")] = 2
-    bpe: Annotated[Path | None, typer.Option(help="Folder with the published encoder.json, vocab.bpe, dict.txt.")] = (
+    lr: Annotated[float | None, typer.Option(help="Highest learning rate.", rich_help_panel=LENGTH)] = None
+    updates: Annotated[int | None, typer.Option(min=1, help="Updates of the optimiser.", rich_help_panel=LENGTH)] = None
+    batch: Annotated[
+        int | None,
+        typer.Option(min=1, help="Samples of an update in all processes together.", rich_help_panel=LENGTH),
+    ] = None
+    precision: Annotated[str | None, one_of(PRECISIONS, "--precision", "Of the arithmetic.", panel=MEMORY)] = None
+    accumulate: Annotated[
+        int | None,
+        typer.Option(min=1, help="Parts that the batch is computed in, to save memory.", rich_help_panel=MEMORY),
+    ] = None
+    recompute: Annotated[
+        bool, typer.Option("--recompute", help="Compute layers twice, to save memory.", rich_help_panel=MEMORY)
+    ] = False
+    bpe: Bpe = None
+    section: Section = "auto"
+    device: Annotated[
+        str,
+        typer.Option(
+            metavar="DEVICE",
+            help="cpu or cuda; with torchrun every process takes its own GPU.",
+            rich_help_panel=RUNNING,
+        ),
+    ] = "cpu"
+    seed: Annotated[int, typer.Option(min=0, help="Of everything random.", rich_help_panel=RUNNING)] = 0
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of a process.", rich_help_panel=RUNNING)] = (
         None
     )
-    section: Annotated[str, typer.Option(help="Part of a training file to start from.")] = "auto"
-    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write the metrics for TensorBoard too.")] = False
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another run in the folder.")] = False
+    workers: Workers = 2
+    save_every: Annotated[
+        int | None,
+        typer.Option(min=0, help="Updates between places to resume at (0: none).", rich_help_panel=RUNNING),
+    ] = None
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write the metrics for TensorBoard too.", rich_help_panel=RUNNING)
+    ] = False
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace another run in the folder.", rich_help_panel=RUNNING)
+    ] = False
 
     def given(self) -> dict[str, Any]:
         """The training options among these, by the names of `TrainOptions`."""
@@ -52,17 +94,28 @@ class Run:
 
 
 def train(
-    task: Annotated[str, typer.Option(help="Task to learn.")],
+    task: TaskName,
     init: Annotated[Path, typer.Option(help="Checkpoint to start from.")],
     run: Run,
-    split: Annotated[str, typer.Option(help="Split to train on.")] = "train",
-    val_split: Annotated[str, typer.Option(help="Split that chooses the best weights; '' for none.")] = "val",
-    val_rows: Annotated[int, typer.Option(min=1, help="Rows of it that are evaluated.")] = 500,
-    reward: Annotated[str, typer.Option(help="Self-critical training for small, medium or large boxes.")] = "",
-    epochs: Annotated[float | None, typer.Option(help="Passes over the data, instead of the recipe's.")] = None,
-    group: Annotated[str | None, typer.Option(help="all, 'all but embeddings' or projections.")] = None,
-    batchnorm: Annotated[str | None, typer.Option(help="train or freeze the statistics.")] = None,
-    validate_every: Annotated[int | None, typer.Option(min=0, help="Updates between validations.")] = None,
+    split: Annotated[str, typer.Option(metavar="SPLIT", help="Split to train on.")] = "train",
+    epochs: Annotated[float | None, typer.Option(help="Passes over the data.", rich_help_panel=LENGTH)] = None,
+    group: Annotated[str | None, one_of(GROUPS, "--group", "Parameters that are trained.", panel=LENGTH)] = None,
+    batchnorm: Annotated[
+        str | None, one_of(BATCHNORMS, "--batchnorm", "What happens to the statistics.", panel=LENGTH)
+    ] = None,
+    reward: Annotated[
+        str | None, one_of(REWARDS, "--reward", "Self-critical training for boxes of this size.", panel=LENGTH)
+    ] = None,
+    val_split: Annotated[
+        str,
+        typer.Option(metavar="SPLIT", help="Chooses the best weights; '' for none.", rich_help_panel=VALIDATION),
+    ] = "val",
+    val_rows: Annotated[
+        int, typer.Option(min=1, help="Rows of it that are evaluated.", rich_help_panel=VALIDATION)
+    ] = 500,
+    validate_every: Annotated[
+        int | None, typer.Option(min=0, help="Updates between validations.", rich_help_panel=VALIDATION)
+    ] = None,
 ) -> None:
     """Finetune a checkpoint on one task, by its recipe.
 
@@ -102,7 +155,9 @@ def train(
 def pretrain(
     init: Annotated[Path, typer.Option(help="Checkpoint to start from: a backbone's, or an earlier stage's.")],
     run: Run,
-    stage: Annotated[str, typer.Option(help="Only this stage; default: all, one after the other.")] = "",
+    stage: Annotated[
+        str | None, typer.Option(metavar="STAGE", help="Only this stage; default: all, one after the other.")
+    ] = None,
 ) -> None:
     """Pretrain on several tasks at once, in the stages of the recipe; each has a folder of its own.
 

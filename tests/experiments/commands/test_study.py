@@ -93,14 +93,14 @@ def test_one_run_for_several_seeds_and_parts_of_a_study(home, tmp_path):
         call("run", "tiny", home, "--seed", "0,3", "--only", "entailment+vqa")
     with pytest.raises(StudyError, match="has no pocket models"):
         call("run", "tiny", tmp_path)
-    with pytest.raises(StudyError, match="no engine 'slurm': choose one of local"):
+    with pytest.raises(StudyError, match="'slurm' is not one of local, ray"):
         call("run", "tiny", home, "--engine", "slurm")
 
 
 def test_the_best_is_not_chosen_on_test(home):
     with pytest.raises(StudyError, match="choose it with --split val"):
         call("run", "tiny", home, "--save", "best")
-    with pytest.raises(StudyError, match="--save 'all': there is only best"):
+    with pytest.raises(StudyError, match="'all' is not one of best"):
         call("run", "tiny", home, "--split", "val", "--save", "all")
 
 

@@ -1,0 +1,93 @@
+"""Options that several commands of studies take. What most users never need stands in panels of its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from merge.commands import one_of
+
+if TYPE_CHECKING:
+    from experiments.unival.setups import Setup
+    from experiments.unival.studies import Choice
+
+WHICH, BASE, RUNNING = "Which cells", "At setup base", "Running"
+
+# The words are written out: the tables that hold them import torch, and `--help` may not. A test compares them.
+SETUPS = ("pocket", "base")
+SPLITS = ("test", "val")
+ENGINES = ("local", "ray")
+SEARCHES = ("grid", "random", "coordinate", "adaptive", "cma", "greedy-soup")
+OBJECTIVES = ("joint", "hypervolume")
+FORMATS = ("markdown", "csv", "latex")
+PRESETS = ("full", "quick", "micro")
+DEMOS = ("quick", "full")
+SIZES = ("full", "quick", "micro")
+DOMAINS = ("shared", "split")
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="A study, as `study list` names it.")]
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Where rows are kept; at setup pocket the models too.")]
+Rows = Annotated[Path, typer.Argument(metavar="DIR", help="Folder that holds its rows.jsonl.")]
+Only = Annotated[
+    str | None, typer.Option(metavar="NAME+NAME", help="One mixture, as vqa+caption.", rich_help_panel=WHICH)
+]
+Kinds = Annotated[
+    str | None,
+    typer.Option(
+        metavar="KIND,...",
+        help="Kinds of experts, as vanilla,ratatouille; default: the study's.",
+        rich_help_panel=WHICH,
+    ),
+]
+Limit = Annotated[int | None, typer.Option(min=1, help="Rows of every split to stop after.")]
+Device = Annotated[str, typer.Option(metavar="DEVICE", help="Where to run: cpu, cuda, ...", rich_help_panel=RUNNING)]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Options that say where models and data are."""
+
+    setup: Annotated[str, one_of(SETUPS, "--setup", "The embedded world, or published checkpoints and data.")] = (
+        "pocket"
+    )
+    checkpoints: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of the published checkpoints.", rich_help_panel=BASE)
+    ] = None
+    data: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of the published data.", rich_help_panel=BASE)
+    ] = None
+
+    def at(self, folder: Path) -> Setup:
+        """Open the setup of a study in a folder. Raises StudyError where a folder of setup base was not given."""
+        from experiments.unival.setups import setup_named
+
+        return setup_named(self.setup, folder, checkpoints=self.checkpoints, data=self.data)
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Options that choose of a study's cells."""
+
+    split: Annotated[str, one_of(SPLITS, "--split", "What to evaluate on; val to choose a ratio.")] = "test"
+    points: Annotated[int | None, typer.Option(min=2, help="Points on every line, its ends included.")] = None
+    only: Only = None
+    kinds: Kinds = None
+    batchnorm: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="POLICY",
+            help="average, from:NAME, recalibrate:mixture, recalibrate:task, or all; may be repeated.",
+            rich_help_panel=WHICH,
+        ),
+    ] = None
+
+    def at(self, setup: str) -> Choice:
+        """Make the choice at a setup. Raises StudyError for what there is not."""
+        from experiments.unival.studies import Choice
+
+        kinds = None if self.kinds is None else tuple(self.kinds.split(","))
+        policies = tuple(one for text in self.batchnorm or ["average"] for one in text.split(","))
+        return Choice(setup, self.split, self.points, kinds, self.only, policies)

@@ -1,0 +1,106 @@
+"""Options that several commands of the model take. What most users never need stands in panels of its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from unival_core.errors import UnivalError
+
+if TYPE_CHECKING:
+    from unival_core.data.task import Task
+    from unival_core.model import UnivalModel
+    from unival_core.vocabulary import Tokenizer
+
+ASKING, MODEL, RUNNING = "How the task is asked", "Model", "Running"
+
+# The words are written out: the tables that hold them import torch, and `--help` may not. A test compares them. Tasks
+# are named after their files.
+TASK_NAMES = sorted(file.stem.replace("_", "-") for file in Path(__file__).parents[1].glob("tasks/[a-z]*.py"))
+SETUPS = ("base", "pocket")
+PRECISIONS = ("fp32", "bf16", "fp16")
+REWARDS = ("small", "medium", "large")
+GROUPS = ("all", "all but embeddings", "projections")
+BATCHNORMS = ("train", "freeze")
+
+
+def task_names() -> list[str]:
+    """List the tasks, for shells to complete."""
+    return TASK_NAMES
+
+
+TaskName = Annotated[
+    str, typer.Option(metavar="TASK", help=f"One of {', '.join(TASK_NAMES)}.", autocompletion=task_names)
+]
+Checkpoint = Annotated[Path, typer.Option(help="Model file or folder.")]
+Bpe = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR", help="Folder with the published encoder.json, vocab.bpe, dict.txt.", rich_help_panel=MODEL
+    ),
+]
+Section = Annotated[
+    str,
+    typer.Option(
+        metavar="PATH", help="Part of a training file to use, as `inspect` lists them.", rich_help_panel=MODEL
+    ),
+]
+Device = Annotated[str, typer.Option(metavar="DEVICE", help="Where to run: cpu, cuda, ...", rich_help_panel=RUNNING)]
+Workers = Annotated[int, typer.Option(min=0, help="Threads that read and decode media ahead.", rich_help_panel=RUNNING)]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.", rich_help_panel=RUNNING)]
+
+
+@dataclass(frozen=True)
+class Loading:
+    """Options that say how the checkpoint is read, and where it runs."""
+
+    bpe: Bpe = None
+    section: Section = "auto"
+    device: Device = "cpu"
+
+    def load(self, checkpoint: Path) -> tuple[UnivalModel, Tokenizer]:
+        """Load a model and its tokenizer. Raises UnivalError for a device that is not there."""
+        import torch
+
+        from unival_core.checkpoint import load_model
+        from unival_core.vocabulary import load_tokenizer
+
+        try:
+            torch.empty(0, device=self.device)
+        except (RuntimeError, AssertionError) as error:
+            raise UnivalError(f"--device {self.device}: {error}") from None
+        model = load_model(checkpoint, section=self.section, device=self.device)
+        return model, load_tokenizer(checkpoint, model.config, bpe=self.bpe, section=self.section)
+
+
+@dataclass(frozen=True)
+class Asking:
+    """Options that replace what a task says of its media and of the search for answers."""
+
+    beam: Annotated[
+        int | None,
+        typer.Option(min=1, help="Hypotheses to search with; default: the task's.", rich_help_panel=ASKING),
+    ] = None
+    side: Annotated[
+        int | None,
+        typer.Option(min=1, help="Pixels along the side of an image; default: the task's.", rich_help_panel=ASKING),
+    ] = None
+    frames: Annotated[
+        int | None, typer.Option(min=1, help="Frames to look at; default: the task's.", rich_help_panel=ASKING)
+    ] = None
+    resample: Annotated[
+        bool, typer.Option("--resample", help="Resample audio of another rate.", rich_help_panel=ASKING)
+    ] = False
+
+    def of(self, task: Task) -> Task:
+        """Replace a task's own beam, side and frames where others were given."""
+        beam = task.generation.beam if self.beam is None else self.beam
+        return replace(
+            task,
+            side=self.side or task.side,
+            frames=self.frames or task.frames,
+            generation=replace(task.generation, beam=beam),
+        )
