@@ -204,7 +204,7 @@ BROKEN = [
         prefixed,
         "refuse",
         "names-prefixed",
-        "every name of caption begins with 'module.'",
+        "names of caption hold 'module.'",
         "rename='caption:module.='",
     ),
     (other_head, "refuse", "heads-differ", "[40, 32] in base, vqa and [7, 32] in caption", "keep='classifier.*'"),

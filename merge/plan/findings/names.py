@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
 
-from merge.plan.findings.facts import Description, Facts
+from merge.plan.findings.facts import Facts
 from merge.plan.findings.kinds import Seen, counted, listed, prefixes
 
 # What adapters are made of, by the component that tells: peft's, kohya's and LyCORIS's, diffusers' names.
@@ -18,9 +20,10 @@ OTHER = re.compile(
     r"prompt_embeddings|adaption_(?:prompt|gate)|lora_linear_layer\.(?:up|down))(?:\.|$)"
 )
 ALPHA = (".alpha", ".dora_scale")
+FEW = 3  # names from which on another prefix is no coincidence
 MANY = 4  # empty tensors in all inputs, from which on nobody meant them
-# Wrappers that put a component into names: DataParallel, torch.compile, FSDP, activation checkpointing, Lightning.
-WRAPPERS = ("_orig_mod.", "module.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "model.")
+# Wrappers that put a component into names: DataParallel, torch.compile, FSDP, activation checkpointing.
+WRAPPERS = ("_orig_mod.", "module.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 
 
 def adapter_factors(facts: Facts) -> Iterator[Seen]:
@@ -87,40 +90,67 @@ def nothing_shared(facts: Facts) -> Iterator[Seen]:
 
 
 def prefixed(facts: Facts) -> Iterator[Seen]:
-    """All names of one are another's with a component more: a wrapper was saved with the model."""
-    for index, spec in enumerate(facts.specs):
-        for other, plain in zip(facts.labels, facts.specs, strict=True):
-            if plain is spec or spec.keys() == plain.keys():
-                continue
-            label = facts.labels[index]
-            prefix = _prefix(list(spec), plain)
-            if prefix:
-                text = f"every name of {label} begins with {prefix!r} ({next(iter(spec))}), those of {other} do not"
-                yield Seen(text, f"pass rename={f'{label}:{prefix}='!r}", tuple(spec))
-                return
-            inner = _inner(spec, plain)
-            if inner:
-                shown = next(name for name in spec if inner in name)
-                text = f"names of {label} hold {inner!r} ({shown}), those of {other} do not"
-                yield Seen(text, f"pass rename={f'{label}:*{inner}*=**'!r}", tuple(n for n in spec if inner in n))
-                return
+    """Names of one that are another's with other components in front, or with a wrapper's inside."""
+    named = [[name for name in spec if name not in facts.decided] for spec in facts.specs]
+    pairs = [
+        (one, two) for one, two in itertools.permutations(range(len(named)), 2) if set(named[one]) - set(named[two])
+    ]
+    for one, two in pairs:
+        part = _inner(named[one], set(named[two]))
+        if part:
+            held = [name for name in named[one] if f".{part}" in f".{name}"]
+            text = f"names of {facts.labels[one]} hold {part!r} ({held[0]}), those of {facts.labels[two]} do not"
+            yield Seen(text, _rename_advice(facts.labels[one], _rules(part, held)), tuple(held))
+            return
+    found = [(*best, one, two) for one, two in pairs if (best := _best(named[one], named[two])) is not None]
+    for prefix, instead, one, two in sorted(found, key=lambda each: (bool(each[1]), len(each[0]) + len(each[1])))[:1]:
+        shown = next(name for name in named[one] if name.startswith(prefix))
+        theirs = f"with {instead!r}" if instead else "do not"
+        text = f"names of {facts.labels[one]} begin with {prefix!r} ({shown}), those of {facts.labels[two]} {theirs}"
+        yield Seen(text, _rename_advice(facts.labels[one], [f"{prefix}={instead}"]), tuple(named[one]))
 
 
-def _prefix(names: Sequence[str], plain: Description) -> str:
-    """What all names begin with and most are names of `plain` without, "" where there is no such thing."""
-    for prefix in prefixes(names[0]) if names else []:
-        if not all(name.startswith(prefix) for name in names):
-            return ""
-        if 2 * sum(name.removeprefix(prefix) in plain for name in names) > max(len(names), len(plain)):
-            return prefix
-    return ""
+def _rename_advice(label: str, rules: Sequence[str]) -> str:
+    named = [f"{label}:{rule}" for rule in rules]
+    bare = repr(rules[0] if len(rules) == 1 else list(rules))
+    return f"pass rename={(named[0] if len(named) == 1 else named)!r} (in Python merge.renamed({label}, {bare}))"
 
 
-def _inner(spec: Description, plain: Description) -> str:
-    """The wrapper's component without which most names are names of `plain`, "" where there is none."""
+def _best(mine: Sequence[str], theirs: Sequence[str]) -> tuple[str, str] | None:
+    """What most names begin with, and with what another's do instead: the shortest such pair, None where none is."""
+    known = set(theirs)
+    if 2 * sum(name in known for name in mine) > len(mine):
+        return None
+    pairs = [(prefix, instead) for prefix in _common_prefixes(mine) for instead in ("", *_common_prefixes(theirs))]
+    for prefix, instead in sorted(pairs, key=lambda pair: (bool(pair[1]), len(pair[0]) + len(pair[1]))):
+        found = sum(name.startswith(prefix) and instead + name.removeprefix(prefix) in known for name in mine)
+        if prefix != instead and 2 * found > max(len(mine), len(theirs)) and (not instead or found >= FEW):
+            return prefix, instead
+    return None
+
+
+def _common_prefixes(names: Sequence[str]) -> list[str]:
+    """Components that more than half of the names begin with, at most four of them."""
+    counts = Counter(prefix for name in names for prefix in prefixes(name)[:4])
+    return [prefix for prefix, count in counts.items() if 2 * count > len(names)]
+
+
+def _inner(mine: Sequence[str], theirs: Collection[str]) -> str:
+    """The wrapper's component without which most names that hold it are another's, "" where there is none."""
     for part in WRAPPERS:
-        held = [name for name in spec if part in name]
-        found = sum(name.replace(part, "") in plain for name in held)
-        if 2 * found > len(held) and not any(name in plain for name in held):
+        held = [name for name in mine if f".{part}" in f".{name}"]
+        found = sum(_without(part, name) in theirs for name in held)
+        if 2 * found > len(held) and not any(name in theirs for name in held):
             return part
     return ""
+
+
+def _without(part: str, name: str) -> str:
+    return f".{name}".replace(f".{part}", ".").removeprefix(".")
+
+
+def _rules(part: str, held: Sequence[str]) -> list[str]:
+    """Rules of renaming that take a component out of names, as often as it occurs in one."""
+    inside = max(f".{name}".count(f".{part}") - name.startswith(part) for name in held)
+    first = [f"{part}="] if any(name.startswith(part) for name in held) else []
+    return first + [f"*.{part}*=*.*"] * inside

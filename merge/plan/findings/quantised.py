@@ -90,7 +90,7 @@ def scaled_weights(facts: Facts) -> Iterator[Seen]:
         can = all(each in known or each in known.values() for each in found if spec[each].element.is_floating_point)
         floats = any(spec[each].element.is_floating_point and each in known for each in found)
         ways = f"multiply weights and scales first with dequantize=True, or {BEFORE}" if can and floats else BEFORE
-        yield Seen(text, ways, tuple(found))
+        yield Seen(text, ways, tuple(dict.fromkeys((*found, *(s for s in found.values() if s in spec)))))
         return
 
 
@@ -108,10 +108,13 @@ def no_arithmetic(facts: Facts) -> Iterator[Seen]:
 
 def eight_bit(facts: Facts) -> Iterator[Seen]:
     """8-bit floats without scales: they are merged, and rounded to 3 bits or 2."""
+    scaled = {name for spec in facts.specs for name in scaled_codes(spec)}
     names = [
         name
         for name in facts.merged
-        if facts.first_of(name).element.is_floating_point and facts.first_of(name).element.bits == 8
+        if name not in scaled
+        and facts.first_of(name).element.is_floating_point
+        and facts.first_of(name).element.bits == 8
     ]
     if names and not without_arithmetic(facts.first_of(names[0])):
         yield Seen(

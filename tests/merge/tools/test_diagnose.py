@@ -176,7 +176,7 @@ def test_a_prefix_of_several_components() -> None:
     plain = weights(0)
     wrapped = {f"module.model.{name}": value for name, value in tuned(plain, 1).items()}
     (finding,) = doctor([plain, wrapped]).findings
-    assert "every name of input 2 begins with 'module.model.'" in finding.text
+    assert "names of input 2 begin with 'module.model.'" in finding.text
 
 
 def test_one_finding_of_a_kind_for_many_pairs() -> None:

@@ -166,7 +166,7 @@ def weights_negated(s: Story) -> None:
 
 
 STORIES: list[tuple[Callable[[Story], None], str, str, str, str]] = [
-    (wrapped_for_several_devices, "refuse", "names-prefixed", "begins with 'module.'", "rename='caption:module.='"),
+    (wrapped_for_several_devices, "refuse", "names-prefixed", "hold 'module.'", "rename='caption:module.='"),
     (other_classes, "refuse", "heads-differ", "[32, 48] in base, vqa and [10, 48] in caption", "keep='head.*'"),
     (
         saved_in_half_precision,
