@@ -44,12 +44,12 @@ class ResNetConfig:
 
     @property
     def width(self) -> int:
-        """Channels of the feature map."""
+        """Return the channels of the feature map."""
         return self.planes[-1] * self.expansion
 
     @property
     def stride(self) -> int:
-        """Pixels (along one side) that become one token."""
+        """Return the pixels (along one side) that become one token."""
         return 2 ** (len(self.depths) + 1)
 
 
@@ -79,7 +79,7 @@ class AudioConfig:
 
     @property
     def width(self) -> int:
-        """Channels of the feature map."""
+        """Return the channels of the feature map."""
         return self.channels[-1]
 
 
@@ -123,37 +123,37 @@ class UnivalConfig:
 
     @property
     def vocabulary(self) -> int:
-        """Number of token ids."""
+        """Return the number of token ids."""
         return self.text_ids + self.codes + self.bins
 
     @property
     def code_offset(self) -> int:
-        """Id of `<code_0>`."""
+        """Return the id of `<code_0>`."""
         return self.text_ids
 
     @property
     def bin_offset(self) -> int:
-        """Id of `<bin_0>`."""
+        """Return the id of `<bin_0>`."""
         return self.text_ids + self.codes
 
     @property
     def head_width(self) -> int:
-        """Channels of one attention head."""
+        """Return the channels of one attention head."""
         return self.width // self.heads
 
     @property
     def code_side(self) -> int:
-        """Codes along one side of a generated image."""
+        """Return codes along one side of a generated image."""
         return self.code_image_size // CODE_STRIDE
 
     @property
     def image_positions(self) -> int:
-        """Rows of the vision position tables: one per grid cell, and row 0, which no token uses."""
+        """Return rows of the vision position tables: one per grid cell, and row 0, which no token uses."""
         return self.image_bucket**2 + 1
 
     @property
     def encoders(self) -> tuple[str, ...]:
-        """The media this model reads, in the order of their numbers in `Inputs.modality`."""
+        """Return the media this model reads, in the order of their numbers in `Inputs.modality`."""
         return tuple(name for name in ("image", "video", "audio") if getattr(self, name) is not None)
 
     def to_json(self) -> str:

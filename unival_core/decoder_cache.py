@@ -73,7 +73,8 @@ class Readers:
         return x if self.one_to_one else x.unflatten(1, (self.most, -1)).flatten(0, 1)[self.place]
 
     def widen(self, bias: Tensor) -> Tensor:
-        """B (or 1) x heads x n x S biases to those of gathered queries, B (or 1) x heads x (most * n or 1) x S."""
+        """Turn biases B (or 1) x heads x n x S into those of gathered queries, B (or 1) x heads x (most * n or 1) x
+        S."""
         if self.most == 1 or bias.shape[2] == 1:
             return bias
         return bias.unsqueeze(2).expand(-1, -1, self.most, -1, -1).flatten(2, 3)

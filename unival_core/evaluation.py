@@ -146,7 +146,8 @@ def predict(
 def told(
     ids: Sequence[int], task: Task, tokenizer: Tokenizer, answers: Answers | None, size: tuple[int, int] | None
 ) -> Any:
-    """What ids say: text, a box in pixels of an image of `size` (NaN where they are not four bins), or image codes."""
+    """Say what ids say: text, a box in pixels of an image of `size` (NaN where they are not four bins), or image
+    codes."""
     if answers is not None:
         return answers.text(ids)
     if task.writes == "codes":

@@ -140,7 +140,8 @@ def score_candidates(
     prefix: Sequence[Sequence[int]] | None = None,
     rows: int = 64,
 ) -> Tensor:
-    """Log-probability of each of A candidate answers (ids without eos) for each of B samples, B x A in float32.
+    """Return the log-probability of each of A candidate answers (ids without eos) for each of B samples, B x A in
+    float32.
 
     At every position the probabilities of the ids that continue some candidate sum to 1; the forced `prefix` of a
     sample (after bos) does not count. Media and texts are encoded once; about `rows` answers are decoded at a time.

@@ -153,8 +153,8 @@ class Encoder(nn.Module):
         return Tokens(x, ids, positions, layout, padding)
 
     def cell_ids(self, shape: torch.Size, name: str) -> Tensor:
-        """Position ids of the cells of a feature map: image cells by row and column, videos the same for every time
-        step, audio (time, mel) laid out row by row on the smallest square that holds it."""
+        """Return the position ids of the cells of a feature map: image cells by row and column, videos the same for
+        every time step, audio (time, mel) laid out row by row on the smallest square that holds it."""
         side, device = self.config.image_bucket, self.embed_positions.weight.device
         height, width = shape[-2:]
         cells = math.prod(shape[2:])
@@ -166,7 +166,8 @@ class Encoder(nn.Module):
         return ids.repeat(math.ceil(cells / len(ids)))[:cells]
 
     def stretch(self, positions: Tensor, shape: torch.Size) -> Tensor:
-        """Positions of an image with more than `position_grid` squared tokens: those of that grid, interpolated."""
+        """Return the positions of an image with more than `position_grid` squared tokens: those of that grid,
+        interpolated."""
         side, (height, width) = self.config.position_grid, shape
         if not side or height * width <= side**2:
             return positions
@@ -259,7 +260,8 @@ class Decoder(nn.Module):
         return F.dropout(mixed, self.dropout, self.training)
 
     def reserve(self, cache: DecoderCache, length: int) -> None:
-        """Position biases for at least `length` target positions; twice as many when decoding goes step by step."""
+        """Return position biases for at least `length` target positions; twice as many when decoding goes step by
+        step."""
         c = self.config
         limit = min(len(code_ids(c)) if code else c.max_positions for code in cache.kinds)
         if length > limit:
@@ -348,11 +350,13 @@ class UnivalModel(nn.Module):
         return self.encoder(inputs)
 
     def start(self, encoded: Encoded, code_rows: Tensor | None = None) -> DecoderCache:
-        """A cache with one row per sample and nothing decoded. `code_rows` (B, bool): samples that write an image."""
+        """Return a cache with one row per sample and nothing decoded. `code_rows` (B, bool): samples that write an
+        image."""
         return self.decoder.start(encoded, code_rows)
 
     def decode(self, tokens: Tensor, cache: DecoderCache) -> Tensor:
-        """Logits R x n x vocabulary behind each of `tokens` (R x n, right-padded), the next n of every row of `cache`.
+        """Return logits R x n x vocabulary behind each of `tokens` (R x n, right-padded), the next n of every row of
+        `cache`.
 
         The cache then holds them too: beam search calls `decode` with one column a step. All at once or one by one
         gives the same logits.
@@ -360,7 +364,8 @@ class UnivalModel(nn.Module):
         return self.decoder(tokens, cache)
 
     def forward(self, inputs: Inputs, targets: Tensor, code_rows: Tensor | None = None) -> Tensor:
-        """Logits B x U x vocabulary for decoder inputs `targets` (B x U, beginning with bos, right-padded with 1)."""
+        """Return logits B x U x vocabulary for decoder inputs `targets` (B x U, beginning with bos, right-padded with
+        1)."""
         return self.decode(targets, self.start(self.encode(inputs), code_rows))
 
 

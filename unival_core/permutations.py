@@ -63,7 +63,7 @@ def align_checkpoint(
 
 
 def is_unival(file: Checkpoint) -> bool:
-    """Whether a checkpoint holds a UnIVAL model."""
+    """Tell whether a checkpoint holds a UnIVAL model."""
     try:
         config_of(file)
     except UnivalError:
@@ -72,7 +72,8 @@ def is_unival(file: Checkpoint) -> bool:
 
 
 def permutations(config: UnivalConfig, tensors: Mapping[str, Tensor]) -> PermutationSpec:
-    """The groups of the model's units (see above). Raises merge.MergeError where the tensors are not the config's."""
+    """Return the groups of the model's units (see above). Raises merge.MergeError where the tensors are not the
+    config's."""
     patterns = stack("encoder", config.encoder_layers) | stack("decoder", config.decoder_layers)
     patterns |= encoder_inputs(config)
     for name in ("decoder.embed_positions", "decoder.embed_image_positions"):

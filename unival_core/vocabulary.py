@@ -138,7 +138,8 @@ class Tokenizer:
         return cls(_word_level(list(words)[:room]), config.text_ids, config.codes, config.bins)
 
     def to_json(self) -> str:
-        """A trained vocabulary as one small JSON text. The published one is never written: its files are not ours."""
+        """Return a trained vocabulary as one small JSON text. The published one is never written: its files are not
+        ours."""
         if not isinstance(self._text.model, models.WordLevel):
             raise UnivalError("only a trained vocabulary can be stored; the published one is read from its three files")
         words = sorted(self._text.get_vocab(), key=self._text.get_vocab().__getitem__)[1:]
@@ -171,8 +172,8 @@ class Tokenizer:
 def load_tokenizer(
     checkpoint: str | Path, config: UnivalConfig, *, bpe: str | Path | None = None, section: str = "auto"
 ) -> Tokenizer:
-    """The tokenizer of a model: the published files in the folder `bpe` if given; else the trained vocabulary in the
-    checkpoint's metadata; else the published files in the checkpoint's folder, or in `BPE` beside it.
+    """Return the tokenizer of a model: the published files in the folder `bpe` if given; else the trained vocabulary in
+    the checkpoint's metadata; else the published files in the checkpoint's folder, or in `BPE` beside it.
 
     A trained one is saved as `save_model(model, path, metadata={TOKENIZER_KEY: tokenizer.to_json()})`; merging keeps
     it. Raises UnivalError where there is none, or not of the layout of `config`.

@@ -73,14 +73,14 @@ def search(
 
 
 def trial_line(shares: Mapping[str, float], scores: Mapping[str, float]) -> str:
-    """A point and its scores in words."""
+    """Return a point and its scores in words."""
     from merge import share_label
 
     return f"{share_label(shares)}: {', '.join(f'{task} {score:.4f}' for task, score in scores.items())}"
 
 
 def report(history: History, space: Space) -> str:
-    """The whole history as a table, the best point, and what it cost."""
+    """Return the whole history as a table, the best point, and what it cost."""
     from merge import share_label
 
     tasks = "".join(f"{task:>12}" for task in space.tasks)

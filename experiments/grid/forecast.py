@@ -13,7 +13,8 @@ SHOWN = 30  # points that are listed
 
 
 def forecast(grid: Grid, cells: Sequence[Cell], folder: Path, pace: str = "", size: float = 0.0) -> str:
-    """Lines that tell the files needed and which are missing, memory, and what there is to evaluate and for how long.
+    """Tell in lines the files needed and which are missing, memory, and what there is to evaluate and for how
+    long.
 
     Nothing is written; with missing files there is no telling which rows are there already. `pace` is said where no
     cell was evaluated before, `size` (GB) taken for a model where no checkpoint is there.

@@ -72,7 +72,8 @@ class Grid:
     _data: dict[tuple[str, str], str] = field(default_factory=dict[tuple[str, str], str], repr=False)
 
     def jobs(self, cells: Sequence[Cell]) -> list[Job]:
-        """A job for every cell and seed, each content once, as seeds may share a model; those of one point together.
+        """Return a job for every cell and seed, each content once, as seeds may share a model; those of one point
+        together.
 
         StudyError if files are missing.
         """
@@ -83,7 +84,7 @@ class Grid:
         return list({tuple(job.keys.values()): job for job in reversed(jobs)}.values())[::-1]
 
     def expected(self, cells: Sequence[Cell]) -> dict[Path, str]:
-        """The files that cells need, each with where it comes from."""
+        """Return the files that cells need, each with where it comes from."""
         places = list(dict.fromkeys((cell.task, cell.split) for cell in cells))
         found: dict[Path, str] = {}
         for seed in self.seeds:
@@ -91,12 +92,12 @@ class Grid:
         return found
 
     def job(self, cell: Cell, seed: int) -> Job:
-        """A cell as it is evaluated with the experts of a seed."""
+        """Return a cell as it is evaluated with the experts of a seed."""
         inputs = self.inputs(cell, seed)
         return Job(self.study, cell, seed, self.keys(cell, seed), inputs, self.data_digest(cell.task, cell.split))
 
     def keys(self, cell: Cell, seed: int, study: str = "") -> dict[str, str]:
-        """The keys of a cell's rows by metric, in this study or another one."""
+        """Return the keys of a cell's rows by metric, in this study or another one."""
         point, batchnorm = cell.point, [cell.point.batchnorm]
         if point.batchnorm.startswith("recalibrate:"):
             own = dict.fromkeys(expert.task for expert in point.experts.values())
@@ -119,7 +120,7 @@ class Grid:
         return {name: content_key(**parts, metric=[name, *numbers]) for name, numbers in metrics.items()}
 
     def inputs(self, cell: Cell, seed: int) -> dict[str, str]:
-        """The digests of the tensors of a point's experts by name."""
+        """Return the digests of the tensors of a point's experts by name."""
         for expert in cell.point.experts.values():
             if (seed, expert.id) not in self._weights and expert.name in cell.point.held:
                 source = self.subject.source(expert, seed)
@@ -127,7 +128,7 @@ class Grid:
         return {name: self._weights[seed, cell.point.experts[name].id] for name in cell.point.held}
 
     def data_digest(self, task: str, split: str) -> str:
-        """The digest of a split."""
+        """Return the digest of a split."""
         if (task, split) not in self._data:
             self._data[task, split] = self.subject.data_digest(task, split)
         return self._data[task, split]
@@ -163,7 +164,7 @@ def run_cells(grid: Grid, cells: Sequence[Cell], folder: Path, engine: Engine, *
 
 
 def groups(jobs: Sequence[Job]) -> list[Group]:
-    """Jobs of one point and seed together, in order of appearance."""
+    """Return jobs of one point and seed together, in order of appearance."""
     found: dict[tuple[int, str], Group] = {}
     for job in jobs:
         found.setdefault((job.seed, job.cell.point.id), []).append(job)
@@ -171,18 +172,18 @@ def groups(jobs: Sequence[Job]) -> list[Group]:
 
 
 def known_rows(file: Path) -> pd.DataFrame:
-    """The rows of a file, none if there is no file."""
+    """Return the rows of a file, none if there is no file."""
     return read_rows(file) if file.exists() else pd.DataFrame(columns=[*Row.__dataclass_fields__, "point"])
 
 
 def missing_jobs(jobs: Sequence[Job], file: Path) -> list[Job]:
-    """The jobs that lack a row."""
+    """Return the jobs that lack a row."""
     known = set(known_rows(file)["key"])
     return [job for job in jobs if not known >= set(job.keys.values())]
 
 
 def experts_of(cells: Sequence[Cell]) -> list[Expert]:
-    """The experts that take part, each once."""
+    """Return the experts that take part, each once."""
     return list({expert.id: expert for cell in cells for expert in cell.point.experts.values()}.values())
 
 
@@ -218,14 +219,15 @@ class Clock:
             self.seconds.setdefault((row["task"], models), []).append(row["seconds"])
 
     def tick(self, done: Done) -> None:
-        """A job is finished."""
+        """Note that a job is finished."""
         kind = _weight(done.job)
         self.waiting.remove(kind)
         self.seconds.setdefault(kind, []).append(done.seconds)
         self.spent += done.seconds
 
     def left(self) -> str:
-        """Time until the last cell, at the pace of the processes so far; nothing before anything was measured."""
+        """Return the time until the last cell, at the pace of the processes so far; nothing before anything was
+        measured."""
         if not self.seconds or not self.waiting:
             return ""
         known = {kind: sum(values) / len(values) for kind, values in self.seconds.items()}

@@ -71,7 +71,8 @@ _MAY_BE_MISSING = ("value", "lo", "hi")  # JSON has no NaN: null in the file
 
 
 def content_key(**parts: Any) -> str:
-    """Sixteen hexadecimal digits of everything a row depends on (digests, shares, method, task, seed, code version).
+    """Return sixteen hexadecimal digits of everything a row depends on (digests, shares, method, task, seed, code
+    version).
 
     Equal parts give equal keys in any order of names and on any machine; values are what JSON can hold.
     """
@@ -99,7 +100,7 @@ def append_row(path: str | Path, row: Row, per_example: np.ndarray | None = None
 
 
 def read_rows(path: str | Path) -> pd.DataFrame:
-    """The rows of a file: one column a field of `Row`, and `point`, the point in words.
+    """Return the rows of a file: one column a field of `Row`, and `point`, the point in words.
 
     Of rows with one key the last counts. A torn last line is ignored with a warning; any other broken line raises
     StudyError with its number.
@@ -117,7 +118,7 @@ def read_rows(path: str | Path) -> pd.DataFrame:
 
 
 def read_scores(path: str | Path, keys: Iterable[str] | None = None) -> dict[str, np.ndarray]:
-    """Per-example scores by row key, of all rows or of `keys`; StudyError names a key without scores."""
+    """Return per-example scores by row key, of all rows or of `keys`; StudyError names a key without scores."""
     path = scores_path(Path(path))
     packed = {entry["key"]: entry["scores"] for _, entry in entries(path)}
     wanted = list(packed) if keys is None else list(keys)
@@ -128,23 +129,23 @@ def read_scores(path: str | Path, keys: Iterable[str] | None = None) -> dict[str
 
 
 def scores_path(path: str | Path) -> Path:
-    """Where the per-example scores of a row file lie: rows.jsonl -> rows.scores.jsonl."""
+    """Say where the per-example scores of a row file lie: rows.jsonl -> rows.scores.jsonl."""
     return Path(path).with_suffix(".scores.jsonl")
 
 
 def records(rows: Rows) -> Records:
-    """Rows as plain dicts, each with its `point` in words."""
+    """Return rows as plain dicts, each with its `point` in words."""
     found = rows.to_dict("records") if isinstance(rows, pd.DataFrame) else rows
     return [{"point": share_label(row["shares"]), **{str(name): value for name, value in row.items()}} for row in found]
 
 
 def names_in(rows: Records, column: str) -> list[str]:
-    """The values of a column as text, each once, in order of appearance."""
+    """Return the values of a column as text, each once, in order of appearance."""
     return list(dict.fromkeys(str(row[column]) for row in rows))
 
 
 def scored(rows: Records, task: str, split: str | None = None) -> Records:
-    """The computed rows of a task (on a split), which must be of one split and one metric."""
+    """Return the computed rows of a task (on a split), which must be of one split and one metric."""
     chosen = [row for row in rows if row["task"] == task and split in (None, row["split"])]
     chosen = [row for row in chosen if not math.isnan(row["value"])]
     if not chosen:
@@ -156,12 +157,12 @@ def scored(rows: Records, task: str, split: str | None = None) -> Records:
 
 
 def is_made_of(row: Mapping[str, Any], experts: Iterable[str]) -> bool:
-    """Whether a row's point has no share of any other expert."""
+    """Tell whether a row's point has no share of any other expert."""
     return {name for name, share in row["shares"].items() if share} <= set(experts)
 
 
 def mean_of(rows: Records, column: str) -> float:
-    """Mean of a column of numbers."""
+    """Return the mean of a column of numbers."""
     return float(np.mean([row[column] for row in rows]))
 
 
@@ -176,7 +177,8 @@ def _row(entry: dict[str, Any], place: str) -> Row:
 
 
 def entries(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The objects of a file of JSON lines with the numbers of their lines; a torn last line is ignored, warning."""
+    """Yield the objects of a file of JSON lines with the numbers of their lines; a torn last line is ignored,
+    warning."""
     if not path.is_file():
         raise StudyError(f"{path}: no such file: run the study first")
     *lines, torn = path.read_bytes().split(b"\n")

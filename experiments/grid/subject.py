@@ -40,45 +40,46 @@ class Subject(Protocol):
     # -- asked by the grid, for keys and rows
 
     def expected(self, experts: Sequence[Expert], seed: int, places: Sequence[tuple[str, str]]) -> dict[Path, str]:
-        """The files that experts and data (pairs of task and split) lie in, each with where it comes from."""
+        """Return the files that experts and data (pairs of task and split) lie in, each with where it comes from."""
         ...
 
     def source(self, expert: Expert, seed: int) -> Input:
-        """Where the weights of an expert are, under the expert's name."""
+        """Say where the weights of an expert are, under the expert's name."""
         ...
 
     def data_digest(self, task: str, split: str) -> str:
-        """The content of a split, and of all else that its scores are reckoned from."""
+        """Return the content of a split, and of all else that its scores are reckoned from."""
         ...
 
     def metrics(self, cell: Cell) -> Mapping[str, Sequence[Any]]:
-        """The metrics of a cell by name, each with the numbers that its definition depends on here."""
+        """Return the metrics of a cell by name, each with the numbers that its definition depends on here."""
         ...
 
     def conditions(self, task: str) -> Mapping[str, Any]:
-        """All else that scores depend on, as JSON holds it: options of generation, a limit of rows, a version."""
+        """Return all else that scores depend on, as JSON holds it: options of generation, a limit of rows, a
+        version."""
         ...
 
     def recalibration(self, tasks: Sequence[str]) -> list[str]:
-        """What BatchNorm statistics measured on inputs of tasks depend on: digests of data, how many of them."""
+        """Say what BatchNorm statistics measured on inputs of tasks depend on: digests of data, how many of them."""
         ...
 
     # -- asked by a worker, for scores
 
     def layout(self, checkpoint: Checkpoint, task: str) -> Hashable:
-        """What the model of a checkpoint has to be for a task. Cells with one layout share one model."""
+        """Say what the model of a checkpoint has to be for a task. Cells with one layout share one model."""
         ...
 
     def build(self, layout: Hashable) -> nn.Module:
-        """A model of a layout, in evaluation mode, with any weights."""
+        """Return a model of a layout, in evaluation mode, with any weights."""
         ...
 
     def unused(self, layout: Hashable) -> Sequence[str]:
-        """Globs of the tensors in checkpoints that a model of the layout goes without."""
+        """Return the globs of the tensors in checkpoints that a model of the layout goes without."""
         ...
 
     def ensemble(self, models: Sequence[nn.Module], shares: Sequence[float]) -> nn.Module:
-        """The models as one that answers with the mean of their predictions, in evaluation mode."""
+        """Return the models as one that answers with the mean of their predictions, in evaluation mode."""
         ...
 
     def recalibrate(self, model: nn.Module, tasks: Sequence[str]) -> None:
@@ -86,5 +87,5 @@ class Subject(Protocol):
         ...
 
     def evaluate(self, model: nn.Module, cell: Cell) -> Mapping[str, Score]:
-        """The scores of a model on the split of a cell, by the cell's `metrics`."""
+        """Return the scores of a model on the split of a cell, by the cell's `metrics`."""
         ...

@@ -59,7 +59,7 @@ class Worker:
         self.place: Any = None  # where the model is
 
     def evaluate(self, jobs: Sequence[Job]) -> Iterator[Done]:
-        """The jobs, each when it is finished."""
+        """Yield the jobs, each when it is finished."""
         for job in jobs:
             began = time.perf_counter()
             model = self.model_for(job)
@@ -68,7 +68,7 @@ class Worker:
             yield Done(job, rows, time.perf_counter() - began, switched - began)
 
     def rows(self, job: Job, model: nn.Module) -> list[tuple[Row, np.ndarray]]:
-        """A row for every metric of a job, with its scores by example."""
+        """Return a row for every metric of a job, with its scores by example."""
         began, point = time.perf_counter(), job.cell.point
         scores = self.subject.evaluate(model, job.cell)
         seconds = time.perf_counter() - began
@@ -103,7 +103,7 @@ class Worker:
     # -- the model at a point
 
     def model_for(self, job: Job) -> nn.Module:
-        """The model at a job's point; a model that is there already is not touched."""
+        """Return the model at a job's point; a model that is there already is not touched."""
         point, task, first = job.cell.point, job.cell.task, next(iter(job.cell.point.experts.values()))
         layout = self.layout(first, job.seed, task)
         if point.method == "ensemble":
@@ -141,7 +141,7 @@ class Worker:
             path.set([point.shares[name] for name in path.names])
 
     def ensemble(self, job: Job, layout: Hashable) -> nn.Module:
-        """The experts' models as one; the models stay as long as the experts are the same."""
+        """Return the experts' models as one; the models stay as long as the experts are the same."""
         point = job.cell.point
         key = (job.seed, layout, tuple(expert.id for expert in point.experts.values()))
         if self.members is None or self.members[0] != key:
@@ -155,21 +155,21 @@ class Worker:
         return self.subject.ensemble(self.members[1], list(point.shares.values()))
 
     def layout(self, expert: Expert, seed: int, task: str) -> Hashable:
-        """What an expert's model has to be for a task; asked once."""
+        """Say what an expert's model has to be for a task; asked once."""
         key = (expert.id, seed, task)
         if key not in self.layouts:
             self.layouts[key] = self.subject.layout(self.open(expert, seed), task)
         return self.layouts[key]
 
     def open(self, expert: Expert, seed: int) -> Checkpoint:
-        """An expert's checkpoint."""
+        """Return an expert's checkpoint."""
         source = self.subject.source(expert, seed)
         return open_checkpoint(source.path, source.section)
 
 
 @contextmanager
 def one_thread(device: str) -> Iterator[None]:
-    """One thread for what runs on a processor: it gives the same bits everywhere."""
+    """Run what is on a processor in one thread: that gives the same bits everywhere."""
     threads = torch.get_num_threads()
     if device == "cpu":
         torch.set_num_threads(1)
@@ -192,7 +192,8 @@ def copy_weights(file: Checkpoint, model: nn.Module) -> None:
 def path_between(
     model: nn.Module, files: Mapping[str, Checkpoint], batchnorm: str, unused: Sequence[str]
 ) -> LinearPath | Simplex:
-    """The path on which all merges of some experts lie, without the tensors (globs) that the model goes without."""
+    """Return the path on which all merges of some experts lie, without the tensors (globs) that the model goes
+    without."""
     names = {name for file in files.values() for name in file}
     drop = tuple(glob for glob in unused if fnmatch.filter(names, glob))
     # Experts may be stored in different dtypes. One that is not finite costs the cells it has a share of, no others.

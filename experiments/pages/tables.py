@@ -77,7 +77,7 @@ class Table:
 
     @property
     def legend(self) -> str:
-        """What the numbers and the bold ones are, and why scores are missing."""
+        """Say what the numbers and the bold ones are, and why scores are missing."""
         text = "Scores times 100 with 95 % intervals."
         if self.tested:
             text += " Bold: better than every other row of the column (paired tests, Holm-corrected, p < 0.05)."

@@ -37,7 +37,7 @@ class Mixture:
         self.worker: Worker | None = None
 
     def cells(self, shares: Shares) -> list[Cell]:
-        """A point's cells, one for every task of the mixture."""
+        """Return a point's cells, one for every task of the mixture."""
         whole = [name for name, share in shares.items() if share]
         point = single(self.experts[whole[0]]) if len(whole) == 1 else merged(self.experts, shares, self.batchnorm)
         return [Cell(point, task, self.space.split, self.metrics.get(task, ())) for task in self.space.tasks]
@@ -55,7 +55,7 @@ class Mixture:
         return scores
 
     def known(self) -> list[tuple[Shares, Scores]]:
-        """The points whose scores are there, of just these weights and data."""
+        """Return the points whose scores are there, of just these weights and data."""
         wanted: dict[tuple[float, ...], Shares] = {}
         for shares in known_rows(self.folder / ROWS)["shares"]:
             if set(shares) <= set(self.experts):
@@ -64,14 +64,15 @@ class Mixture:
         return [(own, scores) for own, scores in scored if scores and not any(map(math.isnan, scores.values()))]
 
     def scores(self, shares: Shares) -> Scores | None:
-        """A point's scores by task from rows, each by the first metric of the task; None where a row is missing."""
+        """Return a point's scores by task from rows, each by the first metric of the task; None where a row is
+        missing."""
         rows = known_rows(self.folder / ROWS)
         values = dict(zip(rows["key"], rows["value"], strict=True))
         keys = {cell.task: next(iter(self.grid.keys(cell, self.grid.seeds[0]).values())) for cell in self.cells(shares)}
         return {task: float(values[key]) for task, key in keys.items()} if set(keys.values()) <= set(values) else None
 
     def engine(self, groups: Sequence[Sequence[Job]], subject: Subject, device: str) -> Iterator[Done]:
-        """One worker of this process for all points: models and data stay."""
+        """Yield one worker of this process for all points: models and data stay."""
         with one_thread(device):
             self.worker = self.worker or Worker(subject, device)
             for group in groups:

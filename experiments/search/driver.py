@@ -33,7 +33,7 @@ class History:
 
     @property
     def best(self) -> Trial | None:
-        """The best trial, of equal ones the first; None before the ends are known."""
+        """Return the best trial, of equal ones the first; None before the ends are known."""
         known = [trial for trial in self.trials if not math.isnan(trial.value)]
         return max(known, key=lambda trial: trial.value, default=None)
 
@@ -115,7 +115,7 @@ class _Session:
         return list(self.trials.values())
 
     def trial(self, shares: Shares) -> Trial:
-        """The trial of a point: an old one, one of a known point, or a new evaluation."""
+        """Return the trial of a point: an old one, one of a known point, or a new evaluation."""
         key = self._space.key(shares)
         if key not in self.trials:
             cached = key in self._known

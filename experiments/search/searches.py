@@ -25,7 +25,7 @@ WIDTH = 0.02  # what a gap as wide as the whole promises by its width alone: bum
 
 
 def grid(space: Space, ends: Sequence[Trial], budget: int, rng: np.random.Generator) -> Asks:
-    """Even points, as many as the budget allows: the finest lattice of no more points, the ends among them."""
+    """Ask for even points, as many as the budget allows: the finest lattice of no more points, the ends among them."""
     count, parts = len(ends), 1
     while math.comb(parts + count, count - 1) <= budget:
         parts += 1
@@ -33,7 +33,7 @@ def grid(space: Space, ends: Sequence[Trial], budget: int, rng: np.random.Genera
 
 
 def random(space: Space, ends: Sequence[Trial], budget: int, rng: np.random.Generator) -> Asks:
-    """Points drawn evenly from all that `steps` allow, none twice."""
+    """Yield points drawn evenly from all that `steps` allow, none twice."""
     seen: set[tuple[int, ...]] = set()
     repeats = 0
     while repeats < REPEATS:
@@ -47,7 +47,7 @@ def random(space: Space, ends: Sequence[Trial], budget: int, rng: np.random.Gene
 
 
 def coordinate(space: Space, ends: Sequence[Trial], budget: int, rng: np.random.Generator) -> Asks:
-    """Coordinate descent from equal shares or the best end: each expert's share in turn up and down by a reach.
+    """Descend by coordinates from equal shares or the best end: each expert's share in turn, up and down by a reach.
 
     The other shares keep their proportions. The reach is halved when no move helps, and the search ends at one step.
     """
@@ -65,7 +65,7 @@ def coordinate(space: Space, ends: Sequence[Trial], budget: int, rng: np.random.
 
 
 def adaptive(space: Space, ends: Sequence[Trial], budget: int, rng: np.random.Generator) -> Asks:
-    """Bisection between the two neighbours that lie farthest apart on the front.
+    """Bisect between the two neighbours that lie farthest apart on the front.
 
     Far apart is where the corner of both, as good as the better one in every task, would add most hypervolume: where
     scores are monotonous, no point between them can add more. Scores are scaled by the range of the ends. Neighbours
@@ -84,7 +84,7 @@ def adaptive(space: Space, ends: Sequence[Trial], budget: int, rng: np.random.Ge
 
 
 def cma(space: Space, ends: Sequence[Trial], budget: int, rng: np.random.Generator) -> Asks:
-    """CMA-ES (Hansen 2016, arXiv 1604.00772) from equal shares; its points are projected onto the simplex."""
+    """Sample by CMA-ES (Hansen 2016, arXiv 1604.00772) from equal shares; its points are projected onto the simplex."""
     try:
         from cma import CMAEvolutionStrategy
     except ImportError as error:
@@ -99,7 +99,8 @@ def cma(space: Space, ends: Sequence[Trial], budget: int, rng: np.random.Generat
 
 
 def greedy_soup(space: Space, ends: Sequence[Trial], budget: int, rng: np.random.Generator) -> Asks:
-    """From the best expert down, add each to the average unless that lowers it (Wortsman et al. 2022, recipe 1)."""
+    """Add each expert to the average, from the best one down, unless that lowers it (Wortsman et al. 2022, recipe
+    1)."""
     first, *others = sorted(range(len(ends)), key=lambda index: -ends[index].value)
     members, best = [first], ends[first].value
     for index in others:
@@ -128,7 +129,7 @@ SEARCHES: dict[str, Search] = {
 
 
 def onto_simplex(x: np.ndarray) -> np.ndarray:
-    """The point of the simplex nearest to x (Duchi et al. 2008, figure 1).
+    """Return the point of the simplex nearest to x (Duchi et al. 2008, figure 1).
 
     >>> onto_simplex(np.array([0.5, 1.5, -1.0])).tolist()
     [0.0, 1.0, 0.0]

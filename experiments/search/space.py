@@ -62,16 +62,16 @@ class Space:
 
     @property
     def names(self) -> list[str]:
-        """The experts, in the order of every point."""
+        """Return the experts, in the order of every point."""
         return list(self.specialists)
 
     @property
     def tasks(self) -> list[str]:
-        """The tasks, in the order of their specialists."""
+        """Return the tasks, in the order of their specialists."""
         return list(self.specialists.values())
 
     def point(self, counts: Sequence[int]) -> dict[str, float]:
-        """The shares `counts[i] / sum(counts)`.
+        """Return the shares `counts[i] / sum(counts)`.
 
         >>> Space({"upright": "upright", "turned": "turned"}).point([1, 3])
         {'upright': 0.25, 'turned': 0.75}
@@ -80,7 +80,8 @@ class Space:
         return {name: count / whole for name, count in zip(self.names, counts, strict=True)}
 
     def nearest(self, shares: Sequence[float] | np.ndarray) -> list[int]:
-        """Counts of `steps` nearest to shares >= 0 of any sum > 0: rounded down, the rest to the largest remainders."""
+        """Return counts of sum `steps` nearest to shares >= 0 of any sum > 0: rounded down, the rest to the largest
+        remainders."""
         exact = np.asarray(shares, dtype=np.float64)
         exact = exact / exact.sum() * self.steps
         counts = np.floor(exact + 1e-9).astype(int)
@@ -89,17 +90,17 @@ class Space:
         return counts.tolist()
 
     def counts(self, shares: Shares) -> list[int]:
-        """The nearest counts of a point."""
+        """Return the nearest counts of a point."""
         return self.nearest([shares[name] for name in self.names])
 
     def key(self, shares: Shares) -> Key:
-        """What tells points from each other. Raises StudyError for names that are not the experts'."""
+        """Say what tells points from each other. Raises StudyError for names that are not the experts'."""
         if set(shares) - set(self.names):
             raise StudyError(f"a point has shares of {', '.join(shares)}: the experts are {', '.join(self.names)}")
         return tuple(float(shares.get(name, 0.0)) for name in self.names)
 
     def row(self, scores: Scores) -> list[float]:
-        """Scores in the order of the tasks. Raises StudyError where one is missing or not a number."""
+        """Return scores in the order of the tasks. Raises StudyError where one is missing or not a number."""
         missing = [task for task in self.tasks if not np.isfinite(scores.get(task, np.nan))]
         if missing:
             raise StudyError(f"no score of {missing[0]} on {self.split}: a search needs one at every point")
@@ -107,12 +108,13 @@ class Space:
 
 
 def joint(row: Sequence[float], ends: np.ndarray) -> float:
-    """Mean over the tasks of merged over expert: 1 keeps every skill whole."""
+    """Return the mean over the tasks of merged over expert: 1 keeps every skill whole."""
     return float(joint_score(np.array(row)[:, None], ends)[0])
 
 
 def volume(row: Sequence[float], ends: np.ndarray) -> float:
-    """What the point alone dominates, of the box from the worst experts to the corner of all specialists."""
+    """Return the volume that the point alone dominates, of the box from the worst experts to the corner of all
+    specialists."""
     return float(np.prod(np.maximum(0, scaled([row], ends)[0])))
 
 

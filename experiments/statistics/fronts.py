@@ -11,7 +11,7 @@ from experiments.errors import StudyError
 
 
 def pareto_front(points: ArrayLike) -> np.ndarray:
-    """Mask (m,) of the points that no other point dominates (as good everywhere, better somewhere)."""
+    """Return a mask (m,) of the points that no other point dominates (as good everywhere, better somewhere)."""
     p = _points(points)
     as_good = (p[:, None] >= p[None]).all(axis=2)
     better = (p[:, None] > p[None]).any(axis=2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -38,6 +39,17 @@ class Best:
 
     def __repr__(self) -> str:
         return f"<Best: {self}>"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (f"{task} {metric}", 100 * value, 100 * lo, 100 * hi)
+            for (task, metric), (value, lo, hi) in self.tasks.items()
+        ]
+        body = "".join(
+            f"<tr><th>{html.escape(name)}</th><td>{value:.2f}</td><td>[{lo:.2f}, {hi:.2f}]</td></tr>"
+            for name, value, lo, hi in rows
+        )
+        return f"<table><caption>{html.escape(str(self).partition(';')[0])}</caption>{body}</table>"
 
     def __str__(self) -> str:
         policy = "" if self.batchnorm == "average" else f", BatchNorm {self.batchnorm}"
@@ -111,7 +123,7 @@ def _best(rows: Records, columns: Mapping[str, Column], kind: str, policy: str, 
     ends = [tuple(float(name == one) for name in names) for one in names]
 
     def joint(split: str) -> np.ndarray:
-        """Joint scores of the points on a split, means over seeds."""
+        """Return joint scores of the points on a split, means over seeds."""
         tables: list[np.ndarray] = []
         for group in (points, ends):
             places = [[(shares, column, split) for shares in group] for column in columns.values()]

@@ -31,7 +31,8 @@ class Gap(NamedTuple):
 
     @property
     def sign(self) -> int:
-        """1 or -1 where the 95 % interval leaves out zero, else 0; of the value alone where there is no error."""
+        """Return 1 or -1 where the 95 % interval leaves out zero, else 0; of the value alone where there is no
+        error."""
         clear = math.isnan(self.error) or abs(self.value) > Z * self.error
         return int(np.sign(self.value)) if clear else 0
 
@@ -96,7 +97,7 @@ def paired_examples(models: Sequence[Records], scores: Examples) -> list[np.ndar
 
 
 def standard_error(values: np.ndarray) -> float:
-    """Standard error of the mean of values (n,); NaN of a single one."""
+    """Return the standard error of the mean of values (n,); NaN of a single one."""
     return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
 
 

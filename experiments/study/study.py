@@ -28,7 +28,7 @@ class Expert:
 
     @property
     def id(self) -> str:
-        """Tells experts of different kinds apart."""
+        """Tell experts of different kinds apart."""
         return self.kind if self.kind == PRETRAINED else f"{self.kind}/{self.name}"
 
 
@@ -55,23 +55,23 @@ class Point:
 
     @property
     def held(self) -> dict[str, float]:
-        """The shares that are not 0."""
+        """Return the shares that are not 0."""
         return {name: share for name, share in self.shares.items() if share}
 
     @property
     def kind(self) -> str:
-        """How its experts were finetuned."""
+        """Say how its experts were finetuned."""
         return "+".join(dict.fromkeys(expert.kind for expert in self.experts.values()))
 
     @property
     def label(self) -> str:
-        """The point in words."""
+        """Return the point in words."""
         policy = f", BatchNorm {self.batchnorm}" if self.batchnorm != "average" else ""
         return f"{share_label(self.shares)} ({self.kind}, {self.method}{policy})"
 
     @property
     def id(self) -> str:
-        """Equal for equal points."""
+        """Return an id that equal points share."""
         parts = [f"{share!r} {self.experts[name].id}" for name, share in self.shares.items()]
         return f"{self.method} {self.batchnorm} {' + '.join(parts)}"
 
@@ -87,12 +87,12 @@ class Cell:
 
 
 def single(expert: Expert) -> Point:
-    """An expert as it is, the same point whatever mixture it is an end of."""
+    """Return an expert as it is, the same point whatever mixture it is an end of."""
     return Point({expert.name: expert}, {expert.name: 1.0}, "single")
 
 
 def merged(experts: Mapping[str, Expert], shares: Shares, batchnorm: str = "average") -> Point:
-    """The weights of experts mixed in these shares; an expert without a share counts as one with 0."""
+    """Return the weights of experts mixed in these shares; an expert without a share counts as one with 0."""
     whole = {name: float(shares.get(name, 0)) for name in experts}
     return Point(experts, whole, "interpolate" if len(experts) == 2 else "average", batchnorm)
 
@@ -104,8 +104,8 @@ def points_of(
     *,
     ensembles: bool = False,
 ) -> Iterator[Point]:
-    """The experts as they are, then every mixture of two or more under every policy ("all": each there is), then the
-    ensembles of the same shares. Statistics from an expert that is not one of these are left out."""
+    """Yield the experts as they are, then every mixture of two or more under every policy ("all": each there is), then
+    the ensembles of the same shares. Statistics from an expert that is not one of these are left out."""
     merges = [shares for shares in mixtures if sum(map(bool, shares.values())) > 1]
     every = ["average", *(f"from:{name}" for name in experts), *POLICIES[1:]]
     yield from map(single, experts.values())
@@ -116,13 +116,14 @@ def points_of(
 
 
 def line(names: Sequence[str], points: int) -> list[dict[str, float]]:
-    """Shares of so many points along every edge between names (of three or more: and inside), made as i / n."""
+    """Return the shares of so many points along every edge between names (of three or more: and inside), made as i /
+    n."""
     parts = points - 1
     return [dict(zip(names, (part / parts for part in own), strict=True)) for own in lattice(len(names), parts)]
 
 
 def lattice(count: int, parts: int) -> list[tuple[int, ...]]:
-    """All ways to give `parts` equal parts to `count` experts, the first one's falling.
+    """Return all ways to give `parts` equal parts to `count` experts, the first one's falling.
 
     >>> lattice(2, 2)
     [(2, 0), (1, 1), (0, 2)]
@@ -133,7 +134,8 @@ def lattice(count: int, parts: int) -> list[tuple[int, ...]]:
 
 
 def together(cells: Iterable[Cell]) -> list[Cell]:
-    """Every cell once, in the place of the first and with the metrics of the last; those of one point together."""
+    """Return every cell once, in the place of the first and with the metrics of the last; those of one point
+    together."""
     unique = {(cell.point.id, cell.task, cell.split): cell for cell in cells}
     groups: dict[str, list[Cell]] = {}
     for cell in unique.values():

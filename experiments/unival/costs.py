@@ -48,5 +48,5 @@ def _line(place: tuple[str, str], costs: Mapping[tuple[str, str], Mapping[str, s
 
 
 def seconds(line: Mapping[str, str]) -> float:
-    """CPU seconds of a whole training, of which a part may have been measured."""
+    """Reckon the CPU seconds of a whole training, of which a part may have been measured."""
     return float(line["cpu_seconds"]) * int(line["updates"]) / int(line["measured"])

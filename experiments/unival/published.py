@@ -49,7 +49,7 @@ class BaseSetup:
 
     @staticmethod
     def shifts(task: str) -> tuple[str, ...]:
-        """The splits of a task with shifted data: those that were published."""
+        """Return the splits of a task with shifted data: those that were published."""
         files = TASKS[task].published.files if task in TASKS else ()
         return tuple(split for split in files if split not in ("train", "val", "test"))
 
@@ -72,14 +72,15 @@ class BaseSetup:
         return Input(expert.name, file)
 
     def tokenizer(self, config: UnivalConfig) -> Tokenizer:
-        """The one stored with the pretrained model, or else the published one, from BPE/ beside the checkpoints."""
+        """Return the tokenizer stored with the pretrained model, or else the published one, from BPE/ beside the
+        checkpoints."""
         bpe, file = self.checkpoints / "BPE", self.checkpoints / PRETRAINED_FILE
         return load_tokenizer(file, config, bpe=bpe if bpe.is_dir() else None)
 
     def dataset(
         self, task: str, split: str, tokenizer: Tokenizer, config: UnivalConfig, cache: MediaCache
     ) -> TaskDataset:
-        """Published rows. OKVQA and VizWiz are asked without repeating the question, as published."""
+        """Open published rows. OKVQA and VizWiz are asked without repeating the question, as published."""
         known = TASKS[task]
         if split in known.published.unrepeated:
             known = replace(known, repeats_prompt=False)
@@ -95,25 +96,25 @@ class BaseSetup:
         )
 
     def data_digest(self, task: str, split: str) -> str:
-        """Of the files and of the answers; media that the files name by path are not looked at."""
+        """Return the digest of the files and of the answers; media that the files name by path are not looked at."""
         answers = self.answers_file(task, split)
         files = [*self.files(task, split), *([answers] if answers else [])]
         return f"sha256:{sha256(' '.join(self.file_digest(file) for file in files).encode()).hexdigest()}"
 
     def generation(self, task: str) -> GenerationOptions:
-        """The published beams."""
+        """Search as published, with beams."""
         return TASKS[task].generation
 
     def metrics(self, task: str) -> tuple[str, ...]:
-        """The task's first."""
+        """Quote the task's first metric."""
         return TASKS[task].metrics[:1]
 
     def areas(self) -> tuple[float, float]:
-        """COCO's."""
+        """Return the areas of COCO, in square pixels."""
         return COCO_AREAS
 
     def files(self, task: str, split: str) -> list[Path]:
-        """The files of a split; StudyError where none was published."""
+        """Return the files of a split; StudyError where none was published."""
         known = TASKS[task].published.files
         if split not in known:
             raise StudyError(
@@ -122,13 +123,13 @@ class BaseSetup:
         return [self.data / name for name in known[split]]
 
     def answers_file(self, task: str, split: str) -> Path | None:
-        """The list of answers of a split, if it has one."""
+        """Return the list of answers of a split, if it has one."""
         known = TASKS[task].published.answers
         name = known.get(split, known.get(""))
         return None if name is None else self.data / name
 
     def file_digest(self, file: Path) -> str:
-        """The SHA-256 of a file, computed again only when its size or time has changed."""
+        """Return the SHA-256 of a file, computed again only when its size or time has changed."""
         if not file.exists():
             raise StudyError(f"{file} is missing: see {page_of(file)}")
         record = self.folder / "digests.json"
@@ -147,7 +148,7 @@ class BaseSetup:
         return known[str(file)][1]
 
     def expected(self, experts: Sequence[Expert], seed: int, places: Sequence[tuple[str, str]]) -> dict[Path, str]:
-        """Every file that is needed, with the page that tells where it comes from."""
+        """Return every file that is needed, with the page that tells where it comes from."""
         wanted = [self.source(expert, seed).path for expert in experts]
         for task, split in places:
             answers = self.answers_file(task, split)
@@ -157,11 +158,11 @@ class BaseSetup:
         return {file: page_of(file) for file in wanted}
 
     def train(self, experts: Sequence[Expert], seed: int, processes: int) -> None:
-        """No recipe trains all experts."""
+        """Raise StudyError: no recipe trains all experts."""
         raise StudyError("no recipe trains all experts at setup base: finetune with unival-merge train")
 
     def pace(self, cells: Sequence[Cell], limit: int | None) -> str:
-        """GPU hours at the published speed of captions."""
+        """Guess the GPU hours at the published speed of captions."""
         rows = limit or 1000
         models = sum(len(cell.point.held) if cell.point.method == "ensemble" else 1 for cell in cells)
         hours = models * rows * PUBLISHED_SECONDS / 3600
@@ -169,7 +170,7 @@ class BaseSetup:
 
 
 def page_of(file: Path) -> str:
-    """The page of the original's documentation that leads to a file."""
+    """Return the page of the original's documentation that leads to a file."""
     if file.suffix == ".pt":
         known = {PRETRAINED_FILE, *(task.published.checkpoint for task in TASKS.values())}
         return CHECKPOINTS_PAGE if "/".join(file.parts[-2:]) in known else "an expert of your own: unival-merge train"

@@ -99,7 +99,7 @@ def write_samples(
 
 
 def sampled_rows(rows: Records) -> Records:
-    """A row for each task of every merged point between two experts and of these, on the reported split."""
+    """Return a row for each task of every merged point between two experts and of these, on the reported split."""
     own = weights_only(one_policy(on_split(main_metrics(rows), reported_split(rows))))
     pairs = [set(pair) for pair in pairs_of(own)]
     kinds = {row["experts"] for row in own if len(experts_of(row)) == 2}
@@ -109,7 +109,7 @@ def sampled_rows(rows: Records) -> Records:
 
 
 def point_of(row: Mapping[str, Any], study: str) -> Point:
-    """The point that a row was evaluated at."""
+    """Return the point that a row was evaluated at."""
     known = study_named(study)
     assert isinstance(known, MixtureStudy)  # others have no pairs
     experts = {name: Expert(name, known.experts[name], row["experts"]) for name in row["shares"]}
@@ -131,7 +131,7 @@ def refuse_other_weights(
 
 
 def sample_of(folder: Path, data: TaskDataset, number: int, example: Example, answer: Prediction) -> dict[str, Any]:
-    """One answer in words and boxes, its image written."""
+    """Return one answer in words and boxes, its image written."""
     cells = data.table[number]
     asked = cells[data.task.asks] if data.task.asks else data.task.prompt(cells)
     is_box = data.task.writes == "box"
@@ -148,14 +148,14 @@ def sample_of(folder: Path, data: TaskDataset, number: int, example: Example, an
 
 
 def in_words(reference: Any) -> str:
-    """What would have been right: weighted answers with the best first, all captions, or a word."""
+    """Say what would have been right: weighted answers with the best first, all captions, or a word."""
     if isinstance(reference, Mapping):
         return ", ".join(sorted(map(str, reference), key=lambda answer: -reference[answer]))
     return " / ".join(map(str, reference)) if isinstance(reference, (list, tuple)) else str(reference)
 
 
 def shares_of_image(box: Sequence[float], size: tuple[int, int] | None) -> list[float] | None:
-    """A box in pixels as shares of width and height; None where it is none."""
+    """Return a box in pixels as shares of width and height; None where it is none."""
     if size is None or not all(map(math.isfinite, box)):
         return None
     return [round(value / size[side % 2], 4) for side, value in enumerate(box)]

@@ -39,7 +39,8 @@ class PocketSetup:
     size: ClassVar[float] = 0.0
 
     def pocket(self, seed: int | None = None) -> Pocket:
-        """The pocket in the folder, or that of a seed's experts; those of the folder's own seed may lie in itself."""
+        """Return the pocket in the folder, or that of a seed's experts; those of the folder's own seed may lie in
+        itself."""
         record = self.folder / "pocket.json"
         if not record.is_file():
             raise StudyError(f"{self.folder} has no pocket models: make them, unival-merge pocket {self.folder}")
@@ -50,48 +51,52 @@ class PocketSetup:
 
     @staticmethod
     def shifts(task: str) -> tuple[str, ...]:
-        """The splits of a task with shifted data: those that a world of full size has."""
+        """Return the splits of a task with shifted data: those that a world of full size has."""
         return WORLD_TASKS[task].shifts if task in WORLD_TASKS else ()
 
     def source(self, expert: Expert, seed: int) -> Input:
-        """The checkpoint of an expert, where `experiments.unival.pocket.experts` puts it."""
+        """Return the checkpoint of an expert, where `experiments.unival.pocket.experts` puts it."""
         return Input(expert.name, expert_file(self.pocket(seed), expert))
 
     def tokenizer(self, config: UnivalConfig) -> Tokenizer:
-        """The one stored with the pretrained model; all have the backbone's, where that one is not made yet."""
+        """Return the tokenizer stored with the pretrained model; all have the backbone's, where that one is not made
+        yet."""
         pocket = self.pocket()
         return load_tokenizer(pocket.pretrained if pocket.pretrained.exists() else pocket.backbone, config)
 
     def dataset(
         self, task: str, split: str, tokenizer: Tokenizer, config: UnivalConfig, cache: MediaCache
     ) -> TaskDataset:
-        """The rows of a split of the embedded world, asked as in evaluation."""
+        """Return the rows of a split of the embedded world, asked as in evaluation."""
         files = Files(self.pocket().world, tokenizer, config)
         files.cache = cache
         self.data_digest(task, split)
         return files.data(task, split)
 
     def data_digest(self, task: str, split: str) -> str:
-        """The content of a split and of the answers that its task allows, by the world's record or the file itself."""
+        """Return the content of a split and of the answers that its task allows, by the world's record or the file
+        itself."""
         folder = self.pocket().world
         content = "\n".join((rows_digest(folder, task, split), *read_world(folder).answers.get(task, ())))
         return f"sha256:{sha256(content.encode()).hexdigest()}"
 
     def generation(self, task: str) -> GenerationOptions:
-        """How answers are searched for: greedily, as beams of 5 take thrice the time."""
+        """Say how answers are searched for: greedily, as beams of 5 take thrice the time."""
         return replace(TASKS[task].generation, beam=GREEDY)
 
     def metrics(self, task: str) -> tuple[str, ...]:
-        """The metric quoted for a task, one that has scores of single examples."""
+        """Return the metric quoted for a task, one that has scores of single examples."""
         return (TASKS[task].quoted(self.name),)
 
     def areas(self) -> tuple[float, float]:
-        """Square pixels at which boxes stop being small, and start being large: terciles of the boxes in training."""
+        """Return the areas, in square pixels, at which boxes stop being small, and start being large: terciles of the
+        boxes in training."""
         world = read_world(self.pocket().world)
         return world.small_below, world.large_above
 
     def expected(self, experts: Sequence[Expert], seed: int, places: Sequence[tuple[str, str]]) -> dict[Path, str]:
-        """The files needed, each with where it comes from: the experts', as the world comes with the pretrained one."""
+        """Return the files needed, each with where it comes from: the experts', as the world comes with the pretrained
+        one."""
         return {self.source(expert, seed).path: f"{expert.id} of seed {seed}: add --train" for expert in experts}
 
     def train(self, experts: Sequence[Expert], seed: int, processes: int) -> None:
@@ -99,7 +104,7 @@ class PocketSetup:
         make_experts(self.pocket(seed), experts, processes, cache=user_cache())
 
     def pace(self, cells: Sequence[Cell], limit: int | None) -> str:
-        """How long cells may take before any was evaluated: machines differ too much to guess."""
+        """Say how long cells may take before any was evaluated: machines differ too much to guess."""
         return ""
 
 
@@ -108,7 +113,7 @@ SETUPS: dict[str, type[Setup]] = {"pocket": PocketSetup, "base": BaseSetup}
 
 
 def setup_named(name: str, folder: Path, *, checkpoints: Path | None = None, data: Path | None = None) -> Setup:
-    """The setup of a study in a folder; `base` needs the folders of published files too."""
+    """Return the setup of a study in a folder; `base` needs the folders of published files too."""
     if name == "pocket":
         return PocketSetup(folder)
     if name == "base":

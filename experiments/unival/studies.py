@@ -68,11 +68,11 @@ class UnivalStudy(ABC):
 
     @property
     def notes(self) -> Notes:
-        """What pages made of its rows say of it, and the tables that they show besides."""
+        """Return what pages made of its rows say of it, and the tables that they show besides."""
         return Notes(self.question, self.source)
 
     def mixtures_of(self, choice: Choice) -> list[dict[str, Expert]]:
-        """The experts of every mixture wanted by name, of every kind apart; StudyError where there are none."""
+        """Return the experts of every mixture wanted by name, of every kind apart; StudyError where there are none."""
         raise StudyError(f"study {self.name} mixes nothing: there is no ratio to choose")
 
 
@@ -127,7 +127,7 @@ class MixtureStudy(UnivalStudy):
         return together([*self.references(found, whole), *found])
 
     def kinds_of(self, choice: Choice) -> list[str]:
-        """The kinds wanted of those that there are at the setup."""
+        """Return the kinds wanted of those that there are at the setup."""
         wanted = self.kinds if choice.kinds is None else choice.kinds
         if unknown := [kind for kind in wanted if kind not in self.kinds]:
             raise StudyError(f"study {self.name} has no experts {unknown[0]!r}: choose of {', '.join(self.kinds)}")
@@ -143,13 +143,14 @@ class MixtureStudy(UnivalStudy):
         return [{name: Expert(name, self.experts[name], kind) for name in names} for names in found for kind in kinds]
 
     def shares_of(self, names: Sequence[str], choice: Choice) -> list[dict[str, float]]:
-        """The shares of every point of a mixture."""
+        """Return the shares of every point of a mixture."""
         if self.shape == "line":
             return line(names, choice.points or self.points)
         return [dict.fromkeys(names, 1 / len(names))] if self.shape == "uniform" else []
 
     def cells_of(self, point: Point, tasks: Sequence[str], choice: Choice) -> Iterator[Cell]:
-        """A point of experts of tasks on these; shifted data are for reporting, so there are none beside split val."""
+        """Yield a point of experts of tasks on these; shifted data are for reporting, so there are none beside split
+        val."""
         wide = len(set(point.shares.values())) == 1
         family = next((own for own in self.families.values() if tasks[0] in own), ()) if wide else ()
         for task in dict.fromkeys([*tasks, *family]):
@@ -181,11 +182,12 @@ class PretrainingStudy(UnivalStudy):
 
     @property
     def notes(self) -> Notes:
-        """The comparisons are tables of their own."""
+        """Add the comparisons, as tables of their own."""
         return Notes(self.question, self.source, self.comparisons)
 
     def cells(self, choice: Choice) -> list[Cell]:
-        """Every cell once, those of one training together; StudyError where the choice names what there is not."""
+        """Return every cell once, those of one training together; StudyError where the choice names what there is
+        not."""
         known = ", ".join(self.comparisons)
         if choice.setup != "pocket":
             raise StudyError(f"study {self.name} is of setup pocket: at setup {choice.setup} nothing is pretrained")
@@ -261,7 +263,7 @@ STUDIES: dict[str, UnivalStudy] = {
 
 
 def study_named(name: str) -> UnivalStudy:
-    """A study; StudyError with the names of all if there is none."""
+    """Return a study; StudyError with the names of all if there is none."""
     if name not in STUDIES:
         raise StudyError(f"no study {name!r}: choose one of {', '.join(STUDIES)}")
     return STUDIES[name]

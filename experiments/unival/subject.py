@@ -54,53 +54,54 @@ class UnivalSubject:
         return UnivalSubject, (self.setup, self.limit)
 
     def expected(self, experts: Sequence[Expert], seed: int, places: Sequence[tuple[str, str]]) -> dict[Path, str]:
-        """The setup's files."""
+        """Return the setup's files."""
         return self.setup.expected(experts, seed, places)
 
     def source(self, expert: Expert, seed: int) -> Input:
-        """The setup's checkpoint."""
+        """Return the setup's checkpoint."""
         return self.setup.source(expert, seed)
 
     def data_digest(self, task: str, split: str) -> str:
-        """Of the rows, and of the answers that the task allows."""
+        """Return the digest of the rows, and of the answers that the task allows."""
         return self.setup.data_digest(task, split)
 
     def metrics(self, cell: Cell) -> Mapping[str, Sequence[float]]:
-        """The cell's, or those quoted for its task; boxes are small and large by the setup's areas."""
+        """Return the cell's, or those quoted for its task; boxes are small and large by the setup's areas."""
         names = cell.metrics or self.setup.metrics(cell.task)
         if unknown := [name for name in names if name not in METRICS]:
             raise StudyError(f"no metric {unknown[0]!r}: choose from {', '.join(METRICS)}")
         return {name: self.setup.areas() if METRICS[name].size else () for name in names}
 
     def conditions(self, task: str) -> Mapping[str, Any]:
-        """How answers are searched for, and the limit of rows."""
+        """Say how answers are searched for, and the limit of rows."""
         return {"generation": asdict(self.setup.generation(task)), "limit": self.limit}
 
     def recalibration(self, tasks: Sequence[str]) -> list[str]:
-        """The number of training inputs, and what they are."""
+        """Return the number of training inputs, and what they are."""
         return [str(RECALIBRATION), *(self.setup.data_digest(task, "train") for task in tasks)]
 
     def layout(self, checkpoint: Checkpoint, task: str) -> UnivalConfig:
-        """The checkpoint's config without networks of media that the task does not show: experts need not share those.
+        """Return the checkpoint's config without networks of media that the task does not show: experts need not share
+        those.
 
         Every task looks at images, also one without any.
         """
         return replace(config_of(checkpoint), **{name: None for name in OPTIONAL_MEDIA if name != TASKS[task].medium})
 
     def build(self, layout: Hashable) -> UnivalModel:
-        """A model of a config; drawing its first weights leaves the random state alone."""
+        """Return a model of a config; drawing its first weights leaves the random state alone."""
         assert isinstance(layout, UnivalConfig)
         with torch.random.fork_rng(devices=[]):
             return UnivalModel(layout).eval()
 
     def unused(self, layout: Hashable) -> list[str]:
-        """Tensors that are computed, or belong to the networks that a config leaves out."""
+        """Return the globs of tensors that are computed, or belong to the networks that a config leaves out."""
         gone = [name for name in OPTIONAL_MEDIA if getattr(layout, name) is None]
         parts = ("embed_{}s.*", "{}_proj.*", "embed_{}_positions.*")
         return [*COMPUTED, *(f"encoder.{part.format(name)}" for name in gone for part in parts)]
 
     def ensemble(self, models: Sequence[nn.Module], shares: Sequence[float]) -> Ensemble:
-        """The mean of next-token probabilities."""
+        """Return the mean of next-token probabilities."""
         return Ensemble([model for model in models if isinstance(model, UnivalModel)], shares).eval()
 
     def recalibrate(self, model: nn.Module, tasks: Sequence[str]) -> None:
@@ -113,7 +114,7 @@ class UnivalSubject:
         recalibrate_batchnorm(model, batches, lambda _, batch: model.encoder.embed_media(batch.inputs))
 
     def evaluate(self, model: nn.Module, cell: Cell) -> dict[str, Score]:
-        """The scores of a model's answers; none, and why, where its numbers are not finite."""
+        """Return the scores of a model's answers; none, and why, where its numbers are not finite."""
         assert isinstance(model, UnivalModel | Ensemble)
         names = tuple(self.metrics(cell))
         dataset = self.dataset(cell.task, cell.split, model.config)
@@ -142,7 +143,7 @@ class UnivalSubject:
         return found
 
     def dataset(self, task: str, split: str, config: UnivalConfig) -> TaskDataset:
-        """The rows of a split; made once, with media decoded once for all."""
+        """Return the rows of a split; made once, with media decoded once for all."""
         if (task, split) not in self._data:
             tokenizer = self.setup.tokenizer(config)
             self._data[task, split] = self.setup.dataset(task, split, tokenizer, config, self._cache)
@@ -150,8 +151,8 @@ class UnivalSubject:
 
 
 def mixed(datasets: Sequence[TaskDataset]) -> Iterator[Batch]:
-    """Batches with as many rows of every data set, RECALIBRATION in all or fewer: the mixture is in every batch, as
-    the variance of a mixture is not the mean of its parts' variances."""
+    """Yield batches with as many rows of every data set, RECALIBRATION in all or fewer: the mixture is in every batch,
+    as the variance of a mixture is not the mean of its parts' variances."""
     rows = min(RECALIBRATION // len(datasets), *(len(data) for data in datasets))
     examples = [data.get(row) for row in range(rows) for data in datasets]
     sound = [replace(example, target=[]) for example in examples if example is not None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import html
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -124,6 +125,12 @@ class Method:
 
     def __repr__(self) -> str:
         return f"<Method: {self.summary} Inputs: {self.needs}; parameters: {', '.join(self.parameters) or 'none'}>"
+
+    def _repr_html_(self) -> str:
+        rows = [("formula", self.formula), ("inputs", self.needs), ("source", self.source)]
+        rows += [(name, parameter.help) for name, parameter in self.parameters.items()]
+        body = "".join(f"<tr><th>{html.escape(name)}</th><td>{html.escape(text)}</td></tr>" for name, text in rows)
+        return f"<table><caption>{html.escape(self.summary)}</caption>{body}</table>"
 
     @functools.cached_property
     def function(self) -> Callable[..., Tensor]:

@@ -84,12 +84,12 @@ class Run:
     ] = False
 
     def given(self) -> dict[str, Any]:
-        """The training options among these, by the names of `TrainOptions`."""
+        """Return the training options among these, by the names of `TrainOptions`."""
         names = ("lr", "updates", "batch", "accumulate", "precision", "recompute", "save_every", "seed")
         return {name: getattr(self, name) for name in names}
 
     def how(self) -> dict[str, Any]:
-        """How a training runs, whatever it learns: arguments of `unival_core.train`."""
+        """Say how a training runs, whatever it learns: arguments of `unival_core.train`."""
         return {"workers": self.workers, "tensorboard": self.tensorboard, "overwrite": self.overwrite}
 
 

@@ -67,8 +67,8 @@ def found_answers(task: Task, table: TsvTable) -> list[str]:
 
 
 def load_answers(path: str | Path, task: Task) -> list[str]:
-    """The answers in a file: .txt, one a line; .json or .pkl, a list, a dict from answers to numbers (as published), or
-    a dict with lists by task under "answers"; .tsv, those of a training file of the task.
+    """Return the answers in a file: .txt, one a line; .json or .pkl, a list, a dict from answers to numbers (as
+    published), or a dict with lists by task under "answers"; .tsv, those of a training file of the task.
 
     Of a pickle only plain containers are read; whatever else it names is refused with UnivalError, and nothing runs.
     """

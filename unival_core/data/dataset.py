@@ -83,7 +83,8 @@ class TaskDataset:
         return [self._broken[row] for row in sorted(self._broken)]
 
     def read(self, row: int, number: int = 0) -> Example:
-        """The example of a row; in training the one of draw `number`. UnivalError names the row if it is broken."""
+        """Return the example of a row; in training the one of draw `number`. UnivalError names the row if it is
+        broken."""
         if row in self._kept:
             return self._kept[row]
         place = self.table.place(row)
@@ -114,7 +115,8 @@ class TaskDataset:
             return None
 
     def draw(self, row: int, number: int) -> Example:
-        """The example of draw `number` of a training run; in the place of a broken row comes the next valid one."""
+        """Return the example of draw `number` of a training run; in the place of a broken row comes the next valid
+        one."""
         for step in range(len(self)):
             if (example := self.get((row + step) % len(self), number)) is not None:
                 return example

@@ -54,7 +54,8 @@ class MediaReader:
         return medium, self.cache.put(whole_key if is_whole else middle_key, medium)
 
     def decode(self, data: bytes | Path, generator: Random | None = None) -> tuple[Medium, bool]:
-        """The medium of a file, and whether it is whole, so that no draw could give another; UnivalError if damaged."""
+        """Return the medium of a file, and whether it is whole, so that no draw could give another; UnivalError if
+        damaged."""
         try:
             if self.kind == "image":
                 return self._image(data), True

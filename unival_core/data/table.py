@@ -84,7 +84,8 @@ class TsvTable:
 
 
 def line_offsets(path: Path) -> np.ndarray:
-    """Where each line of a file starts, and at the end the file's size: int64, from the kept index if it still fits."""
+    """Say where each line of a file starts, and at the end the file's size: int64, from the kept index if it still
+    fits."""
     if not path.is_file():
         raise UnivalError(f"{path}: no such file")
     stat = path.stat()

@@ -142,7 +142,8 @@ class Task:
         return tuple((self.layout or self.columns).index(name) for name in self.columns)
 
     def quoted(self, setup: str) -> str:
-        """The metric to quote: the first; at pocket setup, whose rows keep them, the first with scores of examples."""
+        """Return the metric to quote: the first; at pocket setup, whose rows keep them, the first with scores of
+        examples."""
         means = [name for name in self.metrics if METRICS[name].is_mean] if setup == "pocket" else []
         return (means or self.metrics)[0]
 

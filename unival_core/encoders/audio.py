@@ -62,7 +62,7 @@ class Cnn14(nn.Module):
 
 
 def blank(x: Tensor, dim: int, longest: int) -> Tensor:
-    """Zero two stripes of 0 to `longest - 1` cells along `dim` (1 or 2) of each sample of N x frames x bands."""
+    """Set to zero two stripes of 0 to `longest - 1` cells along `dim` (1 or 2) of each sample of N x frames x bands."""
     if not longest:
         return x
     cells = x.shape[dim]

@@ -57,7 +57,8 @@ def choose_frames(length: int, count: int, generator: random.Random | None = Non
 
 
 def video_to_tensor(frames: np.ndarray, side: int) -> Tensor:
-    """One model input, 3 x T x side x side in [-1, 1], from uint8 T x H x W x 3: the centre, black beyond the edges."""
+    """Return one model input, 3 x T x side x side in [-1, 1], from uint8 T x H x W x 3: the centre, black beyond the
+    edges."""
     height, width = frames.shape[1:3]
     canvas = torch.zeros(3, len(frames), side, side, dtype=torch.uint8)
     (from_y, to_y, high), (from_x, to_x, wide) = _centre(height, side), _centre(width, side)

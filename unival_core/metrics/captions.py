@@ -93,7 +93,8 @@ def _bleu_of_means(means: np.ndarray, *, order: int, n: int) -> np.ndarray:
 
 
 def rouge_l(predictions: Sequence[str], references: References, *, tokens: str = "ptb") -> Scores:
-    """ROUGE-L: F (beta 1.2) of the best recall and the best precision of the longest common subsequence (Lin, 2004).
+    """Score by ROUGE-L: F (beta 1.2) of the best recall and the best precision of the longest common subsequence (Lin,
+    2004).
 
     As in the reference, the two maxima may come from different references.
     """

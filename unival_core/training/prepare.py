@@ -110,7 +110,7 @@ def validation(data: TaskDataset, rows: int, workers: int) -> Callable[[UnivalMo
 
 
 def use_threads(count: int | None) -> None:
-    """CPU threads of this process; None leaves them."""
+    """Set the CPU threads of this process; None leaves them."""
     if count is not None:
         torch.set_num_threads(count)
 

@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 
 def local(processes: int | None, address: str | None) -> Engine:
-    """Processes of this machine; 1: this one."""
+    """Evaluate in processes of this machine; 1: in this one."""
     from experiments.grid.engines.local import evaluate
 
     return partial(evaluate, processes=processes or 1)
 
 
 def ray(processes: int | None, address: str | None) -> Engine:
-    """Actors of Ray, None: one for every slot; `address` is that of a running cluster."""
+    """Evaluate in actors of Ray, None: one for every slot; `address` is that of a running cluster."""
     from experiments.grid.engines.ray import evaluate
 
     return partial(evaluate, processes=processes, address=address)
@@ -33,7 +33,7 @@ ENGINES: dict[str, Callable[[int | None, str | None], Engine]] = {"local": local
 
 
 def engine_named(name: str, processes: int | None, address: str | None = None) -> Engine:
-    """An engine with so many processes (None: its own number); StudyError if there is none."""
+    """Return an engine with so many processes (None: its own number); StudyError if there is none."""
     if name not in ENGINES:
         raise StudyError(f"no engine {name!r}: choose one of {', '.join(ENGINES)}")
     if address is not None and name != "ray":

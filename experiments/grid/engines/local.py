@@ -22,7 +22,7 @@ POLL = 1.0  # seconds between looks at whether the workers live
 def evaluate(
     groups: Sequence[Sequence[Job]], subject: Subject, device: str = "cpu", *, processes: int = 1
 ) -> Iterator[Done]:
-    """The jobs of all groups, each when it is finished.
+    """Yield the jobs of all groups, each when it is finished.
 
     On a processor every process has one thread, which gives the same bits everywhere. With one process the work is
     done in this one. StudyError if a worker dies; what a worker raises is raised here.
@@ -34,7 +34,7 @@ def evaluate(
 
 
 def in_this_process(groups: Sequence[Sequence[Job]], subject: Subject, device: str) -> Iterator[Done]:
-    """One group after the other."""
+    """Evaluate one group after the other."""
     with one_thread(device):
         worker = Worker(subject, device)
         for group in groups:
@@ -42,7 +42,7 @@ def in_this_process(groups: Sequence[Sequence[Job]], subject: Subject, device: s
 
 
 def in_processes(groups: Sequence[Sequence[Job]], subject: Subject, device: str, count: int) -> Iterator[Done]:
-    """Processes that take the next group when they are free."""
+    """Start processes that take the next group when they are free."""
     start = multiprocessing.get_context("spawn")
     waiting, finished = start.Queue(), start.Queue()
     for group in [*groups, *[None] * count]:

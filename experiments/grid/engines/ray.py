@@ -29,10 +29,10 @@ class Slot:
         self.worker = make(subject, device)
 
     def ready(self) -> None:
-        """Returns as soon as the actor is there."""
+        """Return as soon as the actor is there."""
 
     def evaluate(self, job: Job) -> Done:
-        """One job."""
+        """Do one job."""
         (done,) = self.worker.evaluate([job])
         return done
 
@@ -55,7 +55,7 @@ def evaluate(
     address: str | None = None,
     make: Callable[[Subject, str], Worker] = Worker,
 ) -> Iterator[Done]:
-    """The jobs of all groups, each when it is finished, by `processes` actors (None: one for every slot).
+    """Yield the jobs of all groups, each when it is finished, by `processes` actors (None: one for every slot).
 
     `address` is that of a running cluster; None starts Ray on this machine, unless the environment names a cluster
     (RAY_ADDRESS). On a cluster every node needs this package and the files at the same paths. StudyError without ray,
@@ -79,7 +79,7 @@ def evaluate(
 
 
 def load_ray() -> Any:
-    """The package, which only this engine needs; StudyError if it is not installed."""
+    """Return the package, which only this engine needs; StudyError if it is not installed."""
     try:
         return import_module("ray")
     except ImportError as error:
@@ -135,7 +135,7 @@ def _next(waiting: Sequence[Sequence[Job]], place: Place, taken: Sequence[Any]) 
 
 
 def experts_of(group: Sequence[Job]) -> tuple[Any, ...]:
-    """What a worker keeps between groups depends on: seed, method, experts."""
+    """Say what a worker keeps between groups depends on: seed, method, experts."""
     job = group[0]
     point = job.cell.point
     return job.seed, point.method, *(expert.id for expert in point.experts.values())

@@ -30,7 +30,7 @@ class Style(NamedTuple):
     size: float
 
     def line(self) -> dict[str, Any]:
-        """Options of `plot` for a line with markers."""
+        """Return the options of `plot` for a line with markers."""
         return {"color": self.color, "marker": self.marker, "ls": self.dashes, "ms": self.size, "mew": 0, "lw": 1.4}
 
 
@@ -83,7 +83,7 @@ def score_name(rows: Records) -> str:
 
 
 def level(rows: Records, name: str) -> float | None:
-    """Mean score, times 100, of a model by itself; None if it has no rows."""
+    """Return the mean score, times 100, of a model by itself; None if it has no rows."""
     own = [row for row in rows if is_made_of(row, [name])]
     return 100 * mean_of(own, "value") if own else None
 

@@ -1,4 +1,4 @@
-"""What ImageNet and Kinetics weights are to the published model: image networks that know digits and colours."""
+"""Image networks that know digits and colours, which the pocket model starts from as others do from ImageNet."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BIAS_OF_PLACES = 0.3  # what untrained biases of places keep of their size, so t
 
 
 def fresh_model(config: UnivalConfig, seed: int) -> UnivalModel:
-    """A model to train from nothing.
+    """Return a model to train from nothing.
 
     The published start, normal(0, 0.02) everywhere, fits a width of 768. In a narrow model it leaves attention flat,
     and a usual learning rate turns embeddings around within a few updates, so that words stay unbound from images
@@ -50,7 +50,7 @@ def fresh_model(config: UnivalConfig, seed: int) -> UnivalModel:
 def train_backbone(
     model: UnivalModel, tokenizer: Tokenizer, world: Path, options: TrainOptions, *, progress: bool = True
 ) -> None:
-    """Trains the image network and its projection until a cell's token is like the words for what the cell shows.
+    """Train the image network and its projection until a cell's token is like the words for what the cell shows.
 
     The words' embeddings stay as they are; a head that is thrown away names the cell's row and column (the model never
     adds places to image tokens). Without this stage, questions stay unbound from images for thousands of updates.
@@ -77,31 +77,31 @@ def train_backbone(
 
 @torch.no_grad()
 def word_states(encoder: Encoder, tokenizer: Tokenizer, names: tuple[str, ...]) -> Tensor:
-    """What words look like to the encoder, len(names) x width. Each must be one token."""
+    """Say what words look like to the encoder, len(names) x width. Each must be one token."""
     return encoder.embed_text(torch.tensor([[tokenizer.encode(f" {name}")[0]] for name in names])).squeeze(1)
 
 
 def cell_scores(cells: Tensor, words: list[Tensor], heads: nn.ModuleList) -> list[Tensor]:
-    """Logits of the WORDS (with none of them, last), of the row and of the column, each N x cells x kinds; `cells` is
-    N x cells x width."""
+    """Return logits of the WORDS (with none of them, last), of the row and of the column, each N x cells x kinds;
+    `cells` is N x cells x width."""
     none, *places = (head(cells) for head in heads)
     likeness = [SHARPNESS * cells @ states.t() for states in words]
     return [torch.cat((own, none[..., [i]]), dim=-1) for i, own in enumerate(likeness)] + places
 
 
 def cell_loss(scores: list[Tensor], labels: Tensor) -> Tensor:
-    """Sum of the mean cross-entropies, from len(labels) x N x cells."""
+    """Return the sum of the mean cross-entropies, from len(labels) x N x cells."""
     losses = [F.cross_entropy(own.flatten(0, 1), label.flatten()) for own, label in zip(scores, labels, strict=True)]
     return torch.stack(losses).sum()
 
 
 def scaled(pixels: Tensor) -> Tensor:
-    """Bytes to -1..1."""
+    """Scale bytes to -1..1."""
     return pixels.float() / 127.5 - 1
 
 
 def read_labelled(world: Path, split: str, side: int) -> tuple[Tensor, Tensor]:
-    """Images N x 3 x side x side (uint8), and the labels of their cells, 6 x N x CELLS x CELLS: WORDS, row
+    """Return images N x 3 x side x side (uint8), and the labels of their cells, 6 x N x CELLS x CELLS: WORDS, row
     and column."""
     reader, images, labels = MediaReader("image", side), [], []
     for row in read_rows(world, "backbone", split):
@@ -116,7 +116,7 @@ def read_labelled(world: Path, split: str, side: int) -> tuple[Tensor, Tensor]:
 
 
 def shuffled(rows: int, batch: int, seed: int) -> Iterator[Tensor]:
-    """Row numbers of endless batches, each epoch in a new order."""
+    """Yield row numbers of endless batches, each epoch in a new order."""
     generator = np.random.default_rng(seed)
     while True:
         order = torch.from_numpy(generator.permutation(rows))
@@ -125,7 +125,7 @@ def shuffled(rows: int, batch: int, seed: int) -> Iterator[Tensor]:
 
 @torch.no_grad()
 def inflate(model: UnivalModel) -> None:
-    """Starts the video network as the image network on every frame (arXiv 1705.07750), its projection and positions
+    """Start the video network as the image network on every frame (arXiv 1705.07750), its projection and positions
     likewise: a kernel is repeated along time and divided by its length."""
     encoder = model.encoder
     state = encoder.get_submodule("embed_images").state_dict()

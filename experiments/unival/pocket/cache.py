@@ -15,30 +15,30 @@ from merge import __version__
 
 
 def user_cache() -> Path:
-    """The folder for this user's runs: `$XDG_CACHE_HOME/unival-merge/experts`, by default in ~/.cache."""
+    """Return the folder for this user's runs: `$XDG_CACHE_HOME/unival-merge/experts`, by default in ~/.cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unival-merge" / "experts"
 
 
 def key_of(record: Mapping[str, Any]) -> str:
-    """The name of a run, from all that it is made of and the versions that make it."""
+    """Return the name of a run, from all that it is made of and the versions that make it."""
     text = json.dumps(record, sort_keys=True)  # which may hold infinity
     return content_key(run=text, version=__version__, torch=version("torch"))
 
 
 def fetch(cache: Path | None, key: str, folder: Path) -> None:
-    """Copies a kept run to where it is missing; nothing happens where a run has begun, or none is kept."""
+    """Copy a kept run to where it is missing; nothing happens where a run has begun, or none is kept."""
     if cache is not None and (cache / key).is_dir():
         copy(cache / key, folder)
 
 
 def keep(cache: Path | None, key: str, folder: Path) -> None:
-    """Copies a finished run into the cache, if it is not there."""
+    """Copy a finished run into the cache, if it is not there."""
     if cache is not None:
         copy(folder, cache / key)
 
 
 def copy(source: Path, target: Path) -> None:
-    """A folder's copy under a name that is free, all or nothing."""
+    """Copy a folder to a name that is free, all or nothing."""
     if target.exists():
         return
     target.parent.mkdir(parents=True, exist_ok=True)

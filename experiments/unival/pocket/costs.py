@@ -24,7 +24,7 @@ _PROCESS = Path("/proc/self")
 
 @contextmanager
 def measured(pocket: Pocket, folder: Path, start: str, options: TrainOptions) -> Iterator[None]:
-    """Notes what the training in `folder` takes, in `costs.csv` of the pocket where all starts.
+    """Note what the training in `folder` takes, in `costs.csv` of the pocket where all starts.
 
     Of a training that goes on after a stop only the rest is measured: so many of its updates as `measured` says.
     """
@@ -53,7 +53,7 @@ def measured(pocket: Pocket, folder: Path, start: str, options: TrainOptions) ->
 
 
 def forget_peak() -> None:
-    """Gives memory that is not used back to the system, and lets its highest value start anew, where that can be."""
+    """Give memory that is not used back to the system, and let its highest value start anew, where that can be."""
     gc.collect()
     try:
         ctypes.CDLL(None).malloc_trim(0)
@@ -63,7 +63,8 @@ def forget_peak() -> None:
 
 
 def megabytes(name: str) -> str:
-    """Memory of this process by the system's name for it, in megabytes (10^6 bytes); "" where it is not known."""
+    """Return the memory of this process by the system's name for it, in megabytes (10^6 bytes); "" where it is not
+    known."""
     try:
         lines = (_PROCESS / "status").read_text().splitlines()
     except OSError:

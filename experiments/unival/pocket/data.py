@@ -39,7 +39,7 @@ def rows_file(world: Path, task: str, split: str) -> Path:
 
 
 def rows_digest(world: Path, task: str, split: str) -> str:
-    """The sha256 of a split's file, from the world's record where it has it."""
+    """Return the sha256 of a split's file, from the world's record where it has it."""
     file, record = rows_file(world, task, split), read_world(world).files
     return record[f"{task}/{split}"].sha256 if f"{task}/{split}" in record else sha256(file.read_bytes()).hexdigest()
 
@@ -62,7 +62,7 @@ class Files:
         seed: int = 0,
         part: float = 1.0,
     ) -> TaskDataset:
-        """The rows of a split, of which `part` is kept; with `blank` every image, video and audio is empty."""
+        """Return the rows of a split, of which `part` is kept; with `blank` every image, video and audio is empty."""
         kind = Blank if blank else TaskDataset
         return kind(
             TASKS[task],
@@ -76,7 +76,7 @@ class Files:
         )
 
     def training(self, splits: Iterable[tuple[str, str]], seed: int) -> dict[str, TaskDataset]:
-        """Data sets to train on, from pairs of task and split."""
+        """Return data sets to train on, from pairs of task and split."""
         return {task: self.data(task, split, training=True, seed=seed) for task, split in splits}
 
 

@@ -41,14 +41,14 @@ from unival_core.training import TrainOptions
 
 
 def make_models(pocket: Pocket, processes: int = 2, *, progress: bool = True) -> None:
-    """World, pretrained model and the preset's experts, whatever of them is missing."""
+    """Make the world, the pretrained model and the preset's experts, whatever of them is missing."""
     make_experts(pocket, [Expert(task, task, "vanilla") for task in pocket.plan.experts], processes, progress=progress)
 
 
 def make_experts(
     pocket: Pocket, experts: Iterable[Expert], processes: int = 2, *, progress: bool = True, cache: Path | None = None
 ) -> dict[str, Path]:
-    """Makes whatever is missing of the experts and of all they depend on; returns their files by their ids.
+    """Make whatever is missing of the experts and of all they depend on; return their files by their ids.
 
     Steps run `processes` at a time, each on one thread, which is faster than one at a time on several and gives the
     same bits anywhere. Killed, it goes on where it stopped. Finished runs are taken from the folder `cache` and put
@@ -69,7 +69,7 @@ def parent_jobs(pocket: Pocket, step: Step, cache: Path | None) -> list[tuple[Po
 
 
 def expert_file(pocket: Pocket, expert: Expert) -> Path:
-    """Where an expert's weights are, or will be."""
+    """Say where an expert's weights are, or will be."""
     return file_of(pocket, step_of(pocket, expert))
 
 
@@ -77,24 +77,24 @@ def expert_file(pocket: Pocket, expert: Expert) -> Path:
 
 
 def file_of(pocket: Pocket, step: Step | None) -> Path:
-    """The file of a step; None: of the pretrained weights."""
+    """Return the file of a step; None: of the pretrained weights."""
     return pocket.pretrained if step is None else pocket.folder / "experts" / step.file
 
 
 def start_of(pocket: Pocket, step: Step) -> Path:
-    """What a finetuning starts from."""
+    """Say what a finetuning starts from."""
     if step.training is not None and not step.parents:
         return pocket.backbone
     return file_of(pocket, step.parents[0] if step.parents else None)
 
 
 def recipe_beside(file: Path) -> Path:
-    """The recipe that merging writes beside an average, last of all."""
+    """Return the recipe that merging writes beside an average, last of all."""
     return file.with_name(f"{file.name}.recipe.json")
 
 
 def is_done(pocket: Pocket, step: Step) -> bool:
-    """Whether a step and all before it are done; an average, of the weights that are there now."""
+    """Tell whether a step and all before it are done; an average, of the weights that are there now."""
     file = file_of(pocket, step)
     if not file.exists() or not all(is_done(pocket, parent) for parent in step.parents):
         return False
@@ -106,12 +106,12 @@ def is_done(pocket: Pocket, step: Step) -> bool:
 
 
 def run_record(file: Path) -> Path:
-    """What `unival_core.training.train` notes beside a run's weights."""
+    """Say what `unival_core.training.train` notes beside a run's weights."""
     return file.with_name("run.json")
 
 
 def made_of(pocket: Pocket, step: Step) -> dict[str, Any]:
-    """All that a run's weights depend on, for its record."""
+    """Return all that a run's weights depend on, for its record."""
     split = "train" if step.training is None else step.training.split
     record: dict[str, Any] = {
         "init": file_digest(start_of(pocket, step)),
@@ -124,7 +124,8 @@ def made_of(pocket: Pocket, step: Step) -> dict[str, Any]:
 
 
 def refuse_stale(pocket: Pocket, steps: Iterable[Step]) -> None:
-    """StudyError where a run, finished or not, is not the one that would be made now, or starts from such a one."""
+    """Raise StudyError where a run, finished or not, is not the one that would be made now, or starts from such a
+    one."""
     stale: dict[Step, str] = {}
     for step in steps:
         known = run_record(file_of(pocket, step))
@@ -143,7 +144,7 @@ def refuse_stale(pocket: Pocket, steps: Iterable[Step]) -> None:
 
 
 def differing(there: dict[str, Any], here: dict[str, Any]) -> str:
-    """The first thing that the record of a run has otherwise, with both values; "" if there is none."""
+    """Return the first thing that the record of a run has otherwise, with both values; "" if there is none."""
     there, here = (
         {"init": record.get("init"), **record.get("files", {}), **record.get("portions", {}), **record["options"]}
         for record in (there, json.loads(json.dumps(here)))
@@ -156,7 +157,7 @@ def differing(there: dict[str, Any], here: dict[str, Any]) -> str:
 
 
 def make(pocket: Pocket, step: Step, cache: Path | None = None) -> None:
-    """Does one step whose parents are there."""
+    """Do one step whose parents are there."""
     refuse_stale(pocket, [step])  # that its parents were made anew
     file = file_of(pocket, step)
     with timed(pocket, f"expert {Path(step.file).parent.as_posix()}"):
@@ -176,7 +177,7 @@ def make(pocket: Pocket, step: Step, cache: Path | None = None) -> None:
 
 
 def train_anew(pocket: Pocket, step: Step, training: Training, options: TrainOptions) -> None:
-    """Does a training of the study `pretraining`. None is taken from a cache, as its cost is measured."""
+    """Do a training of the study `pretraining`. None is taken from a cache, as its cost is measured."""
     model, files = open_model(pocket, start_of(pocket, step))
     if step.sees_videos and not any(parent.sees_videos for parent in step.parents):
         inflate(model)
@@ -191,7 +192,7 @@ def train_anew(pocket: Pocket, step: Step, training: Training, options: TrainOpt
 
 
 def average(pocket: Pocket, step: Step) -> None:
-    """Writes the uniform average of the parents, with its recipe."""
+    """Write the uniform average of the parents, with its recipe."""
     file = file_of(pocket, step)
     file.parent.mkdir(parents=True, exist_ok=True)
     parents = [file_of(pocket, parent) for parent in step.parents]

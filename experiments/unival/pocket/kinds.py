@@ -31,7 +31,7 @@ class Step:
 
     @property
     def sees_videos(self) -> bool:
-        """Whether this step, or one before it, trains on videos."""
+        """Tell whether this step, or one before it, trains on videos."""
         return any(TASKS[task].medium == "video" for task in self.tasks) or any(one.sees_videos for one in self.parents)
 
 

@@ -79,33 +79,33 @@ class Pocket:
 
     @property
     def plan(self) -> Preset:
-        """The preset."""
+        """Return the preset."""
         return PRESETS[self.preset]
 
     @property
     def world(self) -> Path:
-        """Its world."""
+        """Return its world."""
         return (self.start or self).folder / "world"
 
     @property
     def backbone(self) -> Path:
-        """The weights that pretraining starts from."""
+        """Return the weights that pretraining starts from."""
         return (self.start or self).folder / "backbone.safetensors"
 
     @property
     def pretrained(self) -> Path:
-        """The weights that every expert starts from."""
+        """Return the weights that every expert starts from."""
         if self.preset == "quick":
             return SHIPPED
         return (self.start or self).folder / "pretraining" / STAGES["pocket"][-1].name / "last.safetensors"
 
     def with_seed(self, seed: int) -> Pocket:
-        """Experts of another seed, in a folder of their own, from this pocket's world and pretrained model."""
+        """Return experts of another seed, in a folder of their own, from this pocket's world and pretrained model."""
         return Pocket(self.folder / f"seed-{seed}", self.preset, seed, self)
 
 
 def make_start(pocket: Pocket, *, pretrained: bool = True, progress: bool = True) -> None:
-    """World, backbone and, if wanted, the pretrained model, whatever of them is missing."""
+    """Make world, backbone and, if wanted, the pretrained model, whatever of them is missing."""
     if pocket.start is not None:
         make_start(pocket.start, pretrained=pretrained, progress=progress)
     pocket.folder.mkdir(parents=True, exist_ok=True)
@@ -121,14 +121,14 @@ def make_start(pocket: Pocket, *, pretrained: bool = True, progress: bool = True
 
 
 def write_world(pocket: Pocket, progress: bool = True) -> None:
-    """The embedded world of the preset's size."""
+    """Write the embedded world of the preset's size."""
     if not (pocket.world / "world.json").exists():
         with timed(pocket, "world"):
             make_world(pocket.world, 0, pocket.plan.world, progress=progress)
 
 
 def make_backbone(pocket: Pocket, progress: bool = True) -> None:
-    """A fresh model with a trained image network."""
+    """Make a fresh model with a trained image network."""
     file = pocket.backbone
     if file.exists():
         return
@@ -140,7 +140,7 @@ def make_backbone(pocket: Pocket, progress: bool = True) -> None:
 
 
 def pretrain(pocket: Pocket, progress: bool = True) -> None:
-    """The stages of pretraining, each from the weights of the one before."""
+    """Run the stages of pretraining, each from the weights of the one before."""
     source = pocket.backbone
     for stage in STAGES["pocket"]:
         folder = pocket.folder / "pretraining" / stage.name
@@ -159,24 +159,24 @@ def pretrain(pocket: Pocket, progress: bool = True) -> None:
 
 
 def shared_out(options: TrainOptions, pocket: Pocket) -> TrainOptions:
-    """The options with the preset's share of updates, and the seed."""
+    """Return the options with the preset's share of updates, and the seed."""
     return replace(options, updates=max(1, round(options.updates * pocket.plan.updates)), seed=pocket.seed)
 
 
 def open_model(pocket: Pocket, file: Path) -> tuple[UnivalModel, Files]:
-    """A model, and the world's files as it reads them."""
+    """Return a model, and the world's files as it reads them."""
     model = load_model(file)
     return model, Files(pocket.world, load_tokenizer(file, model.config), model.config)
 
 
 def file_digest(file: Path) -> str:
-    """The digest of a checkpoint's tensors."""
+    """Return the digest of a checkpoint's tensors."""
     return digest(open_checkpoint(file))
 
 
 @contextmanager
 def timed(pocket: Pocket, step: str) -> Iterator[None]:
-    """Notes the CPU seconds of a step in `times.csv`."""
+    """Note the CPU seconds of a step in `times.csv`."""
     began = time.process_time()
     yield
     with (pocket.folder / "times.csv").open("a") as file:
@@ -184,7 +184,7 @@ def timed(pocket: Pocket, step: str) -> Iterator[None]:
 
 
 def nothing_first(*_: Any) -> tuple[()]:
-    """The jobs that come before a job where any order will do."""
+    """Return the jobs that come before a job where any order will do."""
     return ()
 
 
@@ -197,7 +197,7 @@ def in_processes(
     progress: bool,
     first: Callable[..., Iterable[Call]] = nothing_first,
 ) -> None:
-    """Calls `work` with each job's arguments, in so many processes of one thread each; 1: in this one.
+    """Call `work` with each job's arguments, in so many processes of one thread each; 1: in this one.
 
     `first`, called likewise, gives the jobs that have to be done before a job; they stand before it in `jobs`. After
     an error no more jobs are begun, and it is raised when those that run are done.
@@ -227,7 +227,7 @@ def in_processes(
 def finished(
     pool: Executor, work: Callable[..., object], jobs: list[Call], first: Callable[..., Iterable[Call]]
 ) -> Iterator[Call]:
-    """Hands jobs to the pool as soon as those before them are done, and yields each when it is done."""
+    """Hand jobs to the pool as soon as those before them are done, and yield each when it is done."""
     running: dict[Future[object], Call] = {}
     while jobs or running:
         undone = [*jobs, *running.values()]

@@ -51,12 +51,12 @@ class Training:
 
     @property
     def split(self) -> str:
-        """Where its rows come from."""
+        """Say where its rows come from."""
         return "train" if self.finetunes else "pretrain"
 
 
 def tuned(task: str, updates: int, start: str, group: str | None = None) -> Training:
-    """A finetuning."""
+    """Return a finetuning."""
     return Training((Portion(task),), updates, start, finetunes=True, group=group)
 
 
@@ -122,7 +122,7 @@ COMPARISONS: dict[str, dict[str, tuple[str, ...]]] = {
 
 
 def lineage(name: str) -> Iterator[Training]:
-    """The trainings that led to a model, the first one first."""
+    """Yield the trainings that led to a model, the first one first."""
     training = TRAININGS[name]
     if training.start != BACKBONE:
         yield from lineage(training.start)
@@ -130,12 +130,12 @@ def lineage(name: str) -> Iterator[Training]:
 
 
 def comparisons_of(name: str) -> list[str]:
-    """The comparisons that a training takes part in."""
+    """Return the comparisons that a training takes part in."""
     return [comparison for comparison, variants in COMPARISONS.items() if name in variants]
 
 
 def tasks_of(comparisons: Mapping[str, Mapping[str, tuple[str, ...]]]) -> dict[str, list[str]]:
-    """The tasks that each training is evaluated on in some comparisons, both in order of appearance."""
+    """Return the tasks that each training is evaluated on in some comparisons, both in order of appearance."""
     found: dict[str, dict[str, None]] = {}
     for variants in comparisons.values():
         for name, tasks in variants.items():

@@ -36,7 +36,7 @@ class Measurement:
 
 
 def cells(pocket: Pocket) -> list[Measurement]:
-    """The pretrained model and every expert on the tasks of all experts; every expert blind on its own task."""
+    """Return the pretrained model and every expert on the tasks of all experts; every expert blind on its own task."""
     tasks = pocket.plan.experts
     models = {"pretrained": pocket.pretrained} | {
         task: expert_file(pocket, Expert(task, task, "vanilla")) for task in tasks
@@ -46,7 +46,7 @@ def cells(pocket: Pocket) -> list[Measurement]:
 
 
 def write_table(pocket: Pocket, split: str = "test", processes: int = 2, *, progress: bool = True) -> Path:
-    """Evaluates what is missing in rows.jsonl and writes table.md. Only finished rows count when it is stopped."""
+    """Evaluate what is missing in rows.jsonl and write table.md. Only finished rows count when it is stopped."""
     rows, table = pocket.folder / "rows.jsonl", pocket.folder / f"table-{split}.md"
     known = set() if not rows.exists() else set(read_rows(rows)["key"])
     jobs = [(pocket, cell, split) for cell in cells(pocket) if cell_key(pocket, cell, split) not in known]
@@ -67,7 +67,7 @@ def write_table(pocket: Pocket, split: str = "test", processes: int = 2, *, prog
 
 
 def cell_key(pocket: Pocket, cell: Measurement, split: str) -> str:
-    """The content of a cell."""
+    """Return the content of a cell."""
     return content_key(
         study=STUDY,
         weights=file_digest(cell.file),
@@ -80,7 +80,7 @@ def cell_key(pocket: Pocket, cell: Measurement, split: str) -> str:
 
 
 def measure(pocket: Pocket, cell: Measurement, split: str) -> None:
-    """Evaluates one cell and appends its row."""
+    """Evaluate one cell and append its row."""
     with timed(pocket, f"evaluation {cell.name} on {cell.task}"):
         model, files = open_model(pocket, cell.file)
         data, metric = files.data(cell.task, split, blank=cell.blank), TASKS[cell.task].quoted("pocket")
@@ -93,7 +93,7 @@ def measure(pocket: Pocket, cell: Measurement, split: str) -> None:
 
 
 def made_row(pocket: Pocket, cell: Measurement, split: str, scores: Scores, interval: Interval, key: str) -> Row:
-    """A result row, of no checkpoint so far."""
+    """Return a result row, of no checkpoint so far."""
     return Row(
         study=STUDY,
         shares={cell.name: 1.0},
@@ -118,7 +118,7 @@ def made_row(pocket: Pocket, cell: Measurement, split: str, scores: Scores, inte
 
 
 def blind_rows(pocket: Pocket, task: str, split: str) -> list[Row]:
-    """What the answer most frequent in training scores, and naive Bayes on the text where there is one.
+    """Say what the answer most frequent in training scores, and naive Bayes on the text where there is one.
 
     Boxes are guessed as in `experiments.unival.world.audit`.
     """
@@ -146,6 +146,6 @@ def blind_rows(pocket: Pocket, task: str, split: str) -> list[Row]:
 
 
 def most_common(data: TaskDataset) -> str:
-    """The target most frequent in training."""
+    """Return the target most frequent in training."""
     counts = Counter(str(data.task.target(data.table[row], None)) for row in range(len(data)))
     return max(sorted(counts), key=counts.__getitem__)

@@ -1,4 +1,4 @@
-"""What can be had without looking: the most frequent answer, and answers guessed from the text alone.
+"""Scores without looking at the media: the most frequent answer, and answers guessed from the text alone.
 
 A task is only worth studying if the images are needed. `audit` scores three blind guessers on a split, all trained
 on the task's `train` split: `majority` gives one answer to everything, `prior` the most frequent answer to each kind of
@@ -37,13 +37,13 @@ class Audit:
 
 
 def audit_all(folder: Path | str, split: str = "test") -> list[Audit]:
-    """The audit of every task that has this split and answers to guess."""
+    """Return the audit of every task that has this split and answers to guess."""
     files = read_world(folder).files
     return [audit(folder, task, split) for task in TASKS if f"{task}/{split}" in files and task != "backbone"]
 
 
 def audit(folder: Path | str, task: str, split: str = "test") -> Audit:
-    """Blind scores of one file.
+    """Score one file blindly.
 
     Questions count their weighted answers, hypotheses the label, captions one where the guess is a reference. Regions
     count an overlap of at least half with the guess, which is the mean box of one of 3 x 3 places.
@@ -92,7 +92,7 @@ def _box(cell: str) -> Box:
 
 
 def box_overlap(a: Box, b: Box) -> float:
-    """Intersection over union of two boxes x0, y0, x1, y1."""
+    """Return the intersection over union of two boxes x0, y0, x1, y1."""
     width, height = (min(a[i + 2], b[i + 2]) - max(a[i], b[i]) for i in (0, 1))
     shared = max(0.0, width) * max(0.0, height)
     area = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (a, b))

@@ -24,7 +24,7 @@ def _verdicts(
 
 
 def claim_exists(rng: np.random.Generator, pool: Pool) -> list[Ask]:
-    """'there is a red three', or 'there is no red three'; what is not in sight may lie under the card."""
+    """Claim 'there is a red three', or 'there is no red three'; what is not in sight may lie under the card."""
     name, seen, near = something(rng, pool)
     hidden = pool.card >= 0
     absent, maybe = harder(rng, ~seen & ~hidden, near), ~seen & hidden
@@ -34,7 +34,7 @@ def claim_exists(rng: np.random.Generator, pool: Pool) -> list[Ask]:
 
 
 def claim_colour(rng: np.random.Generator, pool: Pool) -> list[Ask]:
-    """'the three is red': maybe if there is no three but a card."""
+    """Claim 'the three is red': maybe if there is no three but a card."""
     digit, colour = pool.pair(rng)
     its = pool.colour_of[:, digit]
     text = pick(rng, ("the {d} is {c}", "the colour of the {d} is {c}")).format(d=DIGITS[digit], c=COLOURS[colour])
@@ -43,7 +43,7 @@ def claim_colour(rng: np.random.Generator, pool: Pool) -> list[Ask]:
 
 
 def claim_count(rng: np.random.Generator, pool: Pool) -> list[Ask]:
-    """'there are exactly two digits', 'there are at least two digits': a card may add one."""
+    """Claim 'there are exactly two digits', 'there are at least two digits': a card may add one."""
     number = int(rng.integers(1, 5 if pool.novel else 4))
     hidden, seen = pool.card >= 0, pool.count
     if number > 1 and rng.random() < 0.5:
@@ -55,7 +55,7 @@ def claim_count(rng: np.random.Generator, pool: Pool) -> list[Ask]:
 
 
 def claim_place(rng: np.random.Generator, pool: Pool) -> list[Ask]:
-    """'the red digit is at the top left': maybe if nothing is red and the card lies there."""
+    """Claim 'the red digit is at the top left': maybe if nothing is red and the card lies there."""
     colour, place = any_colour(rng), int(rng.integers(len(PLACES)))
     its = pool.colour_place[:, colour]
     text = f"the {COLOURS[colour]} digit is {at(place)}"
@@ -64,7 +64,7 @@ def claim_place(rng: np.random.Generator, pool: Pool) -> list[Ask]:
 
 
 def claim_parity(rng: np.random.Generator, pool: Pool) -> list[Ask]:
-    """'the red digit is even': maybe if nothing is red but there is a card."""
+    """Claim 'the red digit is even': maybe if nothing is red but there is a card."""
     colour, odd = any_colour(rng), int(rng.integers(2))
     its = pool.digit_of[:, colour]
     text = f"the {COLOURS[colour]} digit is {('even', 'odd')[odd]}"
@@ -73,7 +73,7 @@ def claim_parity(rng: np.random.Generator, pool: Pool) -> list[Ask]:
 
 
 def claim_order(rng: np.random.Generator, pool: Pool) -> list[Ask]:
-    """'the red number is greater than the blue number': maybe if one of them can only lie under the card."""
+    """Claim 'the red number is greater than the blue number': maybe if one of them can only lie under the card."""
     text, yes, no, maybe = compare(rng, pool)
     return _verdicts(rng, pool, "order", text.format("is "), (yes, no, maybe))
 

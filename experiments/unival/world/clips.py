@@ -16,7 +16,8 @@ COMPRESSION = 4  # of 9: a quarter faster than the usual 6, a few per cent large
 
 
 def dial(digits: list[int], rng: np.random.Generator, snr: tuple[float, float]) -> np.ndarray:
-    """The keys' tone pairs one after the other with gaps, a level and white noise of their own (float32 in -1..1).
+    """Return the keys' tone pairs one after the other with gaps, a level and white noise of their own (float32 in
+    -1..1).
 
     `snr` bounds the ratio of tone to noise power in decibels. Lasts 1 to 1.4 seconds for up to four digits.
     """
@@ -40,7 +41,7 @@ def _tone(pair: tuple[float, float], rng: np.random.Generator) -> np.ndarray:
 
 
 def wav(samples: np.ndarray) -> bytes:
-    """16-bit mono PCM."""
+    """Write 16-bit mono PCM."""
     data = io.BytesIO()
     with wave.open(data, "wb") as file:
         file.setnchannels(1)
@@ -51,14 +52,14 @@ def wav(samples: np.ndarray) -> bytes:
 
 
 def png(image: Image.Image) -> bytes:
-    """A PNG file."""
+    """Return a PNG file."""
     data = io.BytesIO()
     image.save(data, "PNG", compress_level=COMPRESSION)
     return data.getvalue()
 
 
 def animated_png(frames: list[Image.Image]) -> bytes:
-    """An APNG file with every frame, equal neighbours included."""
+    """Return an APNG file with every frame, equal neighbours included."""
     data = io.BytesIO()
     frames[0].save(data, "PNG", save_all=True, append_images=frames[1:], compress_level=COMPRESSION)
     return data.getvalue()

@@ -37,5 +37,6 @@ KEYPAD: Final = tuple(
 
 
 def is_held_out(digit: int, colour: int) -> bool:
-    """Whether this pair is kept for the split `novel`: one colour of every digit, one or two digits of every colour."""
+    """Tell whether this pair is kept for the split `novel`: one colour of every digit, one or two digits of every
+    colour."""
     return digit % len(COLOURS) == colour

@@ -14,17 +14,17 @@ GOES |= {way: (f"moves {way}", f"goes {way}") for way in MOTIONS[:4]}
 
 
 def pick(rng: np.random.Generator, choices: Sequence[str]) -> str:
-    """One of them."""
+    """Return one of them."""
     return choices[int(rng.integers(len(choices)))]
 
 
 def a(words: str) -> str:
-    """The words behind their indefinite article."""
+    """Return the words behind their indefinite article."""
     return f"an {words}" if words.startswith(("eight", "odd", "even")) else f"a {words}"
 
 
 def at(place: int) -> str:
-    """'at the top left', 'on the right', 'in the centre'."""
+    """Say 'at the top left', 'on the right', 'in the centre'."""
     words = PLACES[place]
     return f"{'in' if words == 'centre' else 'on' if words in ('left', 'right') else 'at'} the {words}"
 
@@ -34,7 +34,7 @@ def _name(thing: Thing) -> str:
 
 
 def captions(scene: Scene) -> list[str]:
-    """Five captions of an image, each naming every digit in reading order and then the card."""
+    """Return five captions of an image, each naming every digit in reading order and then the card."""
     names = [a(_name(thing)) for thing in scene.things] + [a(CARD)] * (scene.card is not None)
     listed = " and ".join(names)
     # Places of all digits would make a caption of three longer than the 20 words that captioning learns.
@@ -52,7 +52,7 @@ def captions(scene: Scene) -> list[str]:
 
 
 def web_caption(scene: Scene, rng: np.random.Generator) -> str:
-    """A careless caption as found on the web: one or two digits, half told, each wrong in one of six.
+    """Return a careless caption as found on the web: one or two digits, half told, each wrong in one of six.
 
     No mistake makes a held-out pair.
     """
@@ -67,7 +67,7 @@ def web_caption(scene: Scene, rng: np.random.Generator) -> str:
 
 
 def video_captions(scene: Scene) -> list[str]:
-    """Five captions of a video, each naming every digit and its motion."""
+    """Return five captions of a video, each naming every digit and its motion."""
     facts = [(_name(thing), *GOES[MOTIONS[thing.motion]]) for thing in scene.things]
     return [
         " and ".join(f"{a(name)} {moves}" for name, moves, _ in facts),
@@ -79,7 +79,7 @@ def video_captions(scene: Scene) -> list[str]:
 
 
 def audio_captions(digits: Sequence[int]) -> list[str]:
-    """Five captions of a dialled number."""
+    """Return five captions of a dialled number."""
     words = [DIGITS[digit] for digit in digits]
     number = " ".join(words)
     return [
@@ -92,6 +92,6 @@ def audio_captions(digits: Sequence[int]) -> list[str]:
 
 
 def references(digit: int, colour: int) -> list[str]:
-    """Three ways to speak of one digit by its colour and value."""
+    """Return three ways to speak of one digit by its colour and value."""
     d, c = DIGITS[digit], COLOURS[colour]
     return [f"the {c} {d}", f"the {d} in {c}", f"the {c} number {d}"]

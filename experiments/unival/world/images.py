@@ -34,7 +34,7 @@ class Drawing:
 
 
 def draw_image(scene: Scene, rng: np.random.Generator, domain: str = "clean") -> Drawing:
-    """The scene on a CANVAS x CANVAS texture."""
+    """Return the scene on a CANVAS x CANVAS texture."""
     stage = _Stage(scene, rng, domain)
     spots = [(thing.x, thing.y) for thing in scene.things]
     boxes = tuple(stage.box(glyph, spot) for glyph, spot in zip(stage.glyphs, spots, strict=True))
@@ -43,14 +43,14 @@ def draw_image(scene: Scene, rng: np.random.Generator, domain: str = "clean") ->
 
 
 def draw_video(scene: Scene, rng: np.random.Generator, domain: str = "clean") -> list[Image.Image]:
-    """FRAMES frames: the background rests, the digits follow their paths."""
+    """Draw FRAMES frames: the background rests, the digits follow their paths."""
     stage = _Stage(scene, rng, domain)
     paths = zip(*(motion_path(thing) for thing in scene.things), strict=True)
     return [stage.frame(spots) for spots in paths]
 
 
 def cell_labels(scene: Scene, boxes: tuple[Box, ...], card: Box | None) -> tuple[list[int], list[int]]:
-    """Digit and colour of each of the CELLS x CELLS cells, row by row: who covers most of it, and at least 30 %.
+    """Return digit and colour of each of the CELLS x CELLS cells, row by row: who covers most of it, and at least 30 %.
 
     Digit labels: 0-9, 10 the card, 11 nothing. Colour labels: an index into COLOURS, or len(COLOURS) for none.
     """
@@ -88,7 +88,7 @@ class _Stage:
             self.noise = rng.normal(0.0, rng.uniform(6, 14), (CANVAS, CANVAS, 3)).astype(np.float32)
 
     def box(self, glyph: Image.Image, spot: Spot) -> Box:
-        """Where the ink of a glyph at this spot lies."""
+        """Say where the ink of a glyph at this spot lies."""
         mask = Image.new("L", (CANVAS, CANVAS))
         mask.paste(glyph, _corner(glyph.size, spot))
         ink = np.asarray(mask.rotate(self.tilt, Image.Resampling.BICUBIC)) >= INK
@@ -96,7 +96,7 @@ class _Stage:
         return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
     def frame(self, spots: Sequence[Spot]) -> Image.Image:
-        """The finished image with each glyph at its spot."""
+        """Return the finished image with each glyph at its spot."""
         image = self.background.copy()
         for ink, glyph, spot in zip(self.inks, self.glyphs, spots, strict=True):
             image.paste(ink, _corner(glyph.size, spot), glyph)

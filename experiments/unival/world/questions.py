@@ -34,7 +34,8 @@ Makers = Mapping[Callable[[np.random.Generator, Pool], list], float]
 
 
 def draw_rows(makers: Makers, pool: Pool, count: int, rng: np.random.Generator) -> list:
-    """`count` rows from makers taken at random with these weights; a group of closed answers is cut only at the end."""
+    """Yield `count` rows from makers taken at random with these weights; a group of closed answers is cut only at the
+    end."""
     kinds, weights = list(makers), np.array(list(makers.values()))
     rows: list = []
     while len(rows) < count:
@@ -43,35 +44,35 @@ def draw_rows(makers: Makers, pool: Pool, count: int, rng: np.random.Generator) 
 
 
 def one_of(rng: np.random.Generator, mask: np.ndarray) -> list[int]:
-    """The number of one scene in the mask; empty if there is none."""
+    """Return the number of one scene in the mask; empty if there is none."""
     hits = np.flatnonzero(mask)
     return [int(hits[rng.integers(len(hits))])] if len(hits) else []
 
 
 def ask_one(rng: np.random.Generator, kind: str, text: str, answer: str, mask: np.ndarray) -> list[Ask]:
-    """The text about one of the scenes for which this answer is right."""
+    """Return the text about one of the scenes for which this answer is right."""
     return [Ask(kind, text, {answer: 1.0}, i) for i in one_of(rng, mask)]
 
 
 def ask_each(rng: np.random.Generator, kind: str, text: str, masks: Mapping[str, np.ndarray]) -> list[Ask]:
-    """The text once with each answer, each about one of the scenes for which it is right."""
+    """Return the text once with each answer, each about one of the scenes for which it is right."""
     rows = [Ask(kind, text, {answer: 1.0}, i) for answer, mask in masks.items() for i in one_of(rng, mask)]
     return rows if len(rows) == len(masks) else []
 
 
 def any_colour(rng: np.random.Generator) -> int:
-    """A colour, even odds."""
+    """Return a colour, even odds."""
     return int(rng.integers(len(COLOURS)))
 
 
 def two_colours(rng: np.random.Generator) -> tuple[int, int]:
-    """Two different colours."""
+    """Return two different colours."""
     first, second = rng.permutation(len(COLOURS))[:2].tolist()
     return first, second
 
 
 def harder(rng: np.random.Generator, mask: np.ndarray, near: np.ndarray, share: float = 0.5) -> np.ndarray:
-    """For this share of the calls only what of `mask` is also `near`, if there is any."""
+    """Keep, in this share of the calls, only what of `mask` is also `near`, if there is any."""
     close = mask & near
     return close if rng.random() < share and close.any() else mask
 
@@ -80,7 +81,7 @@ def harder(rng: np.random.Generator, mask: np.ndarray, near: np.ndarray, share: 
 
 
 def ask_colour(rng: np.random.Generator, pool: Pool) -> list[Ask]:
-    """'what colour is the three?', sometimes of the digit at a place."""
+    """Ask 'what colour is the three?', sometimes of the digit at a place."""
     digit, colour = pool.pair(rng)
     if rng.random() < 0.25:
         place = int(rng.integers(len(PLACES)))
@@ -92,7 +93,7 @@ def ask_colour(rng: np.random.Generator, pool: Pool) -> list[Ask]:
 
 
 def ask_digit(rng: np.random.Generator, pool: Pool) -> list[Ask]:
-    """'which digit is red?', sometimes of the digit at a place."""
+    """Ask 'which digit is red?', sometimes of the digit at a place."""
     digit, colour = pool.pair(rng)
     if rng.random() < 0.25:
         place = int(rng.integers(len(PLACES)))
@@ -104,7 +105,7 @@ def ask_digit(rng: np.random.Generator, pool: Pool) -> list[Ask]:
 
 
 def ask_place(rng: np.random.Generator, pool: Pool) -> list[Ask]:
-    """'where is the three?'; half an answer ('top' for 'top left') is worth 0.3."""
+    """Ask 'where is the three?'; half an answer ('top' for 'top left') is worth 0.3."""
     digit, colour = pool.pair(rng)
     place = int(rng.integers(len(PLACES)))
     by_colour = rng.random() < 0.5
@@ -116,14 +117,14 @@ def ask_place(rng: np.random.Generator, pool: Pool) -> list[Ask]:
 
 
 def ask_count(rng: np.random.Generator, pool: Pool) -> list[Ask]:
-    """'how many digits do we see?' The card is none."""
+    """Ask 'how many digits do we see?' The card is none."""
     number = int(rng.integers(1, 5 if pool.novel else 4))
     text = pick(rng, ("how many digits do we see?", "how many digits are in sight?"))
     return ask_one(rng, "count", text, DIGITS[number], pool.count == number)
 
 
 def ask_exists(rng: np.random.Generator, pool: Pool) -> list[Ask]:
-    """'do we see a red three?', or a three, something red, or a card: yes and no. The card shows nothing."""
+    """Ask 'do we see a red three?', or a three, something red, or a card: yes and no. The card shows nothing."""
     name, seen, near = something(rng, pool)
     if rng.random() < 0.1:
         name, seen, near = CARD, pool.card >= 0, pool.count > 0
@@ -132,7 +133,8 @@ def ask_exists(rng: np.random.Generator, pool: Pool) -> list[Ask]:
 
 
 def something(rng: np.random.Generator, pool: Pool) -> tuple[str, np.ndarray, np.ndarray]:
-    """Words for a pair, a digit or a colour; where it is seen; where digit and colour are, perhaps not together."""
+    """Return words for a pair, a digit or a colour; where it is seen; where digit and colour are, perhaps not
+    together."""
     digit, colour = pool.pair(rng)
     has_digit, has_colour = pool.colour_of[:, digit] >= 0, pool.digit_of[:, colour] >= 0
     choice = rng.random()
@@ -144,7 +146,7 @@ def something(rng: np.random.Generator, pool: Pool) -> tuple[str, np.ndarray, np
 
 
 def ask_side(rng: np.random.Generator, pool: Pool) -> list[Ask]:
-    """'is the red digit left of the blue digit?': yes and no, from columns or rows that differ."""
+    """Ask 'is the red digit left of the blue digit?': yes and no, from columns or rows that differ."""
     first, second = two_colours(rng)
     across = rng.random() < 0.5
     one, other = (pool.colour_place[:, c] % 3 if across else pool.colour_place[:, c] // 3 for c in (first, second))
@@ -159,7 +161,7 @@ def ask_side(rng: np.random.Generator, pool: Pool) -> list[Ask]:
 
 
 def ask_parity(rng: np.random.Generator, pool: Pool) -> list[Ask]:
-    """'is the red digit odd or even?', or only one of them: yes and no."""
+    """Ask 'is the red digit odd or even?', or only one of them: yes and no."""
     colour = any_colour(rng)
     value = pool.digit_of[:, colour]
     even, odd = (value >= 0) & (value % 2 == 0), (value >= 0) & (value % 2 == 1)
@@ -171,7 +173,7 @@ def ask_parity(rng: np.random.Generator, pool: Pool) -> list[Ask]:
 
 
 def ask_order(rng: np.random.Generator, pool: Pool) -> list[Ask]:
-    """'which number is the greatest?' among two or more, or whether one is greater than another."""
+    """Ask 'which number is the greatest?' among two or more, or whether one is greater than another."""
     if rng.random() < 0.5:
         text, yes, no, _ = compare(rng, pool)
         return ask_each(rng, "order-check", f"is {text.format('')}?", {"yes": yes, "no": no})
@@ -181,7 +183,8 @@ def ask_order(rng: np.random.Generator, pool: Pool) -> list[Ask]:
 
 
 def compare(rng: np.random.Generator, pool: Pool) -> tuple[str, np.ndarray, np.ndarray, np.ndarray]:
-    """Words that compare two colours' numbers; where they hold, where not, where one of the two lies under the card."""
+    """Return words that compare two colours' numbers; where they hold, where not, where one of the two lies under the
+    card."""
     first, second = two_colours(rng)
     one, other = pool.digit_of[:, first], pool.digit_of[:, second]
     both, lone = (one >= 0) & (other >= 0), np.maximum(one, other)
@@ -192,14 +195,14 @@ def compare(rng: np.random.Generator, pool: Pool) -> tuple[str, np.ndarray, np.n
 
 
 def ask_sum(rng: np.random.Generator, pool: Pool) -> list[Ask]:
-    """'what is the sum of the digits?' of two, up to nine."""
+    """Ask 'what is the sum of the digits?' of two, up to nine."""
     total = int(rng.integers(1, 10))
     text = pick(rng, ("what is the sum of the digits?", "what is the sum of the numbers?"))
     return ask_one(rng, "sum", text, DIGITS[total], (pool.count == 2) & (pool.total == total))
 
 
 def ask_next(rng: np.random.Generator, pool: Pool) -> list[Ask]:
-    """'which number comes after the red digit?'"""
+    """Ask 'which number comes after the red digit?'"""
     colour, step = any_colour(rng), int(rng.choice((-1, 1)))
     answer = int(rng.integers(1, 10)) if step > 0 else int(rng.integers(9))
     text = f"which number comes {'after' if step > 0 else 'before'} the {COLOURS[colour]} digit?"
@@ -207,7 +210,7 @@ def ask_next(rng: np.random.Generator, pool: Pool) -> list[Ask]:
 
 
 def ask_corners(rng: np.random.Generator, pool: Pool) -> list[Ask]:
-    """'how many corners has a shape with as many sides as the red digit?'"""
+    """Ask 'how many corners has a shape with as many sides as the red digit?'"""
     colour, digit = any_colour(rng), int(rng.integers(3, 10))
     text = f"how many corners has a shape with as many sides as the {COLOURS[colour]} digit?"
     return ask_one(rng, "corners", text, DIGITS[digit], pool.digit_of[:, colour] == digit)
@@ -217,7 +220,7 @@ def ask_corners(rng: np.random.Generator, pool: Pool) -> list[Ask]:
 
 
 def ask_motion(rng: np.random.Generator, pool: Pool) -> list[Ask]:
-    """'how does the three move?'"""
+    """Ask 'how does the three move?'"""
     digit, colour = pool.pair(rng)
     motion = int(rng.integers(len(MOTIONS)))
     by_colour = rng.random() < 0.5
@@ -228,7 +231,7 @@ def ask_motion(rng: np.random.Generator, pool: Pool) -> list[Ask]:
 
 
 def ask_mover(rng: np.random.Generator, pool: Pool) -> list[Ask]:
-    """'which digit moves left?', 'what colour is the digit that moves left?'"""
+    """Ask 'which digit moves left?', 'what colour is the digit that moves left?'"""
     digit, colour = pool.pair(rng)
     motion = int(rng.integers(len(MOTIONS)))
     moves = {"circle": "moves in a circle", "still": "stands still"}.get(MOTIONS[motion], f"moves {MOTIONS[motion]}")
@@ -239,7 +242,7 @@ def ask_mover(rng: np.random.Generator, pool: Pool) -> list[Ask]:
 
 
 def ask_moves(rng: np.random.Generator, pool: Pool) -> list[Ask]:
-    """'does the red digit move left?': yes and no."""
+    """Ask 'does the red digit move left?': yes and no."""
     colour, motion = any_colour(rng), int(rng.integers(len(MOTIONS)))
     its = pool.colour_motion[:, colour]
     moves = {"circle": "move in a circle", "still": "stand still"}.get(MOTIONS[motion], f"move {MOTIONS[motion]}")

@@ -35,7 +35,7 @@ def _region(kind: str, text: str, pool: Pool, scenes: list[int], colours: np.nda
 
 
 def point_pair(rng: np.random.Generator, pool: Pool) -> list[Region]:
-    """'the red three'."""
+    """Refer to 'the red three'."""
     digit, colour = pool.pair(rng)
     mask = pool.colour_of[:, digit] == colour
     scenes = one_of(rng, mask & (pool.count > 1) if rng.random() < 0.8 else mask)
@@ -43,7 +43,7 @@ def point_pair(rng: np.random.Generator, pool: Pool) -> list[Region]:
 
 
 def point_digit(rng: np.random.Generator, pool: Pool) -> list[Region]:
-    """'the number three'."""
+    """Refer to 'the number three'."""
     digit, _ = pool.pair(rng)
     text = pick(rng, ("the {}", "the number {}", "the digit {}")).format(DIGITS[digit])
     return _region(
@@ -52,7 +52,7 @@ def point_digit(rng: np.random.Generator, pool: Pool) -> list[Region]:
 
 
 def point_colour(rng: np.random.Generator, pool: Pool) -> list[Region]:
-    """'the red digit'."""
+    """Refer to 'the red digit'."""
     _, colour = pool.pair(rng)
     text = pick(rng, ("the {} digit", "the digit in {}", "the {} number")).format(COLOURS[colour])
     scenes = one_of(rng, (pool.digit_of[:, colour] >= 0) & (pool.count > 1))
@@ -60,7 +60,7 @@ def point_colour(rng: np.random.Generator, pool: Pool) -> list[Region]:
 
 
 def point_parity(rng: np.random.Generator, pool: Pool) -> list[Region]:
-    """'the even digit' where only one is."""
+    """Refer to 'the even digit' where only one is."""
     odd = int(rng.integers(2))
     fits = (pool.digit_of >= 0) & (pool.digit_of % 2 == odd)
     text = f"the {('even', 'odd')[odd]} {pick(rng, ('digit', 'number'))}"
@@ -68,14 +68,14 @@ def point_parity(rng: np.random.Generator, pool: Pool) -> list[Region]:
 
 
 def point_order(rng: np.random.Generator, pool: Pool) -> list[Region]:
-    """'the greatest number' among two or more."""
+    """Refer to 'the greatest number' among two or more."""
     word, values = [("greatest", pool.highest), ("smallest", pool.lowest)][rng.integers(2)]
     colours = (pool.digit_of == values[:, None]).argmax(1)
     return _region("order", f"the {word} number", pool, one_of(rng, pool.count > 1), colours)
 
 
 def point_card(rng: np.random.Generator, pool: Pool) -> list[Region]:
-    """'the card'."""
+    """Refer to 'the card'."""
     return [Region("card", f"the {CARD}", i, CARD_BOX) for i in one_of(rng, pool.card >= 0)]
 
 

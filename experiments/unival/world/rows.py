@@ -47,20 +47,20 @@ class Order:
 
     @property
     def is_training(self) -> bool:
-        """One reference a row, or all of them joined by '&&'."""
+        """Return one reference a row, or all of them joined by '&&'."""
         return self.split.startswith(("pretrain", "train"))
 
     def name(self, number: int, kind: str = "") -> str:
-        """The uniq_id; behind the dot the kind of question."""
+        """Return the uniq_id; behind the dot the kind of question."""
         return f"{self.split}-{number:06d}{'.' * bool(kind)}{kind}"
 
     def caption(self, references: Sequence[str]) -> str:
-        """What stands in a caption column."""
+        """Say what stands in a caption column."""
         return pick(self.rng, references) if self.is_training else "&&".join(references)
 
 
 def captions_of(order: Order) -> Iterator[Row]:
-    """Captions of each scene in turn; while pretraining most are careless "web" captions."""
+    """Yield captions of each scene in turn; while pretraining most are careless "web" captions."""
     stock = order.stock
     describe = video_captions if stock.medium == "video" else captions
     for k in range(order.count):
@@ -72,7 +72,7 @@ def captions_of(order: Order) -> Iterator[Row]:
 
 
 def questions_of(order: Order) -> Iterator[Row]:
-    """Questions with weighted answers, of the kinds that suit the split."""
+    """Yield questions with weighted answers, of the kinds that suit the split."""
     stock, video = order.stock, {"": VIDEO_QA}
     makers = video if stock.medium == "video" else {"pretrain": PRETRAIN_VQA, "knowledge": KNOWLEDGE, "": TRAIN_VQA}
     for k, ask in enumerate(draw_rows(makers.get(order.split, makers[""]), stock.pool, order.count, order.rng)):
@@ -81,7 +81,7 @@ def questions_of(order: Order) -> Iterator[Row]:
 
 
 def hypotheses_of(order: Order) -> Iterator[Row]:
-    """Hypotheses that a premise entails, contradicts or leaves open."""
+    """Yield hypotheses that a premise entails, contradicts or leaves open."""
     stock = order.stock
     for k, ask in enumerate(draw_rows(ENTAILMENT, stock.pool, order.count, order.rng)):
         premise = captions(stock.pool.scenes[ask.scene])[0]
@@ -90,7 +90,7 @@ def hypotheses_of(order: Order) -> Iterator[Row]:
 
 
 def regions_of(order: Order) -> Iterator[Row]:
-    """Referring expressions with the box that they mean."""
+    """Write referring expressions with the box that they mean."""
     stock = order.stock
     for k, region in enumerate(draw_rows(GROUNDING, stock.pool, order.count, order.rng)):
         drawn = stock[region.scene]
@@ -100,7 +100,7 @@ def regions_of(order: Order) -> Iterator[Row]:
 
 
 def described_regions_of(order: Order) -> Iterator[Row]:
-    """Boxes with what a person would call the digit in them."""
+    """Yield boxes with what a person would call the digit in them."""
     stock = order.stock
     for k, region in enumerate(draw_rows(FULL_NAMES, stock.pool, order.count, order.rng)):
         thing, box = stock.pool.scenes[region.scene].things[region.thing], stock[region.scene].boxes[region.thing]
@@ -123,7 +123,8 @@ def _near_miss(pool: Pool, scene: Scene, candidates: np.ndarray, rng: np.random.
 
 
 def matches_of(order: Order) -> Iterator[Row]:
-    """Each caption twice: with its image, and with one that is nearly right. No cards, which would leave it open."""
+    """Yield each caption twice: with its image, and with one that is nearly right. No cards, which would leave it
+    open."""
     stock, pool, done = order.stock, order.stock.pool, 0
     while done < order.count:
         first = int(order.rng.integers(len(pool.scenes)))
@@ -149,7 +150,7 @@ def _numbers(seed: int, split: str, length: int) -> np.ndarray:
 
 
 def dialled_numbers_of(order: Order) -> Iterator[Row]:
-    """Numbers dialled on a telephone, as WAV clips, with their captions."""
+    """Yield numbers dialled on a telephone, as WAV clips, with their captions."""
     numbers = {length: _numbers(order.stock.seed, order.split, length) for length in (2, 3, 4)}
     for k in range(order.count):
         length = int(order.rng.choice((2, 3, 4), p=(0.2, 0.4, 0.4)))
@@ -160,7 +161,7 @@ def dialled_numbers_of(order: Order) -> Iterator[Row]:
 
 
 def labelled_cells_of(order: Order) -> Iterator[Row]:
-    """Images with the digit and colour of every cell: what a backbone learns."""
+    """Yield images with the digit and colour of every cell: what a backbone learns."""
     stock = order.stock
     for k in range(order.count):
         i = k % len(stock.pool.scenes)

@@ -55,7 +55,7 @@ class Scans:
 
 
 def scikit_learn(name: str) -> Any:
-    """A module of scikit-learn; StudyError if that is not installed."""
+    """Return a module of scikit-learn; StudyError if that is not installed."""
     try:
         return import_module(f"sklearn.{name}")
     except ImportError:
@@ -64,7 +64,8 @@ def scikit_learn(name: str) -> Any:
 
 @lru_cache(maxsize=1)
 def load_scans() -> Scans:
-    """scikit-learn's 1,797 scans. No form, hence no writer, is in two splits; some 90 unreadable scans are in none."""
+    """Split scikit-learn's 1,797 scans. No form, hence no writer, is in two splits; some 90 unreadable scans are in
+    none."""
     data = scikit_learn("datasets").load_digits()
     form = np.searchsorted(FORMS, np.arange(len(data.target)), side="right") - 1
     readable = _readable(data.data.astype(np.int64), data.target, form)
@@ -122,7 +123,7 @@ def _layout(rng: np.random.Generator, sides: list[int]) -> tuple[list[int], list
 
 
 def sample_scene(rng: np.random.Generator, by_digit: tuple[np.ndarray, ...], novel: bool = False) -> Scene:
-    """One to three digits without held-out pairs, or (`novel`) four digits or at least one held-out pair."""
+    """Return one to three digits without held-out pairs, or (`novel`) four digits or at least one held-out pair."""
     four = novel and rng.random() < 0.5
     count = 4 if four else int(rng.integers(1, 4))
     sides = rng.integers(13, 17 if count > 2 else 20, count).tolist()
@@ -137,7 +138,7 @@ def sample_scene(rng: np.random.Generator, by_digit: tuple[np.ndarray, ...], nov
 
 
 def motion_path(thing: Thing) -> list[tuple[float, float]]:
-    """Centre of a moving digit in every frame."""
+    """Return the centre of a moving digit in every frame."""
     steps = np.arange(FRAMES) / (FRAMES - 1) - 0.5
     name = MOTIONS[thing.motion]
     if name == "circle":
@@ -159,7 +160,7 @@ def _mover(rng: np.random.Generator, pair: tuple[int, int], by_digit: tuple[np.n
 
 
 def sample_video(rng: np.random.Generator, by_digit: tuple[np.ndarray, ...], novel: bool = False) -> Scene:
-    """One or two digits that move with different motions and never meet; their order is that of their values."""
+    """Return one or two digits that move with different motions and never meet; their order is that of their values."""
     pairs = sorted(_pairs(rng, int(rng.integers(1, 3)), novel))
     motions = rng.permutation(len(MOTIONS))[: len(pairs)].tolist()
     while True:
@@ -197,7 +198,7 @@ class Pool:
         self.total = np.where(self.digit_of < 0, 0, self.digit_of).sum(1)
 
     def pair(self, rng: np.random.Generator) -> tuple[int, int]:
-        """A (digit, colour) pair to ask about: never held out, or half of the time in a novel pool."""
+        """Return a (digit, colour) pair to ask about: never held out, or half of the time in a novel pool."""
         held_out = self.novel and rng.random() < 0.5
         while True:
             digit, colour = int(rng.integers(len(DIGITS))), int(rng.integers(len(COLOURS)))

@@ -19,12 +19,12 @@ OWN_DOMAIN = ("lowquality", "printed")  # splits whose name is also the domain o
 
 
 def stream(seed: int, *names: str | int) -> np.random.Generator:
-    """A generator of its own for each name, whatever else is drawn and in whichever order."""
+    """Return a generator of its own for each name, whatever else is drawn and in whichever order."""
     return np.random.default_rng([seed, *(name if isinstance(name, int) else crc32(name.encode()) for name in names)])
 
 
 def column(data: bytes) -> str:
-    """The text of a media column."""
+    """Return the text of a media column."""
     return base64.urlsafe_b64encode(data).decode("ascii")
 
 
@@ -61,7 +61,7 @@ class Stock:
         return self._drawn[index]
 
     def common(self, index: int) -> dict[str, str]:
-        """The columns that say which image it is."""
+        """Return the columns that say which image it is."""
         scene = self.pool.scenes[index]
         kinds = ["digit"] * len(scene.things) + [CARD] * (scene.card is not None)
         return {"image_id": f"{self.name}-{index:06d}", "objects": "&&".join(kinds), "media": self[index].media}
@@ -77,7 +77,7 @@ class Stocks:
         self._stocks: dict[tuple[str, str, str], Stock] = {}
 
     def get(self, medium: str, split: str, domain: str = "clean") -> Stock:
-        """Where the rows of a split take their images from; `domain` is that of train, val and test."""
+        """Say where the rows of a split take their images from; `domain` is that of train, val and test."""
         name = split.removesuffix("-late")
         if split not in ("train", "val", "test"):
             domain = name if name in OWN_DOMAIN else "clean"

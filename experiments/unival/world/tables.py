@@ -65,12 +65,12 @@ class World:
     made_with: dict[str, str]
 
     def to_json(self) -> str:
-        """Readable JSON, the same text for the same world."""
+        """Return readable JSON, the same text for the same world."""
         return json.dumps(asdict(self), indent=1) + "\n"
 
 
 def read_world(folder: Path | str) -> World:
-    """The record of a finished world; StudyError where there is none."""
+    """Return the record of a finished world; StudyError where there is none."""
     path = Path(folder) / "world.json"
     if not path.is_file():
         raise StudyError(f"{folder} is not a world: it has no world.json (make one: unival-merge world make {folder})")
@@ -95,11 +95,11 @@ def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> tuple
 
 
 def weighted(answers: Mapping[str, float]) -> str:
-    """Answers as published: '1.0|!+top left&&0.3|!+top'."""
+    """Answer as published: '1.0|!+top left&&0.3|!+top'."""
     return "&&".join(f"{weight:.1f}|!+{answer}" for answer, weight in answers.items())
 
 
 def weights(cell: str) -> dict[str, float]:
-    """The inverse of `weighted`."""
+    """Return the inverse of `weighted`."""
     pairs = (answer.split("|!+") for answer in cell.split("&&"))
     return {answer: float(weight) for weight, answer in pairs}

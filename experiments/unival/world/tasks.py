@@ -34,12 +34,12 @@ class WorldTask:
 
     @property
     def shifts(self) -> tuple[str, ...]:
-        """The splits that only test: other images, or other questions, than any in training."""
+        """Return the splits that only test: other images, or other questions, than any in training."""
         return tuple(name for name in self.splits if name not in ("train", "val", "test") and "pretrain" not in name)
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The columns of its files, in their order."""
+        """Return the columns of its files, in their order."""
         return LAYOUTS[self.layout]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import importlib.util
 import inspect
 import json
@@ -131,3 +132,11 @@ def test_the_documented_method_runs_everywhere(
         assert ended.value.code in (0, None), capsys.readouterr().err
     assert torch.equal(merge.load_checkpoint(again)["weight"], made["weight"])
     assert "The middle of two checkpoints." in capsys.readouterr().out
+
+
+def test_a_method_is_a_table_in_notebooks() -> None:
+    shown = METHODS["slerp"]._repr_html_()
+    assert shown.startswith(
+        f"<table><caption>{html.escape(METHODS['slerp'].summary)}</caption><tr><th>formula</th><td>"
+    )
+    assert all(f"<tr><th>{name}</th><td>" in shown for name in METHODS["slerp"].parameters)
