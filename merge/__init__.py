@@ -61,6 +61,7 @@ _HOME = {
     "read_groups": "tools.align",
     "read_recipe": "recipe.json",
     "recalibrate_batchnorm": "tools.batchnorm",
+    "renamed": "checkpoint.source",
     "repair": "tools.batchnorm",
     "run": "engine.stream",
     "save_checkpoint": "checkpoint.save",
@@ -78,7 +79,7 @@ if TYPE_CHECKING:
     from merge.checkpoint.digest import digest
     from merge.checkpoint.open import Checkpoint, open_checkpoint
     from merge.checkpoint.save import save_checkpoint
-    from merge.checkpoint.source import load_checkpoint
+    from merge.checkpoint.source import load_checkpoint, renamed
     from merge.engine.files import Options
     from merge.engine.live import LinearPath, LivePath, Simplex
     from merge.engine.memory import average, interpolate, merge_with, slerp, sweep, task_arithmetic

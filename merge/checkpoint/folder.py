@@ -13,7 +13,8 @@ import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from merge.checkpoint.formats import FORMATS
+from merge.checkpoint.formats import FORMATS, format_of
+from merge.checkpoint.formats.format import Glimpse
 from merge.checkpoint.owned import RECIPE
 from merge.errors import MergeError
 
@@ -45,21 +46,23 @@ _ANOTHER = re.compile(
 _NOTHING = ("__pycache__",)  # neither taken over nor worth a word
 
 
-def weights_in(folder: Path) -> Path | None:
+def weights_in(folder: Path, *, look: bool = False) -> Path | None:
     """The file or index with the weights of a folder, without those below it; the folder itself where it is a format.
 
+    Suffixes tell, and with `look` the first bytes of every file where no suffix does.
     Raises MergeError where there are several and none is the plain one of the first format.
     """
     files = sorted(path for path in folder.iterdir() if path.is_file())
-    named = {path.name for path in files}
-    if any(format.index in named for format in FORMATS.values() if format.index):
+    names = {path.name for path in files}
+    if any(format.index in names for format in FORMATS.values() if format.index):
         return folder
     kinds = [format.suffixes for format in FORMATS.values() if not format.index]
     indexes = [path for path in files if INDEX.fullmatch(path.name)]
     weights = [path for path in files if not is_state(path.name)]
     first = ([path for path in indexes if any(f"{end}." in path.name for end in ends)] for ends in kinds)
-    then = ([path for path in weights if path.name.endswith(ends)] for ends in kinds)
-    return _plain(folder, next(filter(None, first), indexes) or next(filter(None, then), []))
+    then = ([path for path in weights if path.name.lower().endswith(ends)] for ends in kinds)
+    named = next(filter(None, first), indexes) or next(filter(None, then), [])
+    return _plain(folder, named or [path for path in weights if look and format_of(Glimpse.of(path))])
 
 
 def _plain(folder: Path, found: list[Path]) -> Path | None:
@@ -102,7 +105,7 @@ def parts_in(folder: Path, *, strict: bool, deep: int = 0) -> dict[str, Path]:
         if not item.is_dir() or item.name.startswith(".") or _is_no_part(item.name):
             continue
         try:
-            place = weights_in(item)
+            place = weights_in(item, look=strict)
             if place is not None:
                 found[f"{item.name}/"] = place
             below = {} if place == item else parts_in(item, strict=strict, deep=deep + 1)
@@ -149,7 +152,7 @@ def why_left_out(path: Path) -> str:
         return "training state" if _STATES.fullmatch(name) else "other checkpoints" if is_another(name) else others
     if is_state(name):
         return "training state"
-    if _OTHERS.fullmatch(name) or INDEX.fullmatch(name) or name.endswith(_suffixes()):
+    if _OTHERS.fullmatch(name) or INDEX.fullmatch(name) or name.lower().endswith(_suffixes()):
         return "other weights"
     if _CARD.fullmatch(name):
         return "model cards"

@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from merge.checkpoint.folder import INDEX, MODULES, PIPELINE, is_another, parts_in, weights_in
-from merge.checkpoint.formats import FORMATS
+from merge.checkpoint.formats import FORMATS, format_of
 from merge.checkpoint.formats.elements import element_of
-from merge.checkpoint.formats.format import SIGNATURE, WHOLE, Content, Format, Specs, dictionary_in, path_of
+from merge.checkpoint.formats.foreign import FOREIGN
+from merge.checkpoint.formats.format import WHOLE, Content, Format, Glimpse, Specs, dictionary_in, path_of
 from merge.checkpoint.formats.tensors import Spec, TensorEntry
 from merge.checkpoint.hub import located
+from merge.checkpoint.names import new_names
 from merge.errors import MergeError
 
 if TYPE_CHECKING:
@@ -45,6 +47,8 @@ class Checkpoint(Mapping[str, "Tensor"]):
         metadata: the file's own text metadata; empty where it has none.
         parts: of a folder of several parts, each as a checkpoint of its own whose `path` is its file or index, by what
             its tensors' names begin with here (`"unet/"`, `""` for the folder's own).
+        rename: the rules by which `renamed` has given tensors other names.
+        stored: what the file calls these tensors, by their other names.
     """
 
     path: Path
@@ -56,6 +60,8 @@ class Checkpoint(Mapping[str, "Tensor"]):
     content: Content
     metadata: Mapping[str, str]
     parts: Mapping[str, Checkpoint] = field(default_factory=dict[str, "Checkpoint"])
+    rename: tuple[str, ...] = ()
+    stored: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def __getitem__(self, name: str) -> Tensor:
         return self.entries[name].tensor()
@@ -82,6 +88,24 @@ class Checkpoint(Mapping[str, "Tensor"]):
         head = "<tr><th>tensor</th><th>dtype</th><th>shape</th></tr>"
         body = "".join(f"<tr>{row}</tr>" for row in cells)
         return f"<table><caption>{html.escape(repr(self))}</caption>{head}{body}</table>"
+
+    def renamed(self, rules: Sequence[str]) -> Checkpoint:
+        """Give the same checkpoint under other names, by rules as `merge.checkpoint.names` reads them.
+
+        Ties stay, also where the metadata notes them. Raises MergeError for what is no rule, and for two names that
+        become one.
+        """
+        if not rules:
+            return self
+        now = new_names(self.entries, rules, str(self.path))
+        entries = {now[name]: entry for name, entry in self.entries.items()}
+        ties = {name: kept for name, kept in self.metadata.items() if name in now and kept in now}
+        metadata = {name: text for name, text in self.metadata.items() if name not in ties}
+        metadata |= {now[name]: now[kept] for name, kept in ties.items()}
+        stored = {new: self.stored.get(name, name) for name, new in now.items()}
+        stored = {new: name for new, name in stored.items() if new != name}
+        whole = (*self.rename, *rules)
+        return replace(self, entries=entries, metadata=metadata, rename=whole, stored=stored)
 
     @property
     def layout(self) -> str:
@@ -191,17 +215,16 @@ def find_checkpoint(path: str | Path) -> Found:
 
 
 def _in_file(path: Path) -> Found:
-    """Read a file as the format of its suffix, unless its first bytes are another's."""
-    files = [format for format in FORMATS.values() if not format.index]
-    format = next((format for format in files if path.suffix in format.suffixes), None)
+    """Read a file as what its bytes say; a suffix only tells whose message a broken file gets."""
+    look = Glimpse.of(path)
+    format = format_of(look)
+    for kind in FOREIGN.values():  # zip files of other programs may hold a pickle of torch's too
+        if kind.is_inside(look) or (format is None and kind.matches(look)):
+            raise MergeError(f"{path}: {kind}")
+    format = format or next((format for format in FORMATS.values() if not format.index and format.named(path)), None)
     if format is None:
-        known = ", ".join(suffixes(files))
-        raise MergeError(f"{path}: unknown suffix {path.suffix!r}; known are {known} and folders")
-    with path.open("rb") as file:
-        start = file.read(SIGNATURE)
-    meant = next((item for item in [format, *files] if item.matches(start)), format)
-    if meant is not format:
-        raise MergeError(f"{path}: holds {meant.label} data; give it the suffix {meant.suffixes[0]}")
+        read = ", ".join(format.label for format in FORMATS.values())
+        raise MergeError(f"{path}: is no checkpoint by its first bytes ({look.start[:8]!r}); read are {read}")
     return Found(path, format, format.read(path), (path,))
 
 
@@ -213,7 +236,7 @@ def suffixes(formats: Iterable[Format]) -> list[str]:
 def _in_folder(folder: Path) -> Found:
     """Read a folder's own weights, or those of its parts, or both: see `merge.checkpoint.folder`."""
     told = any((folder / name).is_file() for name in (PIPELINE, MODULES))
-    root = None if (folder / PIPELINE).is_file() else weights_in(folder)
+    root = None if (folder / PIPELINE).is_file() else weights_in(folder, look=True)
     own = None if root is None else replace(_at(root), path=folder)
     places = parts_in(folder, strict=told) if own is None or not own.format.index else {}
     others = [prefix for prefix in places if is_another(prefix)]
@@ -239,8 +262,19 @@ def _in_folder(folder: Path) -> Found:
     if others:
         names = ", ".join(prefix.rstrip("/") for prefix in others[:SHOWN])
         raise MergeError(f"{folder}: has no weights itself; open one of the folders in it that have: {names}")
-    looked = ", ".join(suffixes(format for format in FORMATS.values() if not format.index))
-    raise MergeError(f"{folder}: no weights in this folder (looked for {looked})")
+    _refuse_foreign(folder)
+    raise MergeError(f"{folder}: no weights in this folder, by the first bytes of its files")
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Raise MergeError for a folder that is, or holds, something which other programs read as weights."""
+    looks = [Glimpse.of(path) for path in sorted(folder.iterdir()) if path.is_file()]
+    for kind in FOREIGN.values():
+        if kind.names_fit(folder.name):
+            raise MergeError(f"{folder}: {kind}")
+        for look in looks:
+            if not kind.beside and kind.matches(look):
+                raise MergeError(f"{folder}: {look.name} {kind}")
 
 
 def _at(place: Path) -> Found:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from merge.checkpoint.formats import FORMATS
-from merge.checkpoint.formats.format import SIGNATURE
+from merge.checkpoint.formats.format import Glimpse
 from merge.errors import MergeError
 
 RECIPE = ".recipe.json"  # ends the name of the file beside an output that says how it was made
@@ -56,9 +56,8 @@ def refuse_foreign_file(path: Path) -> None:
         if path.stat().st_size and "method" not in _read(path):
             raise MergeError(f"{path}: is no recipe, so it is not replaced; move it away or choose another output")
         return
-    with path.open("rb") as file:
-        start = file.read(SIGNATURE)
-    if start and not any(format.matches(start) for format in FORMATS.values() if not format.index):
+    look = Glimpse.of(path)
+    if look.start and not any(format.matches(look) for format in FORMATS.values() if not format.index):
         raise MergeError(f"{path}: is no checkpoint, so it is not replaced; move it away or choose another output")
 
 

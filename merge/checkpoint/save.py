@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from merge.checkpoint.atomic import replacing
 from merge.checkpoint.folder import SHARD
-from merge.checkpoint.formats import FORMATS
-from merge.checkpoint.formats.format import Layout, OutputFile, Specs, path_of
+from merge.checkpoint.formats import FORMATS, format_of
+from merge.checkpoint.formats.format import Glimpse, Layout, OutputFile, Specs, path_of
 from merge.checkpoint.formats.tensors import TensorEntry, raw_bytes
 from merge.checkpoint.open import Checkpoint, open_checkpoint, specs, suffixes
 from merge.checkpoint.parts import accounts, lay_out_parts
@@ -49,7 +49,7 @@ def lay_out(
     Raises MergeError for a suffix that nothing is written as and for content that the format cannot hold.
     """
     written = [format for format in FORMATS.values() if format.planner is not None]
-    format = next((format for format in FORMATS.values() if path.suffix in format.suffixes), None)
+    format = next((format for format in FORMATS.values() if format.named(path)), None)
     if format not in (None, *written) or (format is None and path.suffix and not path.is_dir()):
         problem = f"unknown suffix {path.suffix!r}" if format is None else f"{format.label} files are only read"
         raise MergeError(f"{path}: {problem}; known are {', '.join(suffixes(written))}, or none for a folder")
@@ -152,10 +152,13 @@ def _dense(name: str, value: Any) -> Tensor:
 
 
 def suffix_like(path: Path) -> str:
-    """The suffix for files made from one: its own where its format keeps ties, else the first format's."""
-    formats = FORMATS.values()
-    keeps = any(path.suffix in format.suffixes for format in formats if format.keeps_ties and format.planner)
-    return path.suffix if keeps else next(iter(formats)).suffixes[0]
+    """The suffix for files made from one: its own format's where that keeps ties, else the first format's."""
+    format = format_of(Glimpse.of(path)) if path.is_file() else None
+    if format is None or not format.keeps_ties or format.planner is None:
+        format = next(iter(FORMATS.values()))
+    return next(
+        (path.name[-len(end) :] for end in format.suffixes if path.name.lower().endswith(end)), format.suffixes[0]
+    )
 
 
 # -- writing ---------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, cast
 
+from merge.checkpoint.names import idle_rules, new_names
 from merge.checkpoint.open import Checkpoint, open_checkpoint, specs
 from merge.errors import MergeError
 
@@ -49,6 +50,27 @@ def opened(source: Source, section: str = "auto", name: str = "") -> StateDict:
                     "that holds the tensors by name"
                 )
     return source
+
+
+def renamed(source: Source, rules: str | Sequence[str], section: str = "auto") -> StateDict:
+    """Give a checkpoint's tensors under other names; an open Checkpoint stays one, nothing is read or copied.
+
+    Rules are "FROM=TO": a prefix ("module.=" strips it, "=module." adds it), or a whole name with stars, each of which
+    stands for the same text on both sides ("*._orig_mod.*=*.*").
+
+        >>> import torch
+        >>> sorted(renamed({"module.w": torch.zeros(1), "module.b": torch.zeros(1)}, "module.="))
+        ['b', 'w']
+
+    Raises MergeError for what is no rule, a rule that fits no name, and two names that become one.
+    """
+    rules = [rules] if isinstance(rules, str) else list(rules)
+    tensors = opened(source, section)
+    if idle := idle_rules(list(tensors), rules):
+        raise MergeError(f"rename={idle[0]!r} fits no tensor; names look like {', '.join(list(tensors)[:3])}")
+    if isinstance(tensors, Checkpoint):
+        return tensors.renamed(rules)
+    return {new: tensors[name] for name, new in new_names(tensors, rules, "the state dict").items()}
 
 
 def load_checkpoint(source: Source, section: str = "auto") -> dict[str, Tensor]:

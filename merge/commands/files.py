@@ -12,16 +12,20 @@ import typer
 
 from merge.commands.coefficients import Weights
 from merge.commands.options import (
+    AllowNonfinite,
     Dtype,
     Json,
     Names,
     Output,
     Overwrite,
+    Rename,
     Section,
     ShardSize,
     byte_size,
     command_line,
     one_of,
+    rules_of,
+    stem,
 )
 from merge.errors import MergeError
 
@@ -33,8 +37,10 @@ def convert(
     checkpoint: Annotated[Path, typer.Argument(help="A file or folder of any layout that is read.")],
     output: Output,
     section: Section = "auto",
+    rename: Rename = None,
     dtype: Dtype = None,
     shard_size: ShardSize = None,
+    allow_nonfinite: AllowNonfinite = False,
     overwrite: Overwrite = False,
     json_: Json = False,
 ) -> None:
@@ -52,11 +58,15 @@ def convert(
         overwrite=overwrite,
         section=section,
         dtype=dtype,
+        rename=rules_of(stem(checkpoint), [stem(checkpoint)], rename or ()),
         shard_size=byte_size(shard_size),
+        allow_nonfinite=allow_nonfinite,
         command=command_line(),
     )
-    same = "the weights are the same" if done.before == done.after else f"{done.before} became"
-    text = f"{done.path}: {same}, digest {done.after}"
+    asked = [f"the dtype is {dtype}"] * (dtype is not None) + ["tensors have other names"] * bool(rename)
+    changed = f"{' and '.join(asked)}; the digest is {done.after}, the input's was {done.before}"
+    same = f"the weights are the same, digest {done.after}"
+    text = f"{done.path}: {same if done.before == done.after else changed}"
     _tell(done.notes, json.dumps({**asdict(done), "path": str(done.path)}) if json_ else text)
 
 

@@ -15,6 +15,7 @@ from merge.commands.merging import known_methods
 from merge.commands.options import (
     Choices,
     Json,
+    Rename,
     Section,
     Sections,
     inputs_of,
@@ -116,6 +117,7 @@ def diff(
     first: Annotated[Path, typer.Argument(help="File or folder.")],
     second: Annotated[Path, typer.Argument(help="File or folder to compare with it.")],
     section: Sections = None,
+    rename: Rename = None,
     json_: Json = False,
 ) -> None:
     """Show how two checkpoints differ: names, shapes, and ||A - B|| / ||A|| and cosine by module.
@@ -123,10 +125,10 @@ def diff(
     \b
     unival-merge diff vqa.pt caption.pt
     """
-    from merge.checkpoint.open import open_checkpoint
+    from merge.recipe.inputs import open_inputs
 
-    inputs, _ = inputs_of([first, second], None, section)
-    a, b = (open_checkpoint(item.path, item.section) for item in inputs)  # before torch is there: mistakes come fast
+    inputs, _ = inputs_of([first, second], None, section, None, rename)
+    a, b = open_inputs(inputs)  # before torch is there: mistakes come fast
     from merge.tools.diagnose.difference import diff
 
     with progress_bar(inputs, "diff") as progress:
@@ -148,15 +150,16 @@ def doctor(
     \b
     unival-merge doctor vqa.pt caption.pt --base pretrained.pt
     """
-    from merge.checkpoint.open import open_checkpoint
+    from merge.recipe.inputs import open_inputs
 
-    inputs, ancestor = inputs_of(checkpoints, choices.name, choices.section, base)
+    inputs, ancestor = inputs_of(checkpoints, choices.name, choices.section, base, choices.rename)
     policy = policy_of(choices)
-    opened = [open_checkpoint(item.path, item.section) for item in inputs]
-    first = None if ancestor is None else open_checkpoint(ancestor.path, ancestor.section)
+    sources = [*inputs, *([ancestor] if ancestor else [])]
+    opened = open_inputs(sources)
+    first = opened.pop() if ancestor else None
     from merge.tools.diagnose.report import doctor as examine
 
-    with progress_bar([*inputs, *([ancestor] if ancestor else [])], "doctor") as progress:
+    with progress_bar(sources, "doctor") as progress:
         report = examine(opened, first, names=[item.name for item in inputs], policy=policy, progress=progress)
     told = [replace(item, advice=in_options(item.advice, ctx.command)) for item in report.findings]
     _print(replace(report, findings=tuple(told)), json_)

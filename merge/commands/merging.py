@@ -253,7 +253,7 @@ def _recipe(
     """The recipe that a command line means."""
     from merge.recipe.recipe import Recipe
 
-    inputs, ancestor = inputs_of(paths, choices.name, choices.section, base)
+    inputs, ancestor = inputs_of(paths, choices.name, choices.section, base, choices.rename)
     return Recipe(method, inputs, parameters, ancestor, policy_of(choices))
 
 

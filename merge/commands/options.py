@@ -83,6 +83,15 @@ Names = Annotated[
         rich_help_panel=NAMES,
     ),
 ]
+Rename = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="[NAME:]FROM=TO",
+        help="Other names for the tensors of all inputs or of one: 'module.=' strips a prefix, '=module.' adds it, "
+        "'*.gamma=*.weight' goes star by star; may be repeated, in turn.",
+        rich_help_panel=NAMES,
+    ),
+]
 Keep = Annotated[
     list[str] | None,
     typer.Option(metavar="GLOB", help="Tensors to leave as in the first checkpoint.", rich_help_panel=POLICY),
@@ -101,6 +110,9 @@ Missing = Annotated[
 Dtype = Annotated[
     str | None, one_of(DTYPES, "--dtype", "Dtype of the floating tensors; default: their own.", panel=ARITHMETIC)
 ]
+AllowNonfinite = Annotated[
+    bool, typer.Option("--allow-nonfinite", help="Accept infinite and NaN results.", rich_help_panel=ARITHMETIC)
+]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace an existing output, as a whole.", rich_help_panel=RUNNING)
 ]
@@ -117,6 +129,7 @@ class Choices:
 
     name: Names = None
     section: Sections = None
+    rename: Rename = None
     keep: Keep = None
     drop: Drop = None
     pick: Annotated[
@@ -151,10 +164,7 @@ class Choices:
     compute_dtype: Annotated[
         str, one_of(("float32", "float64"), "--compute-dtype", "Dtype of the arithmetic.", panel=ARITHMETIC)
     ] = "float32"
-    allow_nonfinite: Annotated[
-        bool,
-        typer.Option("--allow-nonfinite", help="Accept infinite and NaN results.", rich_help_panel=ARITHMETIC),
-    ] = False
+    allow_nonfinite: AllowNonfinite = False
     extrapolate: Annotated[
         bool,
         typer.Option(
@@ -238,9 +248,13 @@ def policy_of(choices: Choices) -> Policy:
 
 
 def inputs_of(
-    paths: Sequence[Path], names: Sequence[str] | None, sections: Sequence[str] | None, base: Path | None = None
+    paths: Sequence[Path],
+    names: Sequence[str] | None,
+    sections: Sequence[str] | None,
+    base: Path | None = None,
+    rename: Sequence[str] | None = None,
 ) -> tuple[tuple[Input, ...], Input | None]:
-    """The checkpoints and their base with names and sections.
+    """The checkpoints and their base with names, sections and rules for their tensors' names.
 
     Raises MergeError where the names given are not as many as the checkpoints, and for a section of no input.
     """
@@ -260,8 +274,26 @@ def inputs_of(
         else:
             known = ", ".join((*called, *names))
             raise MergeError(f"--section {shown(text)!r} names no input: they are {known}")
-    inputs = tuple(Input(name, path, parts.get(name, everywhere)) for name, path in zip(names, paths, strict=True))
-    return inputs, None if base is None else Input(called[0], base, parts.get(called[0], everywhere))
+    rules = {name: rules_of(name, (*called, *names), rename or ()) for name in (*called, *names)}
+
+    def made(name: str, path: Path) -> Input:
+        return Input(name, path, parts.get(name, everywhere), rename=rules[name])
+
+    return tuple(map(made, names, paths)), None if base is None else made(called[0], base)
+
+
+def rules_of(name: str, names: Sequence[str], rules: Sequence[str]) -> tuple[str, ...]:
+    """The rules for the names of one input's tensors: NAME:FROM=TO for the input NAME, FROM=TO for all.
+
+    >>> rules_of("vqa", ["vqa", "caption"], ["vqa:module.=", "caption:model.=", "=encoder."])
+    ('module.=', '=encoder.')
+    """
+    found: list[str] = []
+    for rule in rules:
+        whose = max((other for other in names if rule.startswith(f"{other}:")), key=len, default="")
+        if whose in ("", name):
+            found.append(rule.removeprefix(f"{whose}:") if whose else rule)
+    return tuple(found)
 
 
 def names_of(paths: Sequence[Path]) -> list[str]:
@@ -301,7 +333,9 @@ def stem(path: Path) -> str:
 
     if is_hub(path):
         return path.name.partition("@")[0]
-    return path.name if os.path.isdir(path) else path.name.removesuffix(".index.json").rsplit(".", 1)[0]
+    if os.path.isdir(path):
+        return path.name
+    return path.name.removesuffix(".index.json").removesuffix(".tar").rsplit(".", 1)[0]  # .pth.tar is one suffix
 
 
 def command_line() -> str:

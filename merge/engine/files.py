@@ -18,7 +18,7 @@ from merge.checkpoint.digest import DEFAULT, Digest
 from merge.checkpoint.formats.format import DICTIONARY, Layout, path_of
 from merge.checkpoint.formats.tensors import Spec
 from merge.checkpoint.hub import recorded
-from merge.checkpoint.open import Checkpoint, open_checkpoint
+from merge.checkpoint.open import Checkpoint
 from merge.checkpoint.owned import CARD
 from merge.checkpoint.parts import with_parts
 from merge.checkpoint.save import lay_out, suffix_like
@@ -26,6 +26,7 @@ from merge.checkpoint.scaled import dequantized
 from merge.errors import MergeError
 from merge.plan.findings import Finding, warn
 from merge.plan.units import Unit, by_name, dictionary, plan
+from merge.recipe.inputs import open_inputs
 from merge.recipe.json import read_recipe, to_json
 from merge.recipe.parameters import parameters_for
 from merge.recipe.recipe import Recipe
@@ -44,6 +45,7 @@ class Options:
         shard_size: largest shard in bytes; the output is then a folder.
         digest: "xxh3_128" (identity) or "sha256"; a recipe that holds digests is checked with its own.
         command: the command line to note in the recipe.
+        carry_nonfinite: accept infinite and NaN values that the inputs have, and refuse those that the merge makes.
         progress: called with the number of input bytes read since the last call.
     """
 
@@ -54,6 +56,7 @@ class Options:
     shard_size: int | None = None
     digest: str = DEFAULT
     command: str = ""
+    carry_nonfinite: bool = False
     progress: Callable[[int], object] | None = None
 
 
@@ -164,7 +167,7 @@ def _checked(recipe: Recipe, outputs: Sequence[tuple[Recipe, Path]], options: Op
         raise MergeError(f"threads {options.threads}: must be 0 (as many as are useful) or more")
     if options.device != "cpu":
         _check_device(options.device)
-    checkpoints = [open_checkpoint(source.path, source.section) for source in recipe.sources]
+    checkpoints = open_inputs(recipe.sources)
     for _, path in outputs:
         _refuse_inputs(path, checkpoints)
     if recipe.policy.dequantize:
@@ -255,5 +258,5 @@ def _traced(recipe: Recipe, digests: Sequence[str]) -> dict[str, Any]:
     return data
 
 
-def _sources(data: Mapping[str, Any]) -> list[dict[str, str]]:
+def _sources(data: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [*([data["base"]] if data["base"] else []), *data["inputs"]]

@@ -20,6 +20,8 @@ from merge.plan.policy import Policy, dtype_named
 from merge.plan.rows import aligned, assembled
 from merge.plan.units import Unit
 
+HALVES = (torch.float16, torch.bfloat16)
+
 
 def merged(
     unit: Unit, tensors: Sequence[Tensor], method: Method, points: Iterable[Mapping[str, Any]], policy: Policy
@@ -30,7 +32,7 @@ def merged(
     be a block of each, flat. A result may be one of them.
     """
     parts = aligned(tensors, unit.assembly)
-    worked = to_compute(unit, parts, method, policy) if unit.kind == "merge" else parts
+    worked: list[Tensor] = []
     for parameters in points:
         # Parameters that mean one input alone give that input's own bits: nothing of the others can leak in.
         single = 0 if unit.kind == "copy" else method.single(len(parts), parameters)
@@ -38,10 +40,47 @@ def merged(
             result = parts[single].to(unit.dtype)
         elif unit.kind == "maximum":  # counters, between the ends
             result = functools.reduce(torch.maximum, parts)
+        elif (narrow := _unwidened(unit, parts, method, parameters, policy)) is not None:
+            result = narrow
         else:
+            worked = worked or to_compute(unit, parts, method, policy)
             result = method.function(worked, name=unit.name, **parameters)
             result = (torch.view_as_complex(result) if unit.dtype.is_complex else result).to(unit.dtype)
         yield assembled(tensors, unit.assembly, result, unit.shape)
+
+
+def _unwidened(
+    unit: Unit, tensors: Sequence[Tensor], method: Method, parameters: Mapping[str, Any], policy: Policy
+) -> Tensor | None:
+    """Give the result of one `torch.lerp` over 16-bit tensors as they are: half the time, the same bits.
+
+    None where those are not certain: for other arithmetic, on other devices, and for infinite and NaN values.
+    """
+    dtype = unit.dtype
+    if dtype not in HALVES or policy.compute_dtype != "float32" or not method.lerp(len(tensors), parameters):
+        return None
+    if any(tensor.dtype != dtype or tensor.device.type != "cpu" for tensor in tensors) or not rounds_once(dtype):
+        return None
+    result = method.function(tensors, name=unit.name, **parameters)
+    return None if nonfinite(result) else result
+
+
+@functools.cache
+def rounds_once(dtype: torch.dtype) -> bool:
+    """Whether this torch's lerp of 16-bit tensors computes in float32 and rounds once; without AVX2 it may not.
+
+    Asked once, of every finite value of the dtype beside another.
+    """
+    first = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int32).to(torch.int16).view(dtype)
+    first = first[first.isfinite()]
+    pairs = [(first, first.roll(shift)) for shift in (1, 12_345)]
+    pairs += [(a[: len(a) // 8 * 8 - 1], b[: len(a) // 8 * 8 - 1]) for a, b in pairs]  # what vectors leave over, too
+    for a, b in pairs:
+        for ratio in (0.3, 0.7):
+            narrow, wide = torch.lerp(a, b, ratio), torch.lerp(a.float(), b.float(), ratio).to(dtype)
+            if not torch.equal(narrow.view(torch.int16), wide.view(torch.int16)):
+                return False
+    return True
 
 
 def to_compute(unit: Unit, tensors: Sequence[Tensor], method: Method, policy: Policy) -> list[Tensor]:
@@ -65,17 +104,18 @@ def computing_dtype(tensors: Sequence[Tensor], policy: Policy) -> torch.dtype:
 
 def nonfinite(result: Tensor) -> int:
     """Count infinite and NaN elements. One pass; only a suspicious sum is looked at more closely."""
+    if not (result.is_floating_point() or result.is_complex()):
+        return 0
     real = torch.view_as_real(result) if result.dtype.is_complex else result
     if real.dtype.itemsize == 1:
         real = real.to(torch.float32)  # float8 has no sums
-    wide = torch.float64 if real.dtype == torch.float64 else torch.float32
-    if math.isfinite(real.sum(dtype=wide).item()):
+    if math.isfinite(real.sum().item()):  # of 16-bit tensors summed in float32: what overflows is looked at again
         return 0
     return int((~torch.isfinite(real)).sum().item())
 
 
 def refuse_nonfinite(unit: Unit, result: Tensor, policy: Policy) -> None:
-    """Raise MergeError where a merged tensor has infinite or NaN values that the policy does not allow."""
-    count = 0 if unit.kind != "merge" or policy.allow_nonfinite else nonfinite(result)
+    """Raise MergeError where a tensor has infinite or NaN values that the policy does not allow."""
+    count = 0 if policy.allow_nonfinite else nonfinite(result)
     if count:
         raise MergeError(f"{unit.name}: {count} infinite or NaN values in the result; pass allow_nonfinite=True")

@@ -28,6 +28,7 @@ from merge.checkpoint.save import Writer
 from merge.engine.card import card
 from merge.engine.files import Options, Plan, Target, identity, plan_run, plan_sweep, record
 from merge.errors import MergeError
+from merge.plan.policy import dtype_named
 from merge.plan.units import Unit
 from merge.recipe.parameters import method_named
 from merge.recipe.recipe import Recipe
@@ -130,7 +131,7 @@ def stream(plan: Plan, partials: Sequence[Path]) -> list[dict[str, Any]]:
         digests = job.finish()
         _refuse_changed(plan.recipe, digests)
         for output in outputs:
-            output.refuse_nonfinite()
+            output.refuse_nonfinite(options.carry_nonfinite)
             blank, known = (identity(output.target.recipe, options.digest, found) for found in (None, digests))
             output.writer.fill_in(*(json.dumps(text, ensure_ascii=False).encode() for text in (blank, known)))
             output.writer.close()
@@ -160,6 +161,7 @@ def work(job: _Pass) -> None:
             points = [output.target.parameters.get(unit.name, {}) for output in outputs]
             hashes = [output.digest.start() for output in outputs]
             device = "cpu" if unit.kind == "copy" else options.device
+            floating = (unit.element.is_floating_point or unit.element.is_complex) and unit.element.bits >= 8
             numel = math.prod(unit.shape)
             for start in range(0, numel, max(numel, 1) if whole else BLOCK):
                 if job.stop:
@@ -172,8 +174,9 @@ def work(job: _Pass) -> None:
                 results = merged(unit, tensors, method, points, recipe.policy)
                 for output, content, result in zip(outputs, hashes, results, strict=True):
                     result = result.cpu()
-                    if unit.kind == "merge" and (count := nonfinite(result)):
-                        output.nonfinite[unit.name] = output.nonfinite.get(unit.name, 0) + count
+                    if floating and (count := nonfinite(result)):
+                        had = sum(map(nonfinite, tensors)) if options.carry_nonfinite else 0
+                        output.note_nonfinite(unit.name, count, count - had)
                     data = raw_bytes(result)
                     content.update(data)
                     output.writer.write(unit.names, start * unit.element.itemsize, data)
@@ -195,16 +198,33 @@ class _Output:
     writer: Writer
     digest: Digest
     nonfinite: dict[str, int] = field(default_factory=dict[str, int])
+    refused: dict[str, int] = field(default_factory=dict[str, int])
 
-    def refuse_nonfinite(self) -> None:
-        """Raise MergeError where there are infinite or NaN values that the policy does not allow."""
-        if self.nonfinite and not self.target.recipe.policy.allow_nonfinite:
-            worst = sorted(self.nonfinite.items(), key=lambda item: (-item[1], item[0]))[:SHOWN]
-            listed = ", ".join(f"{count} in {name}" for name, count in worst)
-            raise MergeError(
-                f"{describe(self.target.recipe)}: infinite or NaN values in {len(self.nonfinite)} tensors ({listed}); "
-                "pass allow_nonfinite=True to write them"
-            )
+    def note_nonfinite(self, name: str, count: int, refused: int) -> None:
+        """Note infinite and NaN values of a tensor, and how many of them its inputs do not excuse."""
+        self.nonfinite[name] = self.nonfinite.get(name, 0) + count
+        if refused > 0:
+            self.refused[name] = self.refused.get(name, 0) + refused
+
+    def refuse_nonfinite(self, carried: bool) -> None:
+        """Raise MergeError where there are infinite or NaN values that neither policy nor inputs allow."""
+        policy = self.target.recipe.policy
+        if not self.refused or policy.allow_nonfinite:
+            return
+        worst = sorted(self.refused.items(), key=lambda item: (-item[1], item[0]))[:SHOWN]
+        listed = ", ".join(f"{count} in {name}" for name, count in worst)
+        tensors = f"{len(self.refused)} tensor{'s' * (len(self.refused) > 1)}"
+        whole, advice = describe(self.target.recipe), "pass allow_nonfinite=True to write them"
+        if policy.dtype is None:
+            raise MergeError(f"{whole}: infinite or NaN values in {tensors} ({listed}); {advice}")
+        import torch
+
+        largest = torch.finfo(dtype_named(policy.dtype).dtype).max
+        limit = f"{policy.dtype}, which holds numbers up to {largest:g}"
+        if carried:
+            advice = f"leave dtype=... out or choose a wider one, or {advice}"
+            raise MergeError(f"{self.target.path}: values of {tensors} ({listed}) do not fit into {limit}: {advice}")
+        raise MergeError(f"{whole}: infinite or NaN values in {tensors} ({listed}) of {limit}; {advice}")
 
 
 class _Pass:
@@ -213,6 +233,7 @@ class _Pass:
     def __init__(self, plan: Plan, outputs: Sequence[_Output]):
         self.plan, self.outputs, self.stop = plan, outputs, False
         self.sources = [checkpoint.entries for checkpoint in plan.checkpoints]
+        self._stored = [checkpoint.stored for checkpoint in plan.checkpoints]
         self._digests = [Digest(plan.options.digest) for _ in self.sources]
         self._units = iter(plan.units)
         self._lock = threading.Lock()
@@ -239,7 +260,8 @@ class _Pass:
         for reader in readers:
             content = reader.finish()
             for name in reader.names:
-                self._digests[index].add(name, reader.entry.element, reader.entry.shape, content)
+                stored = self._stored[index].get(name, name)  # a digest is the file's, whatever it is merged as
+                self._digests[index].add(stored, reader.entry.element, reader.entry.shape, content)
             if self.plan.options.progress:
                 self.plan.options.progress(reader.entry.nbytes)
 

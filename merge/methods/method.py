@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from merge.methods.single import never
+from merge.methods.shortcuts import never, no_input
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -102,7 +102,9 @@ class Method:
         elementwise: each element of the result depends on the same element of the inputs alone.
         inputs: least and greatest number of inputs besides the base.
         single: the index of the one input that these parameters mean (ratio 0 or 1), whose bytes are then copied:
-            exact, and nothing leaks from the others. None where there is none (see `merge.methods.single`).
+            exact, and nothing leaks from the others. None where there is none (see `merge.methods.shortcuts`).
+        lerp: whether with these parameters the function is one `torch.lerp`, which computes 16-bit tensors in float32
+            and rounds once: they then need not be widened before.
         statistics: the second half of the inputs are statistics of the first (see `merge.tools.statistics`).
         edges: what happens at the edges (ties, zero vectors, vectors without a direction), for docs.
         group: the heading under which methods are listed.
@@ -117,7 +119,8 @@ class Method:
     takes_base: bool = False
     elementwise: bool = False
     inputs: tuple[int, int | None] = (2, None)
-    single: Callable[[int, Mapping[str, Any]], int | None] = never
+    single: Callable[[int, Mapping[str, Any]], int | None] = no_input
+    lerp: Callable[[int, Mapping[str, Any]], bool] = never
     statistics: bool = False
     edges: str = ""
     group: str = "other"

@@ -55,8 +55,9 @@ def to_json(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def _input_json(item: Input) -> dict[str, str]:
-    return {"name": item.name, "path": str(item.path), "section": item.section, "digest": item.digest}
+def _input_json(item: Input) -> dict[str, Any]:
+    data = {"name": item.name, "path": str(item.path), "section": item.section, "digest": item.digest}
+    return data | ({"rename": list(item.rename)} if item.rename else {})
 
 
 def from_json(data: Any, folder: Path = Path()) -> Recipe:
@@ -101,10 +102,12 @@ def read_recipe(path: str | Path) -> Recipe:
 
 
 def _input(data: Mapping[str, Any], folder: Path) -> Input:
-    _check_keys(data, ("name", "path", "section", "digest"), "an input")
+    _check_keys(data, ("name", "path", "section", "digest", "rename"), "an input")
     path = joined(folder, _kind("path", data["path"], str))
     texts = {key: _kind(key, data[key], str) for key in ("name", "section", "digest") if key in data}
-    return Input(texts.get("name") or path.stem, path, texts.get("section", "auto"), texts.get("digest", ""))
+    rules = tuple(_kind("rename", rule, str) for rule in _kind("rename", data.get("rename", []), list))
+    name, section = texts.get("name") or path.stem, texts.get("section", "auto")
+    return Input(name, path, section, texts.get("digest", ""), rules)
 
 
 def _policy(data: Mapping[str, Any]) -> Policy:

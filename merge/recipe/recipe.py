@@ -16,15 +16,26 @@ from merge.plan.policy import Policy, policy_of
 
 @dataclass(frozen=True)
 class Input:
-    """One checkpoint of a recipe. `digest` is what its tensors' bytes had when the recipe was run; empty if never."""
+    """One checkpoint of a recipe.
+
+    Attributes:
+        section: the part of a training file that is meant.
+        digest: what its tensors' bytes had when the recipe was run, under the file's own names; empty if never.
+        rename: rules that give its tensors other names ("module.=" strips a prefix), see `merge.checkpoint.names`.
+    """
 
     name: str
     path: Path
     section: str = "auto"
     digest: str = ""
+    rename: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Take text for a path. Raises MergeError for what is neither."""
+        """Take text for a path, and one rule for a list of one. Raises MergeError for what is neither."""
+        rules = (self.rename,) if isinstance(self.rename, str) else self.rename
+        if not isinstance(rules, Sequence) or not all(isinstance(rule, str) for rule in rules):
+            raise MergeError(f"rename={self.rename!r}: must be a rule or a list of rules, as ['module.=']")
+        object.__setattr__(self, "rename", tuple(rules))
         if isinstance(self.path, str):
             object.__setattr__(self, "path", Path(self.path))
         if not isinstance(self.path, Path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from merge.checkpoint.formats import npz, safetensors, t5x
-from merge.checkpoint.formats.format import Format
+from merge.checkpoint.formats.format import Format, Glimpse
 from merge.checkpoint.formats.torch_zip import planner as torch_planner
 from merge.checkpoint.formats.torch_zip import reader as torch_reader
 
@@ -12,7 +12,7 @@ FORMATS: dict[str, Format] = {
     "safetensors": Format(
         "safetensors",
         (".safetensors",),
-        rb".{8}\{",  # the header's length, then JSON
+        rb".{3}[\x00-\x06]\x00{4}\{\s*[\"}]",  # the header's length, up to 100 MB, then JSON
         safetensors.read,
         "names are its own; tied tensors are written twice; lacks complex128 and float8 beyond e4m3fn and e5m2",
         planner=safetensors.plan,
@@ -20,12 +20,14 @@ FORMATS: dict[str, Format] = {
     ),
     "torch": Format(
         "torch zip",
-        (".pt", ".pth", ".bin", ".ckpt"),
-        rb"PK\x03\x04.{26}[^\x00-\x1f]+/data\.pkl",  # a zip file whose first member is the pickle
+        (".pt", ".pth", ".bin", ".ckpt", ".pth.tar"),
+        # A zip file whose first member is the pickle, or the number that torch's files began with before 1.6.
+        rb"PK\x03\x04.{26}[^\x00-\x1f]+/data\.pkl|\x80[\x01-\x05].{0,9}\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19",
         torch_reader.read,
         "names are its own; `--section` for training files; tied tensors stay one",
         planner=torch_planner.plan,
         keeps_ties=True,
+        inside=rb"/data\.pkl",
     ),
     "npz": Format(
         "npz",
@@ -46,3 +48,8 @@ FORMATS: dict[str, Format] = {
         extra="t5x",
     ),
 }
+
+
+def format_of(look: Glimpse) -> Format | None:
+    """Tell a file's format by its bytes; None for what is not read."""
+    return next((format for format in FORMATS.values() if not format.index and format.matches(look)), None)

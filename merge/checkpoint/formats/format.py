@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,8 @@ from merge.checkpoint.formats.tensors import Spec, TensorEntry
 from merge.errors import MergeError
 
 SIGNATURE = 512  # bytes at a file's beginning that tell its format
+_ZIP = b"PK"
+_ZIP_END = 1 << 16  # bytes at a zip file's end where its last members are named
 WHOLE = "."  # the section that is the file itself
 DICTIONARY = "global_dict_indices"  # an entry that gives every token's row of the embeddings
 
@@ -32,6 +35,32 @@ def dictionary_in(metadata: Mapping[str, str] | None) -> Any:
     with contextlib.suppress(ValueError, RecursionError):
         return json.loads((metadata or {}).get(DICTIONARY, "null"))
     return None
+
+
+@dataclass(frozen=True)
+class Glimpse:
+    """What tells the kind of a file: its name, its first bytes and, of a zip file, the end, which names members."""
+
+    name: str
+    start: bytes
+    end: bytes = b""
+
+    @classmethod
+    def of(cls, path: Path) -> Glimpse:
+        """Look at a file. Raises OSError."""
+        with path.open("rb") as file:
+            start = file.read(SIGNATURE)
+            if not start.startswith(_ZIP):
+                return cls(path.name, start)
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - _ZIP_END))
+            return cls(path.name, start, file.read(_ZIP_END))
+
+    def fits(self, signature: bytes, inside: bytes = b"") -> bool:
+        """Whether the first bytes match one regular expression or another is found at a zip file's end."""
+        if signature and re.match(signature, self.start, re.DOTALL):
+            return True
+        return bool(inside) and re.search(inside, self.end, re.DOTALL) is not None
 
 
 @dataclass(frozen=True)
@@ -116,6 +145,7 @@ class Format:
         label: its name in what is printed.
         suffixes: of its files, the usual one first; the name of an output chooses its format by them.
         signature: a regular expression that the first bytes (at most `SIGNATURE`) of such a file match.
+        inside: for zip files, another that is found among the names of the members.
         reader: `reader(path) -> Content`. Headers are read and checked; raises MergeError naming the file.
         doc: for docs/formats.md: what names the tensors have, what is lost.
         planner: `planner(path, specs, like, metadata) -> Layout`, for tensors in this order, names with one `tie` being
@@ -138,10 +168,15 @@ class Format:
     index: str = ""
     keeps_ties: bool = False
     extra: str = ""
+    inside: bytes = b""
 
-    def matches(self, start: bytes) -> bool:
-        """Whether a file that begins so (its first `SIGNATURE` bytes) is of this format, as far as that tells."""
-        return re.match(self.signature, start, re.DOTALL) is not None
+    def matches(self, look: Glimpse) -> bool:
+        """Whether a file is of this format, as far as that tells."""
+        return look.fits(self.signature, self.inside)
+
+    def named(self, path: Path) -> bool:
+        """Whether a file's name has a suffix of this format, in whatever case."""
+        return path.name.lower().endswith(self.suffixes)
 
     def read(self, path: Path) -> Content:
         """Call the reader. Raises MergeError, also where the extra is not installed."""

@@ -46,7 +46,7 @@ def legacy(path: Path) -> None:
 def old_tar(path: Path) -> None:
     source = path.with_suffix(".txt")
     source.write_text("x")
-    with tarfile.open(path, "w") as archive:
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as archive:
         archive.add(source, "pickle")
         archive.add(source, "storages")
         archive.add(source, "tensors")
@@ -76,23 +76,21 @@ def two_headers(path: Path, first: tuple[int, int], second: tuple[int, int]) -> 
 
 
 BAD: dict[str, tuple[str, str, Callable[[Path], object]]] = {
-    "empty pt": ("c.pt", "not a torch zip file", lambda p: p.write_bytes(b"")),
-    "empty safetensors": ("c.safetensors", "not a whole safetensors file", lambda p: p.write_bytes(b"")),
-    "seven bytes": ("c.safetensors", "not a whole safetensors file", lambda p: p.write_bytes(b"1234567")),
-    "text as pt": ("c.pt", "not a torch zip file", lambda p: p.write_text("hello, this is not a checkpoint")),
-    "text as safetensors": ("c.safetensors", "not a whole safetensors file", lambda p: p.write_text("hello " * 40)),
-    "html page": ("c.bin", "not a torch zip file", lambda p: p.write_text("<!DOCTYPE html><html>404</html>")),
+    "empty pt": ("c.pt", "empty (0 bytes)", lambda p: p.write_bytes(b"")),
+    "empty safetensors": ("c.safetensors", "empty (0 bytes)", lambda p: p.write_bytes(b"")),
+    "seven bytes": ("c.safetensors", "is text", lambda p: p.write_bytes(b"1234567")),
+    "text as pt": ("c.pt", "is text", lambda p: p.write_text("hello, this is not a checkpoint")),
+    "text as safetensors": ("c.safetensors", "is text", lambda p: p.write_text("hello " * 40)),
+    "html page": ("c.bin", "HTML page", lambda p: p.write_text("<!DOCTYPE html><html>404</html>")),
     "truncated zip": ("c.pt", "not a whole torch zip file", lambda p: truncated(p, good_zip)),
     "truncated safetensors": ("c.safetensors", "not a whole", lambda p: truncated(p, good_safetensors)),
     "longer safetensors": ("c.safetensors", "not a whole", lambda p: p.write_bytes(good_safetensors(p) + b"more")),
-    "zip as safetensors": ("c.safetensors", "suffix .pt", good_zip),
-    "safetensors as zip": ("c.pt", "suffix .safetensors", good_safetensors),
-    "unknown suffix": ("c.h5", "unknown suffix '.h5'", lambda p: p.write_bytes(b"x")),
-    "no suffix": ("weights", "unknown suffix ''", lambda p: p.write_bytes(b"x")),
+    "unknown suffix": ("c.h5", "is text", lambda p: p.write_bytes(b"x")),
+    "no suffix": ("weights", "no checkpoint by its first bytes", lambda p: p.write_bytes(b"\xff\xff")),
     "legacy torch": ("c.pt", "before 1.6", legacy),
-    "bare pickle": ("c.pt", "bare pickle", lambda p: p.write_bytes(pickle.dumps({"w": 1}))),
-    "tar": ("c.pt", "not a torch zip file", old_tar),
-    "zip without pickle": ("c.pt", "no data.pkl", plain_zip),
+    "bare pickle": ("c.pt", "a Python pickle", lambda p: p.write_bytes(pickle.dumps({"w": 1}))),
+    "tar": ("c.pt", "tar file of torch before 0.2", old_tar),
+    "zip without pickle": ("c.pt", "without a torch pickle (data.pkl)", plain_zip),
     "zip with two pickles": ("c.pt", "data.pkl", two_pickles),
     "compressed record": ("c.pt", "compressed", compressed),
     "big-endian": ("c.pt", "big-endian", lambda p: write_zip(p, b"\x80\x02N.", byteorder=b"big")),

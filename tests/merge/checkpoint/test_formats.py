@@ -14,7 +14,7 @@ import merge
 from merge import MergeError, open_checkpoint, save_checkpoint
 from merge.checkpoint.formats import FORMATS
 from merge.checkpoint.formats.elements import ELEMENTS
-from merge.checkpoint.formats.format import SIGNATURE, Content, Format, Layout
+from merge.checkpoint.formats.format import Content, Format, Glimpse, Layout
 from merge.checkpoint.formats.tensors import MappedFile, TensorEntry
 from merge.tools.diagnose.inspection import inspect
 from tests import ROOT
@@ -34,7 +34,7 @@ def missing(name: str, format: Format) -> list[str]:
         "a label": bool(format.label),
         "a suffix that begins with a dot": bool(format.suffixes) and all(s.startswith(".") for s in format.suffixes),
         "suffixes that no other format has": not set(others) & set(format.suffixes),
-        "a signature that not every file has": bool(format.signature) and not format.matches(b"\0"),
+        "a signature that not every file has": bool(format.signature) and not format.matches(Glimpse("", b"\0")),
         "a reader": callable(format.reader),
         "a sentence for the docs": bool(format.doc),
         "its extra in setup.cfg": not format.extra or f"\n{format.extra} =" in extras,
@@ -64,9 +64,9 @@ def test_what_an_entry_lacks_is_named() -> None:
 @pytest.mark.parametrize("name", WRITTEN)
 def test_what_is_written_has_the_signature_of_its_format_alone(name: str, tmp_path: Path) -> None:
     path = save_checkpoint(WEIGHTS, tmp_path / f"c{FORMATS[name].suffixes[0]}")
-    start = (path / FORMATS[name].index if FORMATS[name].index else path).read_bytes()[:SIGNATURE]
+    look = Glimpse.of(path / FORMATS[name].index if FORMATS[name].index else path)
     # One byte of msgpack tells little: a format that is a folder is known by the file in it.
-    fitting = [key for key, format in FORMATS.items() if format.matches(start) and format.index == FORMATS[name].index]
+    fitting = [key for key, format in FORMATS.items() if format.matches(look) and format.index == FORMATS[name].index]
     assert fitting == [name]
     assert_tensors(open_checkpoint(path), WEIGHTS)
 
@@ -80,12 +80,20 @@ def test_ties_are_kept_where_the_entry_says_so(name: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("content", [name for name in WRITTEN if not FORMATS[name].index])
-def test_a_suffix_of_another_format_is_named(content: str, tmp_path: Path) -> None:
-    format = FORMATS[content]
-    path = save_checkpoint(WEIGHTS, tmp_path / f"c{format.suffixes[0]}")
-    wrong = path.rename(tmp_path / ("c.pt" if content != "torch" else "c.safetensors"))
-    with pytest.raises(MergeError, match=f"holds {format.label} data; give it the suffix {format.suffixes[0]}"):
-        open_checkpoint(wrong)
+@pytest.mark.parametrize(
+    "name", ["c", "c.PT", "c.safetensors", "c.npz", "c.pth.tar", "c.model", "c.h5", "c.txt", "c.json"]
+)
+def test_the_bytes_decide_and_not_the_name(content: str, name: str, tmp_path: Path) -> None:
+    path = save_checkpoint(WEIGHTS, tmp_path / f"first{FORMATS[content].suffixes[0]}").rename(tmp_path / name)
+    checkpoint = open_checkpoint(path)
+    assert checkpoint.format is FORMATS[content]
+    assert_tensors(checkpoint, WEIGHTS)
+    inside = tmp_path / "folder"
+    inside.mkdir()
+    path.rename(inside / name)
+    (inside / "notes.md").write_text("how it was trained")
+    (inside / "config.json").write_text("{}")
+    assert_tensors(open_checkpoint(inside), WEIGHTS)
 
 
 # -- a format of one's own ---------------------------------------------------------------------------------------------
@@ -113,8 +121,14 @@ def test_a_format_that_is_only_read(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(MergeError) as unknown:
         save_checkpoint(checkpoint, tmp_path / "b.zzz")
     assert str(unknown.value).endswith(f"unknown suffix '.zzz'; known are {known}")
-    with pytest.raises(MergeError, match=r"known are \.safetensors, .*\.npz, \.raw and folders"):
-        open_checkpoint(path.rename(tmp_path / "a.zzz"))
+    assert open_checkpoint(path.rename(tmp_path / "a.zzz"))["w"].tolist() == [1.5, -2.0]
+    path = tmp_path / "noise"
+    path.write_bytes(b"\xff\xfe\x01 noise")
+    told = (
+        r"noise: is no checkpoint by its first bytes \(b'\\xff\\xfe\\x01 nois'\); read are safetensors, .*, raw floats"
+    )
+    with pytest.raises(MergeError, match=told):
+        open_checkpoint(path)
 
 
 @pytest.fixture

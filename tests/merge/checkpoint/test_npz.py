@@ -144,11 +144,11 @@ def test_what_is_no_dictionary_of_numbers(tmp_path: Path, value: Any, told: str)
 
 def test_files_that_are_no_npz(tmp_path: Path) -> None:
     path = tmp_path / "a.npz"
-    for content in (b"", b"PK", b"no zip"):
+    for content, told in ((b"", "empty"), (b"PK", "text"), (b"PK\x07", "not a whole npz file"), (b"no zip", "text")):
         path.write_bytes(content)
-        with pytest.raises(merge.MergeError, match=r"a\.npz: not a whole npz file"):
+        with pytest.raises(merge.MergeError, match=rf"a\.npz: .*{told}"):
             merge.open_checkpoint(path)
-    with pytest.raises(merge.MergeError, match=r"not an npz file: holds 'a\.txt'"):
+    with pytest.raises(merge.MergeError, match=r"a zip archive without a torch pickle \(data\.pkl\) or arrays"):
         merge.open_checkpoint(member(path, b"", "a.txt"))
 
 

@@ -386,7 +386,7 @@ def test_a_folder_with_several_answers(tmp_path: Path) -> None:
         open_checkpoint(tmp_path)
     (tmp_path / "a.index.json").write_text("{}")
     (tmp_path / "b.index.json").write_text("{}")
-    with pytest.raises(MergeError, match=r"several indexes.*a\.index\.json, b\.index\.json"):
+    with pytest.raises(MergeError, match=r"has several indexes; open one of them: a\.index\.json, b\.index\.json"):
         open_checkpoint(tmp_path)
 
 

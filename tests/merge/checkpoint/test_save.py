@@ -238,10 +238,8 @@ def test_an_overwritten_folder_keeps_no_old_shard(tmp_path: Path) -> None:
 def test_an_unknown_suffix(pair: tuple[Path, Path], tmp_path: Path, command: Server) -> None:
     shown = command("interpolate", *pair, "--ratio", "0.5", "-o", tmp_path / "out.h5")
     assert shown.code == 2
-    assert (
-        "out.h5: unknown suffix '.h5'; known are .safetensors, .pt, .pth, .bin, .ckpt, .npz, .t5x, or none for a folder"
-        in shown.err
-    )
+    known = ".safetensors, .pt, .pth, .bin, .ckpt, .pth.tar, .npz, .t5x, or none for a folder"
+    assert f"out.h5: unknown suffix '.h5'; known are {known}" in shown.err
     assert names_in(tmp_path) == ["in"]
 
 

@@ -50,9 +50,7 @@ def build(folder: Path) -> None:
     (folder / "overlap.safetensors").write_bytes(struct.pack("<Q", len(overlapping)) + overlapping + bytes(12))
     wrong_size = b'{"x":{"dtype":"F32","shape":[3],"data_offsets":[0,8]}}'
     (folder / "size.safetensors").write_bytes(struct.pack("<Q", len(wrong_size)) + wrong_size + bytes(8))
-    shutil.copy(folder / "b.pt", folder / "zip.safetensors")
-    shutil.copy(folder / B, folder / "weights.txt")
-    shutil.copy(folder / B, folder / "plain.pt")
+    (folder / "weights.txt").write_text("weights, one day")
     (folder / "text.pt").write_text("these are no weights\n")
     torch.save({"epoch": 3, "note": "no weights"}, folder / "noweights.pt")
     torch.save([torch.ones(1)], folder / "list.pt")
@@ -128,7 +126,7 @@ FILES = {
     "n" * 300 + ".pt": "",
     "nothing": "no weights in this folder",
     "folder.safetensors": "no weights in this folder",
-    "empty.safetensors": "not a whole safetensors file of 0 bytes",
+    "empty.safetensors": "is empty (0 bytes)",
     "empty.pt": "",
     "cut.safetensors": "not a whole safetensors file of",
     "cut.pt": "",
@@ -137,9 +135,7 @@ FILES = {
     "nojson.safetensors": "not a whole safetensors file of",
     "overlap.safetensors": "not a whole safetensors file of",
     "size.safetensors": "not a whole safetensors file of",
-    "zip.safetensors": "holds torch zip data; give it the suffix .pt",
-    "weights.txt": "unknown suffix '.txt'; known are .safetensors, .pt, .pth, .bin, .ckpt",
-    "plain.pt": "",
+    "weights.txt": "is text, not weights",
     "text.pt": "",
     "noweights.pt": "no weights found; its entries are epoch, note",
     "list.pt": "holds a list",

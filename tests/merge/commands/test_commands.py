@@ -237,7 +237,7 @@ def test_values_that_are_not_finite(folder: Path) -> None:
     outcome = command("interpolate", file("vqa"), file("caption"), "--ratio", 0.5, "-o", "m.safetensors")
     assert (outcome.code, outcome.err) == (
         2,
-        "error: interpolate: 0.50 vqa + 0.50 caption: infinite or NaN values in 1 tensors "
+        "error: interpolate: 0.50 vqa + 0.50 caption: infinite or NaN values in 1 tensor "
         "(3 in encoder.layers.0.fc.bias); pass --allow-nonfinite to write them\n",
     )
     assert snapshot(folder) == before

@@ -378,7 +378,9 @@ def test_a_result_that_overflows_its_dtype_is_refused() -> None:
         merge.interpolate(one(1e5, 1.0), one(1e5, 1.0), 0.5, policy=Policy(dtype=torch.float16))
 
 
-def test_broken_values_in_kept_tensors_are_copied() -> None:
+def test_broken_values_in_kept_tensors_are_refused_as_any_and_copied_if_allowed() -> None:
     a, b = one(1.0) | {"mask": torch.tensor([0.0, -INF])}, one(3.0) | {"mask": torch.tensor([0.0, -INF])}
-    merged = merge.interpolate(a, b, 0.5, policy=Policy(keep=("mask",)))
+    with pytest.raises(MergeError, match="mask: 1 infinite or NaN values in the result; pass allow_nonfinite=True"):
+        merge.interpolate(a, b, 0.5, policy=Policy(keep=("mask",)))
+    merged = merge.interpolate(a, b, 0.5, policy=Policy(keep=("mask",), allow_nonfinite=True))
     assert_same(merged, one(2.0) | {"mask": torch.tensor([0.0, -INF])})

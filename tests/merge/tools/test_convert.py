@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -84,8 +85,29 @@ def test_a_section_of_a_training_file(fairseq_pair: tuple[Path, Path], tmp_path:
 def test_the_command_with_a_dtype(tmp_path: Path) -> None:
     source = merge.save_checkpoint({"w": torch.ones(2)}, tmp_path / "a.pt")
     out = done("convert", source, "--dtype", "float16", "-o", tmp_path / "b.safetensors").out
-    assert " became, digest xxh3_128:" in out
+    told = r"b.safetensors: the dtype is float16; the digest is xxh3_128:\w+, the input's was xxh3_128:\w+$"
+    assert re.search(told, out)
     assert merge.load_checkpoint(tmp_path / "b.safetensors")["w"].dtype == torch.float16
+
+
+def test_infinities_that_a_dtype_makes_are_refused_and_those_of_the_file_are_not(tmp_path: Path) -> None:
+    big = merge.save_checkpoint(
+        {"w": torch.tensor([70000.0, 1.0]), "mask": torch.tensor([-math.inf])}, tmp_path / "a.pt"
+    )
+    shown = command("convert", big, "--dtype", "float16", "-o", tmp_path / "b.safetensors")
+    assert shown.err == (
+        f"error: {tmp_path / 'b.safetensors'}: values of 1 tensor (1 in w) do not fit into float16, which holds "
+        "numbers up to 65504: leave --dtype out or choose a wider one, or pass --allow-nonfinite to write them\n"
+    )
+    assert (shown.code, [path.name for path in tmp_path.iterdir()]) == (2, ["a.pt"])
+    done("convert", big, "--dtype", "float16", "--allow-nonfinite", "-o", tmp_path / "b.safetensors")
+    assert merge.load_checkpoint(tmp_path / "b.safetensors")["w"].tolist() == [math.inf, 1.0]
+    done("convert", big, "--dtype", "bfloat16", "-o", tmp_path / "c.safetensors")
+    assert merge.load_checkpoint(tmp_path / "c.safetensors")["mask"].tolist() == [-math.inf]
+    with pytest.raises(
+        merge.MergeError, match=r"\(1 in w\) do not fit into float8_e5m2, .* 57344: leave dtype=... out"
+    ):
+        merge.convert(big, tmp_path / "d.safetensors", dtype=torch.float8_e5m2)
 
 
 @pytest.mark.parametrize(

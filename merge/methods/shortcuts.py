@@ -1,17 +1,19 @@
-"""Which parameters mean one input alone: its bytes are then copied, and nothing leaks from the others.
+"""Which parameters mean less than they seem: one input alone, or a single `torch.lerp`.
 
-Each takes the number of tensors (with the base) and the method's parameters, and gives the index of that tensor, None
-where several are mixed.
+Each function takes the number of tensors (with the base) and the method's parameters.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
+# -- one input alone: the index of its tensor, None where several are mixed ------------------------------------------
 
-def never(count: int, parameters: Mapping[str, Any]) -> int | None:
-    """No parameters do."""
+
+def no_input(count: int, parameters: Mapping[str, Any]) -> int | None:
+    """No parameters mean one input."""
     return None
 
 
@@ -53,3 +55,27 @@ def by_density(count: int, parameters: Mapping[str, Any]) -> int | None:
 def by_distance(count: int, parameters: Mapping[str, Any]) -> int | None:
     """Distance 0 is the base."""
     return 0 if parameters["t"] == 0 else None
+
+
+# -- a single lerp ---------------------------------------------------------------------------------------------------
+
+
+def never(count: int, parameters: Mapping[str, Any]) -> bool:
+    """More than one lerp, whatever the parameters."""
+    return False
+
+
+def always(count: int, parameters: Mapping[str, Any]) -> bool:
+    """One lerp, whatever the parameters."""
+    return True
+
+
+def two_inputs(count: int, parameters: Mapping[str, Any]) -> bool:
+    """An average of two is one: no weight is negative and their sum is 1."""
+    weights = [weight for weight in parameters["weights"] if weight != 0]
+    return len(weights) == 2 and min(weights) > 0 and math.isclose(sum(weights), 1.0, rel_tol=1e-12)
+
+
+def one_expert(count: int, parameters: Mapping[str, Any]) -> bool:
+    """One task vector added to the base is one."""
+    return len(parameters["weights"]) == 1

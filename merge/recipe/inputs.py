@@ -1,0 +1,26 @@
+"""The checkpoints of a recipe, opened under the names that it gives to their tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from merge.checkpoint.names import idle_rules
+from merge.checkpoint.open import Checkpoint, open_checkpoint
+from merge.errors import MergeError
+from merge.recipe.recipe import Input
+
+
+def open_inputs(inputs: Sequence[Input]) -> list[Checkpoint]:
+    """Open checkpoints as `open_checkpoint` does, and rename their tensors.
+
+    Raises MergeError also for a rule that fits no name of any input that has it (a typing mistake).
+    """
+    found = [open_checkpoint(item.path, item.section) for item in inputs]
+    idle = [idle_rules(list(one), item.rename) for item, one in zip(inputs, found, strict=True)]
+    for rule in dict.fromkeys(rule for item in inputs for rule in item.rename):
+        having = [index for index, item in enumerate(inputs) if rule in item.rename]
+        if all(rule in idle[index] for index in having):
+            called = ", ".join(inputs[index].name for index in having)
+            names = ", ".join(list(found[having[0]])[:3])
+            raise MergeError(f"rename={rule!r} fits no tensor of {called}; names look like {names}")
+    return [one.renamed(item.rename) for item, one in zip(inputs, found, strict=True)]
