@@ -91,7 +91,7 @@ def dequantized(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     pairs = pairs_of(described)
     if not pairs:
         return tensors
-    gone = {*pairs.values(), *_left_over(described, pairs)}
+    gone = {*pairs.values(), *left_over(described, pairs)}
     size = _block_size(tensors)
     factors = {name: _factors(name, described[name].shape, described[pairs[name]].shape, size) for name in pairs}
     if isinstance(tensors, Checkpoint):
@@ -109,7 +109,8 @@ def dequantized(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     return found
 
 
-def _left_over(described: Collection[str], pairs: Mapping[str, str]) -> list[str]:
+def left_over(described: Collection[str], pairs: Mapping[str, str]) -> list[str]:
+    """Names that belong to these codes beside the scales, and mean nothing without them."""
     modules = {name.rpartition(".")[0] for name in pairs}
     modules |= {module.rpartition(".")[0] for module in modules}
     return [

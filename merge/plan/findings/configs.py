@@ -112,7 +112,7 @@ def _differing(facts: Facts) -> Iterator[tuple[str, bool]]:
             ):
                 continue
             known = MEANING.fullmatch(leaf) is not None
-            grave = known and (len(present) == len(found) or any(map(_empty, present)))
+            grave = known and (len(present) == len(found) or any(_empty(item) or item is True for item in present))
             if grave or (strict and (known or not any(map(NEUTRAL.fullmatch, key.split("."))))):
                 shown = ["not given" if value is _ABSENT else json.dumps(value)[:60] for value in found]
                 yield f"{source}: {key} is {by_value(labels, shown)}", grave

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 from merge.checkpoint.formats.tensors import Spec, TensorEntry
-from merge.checkpoint.scaled import pairs_of
+from merge.checkpoint.scaled import left_over, pairs_of
 from merge.plan.findings.facts import Description, Facts
 from merge.plan.findings.kinds import Seen, counted, listed, tally
 
@@ -87,9 +87,10 @@ def scaled_weights(facts: Facts) -> Iterator[Seen]:
         beside_it = f"with {scale}" if scale != name else "with its scales"
         text = f"{label} has quantised weights ({kinds}): {name} means something only {beside_it}"
         known = pairs_of(spec)
-        can = all(each in known or each in known.values() for each in found if spec[each].element.is_floating_point)
-        floats = any(spec[each].element.is_floating_point and each in known for each in found)
-        ways = f"multiply weights and scales first with dequantize=True, or {BEFORE}" if can and floats else BEFORE
+        solved = {*known, *known.values(), *left_over(spec, known)}
+        ways = (
+            f"multiply weights and scales first with dequantize=True, or {BEFORE}" if solved >= set(found) else BEFORE
+        )
         yield Seen(text, ways, tuple(dict.fromkeys((*found, *(s for s in found.values() if s in spec)))))
         return
 
