@@ -9,7 +9,7 @@ import contextlib
 import filecmp
 import json
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -134,11 +134,16 @@ def beside(checkpoint: Checkpoint) -> Beside:
     return Beside(taken, left)
 
 
-def accounts(checkpoints: Sequence[Checkpoint], folder: bool) -> tuple[dict[str, Path], list[str]]:
-    """Give the files beside the first input's weights that a folder takes over, and notes on what lies beside all."""
+def accounts(
+    checkpoints: Sequence[Checkpoint], folder: bool, given: Collection[str] = ()
+) -> tuple[dict[str, Path], list[str]]:
+    """Give the files beside the first input's weights that a folder takes over, and notes on what lies beside all.
+
+    `given` are files whose content comes from elsewhere.
+    """
     first, *others = ((item, beside(item)) for item in checkpoints)
     notes: list[str] = []
-    taken = dict(first[1].taken) if folder else {}
+    taken = {name: path for name, path in first[1].taken.items() if name not in given} if folder else {}
     if taken:
         notes.append(f"taken over from {_called(first[0])}: {_listed(taken)}")
     elif first[1].taken:
@@ -147,7 +152,7 @@ def accounts(checkpoints: Sequence[Checkpoint], folder: bool) -> tuple[dict[str,
     if reasons:
         notes.append(f"left out of {_called(first[0])}: {', '.join(reasons)}")
     for item, its in others if folder else ():
-        only = [name for name in its.taken if name not in taken]
+        only = [name for name in its.taken if name not in taken and name not in given]
         unlike = [name for name, path in its.taken.items() if name in taken and not _same(path, taken[name])]
         if only:
             notes.append(f"left out of {_called(item)}: {_listed(only)}")

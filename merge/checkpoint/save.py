@@ -55,7 +55,10 @@ def lay_out(
         raise MergeError(f"{path}: {problem}; known are {', '.join(suffixes(written))}, or none for a folder")
     sharded = [format for format in written if format.folder_planner is not None]
     folder = format is None or (shard_size is not None and format in sharded)
-    copied, notes = accounts([like, *others], folder) if like is not None else ({}, [])
+    edits = (sidecars or {}) if folder else {}
+    copied, notes = accounts([like, *others], folder, edits) if like is not None else ({}, [])
+    copied |= {name: file for name, file in edits.items() if isinstance(file, Path)}
+    texts = [OutputFile(name, len(text), [(0, text)]) for name, text in edits.items() if isinstance(text, bytes)]
     if folder and like is not None and like.parts:
         if shard_size is not None:
             raise MergeError(f"{path}: the parts of {like.path} keep their shards; leave shard_size=... out")
@@ -72,16 +75,11 @@ def lay_out(
         assert format is not None
         same = like is not None and like.format is format and len(like.files) == 1 and not like.parts
         layout = format.plan(path, tensors, like.content if like is not None and same else None, metadata)
-    edits = {name: text for name, text in (sidecars or {}).items() if folder}
-    beside = {name: file for name, file in copied.items() if edits.get(name, file) is not None}
-    beside |= {name: file for name, file in edits.items() if isinstance(file, Path)}
-    texts = [OutputFile(name, len(text), [(0, text)]) for name, text in edits.items() if isinstance(text, bytes)]
-    for file in texts:
-        beside.pop(file.name, None)
+        layout = replace(layout, like=same)
     return replace(
         layout,
         files=[*layout.files, *texts],
-        copied={**beside, **layout.copied},
+        copied={**copied, **layout.copied},
         notes=(*layout.notes, *notes),
         card=folder,
     )

@@ -25,6 +25,8 @@ from merge.checkpoint.save import lay_out, suffix_like
 from merge.checkpoint.scaled import dequantized
 from merge.errors import MergeError
 from merge.plan.findings import Finding, warn
+from merge.plan.sidecars import sidecars
+from merge.plan.summary import told
 from merge.plan.units import Unit, by_name, dictionary, plan
 from merge.recipe.inputs import open_inputs
 from merge.recipe.json import read_recipe, to_json
@@ -180,16 +182,20 @@ def _checked(recipe: Recipe, outputs: Sequence[tuple[Recipe, Path]], options: Op
     first, tokens = checkpoints[0], dictionary(checkpoints, labels, units)
     specs = {name: Spec(unit.element, unit.shape, unit.name) for name, unit in by_name(units, checkpoints).items()}
     like = with_parts(checkpoints)
+    beside = sidecars(like, checkpoints, labels, units, recipe.policy)
     targets: list[Target] = []
     for (item, path), values in zip(outputs, parameters, strict=True):
-        metadata = dict(first.metadata)
+        ties = {name: specs[name].tie for name in specs}
+        # A note that a name is tied to another goes where they are no longer one tensor.
+        metadata = {k: to for k, to in first.metadata.items() if k not in ties or ties[k] == ties.get(to, ties[k])}
         if set(metadata) <= {"format"}:  # some models rebuild themselves from their metadata: it is not added to
             metadata = {"format": "pt", **metadata, "unival_merge": identity(item, options.digest, None)}
         if tokens is not None:  # without it nobody knows what the rows mean
             metadata[DICTIONARY] = json.dumps(tokens)
-        layout = lay_out(
-            path, specs, like=like, others=checkpoints[1:], metadata=metadata, shard_size=options.shard_size
-        )
+        rest: dict[str, Any] = {"metadata": metadata, "shard_size": options.shard_size, "sidecars": beside.files}
+        layout = lay_out(path, specs, like=like, others=checkpoints[1:], **rest)
+        notes = told(checkpoints, labels, units, entries_kept=layout.like)
+        layout = replace(layout, notes=(*notes, *(beside.notes if layout.folder else ()), *layout.notes))
         targets.append(Target(item, values, path, layout))
     return Plan(recipe, checkpoints, units, targets, options, found)
 

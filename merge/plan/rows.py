@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 # Modules whose rows are tokens: embeddings and the projections onto a vocabulary.
 VOCABULARY = re.compile(
-    r"(.*\.)?(embed_tokens|word_embeddings?|tok_embeddings|token_embedding|wte|lm_head|embed_out|output_projection)"
+    r"(.*[./])?(embed_tokens|word_embeddings?|tok_embeddings|token_embedding|wte|lm_head|embed_out|output_projection)"
     r"\.(weight|bias)"
 )
 _SHOWN = 5

@@ -114,6 +114,7 @@ class Layout:
         folder: whether the output is a folder.
         notes: what was left out, for the user.
         copied: files taken over as they are, by their relative names.
+        like: whether it has the entries of the file that was read, beside the weights.
         card: whether a folder gets a model card, which is written when the digests are known.
     """
 
@@ -122,6 +123,7 @@ class Layout:
     notes: tuple[str, ...] = ()
     copied: Mapping[str, Path] = field(default_factory=dict[str, Path])
     card: bool = False
+    like: bool = False
 
     @property
     def names(self) -> list[str]:

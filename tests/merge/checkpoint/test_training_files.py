@@ -71,6 +71,7 @@ def test_a_training_file_through_interpolate(
         notes = ["note: left out extra_state.ema: a", "note: left out extra_state.ema_fp32_params: a"]
     else:
         notes = ["note: left out extra_state.ema_fp32_params: a", "note: model still holds the first input's weights"]
+    notes.insert(0, "note: left out of caption, beside the weights: ")
     assert sorted(line[: len(note)] for line, note in zip(shown.err.splitlines(), notes, strict=True)) == sorted(notes)
 
 

@@ -1,0 +1,250 @@
+"""Files that say what the tensors are, edited to say what the merged ones are: `config.json`, and the tokenizer."""
+
+# What a file holds has no type until it is looked at.
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false, reportUnknownMemberType=false
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from merge.checkpoint.open import Checkpoint
+from merge.checkpoint.parts import beside
+from merge.errors import MergeError
+from merge.plan.policy import Policy
+from merge.plan.rows import VOCABULARY
+from merge.plan.units import Unit
+
+CONFIG = "config.json"
+_HEAD = re.compile(r"(.*\.)?(lm_head|embed_out|output_projection)\.weight")
+_TOKENIZER = re.compile(
+    r"tokenizer(_config)?\.json|special_tokens_map\.json|added_tokens\.json|vocab\.(json|txt|bpe)|merges\.txt"
+    r"|.*\.(tiktoken|model)|chat_template\..*|tokenization_.*\.py"
+)
+_DTYPES = ("dtype", "torch_dtype")  # of old and new configurations
+_QUANTISED = ("quantization_config", "compression_config")
+
+
+@dataclass(frozen=True)
+class Sidecars:
+    """What becomes of files beside the weights, by relative name: text, another input's file, or (None) left out."""
+
+    files: Mapping[str, bytes | Path | None]
+    notes: tuple[str, ...]
+
+
+def sidecars(
+    like: Checkpoint, checkpoints: Sequence[Checkpoint], labels: Sequence[str], units: Sequence[Unit], policy: Policy
+) -> Sidecars:
+    """Say how the configuration and the tokenizer of `like` (the first input, with all parts) follow the result.
+
+    Raises MergeError where they cannot: rows that are other tokens in different inputs, or whose tokens nobody knows.
+    """
+    files: dict[str, bytes | Path | None] = {}
+    notes: list[str] = []
+    lying = [beside(item).taken for item in (like, *checkpoints)]
+    for prefix in like.parts or ("",):
+        mine = [part for unit in units if (part := _in_part(unit, prefix, like.parts))]
+        changes = _Changes(prefix, mine, checkpoints)
+        holder = changes.holder()
+        known = [{n.removeprefix(prefix): p for n, p in its.items() if n.startswith(prefix)} for its in lying]
+        if holder is not None:
+            rows = changes.rows(holder)
+            taken = _tokenizer(known[1:], labels, holder, rows)
+            files |= {prefix + name: path for name, path in taken.items()}
+            if taken:
+                notes.append(f"the tokenizer is that of {labels[holder]}, which has the rows of the result")
+        config = _read(known[0].get(CONFIG))
+        told = changes.edit(config, policy) if config else []
+        if config and told:
+            files[prefix + CONFIG] = json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n"
+            notes.append(f"{prefix}{CONFIG} follows the weights: {', '.join(told)}")
+    return Sidecars(files, tuple(notes))
+
+
+def _in_part(unit: Unit, prefix: str, parts: Mapping[str, Checkpoint]) -> tuple[list[str], Unit] | None:
+    """A unit with its names in one part, without the prefix; None where it has none there."""
+    names = [
+        name.removeprefix(prefix)
+        for name in unit.names
+        if prefix == max((other for other in parts or ("",) if name.startswith(other)), key=len, default="")
+    ]
+    return (names, unit) if names else None
+
+
+class _Changes:
+    """How the tensors of one part of the result differ from the first input's."""
+
+    def __init__(self, prefix: str, units: Sequence[tuple[list[str], Unit]], checkpoints: Sequence[Checkpoint]):
+        self.prefix, self.units, self.first = prefix, units, checkpoints[0].entries
+        self.checkpoints = checkpoints
+        self.vocabulary = [
+            (name, unit) for names, unit in units for name in names[:1] if VOCABULARY.fullmatch(name) and unit.shape
+        ]
+
+    def rows(self, holder: int) -> list[int]:
+        """How many rows of every input are merged by their position with those of the input that has all."""
+        name, unit = self.vocabulary[0]
+        sizes = [
+            item.entries[self.prefix + name].shape[0] if self.prefix + name in item.entries else 0
+            for item in self.checkpoints
+        ]
+        alone = unit.assembly is None
+        return [size if index == holder or not alone else 0 for index, size in enumerate(sizes)]
+
+    def holder(self) -> int | None:
+        """The input whose rows the result has, where they are not simply the first's."""
+        for name, unit in self.vocabulary:
+            whole = self.prefix + name
+            if unit.kind == "copy" and len(unit.sources) == 1 and unit.assembly is None:
+                if unit.sources[0] != 0 and whole in self.first:
+                    return unit.sources[0]
+            elif unit.assembly is not None and unit.assembly.put is not None:
+                sizes = [item.entries[whole].shape[0] if whole in item.entries else 0 for item in self.checkpoints]
+                if unit.shape[0] in sizes and len(set(sizes) - {0}) > 1:
+                    return sizes.index(unit.shape[0])
+        return None
+
+    def edit(self, config: dict[str, Any], policy: Policy) -> list[str]:
+        """Change a configuration to what the result is; tells what was changed."""
+        told: list[str] = []
+        for key, old, new in self._sizes():
+            places = [place for place in _places(config) if place.get(key) == old]
+            for place in places:
+                place[key] = new
+            told += [f"{key} {new}"] if places else []
+            if not places and any(key in place for place in _places(config)):
+                raise MergeError(
+                    f"{self.prefix}{CONFIG} says another {key} than the {old} of the first input's weights, which "
+                    f"become {new}: correct it there first"
+                )
+        if self._untied():
+            place = next((item for item in _places(config) if "tie_word_embeddings" in item), config)
+            if place.get("tie_word_embeddings") is not False:
+                place["tie_word_embeddings"] = False
+                told.append("tie_word_embeddings false")
+        dtype = self._dtype(policy)
+        for key in _DTYPES if dtype else ():
+            places = [place for place in _places(config) if key in place and place[key] != dtype]
+            for place in places:
+                place[key] = dtype
+            told += [f"{key} {dtype}"] if places else []
+        for key in _QUANTISED if getattr(policy, "dequantize", False) else ():
+            places = [place for place in _places(config) if key in place]
+            for place in places:
+                del place[key]
+            told += [f"no {key}"] if places else []
+        return told
+
+    def _sizes(self) -> Iterator[tuple[str, int, int]]:
+        """The sizes that a configuration names and that have changed: its key, the first input's and the result's."""
+        found: dict[str, tuple[int, int]] = {}
+        for names, unit in self.units:
+            entry = self.first.get(self.prefix + names[0])
+            if entry is None or len(entry.shape) != len(unit.shape):
+                continue
+            if VOCABULARY.fullmatch(names[0]) and entry.shape[0] != unit.shape[0]:
+                found.setdefault("vocab_size", (entry.shape[0], unit.shape[0]))
+            elif unit.assembly is not None and unit.assembly.axis == 1 and entry.shape[1] != unit.shape[1]:
+                found.setdefault("in_channels", (entry.shape[1], unit.shape[1]))
+        yield from ((key, *sizes) for key, sizes in found.items())
+
+    def _untied(self) -> bool:
+        """Whether the result has an output projection of its own where the first input has none, or a tied one."""
+        words = [name for name in self.first if VOCABULARY.fullmatch(name) and not _HEAD.fullmatch(name)]
+        embeddings = {self.first[name].tie for name in words}
+        for names, _ in self.units:
+            heads = [name for name in names if _HEAD.fullmatch(name)]
+            entry = self.first.get(self.prefix + heads[0]) if heads else None
+            tied = entry is None or (entry.tie is not None and entry.tie in embeddings)
+            if heads and len(heads) == len(names) and embeddings and tied:
+                return True
+        return False
+
+    def _dtype(self, policy: Policy) -> str:
+        """The dtype of most of the result's floating elements, where it is another than in the first input."""
+        after, before = Counter[str](), Counter[str]()
+        for names, unit in self.units:
+            entry = self.first.get(self.prefix + names[0])
+            if unit.element.is_floating_point:
+                after[unit.element.name] += unit.nbytes
+            if entry is not None and entry.element.is_floating_point:
+                before[entry.element.name] += entry.nbytes
+        most = [max(each, key=each.__getitem__, default="") for each in (after, before)]
+        return most[0] if most[0] != most[1] or policy.dtype is not None else ""
+
+
+def _places(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """A configuration and those of the models in it (`text_config`, `decoder`, ...)."""
+    yield config
+    for value in config.values():
+        if isinstance(value, dict):
+            yield from _places(value)
+
+
+# -- tokenizers ------------------------------------------------------------------------------------------------------
+
+
+def _tokenizer(
+    lying: Sequence[Mapping[str, Path]], labels: Sequence[str], holder: int, rows: Sequence[int]
+) -> dict[str, Path | None]:
+    """The tokenizer's files of the input whose rows the result has; empty where they are the first's already.
+
+    Raises MergeError where that input has none and another has, and where two say different tokens of one row.
+    """
+    files = [{name: path for name, path in its.items() if _TOKENIZER.fullmatch(name)} for its in lying]
+    if any(files) and not files[holder] and files[0]:
+        raise MergeError(
+            f"the result has the {rows[holder]} rows of {labels[holder]}, beside which no tokenizer lies, and the "
+            f"tokenizer of {labels[0]} has other rows: put the tokenizer's files beside the weights of {labels[holder]}"
+        )
+    whole = _tokens(files[holder])
+    names = {row: token for token, row in whole.items()}
+    for label, its, size in zip(labels, files, rows, strict=True):
+        for token, row in _tokens(its).items() if whole else ():
+            if row < size and whole.get(token) != row:
+                other = f"is {names[row]!r} in {labels[holder]}" if row in names else f"is not in {labels[holder]}"
+                raise MergeError(
+                    f"row {row} of the vocabulary is {token!r} in {label} and {other}: rows are matched by their "
+                    "position, so these cannot be merged; use one tokenizer for both, or keep the vocabulary's "
+                    "tensors with keep='GLOB'"
+                )
+    if holder == 0 or not files[holder]:
+        return {}
+    return {name: files[holder].get(name) for name in {**files[0], **files[holder]}}
+
+
+def _tokens(files: Mapping[str, Path]) -> dict[str, int]:
+    """The row of every token that a tokenizer's files tell of; empty where they are of a kind that is not read."""
+    found: dict[str, int] = {}
+    whole = _read(files.get("tokenizer.json"))
+    model = whole.get("model")
+    vocab: Any = model.get("vocab") if isinstance(model, dict) else None
+    if isinstance(vocab, list):  # of unigram models: pairs of a token and its score
+        vocab = {item[0]: row for row, item in enumerate(vocab) if isinstance(item, list) and item}
+    for source in (vocab, _read(files.get("vocab.json")), _read(files.get("added_tokens.json"))):
+        if isinstance(source, dict):
+            found |= {str(token): row for token, row in source.items() if type(row) is int}
+    if not found and "vocab.txt" in files:
+        with contextlib.suppress(OSError, ValueError):
+            lines = files["vocab.txt"].read_text(encoding="utf-8").splitlines()
+            found = {token: row for row, token in enumerate(lines)}
+    added = whole.get("added_tokens")
+    for item in added if isinstance(added, list) else ():
+        if isinstance(item, dict) and type(item.get("id")) is int:
+            found[str(item.get("content"))] = item["id"]
+    return found
+
+
+def _read(path: Path | None) -> dict[str, Any]:
+    """A JSON file's mapping; empty where there is none."""
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        data = json.loads(path.read_text(encoding="utf-8")) if path else None
+        return data if isinstance(data, dict) else {}
+    return {}
