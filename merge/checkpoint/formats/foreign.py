@@ -99,7 +99,7 @@ FOREIGN: dict[str, Foreign] = {
     ),
     "ggml": Foreign("a GGML file (llama.cpp or whisper.cpp, old)", _BEFORE, rb"lmgg|tjgg|fmgg|algg"),
     "hdf5": Foreign("an HDF5 file, as Keras writes", _KERAS, rb"\x89HDF\r\n\x1a\n"),
-    "keras": Foreign("a Keras archive", _KERAS, inside=rb"model\.weights\.h5|[^/]+\.weights\.h5"),
+    "keras": Foreign("a Keras archive", _KERAS, inside=rb"\.weights\.h5"),
     "npy": Foreign(
         "a single numpy array without a name",
         "give it one: numpy.savez('OUT.npz', NAME=numpy.load('IN.npy')); one that holds objects needs "

@@ -1,4 +1,4 @@
-"""Files that say what the tensors are follow the result: config.json, the tokenizer, notes of ties; or it is refused."""
+"""Files that say what the tensors are follow the result, or it is refused: config.json, tokenizers, notes of ties."""
 
 from __future__ import annotations
 

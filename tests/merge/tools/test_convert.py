@@ -114,7 +114,7 @@ def test_infinities_that_a_dtype_makes_are_refused_and_those_of_the_file_are_not
     ("arguments", "told"),
     [
         (["-o", "b.npz"], "w is bfloat16, which npz files cannot hold; choose another, as --dtype float32"),
-        (["-o", "b.onnx"], "unknown suffix '.onnx'; known are .safetensors, .pt, .pth, .bin, .ckpt, .npz, .t5x"),
+        (["-o", "b.onnx"], "unknown suffix '.onnx'; known are .safetensors, .pt, .pth, .bin, .ckpt, .pth.tar, .npz"),
         (
             ["-o", "b.t5x", "--shard-size", "2GB"],
             "only safetensors are written in shards; name a folder or leave --shard-size out",
