@@ -105,7 +105,7 @@ JOINT = replace(DEFAULTS["pocket"], group="all")
 
 
 def rewards_by_size(low: float, high: float) -> dict[str, RewardOptions]:
-    """Reward boxes that are small, medium or large: of an area below `low`, between, or from `high` square pixels."""
+    """Make rewards of small, medium or large boxes: of an area below `low`, between, or from `high` square pixels."""
     areas = {"small": (0.0, low), "medium": (low, high), "large": (high, math.inf)}
     return {name: RewardOptions(areas=area) for name, area in areas.items()}
 
