@@ -1,159 +1,38 @@
-"""Training: it learns, it goes on where it was killed, and the ways of computing one update agree.
+"""Training: it learns, keeps the best weights, and follows its options."""
 
-Processes that are killed or that train together run `main`.
-"""
-
-import base64
 import csv
-import io
-import json
 import math
-import multiprocessing
-import os
 import re
-import socket
-import time
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
-from typer.testing import CliRunner
 
-from merge import open_checkpoint
 from tests import ROOT
+from tests.unival_core.training.made_run import (
+    COLOURS,
+    MICRO,
+    PLAIN,
+    SAME,
+    assert_same,
+    curve,
+    datasets,
+    fresh,
+    losses,
+    run,
+    tokenizer,
+    weights,
+)
 from unival_core.checkpoint import load_model, save_model
-from unival_core.commands import app
-from unival_core.config import Regularization, ResNetConfig, UnivalConfig
 from unival_core.data.batch import collate
-from unival_core.data.dataset import TaskDataset
-from unival_core.data.table import TsvTable
 from unival_core.errors import NotFinite, UnivalError
 from unival_core.generation import generate
-from unival_core.model import UnivalModel
-from unival_core.tasks import TASKS
 from unival_core.training.loss import LossOptions
-from unival_core.training.memory import recompute_layers
 from unival_core.training.optim import Average, learning_rate
-from unival_core.training.options import RewardOptions, TrainOptions
-from unival_core.training.parallel import Team, team
-from unival_core.training.prepare import tensors_digest
-from unival_core.training.recipes import STAGES, Stage, options_for
-from unival_core.training.rewards import RewardLoss
-from unival_core.training.train import train
-from unival_core.vocabulary import TOKENIZER_KEY, Tokenizer
-
-MICRO = UnivalConfig(
-    16,
-    2,
-    32,
-    1,
-    1,
-    image=ResNetConfig((1,), (8,), expansion=2, stem=8, kernel=3),
-    text_ids=64,
-    codes=4,
-    bins=8,
-    max_positions=40,
-    token_bucket=8,
-    image_bucket=6,
-    code_image_size=16,
-)
-COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (40, 60, 230), "grey": (120, 120, 120)}
-PLAIN = TrainOptions(lr=4e-3, updates=12, batch=8, warmup=0.2, seed=3)
-
-
-def image(colour, corner):
-    """A square of a colour in one quarter of a black 16 x 16 image, as the text of a media column."""
-    pixels = np.zeros((16, 16, 3), np.uint8)
-    top, left = 8 * (corner // 2), 8 * (corner % 2)
-    pixels[top : top + 8, left : left + 8] = COLOURS[colour]
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return base64.urlsafe_b64encode(file.getvalue()).decode()
-
-
-def write_tables(folder):
-    """Sixteen images for captioning, questions and boxes, in the published layouts."""
-    rows = {"caption": [], "vqa": [], "grounding": []}
-    for number in range(16):
-        colour, corner = list(COLOURS)[number % 4], number // 4
-        media, box = image(colour, corner), (8 * (corner % 2), 8 * (corner // 2))
-        rows["caption"].append(f"{number}\t{number}\ta {colour} square on black\t\t{media}")
-        rows["vqa"].append(f"{number}\t{number}\twhat colour?\t1.0|!+{colour}\t\t{media}")
-        x, y = box
-        rows["grounding"].append(f"{number}\t{number}\tthe square\t{x},{y},{x + 8},{y + 8}\t{media}")
-    for task, lines in rows.items():
-        (folder / task).mkdir()
-        for split in ("train", "val", "pretrain"):
-            (folder / task / f"{split}.tsv").write_text("\n".join(lines) + "\n")
-
-
-def tokenizer():
-    """Knows every word of the tables."""
-    texts = ['a square on black what colour is the does image describe? which region text " "', *COLOURS]
-    return Tokenizer.train(texts, MICRO)
-
-
-def datasets(folder, *tasks):
-    words, answers = tokenizer(), {"vqa": list(COLOURS)}
-    return {
-        name: TaskDataset(
-            TASKS[name],
-            TsvTable(folder / name / "train.tsv", TASKS[name].columns, TASKS[name].selected_cols),
-            words,
-            MICRO,
-            training=True,
-            answers=answers.get(name, ()),
-        )
-        for name in tasks
-    }
-
-
-def fresh(seed=0):
-    torch.manual_seed(seed)
-    return UnivalModel(MICRO)
-
-
-@pytest.fixture(scope="module")
-def processes():
-    """Makes processes that start with torch loaded, once for all of them."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    return context
-
-
-@pytest.fixture(scope="module")
-def tables(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tables")
-    write_tables(folder)
-    return folder
-
-
-def run(tables, folder, options, tasks=("caption", "vqa"), model=None, **more):
-    model = model or fresh()
-    path = train(model, tokenizer(), datasets(tables, *tasks), options, folder, progress=False, **more)
-    return model, path
-
-
-def losses(folder):
-    with (folder / "metrics.csv").open() as file:
-        return [float(row["loss"]) for row in csv.DictReader(file)]
-
-
-def weights(path):
-    file = open_checkpoint(path)
-    return {name: file[name].clone() for name in file}
-
-
-def assert_same(one, other):
-    assert one.keys() == other.keys()
-    assert [name for name in one if not torch.equal(one[name], other[name])] == []
-
-
-# -- the loop
+from unival_core.training.options import TrainOptions
+from unival_core.training.parallel import Team
+from unival_core.vocabulary import TOKENIZER_KEY
 
 
 def test_a_few_images_are_learnt_by_heart(tables, tmp_path):
@@ -246,145 +125,6 @@ def test_epochs_count_rows_of_the_largest_set():
     assert TrainOptions(lr=1, epochs=2.5, batch=64).length(1000) == 40
 
 
-# -- killed and resumed
-
-
-def test_a_run_killed_at_any_step_ends_with_the_same_bits(tables, tmp_path, processes):
-    reference = main("reference", tables, tmp_path / "whole")
-    metrics = tmp_path / "killed" / "metrics.csv"
-    for rows in (3, 6):  # behind the save of update 2, and of update 4 at the earliest
-        process = processes.Process(target=main, args=("slow", tables, tmp_path / "killed"))
-        process.start()
-        wait_until(lambda rows=rows: metrics.exists() and metrics.read_text().count("\n") > rows, process)
-        process.kill()
-        process.join()
-        assert not (tmp_path / "killed" / "last.safetensors").exists()
-    resumed = main("reference", tables, tmp_path / "killed")
-    assert_same(weights(resumed), weights(reference))
-    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
-    assert sorted(file.name for file in (tmp_path / "killed").iterdir()) == [
-        "last.safetensors",
-        "metrics.csv",
-        "run.json",
-    ]
-
-
-def wait_until(condition, process):
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert process.is_alive(), "the process ended by itself"
-        assert time.monotonic() < deadline, "nothing happens"
-        time.sleep(0.02)
-
-
-def test_a_finished_run_is_left_alone(tables, tmp_path):
-    _, path = run(tables, tmp_path / "run", PLAIN)
-    written = path.stat().st_mtime_ns
-    run(tables, tmp_path / "run", PLAIN)
-    assert path.stat().st_mtime_ns == written
-
-
-def test_another_run_does_not_go_on_in_the_folder(tables, tmp_path):
-    run(tables, tmp_path / "run", PLAIN)
-    with pytest.raises(UnivalError, match="holds another run"):
-        run(tables, tmp_path / "run", replace(PLAIN, lr=1e-3))
-    run(tables, tmp_path / "run", replace(PLAIN, lr=1e-3), overwrite=True)
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["options"]["lr"] == 1e-3
-
-
-def test_a_folder_with_other_files_is_refused(tables, tmp_path):
-    (tmp_path / "thesis.tex").write_text("mine")
-    with pytest.raises(UnivalError, match="not empty"):
-        run(tables, tmp_path, PLAIN)
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["thesis.tex"]
-
-
-# -- one update, computed in other ways
-
-
-def curve(tables, folder, options, **more):
-    model, _ = run(tables, folder, options, **more)
-    return losses(folder), model.state_dict()
-
-
-def assert_close(one, other):
-    assert one[0] == pytest.approx(other[0], rel=2e-5)
-    for name, tensor in one[1].items():
-        torch.testing.assert_close(tensor, other[1][name], rtol=1e-3, atol=2e-5, msg=name)
-
-
-SAME = replace(PLAIN, batchnorm="freeze", eps=1e-4)  # a larger eps: Adam else turns rounding of tiny gradients around
-
-
-def test_parts_of_a_batch_add_up_to_the_batch(tables, tmp_path):
-    whole = curve(tables, tmp_path / "whole", SAME)
-    assert_close(curve(tables, tmp_path / "parts", replace(SAME, accumulate=4)), whole)
-
-
-def test_two_processes_follow_one_with_twice_the_batch(tables, tmp_path, processes):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    members = [processes.Process(target=join, args=(rank, port, tables, tmp_path)) for rank in (0, 1)]
-    for member in members:
-        member.start()
-    for member in members:
-        member.join(300)
-    assert [member.exitcode for member in members] == [0, 0]
-    whole = curve(tables, tmp_path / "whole", SAME)
-    for parts in (1, 2):
-        out = tmp_path / f"together{parts}"
-        assert_close((losses(out), weights(out / "last.safetensors")), whole)
-
-
-def test_computing_layers_twice_changes_nothing(tables, tmp_path):
-    options = replace(PLAIN, updates=4, regularization=Regularization(dropout=0.2, drop_path=0.2))
-    once = curve(tables, tmp_path / "once", options)
-    twice = curve(tables, tmp_path / "twice", replace(options, recompute=True))
-    assert twice[0] == once[0]
-    assert_same(twice[1], once[1])
-
-
-def test_recomputed_layers_hold_fewer_activations(tables):
-    batch = collate([datasets(tables, "caption")["caption"].read(row) for row in range(16)])
-    held = {}
-    for name in ("once", "twice"):
-        model, sizes = fresh().train(), []
-        if name == "twice":
-            recompute_layers(model)
-
-        def note(tensor, sizes=sizes):
-            sizes.append(tensor.nbytes)
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            model(batch.inputs, batch.target_inputs)
-        held[name] = sum(sizes)
-    assert held["twice"] < 0.7 * held["once"]
-
-
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_autocast_follows_the_same_curve_and_keeps_float32(tables, tmp_path, precision):
-    plain = curve(tables, tmp_path / "fp32", replace(SAME, updates=6))
-    half = curve(tables, tmp_path / "half", replace(SAME, updates=6, precision=precision))
-    assert half[0] != plain[0]
-    assert half[0] == pytest.approx(plain[0], rel=0.05)
-    assert {tensor.dtype for tensor in half[1].values()} == {torch.float32, torch.int64}
-
-
-@pytest.mark.skipif(find_spec("tensorboard") is not None, reason="TensorBoard is installed")
-def test_missing_tensorboard_is_told(tables, tmp_path):
-    with pytest.raises(UnivalError, match="TensorBoard is not installed"):
-        run(tables, tmp_path / "run", PLAIN, tensorboard=True)
-
-
-def test_threads_that_read_ahead_change_nothing(tables, tmp_path):
-    alone = curve(tables, tmp_path / "alone", PLAIN)
-    helped = curve(tables, tmp_path / "helped", PLAIN, workers=3)
-    assert helped[0] == alone[0]
-    assert_same(helped[1], alone[1])
-
-
 def test_losses_may_smooth_encourage_and_drop(tables, tmp_path):
     """One update of each, against the loss function itself on the same batch."""
     plain = curve(tables, tmp_path / "plain", replace(SAME, updates=1))[0]
@@ -435,103 +175,6 @@ def test_kept_files_hold_the_average(tables, tmp_path):
     assert 0.001 < moved < 0.013  # at most 12 updates of a thousandth each
 
 
-# -- self-critical training
-
-
-def test_advantages_compare_a_box_with_the_other_draws(tables):
-    data = datasets(tables, "grounding")["grounding"]
-    batch = collate([data.read(0), data.read(4)])
-    loss = RewardLoss(fresh(), tokenizer(), RewardOptions(samples=3, areas=(0, 100)))
-    right, wrong = batch.targets[0, :4].tolist(), batch.targets[1, :4].tolist()
-    drawn = torch.tensor([[right, wrong, wrong], [wrong, wrong, right]])
-    assert loss.advantages(batch, drawn).squeeze(-1).tolist() == [[1.0, -0.5, -0.5], [0.5, 0.5, -1.0]]
-    assert loss.count([batch], 1) == {"grounding": 24}
-    large = RewardLoss(fresh(), tokenizer(), RewardOptions(samples=3, areas=(100, math.inf)))
-    assert not large.advantages(batch, drawn).any()
-    assert large.count([batch], 1) == {"grounding": 0}
-
-
-def test_rewards_raise_the_share_of_right_boxes(tables, tmp_path):
-    model, _ = run(tables, tmp_path / "ce", replace(PLAIN, updates=40, lr=1e-2, batch=16), ("grounding",))
-    data = datasets(tables, "grounding")["grounding"]
-    batch = collate([data.read(row) for row in range(16)])
-    loss = RewardLoss(model.eval(), tokenizer(), RewardOptions(samples=16))
-
-    def share():
-        torch.manual_seed(0)
-        drawn = loss.draw(batch)
-        right = batch.targets[:, None, :4]
-        return float((drawn == right).all(-1).float().mean())
-
-    before = share()
-    options = replace(PLAIN, updates=30, lr=3e-3, batch=16, reward=RewardOptions(samples=8), batchnorm="freeze")
-    run(tables, tmp_path / "reward", options, ("grounding",), model=model)
-    assert before < 0.9
-    assert share() > before + 0.08
-
-
-def test_rewards_need_boxes(tables, tmp_path):
-    with pytest.raises(UnivalError, match="has no box to reward"):
-        run(tables, tmp_path / "run", replace(PLAIN, reward=RewardOptions()), ("vqa",))
-
-
-# -- the command line
-
-
-@pytest.fixture(scope="module")
-def initial(tmp_path_factory):
-    path = tmp_path_factory.mktemp("initial") / "initial.safetensors"
-    return save_model(fresh(), path, metadata={TOKENIZER_KEY: tokenizer().to_json()})
-
-
-def command(*words):
-    return CliRunner().invoke(app, [str(word) for word in words])
-
-
-def test_train_command_follows_the_recipe_and_what_is_given(tables, initial, tmp_path):
-    (tables / "colours.txt").write_text("\n".join(COLOURS))
-    common = ["--data", tables, "--init", initial, "--workers", 0, "--batch", 8, "--updates", 3]
-    done = command(
-        "train", "--task", "vqa", "-o", tmp_path / "vqa", *common, "--answers", tables / "colours.txt", "--lr", 2e-3
-    )
-    assert (done.exit_code, done.stdout.strip()) == (0, str(tmp_path / "vqa" / "best.safetensors"))
-    options = json.loads((tmp_path / "vqa" / "run.json").read_text())["options"]
-    wanted = options_for(TASKS["vqa"], "pocket")
-    assert (options["lr"], options["updates"], options["group"]) == (2e-3, 3, wanted.group)
-    with (tmp_path / "vqa" / "metrics.csv").open() as file:
-        assert 0 <= float([*csv.DictReader(file)][-1]["validation"]) <= 1
-    done = command(
-        "train", "--task", "grounding", "-o", tmp_path / "large", *common, "--reward", "large", "--val-split", ""
-    )
-    assert (done.exit_code, done.stdout.strip()) == (0, str(tmp_path / "large" / "last.safetensors"))
-
-
-def test_pretrain_command_goes_through_the_stages(tables, initial, tmp_path, monkeypatch):
-    tasks = {"caption": 1.0, "vqa": 1.0}
-    stages = (Stage("one", PLAIN, tasks), Stage("two", PLAIN, tasks, splits={"vqa": "train"}))
-    monkeypatch.setitem(STAGES, "pocket", stages)
-    common = ["--data", tables, "--init", initial, "--workers", 0, "--batch", 8, "--updates", 2]
-    done = command("pretrain", "-o", tmp_path / "out", *common)
-    assert (done.exit_code, done.stdout.strip()) == (0, str(tmp_path / "out" / "two" / "last.safetensors"))
-    first = tensors_digest(tmp_path / "out" / "one" / "last.safetensors")
-    assert json.loads((tmp_path / "out" / "two" / "run.json").read_text())["init"] == first
-
-
-def test_mistakes_are_one_line(tables, initial, tmp_path):
-    common = ["--data", tables, "--init", initial, "-o", tmp_path / "out"]
-    for words, told in (
-        (["train", "--task", "chess"], "no task 'chess': choose one of caption, vqa"),
-        (["train", "--task", "vqa", "--split", "dev"], "dev.tsv"),
-        (["train", "--task", "grounding", "--reward", "huge"], "no reward 'huge'"),
-        (["pretrain", "--stage", "nine"], "no stage 'nine'"),
-    ):
-        done = command(*words, *common)
-        assert done.exit_code == 2
-        assert done.stderr.startswith("error: ")
-        assert done.stderr.count("\n") == 1
-        assert told in done.stderr
-
-
 # -- options
 
 
@@ -555,32 +198,3 @@ def test_impossible_options_are_told(wrong, told):
 def test_batch_has_to_divide_among_processes(tables, tmp_path):
     with pytest.raises(UnivalError, match="among 3 processes"):
         run(tables, tmp_path / "run", PLAIN, team=Team(0, 3))
-
-
-def main(mode, tables, folder):
-    """What subprocesses do: train with saves, with saves and slowly, or as one of several processes."""
-    torch.set_num_threads(1)
-    tables, folder = Path(tables), Path(folder)
-    if mode == "together":
-        with team("cpu") as members:
-            for parts in (1, 2):
-                run(tables, folder / f"together{parts}", replace(SAME, accumulate=parts), team=members)
-        return None
-    noisy = Regularization(dropout=0.2, drop_path=0.3, patches=10)
-    options = replace(PLAIN, updates=10, ema=0.9, save_every=2, validate_every=3, regularization=noisy, seed=5)
-    if mode == "slow":
-        step = torch.optim.AdamW.step
-
-        def slowly(*args, **kwargs):
-            time.sleep(0.1)
-            return step(*args, **kwargs)
-
-        torch.optim.AdamW.step = slowly
-    return run(tables, folder, options)[1]
-
-
-def join(rank, port, tables, folder):
-    """What torchrun tells a process of two, and then its part of the training."""
-    told = {"WORLD_SIZE": 2, "RANK": rank, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ |= {name: str(value) for name, value in told.items()}
-    main("together", tables, folder)
