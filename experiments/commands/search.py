@@ -61,15 +61,21 @@ def search(
     grid = Grid(name, UnivalSubject(place.at(folder), limit), (seed,), device, study.notes)
     mixture = Mixture(grid, mixtures[0], folder, split=split, batchnorm=batchnorm, metrics=study.metrics)
 
+    codes: list[int] = []
+
     def evaluate(shares: Mapping[str, float]) -> Mapping[str, float]:
-        scores = mixture.evaluate(shares)
+        try:
+            scores = mixture.evaluate(shares)
+        except SystemExit as stop:  # what the command line makes of signals: what was found is still reported
+            codes.append(int(stop.code or 0))
+            raise KeyboardInterrupt from None
         typer.echo(trial_line(shares, scores), err=True)
         return scores
 
     history = look(mixture.space, method, evaluate, budget, seed, objective=objective, known=mixture.known())
     typer.echo(report(history, mixture.space))
     if history.ended == "interrupted":
-        raise typer.Exit(130)
+        raise typer.Exit(codes[0] if codes else 130)
 
 
 def trial_line(shares: Mapping[str, float], scores: Mapping[str, float]) -> str:

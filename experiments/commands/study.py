@@ -92,6 +92,7 @@ def run(
     from experiments.grid.engines import engine_named
     from experiments.grid.forecast import forecast
     from experiments.grid.grid import ROWS, Grid, experts_of, run_cells
+    from experiments.grid.worker import check_device
     from experiments.unival.studies import study_named
     from experiments.unival.subject import UnivalSubject
 
@@ -105,17 +106,18 @@ def run(
     if dry_run:
         typer.echo(forecast(grid, wanted, folder, setup.pace(wanted, limit), setup.size))
         return
+    if engine.engine == "local":
+        check_device(engine.device)
     workers = engine.workers(place.setup)
     if train:
         for number in grid.seeds:
             setup.train(experts_of(wanted), number, workers)
     chosen = engine_named(engine.engine, engine.processes if engine.engine == "ray" else workers, engine.ray_address)
-    folder.mkdir(parents=True, exist_ok=True)
     try:
         summary = run_cells(grid, wanted, folder, chosen)
-    except (KeyboardInterrupt, SystemExit):  # Ctrl-C is either, as the program or a script calls
+    except (KeyboardInterrupt, SystemExit) as stop:  # a signal is either, as a script or the program calls
         typer.echo("stopped: finished cells are kept, the same command goes on", err=True)
-        raise typer.Exit(130) from None
+        raise typer.Exit(130 if isinstance(stop, KeyboardInterrupt) else int(stop.code or 0)) from None
     typer.echo(f"{folder / ROWS}: {summary}")
     if mixtures:
         _save_best(grid, mixtures, folder)

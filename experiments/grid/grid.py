@@ -4,7 +4,7 @@ Rows are keyed by all that they depend on: digests of tensors and data, shares, 
 subject says, and `EVALUATION`. So a killed run loses the cell in flight, a second run finds nothing to do, and a
 changed input redoes its own rows only. A cell that another study has evaluated already is copied.
 
-An engine is what evaluates: `engine(groups, subject, device) -> iterator of Done`. A group is the jobs of one point in
+An engine is what evaluates: `engine(groups, subject, device) -> generator of Done`. A group is the jobs of one point in
 the order in which they should run (`Worker.evaluate` runs one). Engines yield every job when it is finished, in any
 order, and leave nothing behind when they are closed early. Rows are written here, by one process.
 `experiments.grid.engines` lists engines.
@@ -13,7 +13,8 @@ order, and leave nothing behind when they are closed early. Rows are written her
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from experiments.errors import StudyError
+from experiments.grid.lines import alone
 from experiments.grid.notes import Notes, write_notes
 from experiments.grid.rows import Row, append_row, content_key, names_in, read_rows, read_scores
 from experiments.grid.subject import Subject
@@ -33,7 +35,7 @@ EVALUATION = 1  # to be raised when a change of the code changes scores
 ROWS = "rows.jsonl"
 
 Group = list[Job]
-Engine = Callable[[Sequence[Group], Subject, str], Iterator[Done]]
+Engine = Callable[[Sequence[Group], Subject, str], Generator[Done]]
 
 
 @dataclass
@@ -135,7 +137,16 @@ class Grid:
 
 
 def run_cells(grid: Grid, cells: Sequence[Cell], folder: Path, engine: Engine, *, progress: bool = True) -> Summary:
-    """Evaluate what is missing in `folder/rows.jsonl`. Stopped in any way, the next call goes on."""
+    """Evaluate what is missing in `folder/rows.jsonl`. Stopped in any way, the next call goes on.
+
+    Two runs in one folder follow each other; the second says on stderr that it waits.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with alone(folder):
+        return _run_cells(grid, cells, folder, engine, progress)
+
+
+def _run_cells(grid: Grid, cells: Sequence[Cell], folder: Path, engine: Engine, progress: bool) -> Summary:
     began = time.perf_counter()
     file, summary = folder / ROWS, Summary()
     jobs = grid.jobs(cells)
@@ -147,9 +158,12 @@ def run_cells(grid: Grid, cells: Sequence[Cell], folder: Path, engine: Engine, *
     clock = Clock(file, todo)
     summary.bookkeeping = time.perf_counter() - began
     layout = "{desc} {n_fmt}/{total_fmt} cells |{bar}| {elapsed}{postfix}"
-    with tqdm(desc=grid.study, total=len(todo), bar_format=layout, disable=not (progress and todo)) as bar:
+    with (
+        tqdm(desc=grid.study, total=len(todo), bar_format=layout, disable=not (progress and todo)) as bar,
+        closing(engine(groups(todo), grid.subject, grid.device)) as finished,  # stopped here, its processes end
+    ):
         bar.set_postfix_str(clock.left())
-        for done in engine(groups(todo), grid.subject, grid.device):
+        for done in finished:
             received = time.perf_counter()
             for row, scores in done.rows:
                 append_row(file, row, scores)

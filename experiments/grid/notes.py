@@ -43,9 +43,14 @@ def write_notes(folder: str | Path, study: str, notes: Notes) -> None:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        known = json.loads(path.read_bytes()) if path.is_file() else {}
+        known = json.loads(path.read_bytes()) if path.exists() else {}
         for own in known.values():
-            Notes(**own)
-    except (ValueError, AttributeError, TypeError) as error:
+            notes = Notes(**own)
+            words = [notes.question, notes.source, *notes.tables]
+            for models in notes.tables.values():
+                words += [*models, *(task for tasks in models.values() for task in list[str](tasks))]
+            if not all(isinstance(word, str) and word.encode() is not None for word in words):
+                raise TypeError("a word is none")
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
         raise StudyError(f"{path} does not describe studies ({error}): remove it, the next run writes it") from None
     return known

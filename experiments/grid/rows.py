@@ -4,24 +4,19 @@ import base64
 import hashlib
 import json
 import math
-import os
-import warnings
+import sys
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
 
 from experiments.errors import StudyError
+from experiments.grid.lines import append_line, entries
 from merge import share_label
-
-try:
-    import fcntl
-except ImportError:  # Windows has no advisory locks: one writer at a time is then the user's care
-    fcntl = None
 
 
 @dataclass(frozen=True)
@@ -67,6 +62,16 @@ Records = list[dict[str, Any]]
 
 
 _NAMES = [field.name for field in fields(Row)]
+_KINDS: dict[str, Any] = {field.name: field.type for field in fields(Row)}
+_WORDS = {
+    str: "text",
+    int: "whole number",
+    float: "number",
+    Mapping[str, float]: "numbers by name",
+    Mapping[str, str]: "texts by name",
+}
+_LARGEST = {int: 2**63 - 1, float: sys.float_info.max}
+_LONGEST = 64 << 20  # bytes of the scores of one row
 _MAY_BE_MISSING = ("value", "lo", "hi")  # JSON has no NaN: null in the file
 
 
@@ -120,12 +125,19 @@ def read_rows(path: str | Path) -> pd.DataFrame:
 def read_scores(path: str | Path, keys: Iterable[str] | None = None) -> dict[str, np.ndarray]:
     """Return per-example scores by row key, of all rows or of `keys`; StudyError names a key without scores."""
     path = scores_path(Path(path))
-    packed = {entry["key"]: entry["scores"] for _, entry in entries(path)}
+    packed: dict[str, str] = {}
+    for number, entry in entries(path):
+        if not (_is(entry.get("key"), str) and _is(entry.get("scores"), str)):
+            raise StudyError(f"{path}:{number}: not the scores of a row: remove the line to go on")
+        packed[entry["key"]] = entry["scores"]
     wanted = list(packed) if keys is None else list(keys)
     missing = [key for key in wanted if key not in packed]
     if missing:
         raise StudyError(f"{path}: no scores of row {missing[0]} ({len(missing)} missing): evaluate it again")
-    return {key: _unpacked(packed[key]) for key in wanted}
+    try:
+        return {key: _unpacked(packed[key]) for key in wanted}
+    except (ValueError, zlib.error) as error:
+        raise StudyError(f"{path}: broken scores ({error}): remove the file to go on without them") from error
 
 
 def scores_path(path: str | Path) -> Path:
@@ -167,76 +179,30 @@ def mean_of(rows: Records, column: str) -> float:
 
 
 def _row(entry: dict[str, Any], place: str) -> Row:
+    """A row of an entry; StudyError for one of another version, and for values of a wrong kind."""
     missing = [name for name in _NAMES if name not in entry]
     unknown = [name for name in entry if name not in _NAMES]
     if missing or unknown:
         raise StudyError(f"{place}: not a row of this version (missing {missing}, unknown {unknown}): start a new file")
+    for name, kind in _KINDS.items():
+        if not (_is(entry[name], kind) or (entry[name] is None and name in _MAY_BE_MISSING)):
+            raise StudyError(f"{place}: {name} is {entry[name]!r:.60}, no {_WORDS[kind]}: remove the line to go on")
+    if not any(entry["shares"].values()):
+        raise StudyError(f"{place}: shares {entry['shares']} name no expert: remove the line to go on")
     for name in _MAY_BE_MISSING:
         entry[name] = math.nan if entry[name] is None else entry[name]
     return Row(**entry)
 
 
-def entries(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the objects of a file of JSON lines with the numbers of their lines; a torn last line is ignored,
-    warning."""
-    if not path.is_file():
-        raise StudyError(f"{path}: no such file: run the study first")
-    *lines, torn = path.read_bytes().split(b"\n")
-    if torn:
-        warnings.warn(
-            f"{path}: ignored a torn last line of {len(torn)} bytes, left by a killed run or still being written",
-            stacklevel=3,
-        )
-    for number, line in enumerate(lines, start=1):
-        try:
-            entry = json.loads(line)
-        except ValueError as error:
-            raise StudyError(f"{path}:{number}: not JSON ({error}): remove the line to go on") from error
-        if not isinstance(entry, dict):
-            raise StudyError(f"{path}:{number}: not an object: remove the line to go on")
-        yield number, entry
-
-
-def append_line(path: Path, line: str) -> None:
-    """Add a line durably, behind cutting off what a killed run left of a last one, with a warning."""
-    is_new = not path.exists()
-    with path.open("a+b", buffering=0) as file:
-        if fcntl is not None:
-            fcntl.flock(file, fcntl.LOCK_EX)
-        end = _end_of_whole_lines(file, path)
-        rest = memoryview(f"{line}\n".encode())
-        try:
-            while rest:
-                rest = rest[file.write(rest) :]
-            os.fsync(file.fileno())
-        except OSError:
-            file.truncate(end)
-            raise
-    if is_new:
-        _sync_folder(path.parent)
-
-
-def _end_of_whole_lines(file: IO[bytes], path: Path) -> int:
-    """Size of the file, once a torn last line is cut off: under the lock it can only come from a dead writer."""
-    size = file.seek(0, os.SEEK_END)
-    file.seek(max(0, size - 1))
-    if file.read(1) in (b"", b"\n"):
-        return size
-    file.seek(0)
-    whole = file.read().rfind(b"\n") + 1
-    warnings.warn(f"{path}: cut off a torn last line of {size - whole} bytes, left by a killed run", stacklevel=4)
-    file.truncate(whole)
-    return whole
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name != "posix":  # elsewhere a folder cannot be opened
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _is(value: Any, kind: Any) -> bool:
+    """Whether a value of JSON is of a kind of field: text that UTF-8 can hold, a number that a float can."""
+    if kind is str:
+        return isinstance(value, str) and not any("\ud800" <= sign <= "\udfff" for sign in value)
+    if kind in (int, float):
+        fits = isinstance(value, (int, kind)) and not isinstance(value, bool)
+        return fits and -_LARGEST[kind] <= value <= _LARGEST[kind]
+    inner = get_args(kind)[1]
+    return isinstance(value, dict) and all(_is(key, str) and _is(own, inner) for key, own in value.items())
 
 
 def _packed(per_example: np.ndarray) -> str:
@@ -247,4 +213,8 @@ def _packed(per_example: np.ndarray) -> str:
 
 
 def _unpacked(text: str) -> np.ndarray:
-    return np.frombuffer(zlib.decompress(base64.b64decode(text)), dtype="<f4").astype(np.float64)
+    packing = zlib.decompressobj()
+    values = packing.decompress(base64.b64decode(text, validate=True), _LONGEST)
+    if not packing.eof:
+        raise ValueError(f"torn, or more than {_LONGEST:,} bytes")
+    return np.frombuffer(values, dtype="<f4").astype(np.float64)

@@ -167,6 +167,14 @@ class Worker:
         return open_checkpoint(source.path, source.section)
 
 
+def check_device(device: str) -> None:
+    """Raise StudyError for a device that this machine lacks."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise StudyError(f"--device {device}: {str(error).splitlines()[0]}") from None
+
+
 @contextmanager
 def one_thread(device: str) -> Iterator[None]:
     """Run what is on a processor in one thread: that gives the same bits everywhere."""

@@ -1,18 +1,21 @@
 """Which rows of a study stand beside each other: its pairs, series, policies and splits."""
 
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
 from experiments.errors import StudyError
+from experiments.grid.lines import entries
 from experiments.grid.notes import read_notes as read_notes
-from experiments.grid.rows import Records, Rows, entries, names_in, read_rows, read_scores, records, scores_path
+from experiments.grid.rows import Records, Rows, names_in, read_rows, read_scores, records, scores_path
 from experiments.study.study import PRETRAINED as PRETRAINED
 
 POLICY = "average"  # the BatchNorm policy that figures show unless they compare policies
 REPORTED = "test"
 CHOOSING = ("val", "train")  # splits on which nothing is reported
 MIXING = ("single", "interpolate", "average")  # methods that give one set of weights
+_TEXTS, _BOXES = ("name", "prompt", "answer", "reference"), ("box", "reference_box")  # of a sample
 Pair = tuple[str, str]
 Scores = dict[str, Any]
 
@@ -29,9 +32,30 @@ def open_study(folder: str | Path, study: str) -> tuple[Records, Scores]:
 
 
 def read_samples(folder: str | Path) -> dict[str, list[dict[str, Any]]]:
-    """Read the samples in a study's folder by row key; none if none were made."""
+    """Read the samples in a study's folder by row key; none if none were made. StudyError for what are no samples."""
     path = Path(folder) / "samples.jsonl"
-    return {entry["key"]: entry["samples"] for _, entry in entries(path)} if path.is_file() else {}
+    found: dict[str, list[dict[str, Any]]] = {}
+    for number, entry in entries(path) if path.exists() else ():
+        samples = entry.get("samples")
+        if not (isinstance(entry.get("key"), str) and isinstance(samples, list) and all(map(_is_sample, samples))):
+            raise StudyError(f"{path}:{number}: not the samples of a row: remove the line to go on")
+        found[entry["key"]] = samples
+    return found
+
+
+def _is_sample(value: Any) -> bool:
+    """Whether a value is what `experiments.unival.samples` writes: words, boxes, the name of an image and no path."""
+    if not (isinstance(value, dict) and set(value) == {*_TEXTS, *_BOXES, "is_video", "image"}):
+        return False
+    boxes = [value[name] for name in _BOXES if value[name] is not None]
+    numbers = all(isinstance(box, list) and len(box) == 4 and all(_is_share(one) for one in box) for box in boxes)
+    image = value["image"]
+    named = image is None or (isinstance(image, str) and Path(image).name == image and image.endswith(".png"))
+    return numbers and named and isinstance(value["is_video"], bool) and all(isinstance(value[n], str) for n in _TEXTS)
+
+
+def _is_share(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < sys.maxsize
 
 
 def main_metrics(rows: Rows) -> Records:

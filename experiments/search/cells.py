@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 
 from experiments.errors import StudyError
 from experiments.grid.grid import ROWS, Grid, known_rows, run_cells
 from experiments.grid.subject import Subject
-from experiments.grid.worker import Done, Job, Worker, one_thread
+from experiments.grid.worker import Done, Job, Worker, check_device, one_thread
 from experiments.search.space import Scores, Shares, Space
 from experiments.study.study import Cell, Expert, merged, single
 from merge import share_label
@@ -71,8 +71,9 @@ class Mixture:
         keys = {cell.task: next(iter(self.grid.keys(cell, self.grid.seeds[0]).values())) for cell in self.cells(shares)}
         return {task: float(values[key]) for task, key in keys.items()} if set(keys.values()) <= set(values) else None
 
-    def engine(self, groups: Sequence[Sequence[Job]], subject: Subject, device: str) -> Iterator[Done]:
+    def engine(self, groups: Sequence[Sequence[Job]], subject: Subject, device: str) -> Generator[Done]:
         """Yield one worker of this process for all points: models and data stay."""
+        check_device(device)
         with one_thread(device):
             self.worker = self.worker or Worker(subject, device)
             for group in groups:

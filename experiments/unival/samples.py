@@ -20,7 +20,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from experiments.errors import StudyError
-from experiments.grid.rows import Records, append_line
+from experiments.grid.lines import append_line
+from experiments.grid.rows import Records
 from experiments.grid.worker import Job, Worker
 from experiments.pages.views import (
     experts_of,

@@ -6,7 +6,7 @@ one by one: what a lost actor had in hand goes back to the others. Rows come hom
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
@@ -54,7 +54,7 @@ def evaluate(
     processes: int | None = None,
     address: str | None = None,
     make: Callable[[Subject, str], Worker] = Worker,
-) -> Iterator[Done]:
+) -> Generator[Done]:
     """Yield the jobs of all groups, each when it is finished, by `processes` actors (None: one for every slot).
 
     `address` is that of a running cluster; None starts Ray on this machine, unless the environment names a cluster
@@ -86,7 +86,7 @@ def load_ray() -> Any:
         raise StudyError("the engine ray needs the package ray: pip install 'unival-merge[ray]'") from error
 
 
-def _schedule(groups: Sequence[Sequence[Job]], start: Callable[[], Any], count: int) -> Iterator[Done]:
+def _schedule(groups: Sequence[Sequence[Job]], start: Callable[[], Any], count: int) -> Generator[Done]:
     """Hands out jobs until all are done. The jobs of a lost actor go to the first that is free, be it its successor."""
     ray = load_ray()
     RayActorError, RayTaskError = ray.exceptions.RayActorError, ray.exceptions.RayTaskError

@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +27,7 @@ import torch
 from tqdm import tqdm
 
 from experiments.errors import StudyError
+from experiments.grid.children import be_child, end, shielded
 from experiments.unival.pocket.backbone import fresh_model, inflate, train_backbone
 from experiments.unival.pocket.data import Files, world_tokenizer
 from experiments.unival.pocket.families import families
@@ -214,14 +217,32 @@ def in_processes(
             finally:
                 torch.set_num_threads(threads)
         elif waiting:
-            start = multiprocessing.get_context("spawn")
-            with ProcessPoolExecutor(processes, start, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            start, others = multiprocessing.get_context("spawn"), multiprocessing.active_children()
+            with ProcessPoolExecutor(processes, start, initializer=_begin) as pool:
                 try:
                     for _ in finished(pool, work, waiting, first):
                         bar.update()
-                except BaseException:
+                except BaseException as error:
+                    if not isinstance(error, Exception):  # a signal, which waits for nothing
+                        end(child for child in multiprocessing.active_children() if child not in others)
                     pool.shutdown(cancel_futures=True)
+                    if isinstance(error, BrokenProcessPool):
+                        told = "a process died, mostly for too little memory: run it again, with fewer --processes"
+                        raise StudyError(f"{name}: {told}") from None
                     raise
+
+
+def _begin() -> None:
+    be_child()
+    torch.set_num_threads(1)
+
+
+def _ending(work: Callable[..., object], *job: Any) -> object:
+    """Do a job in a child: told to end, it ends once it has tidied up, where a pool would go on with the next job."""
+    try:
+        return work(*job)
+    except SystemExit as stop:
+        os._exit(int(stop.code or 0))
 
 
 def finished(
@@ -232,7 +253,8 @@ def finished(
     while jobs or running:
         undone = [*jobs, *running.values()]
         for job in [job for job in jobs if not any(before in undone for before in first(*job))]:
-            running[pool.submit(work, *job)] = job
+            with shielded():  # this may start a process
+                running[pool.submit(_ending, work, *job)] = job
             jobs.remove(job)
         for future in wait(running, return_when=FIRST_COMPLETED).done:
             future.result()

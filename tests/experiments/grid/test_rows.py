@@ -1,12 +1,13 @@
 """Rows: written once, read back equal, never lost but the one in flight."""
 
 import doctest
+import json
 import math
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -124,6 +125,56 @@ def test_broken_lines_are_named(tmp_path):
     path.write_text('{"study": "x", "lambda": 0.2}\n')
     with pytest.raises(StudyError, match=r"missing \['shares', .*unknown \['lambda'\]"):
         read_rows(path)
+
+
+@pytest.mark.parametrize(
+    ("field", "wrong"),
+    [
+        ("value", '"0.5"'),
+        ("value", "true"),
+        ("value", "1e400"),
+        ("value", "1" + 400 * "0"),
+        ("lo", "[]"),
+        ("n", "4.5"),
+        ("n", "null"),
+        ("seed", '"0"'),
+        ("seconds", "null"),
+        ("shares", "[0.5]"),
+        ("shares", '{"vqa": "1"}'),
+        ("shares", "{}"),
+        ("shares", '{"vqa": 0}'),
+        ("task", "3"),
+        ("task", '"\\ud800"'),
+        ("versions", '{"torch": 2}'),
+        ("inputs", "null"),
+        ("key", "{}"),
+    ],
+)
+def test_values_of_a_wrong_kind_are_named(tmp_path, field, wrong):
+    path = tmp_path / "rows.jsonl"
+    line = json.dumps({**asdict(ROW), field: "HERE"}).replace('"HERE"', wrong)
+    path.write_text(f"{line}\n")
+    with pytest.raises(StudyError, match=rf"rows\.jsonl:1: {field}.*: remove the line to go on$") as told:
+        read_rows(path)
+    assert len(str(told.value)) < len(str(path)) + 120
+
+
+@pytest.mark.parametrize("line", ["NaN", '{"a": Infinity}', "[" * 100_000, "\xff", '{"a": -Infinity}'])
+def test_what_is_not_json_is_named(tmp_path, line):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(line.encode("latin-1") + b"\n")
+    with pytest.raises(StudyError, match=r"rows\.jsonl:1: not JSON"):
+        read_rows(path)
+
+
+@pytest.mark.parametrize(
+    "entry", [{"key": "k0"}, {"key": 1, "scores": ""}, {"key": "k0", "scores": "?"}, {"key": "k0", "scores": "AAAA"}]
+)
+def test_what_are_no_scores_is_named(tmp_path, entry):
+    path = tmp_path / "rows.scores.jsonl"
+    path.write_text(json.dumps(entry) + "\n")
+    with pytest.raises(StudyError, match=r"rows\.scores\.jsonl.*: remove the (line|file)"):
+        read_scores(tmp_path / "rows.jsonl")
 
 
 def test_rows_that_json_cannot_hold_are_refused_and_nothing_is_written(tmp_path):

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from experiments.commands import app
 from experiments.errors import StudyError
 from experiments.pages.report import TEMPLATE, as_script, page_data, write_report
+from experiments.pages.views import read_samples
 from tests import ROOT
 from tests.experiments import browser
 from tests.experiments.study_rows import in_memory, write_study
@@ -135,9 +136,37 @@ def test_a_study_without_pairs_has_no_sliders(tmp_path):
         write_report(tmp_path, "ood", tmp_path / "page.html" / "x.html")
 
 
+NOTHING = dict.fromkeys(("name", "prompt", "answer", "reference"), "") | {
+    **dict.fromkeys(("box", "reference_box", "image")),
+    "is_video": False,
+}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"image": "../../secret.png"},
+        {"image": "/etc/passwd"},
+        {"image": 3},
+        {"box": [0, 0, 1]},
+        {"box": [0, 0, 1, "1"]},
+        {"box": [0, 0, 1, 1e400]},
+        {"prompt": None},
+        {"is_video": "no"},
+        {"more": 1},
+    ],
+    ids=str,
+)
+def test_what_is_no_sample_is_refused(tmp_path, wrong):
+    line = json.dumps({"key": "k", "samples": [{**NOTHING, **wrong}]})
+    (tmp_path / "samples.jsonl").write_text(line.replace("Infinity", "1e400") + "\n")
+    with pytest.raises(StudyError, match=r"samples\.jsonl:1: not the samples of a row: remove the line"):
+        read_samples(tmp_path)
+
+
 def test_a_missing_picture_is_named(tmp_path):
     rows, _ = in_memory("interpolation", only="vqa+caption", points=3, kinds=("vanilla",))
-    line = {"key": rows[0]["key"], "samples": [{"image": "gone.png"}]}
+    line = {"key": rows[0]["key"], "samples": [{**NOTHING, "image": "gone.png"}]}
     (tmp_path / "samples.jsonl").write_text(json.dumps(line) + "\n")
     with pytest.raises(StudyError, match=r"samples/gone\.png: a sample's image is missing"):
         page_data(tmp_path, "interpolation", rows)

@@ -16,7 +16,7 @@ from experiments.search.searches import SEARCHES
 from experiments.unival.setups import PocketSetup
 from experiments.unival.studies import STUDIES, Choice
 from experiments.unival.subject import UnivalSubject
-from tests.experiments.made_pocket import TINY
+from tests.experiments.made_pocket import TINY, copied
 
 
 def mixture_of(home, folder, choice, study=TINY):
@@ -55,8 +55,9 @@ def test_points_are_rows_of_the_study_and_known_rows_cost_nothing(home, tmp_path
     assert told.count("known") == 4
 
 
-def test_the_command_searches_validation_splits_only(home):
-    arguments = ["study", "search", "interpolation", str(home), "--only", "vqa+caption", "--split"]
+def test_the_command_searches_validation_splits_only(home, tmp_path):
+    folder = copied(home, tmp_path / "home")  # the expert that is there gets its row
+    arguments = ["study", "search", "interpolation", str(folder), "--only", "vqa+caption", "--split"]
     outcome = CliRunner().invoke(app, [*arguments, "test"])
     assert outcome.exit_code == 2
     assert "points chosen on split 'test' look too good there" in outcome.stderr

@@ -1,0 +1,56 @@
+"""Processes that a run starts: they end with it however it ends, tidily, and leave signals of the terminal to it."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Generator, Iterable
+from multiprocessing.process import BaseProcess
+
+TERMINAL = {signal.SIGINT, signal.SIGHUP}  # what a terminal sends to all processes of a command
+
+
+@contextlib.contextmanager
+def shielded() -> Generator[None]:
+    """Start processes in this block that the terminal's signals never reach, not even while they import.
+
+    This process gets those that come meanwhile behind the block.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, TERMINAL)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def be_child() -> None:
+    """Make this process a child: SIGTERM ends it tidily, and it comes from itself when the parent is gone."""
+    signal.signal(signal.SIGTERM, _end)
+    for number in TERMINAL:
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_follow, daemon=True).start()
+
+
+def end(children: Iterable[BaseProcess]) -> None:
+    """Tell children to end, all at once, and wait until they have tidied up."""
+    running = [child for child in children if child.is_alive()]
+    for child in running:
+        child.terminate()
+    for child in running:
+        child.join()
+
+
+def _end(number: int, _: object) -> None:
+    signal.signal(number, signal.SIG_IGN)  # tidying up is not to be cut short
+    sys.exit(128 + number)
+
+
+def _follow() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)

@@ -1,0 +1,124 @@
+"""Files of JSON lines: append-only, whole after any kill or full disk, and one run at a time in their folder."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import warnings
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from tqdm import tqdm
+
+from experiments.errors import StudyError
+
+try:
+    import fcntl
+except ImportError:  # Windows has no advisory locks: one writer at a time is then the user's care
+    fcntl = None
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Generator[None]:
+    """Keep other runs out of a folder while this one works in it; where one works there, say so and wait for it.
+
+    The lock is on the folder itself and leaves no file. It ends with the process, also with one that is killed.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        if fcntl is not None:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                tqdm.write(f"another run works in {folder}: waiting until it is done", file=sys.stderr)
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            except OSError:  # a file system without locks: one run at a time is then the user's care
+                pass
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def entries(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the objects of a file of JSON lines with the numbers of their lines; a torn last one is left out, warning.
+
+    StudyError for a file that cannot be read, and for a line that is not an object of JSON (which has no NaN).
+    """
+    if not path.is_file():
+        raise StudyError(f"{path}: {'is no file' if path.exists() else 'no such file'}: run the study first")
+    try:
+        *lines, torn = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise StudyError(f"{path} cannot be read: {error.strerror}") from error
+    if torn:
+        warnings.warn(
+            f"{path}: ignored a torn last line of {len(torn)} bytes, left by a killed run or still being written",
+            stacklevel=3,
+        )
+    for number, line in enumerate(lines, start=1):
+        try:
+            entry = json.loads(line, parse_constant=_refuse)
+        except (ValueError, RecursionError) as error:
+            raise StudyError(f"{path}:{number}: not JSON ({error}): remove the line to go on") from error
+        if not isinstance(entry, dict):
+            raise StudyError(f"{path}:{number}: not an object: remove the line to go on")
+        yield number, entry
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line durably, behind cutting off what a killed run left of a last one, with a warning.
+
+    StudyError where it cannot be written (a full disk); what there is of it is cut off again.
+    """
+    is_new = not path.exists()
+    try:
+        with path.open("a+b", buffering=0) as file:
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX)
+            _append(file, path, f"{line}\n".encode())
+        if is_new:
+            _sync_folder(path.parent)
+    except OSError as error:
+        told = f"{path} cannot be written: {error.strerror}; what it holds is whole, the same command goes on"
+        raise StudyError(told) from error
+
+
+def _append(file: IO[bytes], path: Path, data: bytes) -> None:
+    end, rest = _end_of_whole_lines(file, path), memoryview(data)
+    try:
+        while rest:
+            rest = rest[file.write(rest) :]
+        os.fsync(file.fileno())
+    except BaseException:  # a signal too
+        file.truncate(end)
+        raise
+
+
+def _refuse(name: str) -> None:
+    raise ValueError(f"JSON has no {name}")
+
+
+def _end_of_whole_lines(file: IO[bytes], path: Path) -> int:
+    """Measure the file, once a torn last line is cut off: under the lock it can only come from a dead writer."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - 1))
+    if file.read(1) in (b"", b"\n"):
+        return size
+    file.seek(0)
+    whole = file.read().rfind(b"\n") + 1
+    warnings.warn(f"{path}: cut off a torn last line of {size - whole} bytes, left by a killed run", stacklevel=5)
+    file.truncate(whole)
+    return whole
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name != "posix":  # elsewhere a folder cannot be opened
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
