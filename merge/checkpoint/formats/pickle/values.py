@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, cast
 
 # What may be named. Everything else is refused, although nothing would run here: a file written again must not carry a
 # payload on to the next reader.
 ALLOWED = re.compile(
     r"""
-      collections\.(OrderedDict|defaultdict) | argparse\.Namespace | _codecs\.encode
+      collections\.(OrderedDict|defaultdict|Counter|deque) | argparse\.Namespace | types\.SimpleNamespace
     | (__builtin__|builtins)\.(set|frozenset|dict|list|tuple|slice|x?range|object)
     | (__builtin__|builtins)\.(bytearray|complex|int|float|str|bool|bytes|long|unicode)
-    | copyreg\._reconstructor | copy_reg\._reconstructor
-    | typing\.(Any|Dict|List|Optional|Tuple|Union)
-    | numpy\.(dtype|ndarray|bool_|float16|float32|float64|int8|int16|int32|int64|uint8) | numpy\.dtypes\.\w+DType
-    | numpy\.(core|_core)\.multiarray\.(scalar|_reconstruct) | numpy\.(core|_core)\.numeric\._frombuffer
+    | _codecs\.encode | copy_?reg\._reconstructor | typing\.(Any|Dict|List|Optional|Tuple|Union)
+    | datetime\.(date|datetime|time|timedelta|timezone) | decimal\.Decimal | fractions\.Fraction | uuid\.UUID
     | pathlib(\._local)?\.(Pure)?(Posix|Windows)?Path
+    | numpy\.(dtype|ndarray|(bool|str|bytes|object|void)_?|float\d+|u?int\d+|complex\d+) | numpy\.dtypes\.\w+DType
+    | numpy\.(core|_core)\.multiarray\.(scalar|_reconstruct) | numpy\.(core|_core)\.numeric\._frombuffer
     | fairseq\.dataclass\.(constants|configs)\.\w+
     | omegaconf\.(dictconfig\.DictConfig | listconfig\.ListConfig | nodes\.\w+Node | base\.\w*Metadata)
+    | yacs\.config\.CfgNode | (fvcore\.common|detectron2\.config)\.config\.CfgNode | easydict\.EasyDict
+    | (mmcv\.utils|mmengine\.config)\.config\.ConfigDict | mmengine\.logging\.history_buffer\.HistoryBuffer
+    | (pytorch_lightning|lightning|lightning_fabric)\.(\w+\.)*AttributeDict
+    | (pytorch_lightning|lightning\.pytorch)\.callbacks\.\w+\.[A-Z]\w+
     | torch\.(Size|device|Tensor) | torch\.\w+Storage | torch\.storage\.(UntypedStorage|TypedStorage|_LegacyStorage)
     | torch\.(float\d+\w*|bfloat16|half|double|float|u?int\d+|long|short|int|bool|complex\d+|cfloat|cdouble)
-    | torch\._utils\.(_rebuild_tensor_v2|_rebuild_tensor_v3|_rebuild_parameter|_rebuild_parameter_with_state)
-    | torch\.nn\.parameter\.(Parameter|Buffer) | torch\.serialization\._get_layout
+    | torch\.(strided|contiguous_format|channels_last|channels_last_3d|preserve_format)
+    | torch\._utils\.(_rebuild_tensor(_v2|_v3)? | _rebuild_parameter(_with_state)?)
+    | torch\._utils\._rebuild_device_tensor_from_(numpy|cpu_tensor)
+    | torch\._tensor\._rebuild_from_type_v2 | torch\.nn\.parameter\.(Parameter|Buffer)
+    | torch\.serialization\._get_layout | torch\.torch_version\.TorchVersion
     """,
     re.VERBOSE,
 )
@@ -48,7 +55,16 @@ class Global:
         return f"{self.module}.{self.name}"
 
 
-@dataclass(eq=False)
+class Key(tuple[Any, ...]):
+    """A tuple as a key, whose hash nobody can choose: floods of tuples with one hash would be compared for hours."""
+
+    __slots__ = ()
+
+    def __hash__(self) -> int:
+        return hash(repr(self))  # texts' hashes differ from run to run
+
+
+@dataclass(eq=False, repr=False, slots=True)
 class Opaque:
     """An object that the pickle would have built: what is called, with which arguments, state and items."""
 
@@ -57,8 +73,8 @@ class Opaque:
     new: bool = False
     state: Any = None
     has_state: bool = False
-    appended: list[Any] = field(default_factory=list[Any])
-    items: dict[Any, Any] = field(default_factory=dict[Any, Any])
+    appended: Any = ()  # a list, and a dictionary, once there is something in them
+    items: Any = None
 
     @property
     def attributes(self) -> dict[str, Any]:

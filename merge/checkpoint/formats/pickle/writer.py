@@ -11,7 +11,9 @@ from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
 from typing import Any
 
-from merge.checkpoint.formats.pickle.values import Blob, Global, Opaque, Persistent
+from merge.checkpoint.formats.pickle.values import Blob, Global, Key, Opaque, Persistent
+
+LARGE = 300  # bytes of a value that is worth a place in the memo
 
 
 class _Writer:
@@ -45,7 +47,10 @@ class _Writer:
         kind = type(value)
         if kind not in _WRITERS:
             raise TypeError(f"a {kind.__name__} cannot be written into a torch file")
+        start = len(self.out)
         _WRITERS[kind](self, value)
+        if kind in (bytes, bytearray, int) and len(self.out) - start > LARGE:
+            self.remember(value)  # a file may name it a million times in two bytes each
 
     def text(self, value: str) -> None:
         if value in self.texts:
@@ -109,7 +114,7 @@ class _Writer:
         self.save(value.factory)
         self.tuple_(value.args)
         self.out += b"\x81" if value.new else b"R"
-        self.fill(value, value.appended, value.items, (value.state,) if value.has_state else None)
+        self.fill(value, value.appended, value.items or {}, (value.state,) if value.has_state else None)
 
     def persistent(self, value: Persistent) -> None:
         self.save(value.id)
@@ -131,6 +136,7 @@ _WRITERS: dict[type, Callable[[_Writer, Any], None]] = {
     bytes: lambda w, value: w.call(Global("_codecs", "encode"), (value.decode("latin1"), "latin1")),
     bytearray: lambda w, value: w.call(Global("builtins", "bytearray"), (bytes(value),)),
     tuple: _Writer.tuple_,
+    Key: _Writer.tuple_,
     list: _Writer.list_,
     dict: _Writer.dict_,
     OrderedDict: _Writer.ordered,
