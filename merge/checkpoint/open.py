@@ -184,9 +184,10 @@ class Found:
             section = content.default or sections[0]
             if not content.default and len(sections) > 1:
                 advice = f"choose one, as section={sections[0]!r}"
-                raise MergeError(f"{path}: has several sections with weights: {', '.join(sections)}; {advice}")
+                advice = f"{content.advice}; {advice}" if content.advice else advice
+                raise MergeError(f"{path}: has several sections with weights: {self._listed()}; {advice}")
         if section not in sections:
-            raise MergeError(f"{path}: has no section {section!r} with weights; it has {', '.join(sections)}")
+            raise MergeError(f"{path}: has no section {section!r} with weights; it has {self._listed()}")
         entries, metadata = content.sections[section], content.metadata or {}
         # `safetensors.torch.save_model` leaves tied names out: the metadata maps them to the one that is there.
         aliases = {name: kept for name, kept in metadata.items() if kept in entries and name not in entries}
@@ -197,6 +198,19 @@ class Found:
         content = replace(content, section=section)
         found = (entries, self.files, self.format, content, metadata, self.parts)
         return Checkpoint(self.path, section, sections, *found)
+
+    def _listed(self) -> str:
+        """The sections, each with how many tensors it has."""
+        names = list(self.content.sections)
+        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+        return ", ".join(f"{name} ({self._count(name)})" for name in names[:SHOWN]) + more
+
+    def _count(self, section: str) -> str:
+        try:
+            count = len(self.content.sections[section])
+        except MergeError:
+            return "not readable"  # arrays of one that nobody wants may be absent
+        return f"{count} tensor" + "s" * (count != 1)
 
 
 def find_checkpoint(path: str | Path) -> Found:

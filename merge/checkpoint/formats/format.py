@@ -77,6 +77,7 @@ class Content:
         dictionary: every token's row of the embeddings, where the file notes it elsewhere than in its metadata.
         others: what lies beside the tensors, by name, each in a few words.
         kept: whatever else the format's own planner needs to write such a file again.
+        advice: what the file's own program does with its sections, where one must be chosen.
     """
 
     path: Path
@@ -87,6 +88,7 @@ class Content:
     dictionary: Any = None
     others: Mapping[str, str] = field(default_factory=dict[str, str])
     kept: Any = None
+    advice: str = ""
 
 
 @dataclass(frozen=True)

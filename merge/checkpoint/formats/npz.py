@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from merge.checkpoint.formats.dotted import flatten, replaced
-from merge.checkpoint.formats.elements import ELEMENTS, Element
+from merge.checkpoint.formats.elements import Element
 from merge.checkpoint.formats.format import WHOLE, Content, Layout, OutputFile, Specs
+from merge.checkpoint.formats.pickle.arrays import CODES, array_entry, numpy_element
 from merge.checkpoint.formats.pickle.reader import loads
 from merge.checkpoint.formats.pickle.values import Blob, Global, Opaque, PickleBroken, PickleRefused
 from merge.checkpoint.formats.pickle.writer import dumps
@@ -28,8 +29,6 @@ from merge.checkpoint.formats.zips import joined_crc, lay_out
 from merge.errors import MergeError
 
 _END = ".npy"
-_BYTE_ORDER = "<"
-CODES = {element.numpy: element for element in ELEMENTS.values() if element.numpy[:1] in ("<", "|")}
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ def read(path: Path) -> Content:
     if not leaves:
         raise MergeError(f"{path}: no arrays found; its entries are {', '.join(list(tree)[:20])}")
     entries = {
-        name: leaf.entry if isinstance(leaf, _Array) else _pickled(path, name, leaf) for name, leaf in leaves.items()
+        name: leaf.entry if isinstance(leaf, _Array) else array_entry(path, name, leaf) for name, leaf in leaves.items()
     }
     return Content(path, {WHOLE: entries}, kept=tree)
 
@@ -80,7 +79,7 @@ def _member(path: Path, archive: zipfile.ZipFile, name: str) -> Any:
         header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, _, code = header(file)
         if not code.hasobject:
-            element = _element(path, name, code.str)
+            element = numpy_element(path, name, code.str)
             if check_shape(shape, element):
                 raise MergeError(f"{path}: {name} has {check_shape(shape, element)}")
             nbytes = math.prod(shape) * element.itemsize
@@ -108,44 +107,6 @@ def _read(path: Path, name: str, nbytes: int) -> memoryview:
     if array.nbytes != nbytes:
         raise MergeError(f"{path}: {name} has {array.nbytes} bytes, not {nbytes} as it had before")
     return array.reshape(-1).view(np.uint8).data
-
-
-def _element(path: Path, name: str, code: str) -> Element:
-    if code not in CODES:
-        raise MergeError(f"{path}: {name} has dtype {code}, which is not one of {', '.join(CODES)}")
-    return CODES[code]
-
-
-def _pickled(path: Path, name: str, leaf: Opaque) -> TensorEntry:
-    """An array as numpy pickles it: `_reconstruct` with a state, or (protocol 5) `_frombuffer`."""
-    try:
-        if leaf.factory.name == "_frombuffer":
-            data, dtype_like, shape, order = leaf.args
-            fortran = order == "F"
-        elif leaf.factory.name == "_reconstruct":
-            _, shape, dtype_like, fortran, data = leaf.state
-        else:  # a scalar
-            dtype_like, data = leaf.args
-            shape, fortran = (), False
-        kind = dtype_like.args[0].lstrip("<|")
-        order = "|" if kind in ("b1", "i1", "u1") else _BYTE_ORDER
-        swapped = isinstance(dtype_like.state, tuple) and dtype_like.state[1] == ">"
-        element = _element(path, name, (">" if swapped else order) + kind)
-        if not isinstance(data, (bytes, bytearray)) or not all(type(size) is int for size in shape):
-            raise ValueError("its bytes are not there")
-        wrong = check_shape(tuple(shape), element)
-        if wrong or len(data) != math.prod(shape) * element.itemsize:
-            raise ValueError(wrong or f"shape {list(shape)}, {element}, {len(data)} bytes")
-    except (AttributeError, TypeError, ValueError, IndexError) as error:
-        raise MergeError(f"{path}: {name} is no plain array: {error}") from error
-
-    def decode() -> memoryview:
-        import numpy as np
-
-        array = np.frombuffer(data, f"V{element.itemsize}").reshape(shape, order="F" if fortran else "C")
-        return np.array(array, order="C").reshape(-1).view(np.uint8).data
-
-    return TensorEntry(element, tuple(shape), Decoded(path, len(data), decode), 0)
 
 
 # -- writing ---------------------------------------------------------------------------------------------------------

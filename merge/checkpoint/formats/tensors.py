@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 import mmap
 import operator
 import os
 import sys
+import threading
+import zlib
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from itertools import accumulate
@@ -22,7 +25,7 @@ if TYPE_CHECKING:
 
 # A private map may ask for more than the memory there is: only pages written to need it. (No name before Python 3.13.)
 _NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
-_COMPARED = 1 << 20  # bytes at a time
+_COMPARED = 1 << 20  # bytes at a time, of those that are only compared
 LARGEST = 2**63  # torch counts elements and bytes in signed 64 bits
 
 
@@ -55,6 +58,10 @@ class MappedFile:
             self._bytes = torch.frombuffer(mapped, dtype=torch.uint8)
         return self._bytes
 
+    def part(self, offset: int, size: int) -> Tensor:
+        """Bytes of the file through its map."""
+        return self.bytes()[offset : offset + size]
+
     def read(self, offset: int, size: int) -> bytes:
         """Exactly `size` bytes at `offset`. Raises MergeError where the file is shorter."""
         if offset + size > self.size:  # before memory is taken for what a broken file asks for
@@ -80,6 +87,78 @@ class MappedFile:
         return MergeError(f"{self.path}: truncated: {wanted} bytes were expected, the file has {size}")
 
 
+class CheckedFile(MappedFile):
+    """A file some records of which have checksums (CRC-32), which are compared while they are read.
+
+    A record that is read from its first byte to its last, by one thread, is checked on the way; one of which tensors
+    are parts or views, and any that is looked at through the map, is read once for its checksum alone.
+    """
+
+    def __init__(self, path: Path):
+        super().__init__(path)
+        self._records: dict[int, tuple[int, int, str]] = {}  # by place: size, checksum, name
+        self._running: dict[tuple[int, int], tuple[int, int]] = {}  # by thread and place: where it began, checksum
+        self._parted: list[int] = []  # sorted places
+
+    def promise(self, start: int, size: int, crc: int, name: str) -> None:
+        """Note a record's checksum; 0 means that it was not computed (torch can be told so)."""
+        if crc:
+            self._records[start] = (size, crc, name)
+
+    def partly_read(self, start: int) -> None:
+        """Note that tensors are parts or views of the record that begins there."""
+        index = bisect.bisect_left(self._parted, start)
+        if self._parted[index : index + 1] != [start]:
+            self._parted.insert(index, start)
+
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        """Fill `buffer` from `offset`. Raises MergeError also where a record ends whose checksum is another one."""
+        if self._parted:
+            self.verify(self._around(offset))
+        super().read_into(buffer, offset)
+        thread = threading.get_ident()
+        start, crc = self._running.pop((thread, offset), (offset, 0))
+        record = self._records.get(start)
+        if record is None:
+            return
+        crc, end = zlib.crc32(buffer, crc), offset + len(buffer)
+        if end - start < record[0]:
+            self._running[thread, end] = (start, crc)
+        elif end - start == record[0]:
+            self._compare(start, crc)
+
+    def verify(self, start: int) -> None:
+        """Read the record that begins there for its checksum, unless that was compared before."""
+        if start not in self._records:
+            return
+        end, block, crc = start + self._records[start][0], memoryview(bytearray(_COMPARED)), 0
+        for at in range(start, end, len(block)):
+            part = block[: min(len(block), end - at)]
+            super().read_into(part, at)
+            crc = zlib.crc32(part, crc)
+        self._compare(start, crc)
+
+    def part(self, offset: int, size: int) -> Tensor:
+        """Bytes of the file through its map."""
+        self.verify(offset)
+        self.verify(self._around(offset))
+        return super().part(offset, size)
+
+    def _around(self, offset: int) -> int:
+        """The record, read in parts, that may hold an offset."""
+        index = bisect.bisect_right(self._parted, offset)
+        return self._parted[index - 1] if index else -1
+
+    def _compare(self, start: int, crc: int) -> None:
+        _, wanted, name = self._records.get(start, (0, crc, ""))
+        if crc != wanted:
+            raise MergeError(
+                f"{self.path}: {name} is damaged: its checksum is {crc:08x}, the file says {wanted:08x}; copy or "
+                "download the file again"
+            )
+        self._records.pop(start, None)
+
+
 class Decoded:
     """The bytes of one tensor that a file holds encoded (compressed, in chunks, inside a pickle).
 
@@ -96,6 +175,10 @@ class Decoded:
         import torch
 
         return torch.frombuffer(self._decode(), dtype=torch.uint8)
+
+    def part(self, offset: int, size: int) -> Tensor:
+        """Some of the tensor's bytes."""
+        return self.bytes()[offset : offset + size]
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
         """Fill `buffer` from `offset`. What was decoded is let go with the last byte."""
@@ -160,7 +243,7 @@ class TensorEntry:
         if self.numel == 0:
             return torch.empty(self.shape, dtype=self.dtype)
         extent = self.numel if self.stride is None else 1 + last_index(self.shape, self.stride)
-        raw = self.file.bytes()[self.offset : self.offset + extent * self.dtype.itemsize]
+        raw = self.file.part(self.offset, extent * self.dtype.itemsize)
         if self.offset % self.dtype.itemsize:
             raw = raw.clone()  # torch cannot view unaligned bytes as wider elements
         flat = raw.view(self.dtype)

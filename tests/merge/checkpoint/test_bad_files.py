@@ -39,10 +39,6 @@ def compressed(path: Path) -> None:
     write_zip(path, pickled, {"0": bytes(200)}, compression=zipfile.ZIP_DEFLATED)
 
 
-def legacy(path: Path) -> None:
-    torch.save({"w": torch.ones(2)}, path, _use_new_zipfile_serialization=False)
-
-
 def old_tar(path: Path) -> None:
     source = path.with_suffix(".txt")
     source.write_text("x")
@@ -87,7 +83,6 @@ BAD: dict[str, tuple[str, str, Callable[[Path], object]]] = {
     "longer safetensors": ("c.safetensors", "not a whole", lambda p: p.write_bytes(good_safetensors(p) + b"more")),
     "unknown suffix": ("c.h5", "is text", lambda p: p.write_bytes(b"x")),
     "no suffix": ("weights", "no checkpoint by its first bytes", lambda p: p.write_bytes(b"\xff\xff")),
-    "legacy torch": ("c.pt", "before 1.6", legacy),
     "bare pickle": ("c.pt", "a Python pickle", lambda p: p.write_bytes(pickle.dumps({"w": 1}))),
     "tar": ("c.pt", "tar file of torch before 0.2", old_tar),
     "zip without pickle": ("c.pt", "without a torch pickle (data.pkl)", plain_zip),

@@ -244,14 +244,16 @@ def test_published_layout(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint_best.pt"
     torch.save(fairseq(3), path)
     model, ema = open_checkpoint(path, "model"), open_checkpoint(path, section="extra_state.ema")
-    assert model.sections == ema.sections == ("model", "extra_state.ema")
+    assert model.sections == ema.sections == ("model", "extra_state.ema", "extra_state.ema_fp32_params")
     assert (model.section, ema.section) == ("model", "extra_state.ema")
     assert_tensors(model, weights(3), ordered=True)
     assert_tensors(ema, weights(53, torch.float32), ordered=True)
-    several = r"_best\.pt: has several sections with weights: model, extra_state\.ema; choose one, as section='model'$"
+    listed = r"model \(10 tensors\), extra_state\.ema \(10 tensors\), extra_state\.ema_fp32_params \(10 tensors\)"
+    usual = r"published VQA experts are evaluated with extra_state\.ema"
+    several = rf"_best\.pt: has several sections with weights: {listed}; {usual}; choose one, as section='model'$"
     with pytest.raises(MergeError, match=several):
         open_checkpoint(path)
-    with pytest.raises(MergeError, match=r"no section 'ema' with weights; it has model, extra_state\.ema"):
+    with pytest.raises(MergeError, match=rf"no section 'ema' with weights; it has {listed}$"):
         open_checkpoint(path, "ema")
 
 

@@ -287,7 +287,7 @@ def test_saving_like_a_training_file(fairseq_pair: tuple[Path, Path], tmp_path: 
     before, after = fairseq(0), torch.load(tmp_path / "out.pt", weights_only=False)
     assert_tensors(after["model"], changed, ordered=True)
     assert_equal(after["cfg"], before["cfg"])
-    assert_equal(after["last_optimizer_state"], before["last_optimizer_state"])
+    assert "last_optimizer_state" not in after
 
 
 def test_saving_a_checkpoint_as_it_is(tmp_path: Path) -> None:

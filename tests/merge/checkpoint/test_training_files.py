@@ -35,8 +35,9 @@ def check_training_file(out: Path, seeds: tuple[int, int], ratio: float, section
     """The whole file against what two calls of `fairseq` say, to the bit."""
     first, second = (fairseq(seed) for seed in seeds)
     after = torch.load(out, weights_only=False)
-    assert list(after) == list(first)
-    for key in ("args", "cfg", "criterion", "optimizer_history", "task_state", "last_optimizer_state"):
+    gone = ("last_optimizer_state",) if section == "model" else ("last_optimizer_state", "model")
+    assert list(after) == [key for key in first if key not in gone]
+    for key in ("args", "cfg", "criterion", "optimizer_history", "task_state"):
         assert_equal(after[key], first[key], key)
     extra, want = after["extra_state"], first["extra_state"]
     for key in ("metrics", "train_iterator", "val_loss", "best"):
@@ -48,7 +49,6 @@ def check_training_file(out: Path, seeds: tuple[int, int], ratio: float, section
     else:
         merged, old, new = extra["ema"], want["ema"], second["extra_state"]["ema"]
         assert list(extra) == [key for key in want if key != "ema_fp32_params"]
-        assert_equal(after["model"], first["model"], "model")
     assert type(merged) is type(old)
     assert_tensors(merged, expected(old, new, ratio, middle), ordered=True)
     for name, tensor in old.items():
@@ -68,11 +68,13 @@ def test_a_training_file_through_interpolate(
     assert shown.code == 0, shown
     check_training_file(out, (0, 1), ratio, section, middle)
     if section == "model":
-        notes = ["note: left out extra_state.ema: a", "note: left out extra_state.ema_fp32_params: a"]
+        second = ["extra_state.ema", "extra_state.ema_fp32_params"]
     else:
-        notes = ["note: left out extra_state.ema_fp32_params: a", "note: model still holds the first input's weights"]
-    notes.insert(0, "note: left out of caption, beside the weights: ")
-    assert sorted(line[: len(note)] for line, note in zip(shown.err.splitlines(), notes, strict=True)) == sorted(notes)
+        second = ["model", "extra_state.ema_fp32_params"]
+    notes = [f"note: left out {name}: weights that were not merged" for name in second]
+    notes.append("note: left out last_optimizer_state: the state of a training that is over")
+    told = [line for line in shown.err.splitlines() if not line.startswith("note: left out of caption, beside")]
+    assert sorted(told) == sorted(notes)
 
 
 def test_a_merged_training_file_is_merged_again(fairseq_pair: tuple[Path, Path], tmp_path: Path) -> None:

@@ -41,10 +41,10 @@ _ITEM, _PAIR = 10, 100  # units for an item of a list, of a set or dictionary
 
 
 class Machine:
-    """The stack machine. `reduce(factory, args)` may replace an `Opaque` by a value of its own."""
+    """The stack machine; what its parts are given is told at `loads`."""
 
-    def __init__(self, reduce: Reduce, allowed: re.Pattern[str], units: int):
-        self.reduce, self.allowed, self.units = reduce, allowed, units
+    def __init__(self, reduce: Reduce, refer: Callable[[Any], Any], allowed: re.Pattern[str], units: int):
+        self.reduce, self.refer, self.allowed, self.units = reduce, refer, allowed, units
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
 
@@ -237,7 +237,7 @@ _OPERATIONS: dict[str, Callable[[Machine, Any], object]] = {
     "NEWOBJ": lambda m, _: m.call(*m.pop_many(2), new=True),
     "NEWOBJ_EX": _newobj_ex,
     "BUILD": lambda m, _: m.build(m.stack.pop()),
-    "BINPERSID": lambda m, _: m.stack.append(Persistent(m.stack.pop())),
+    "BINPERSID": lambda m, _: m.stack.append(m.refer(m.stack.pop())),
 }
 
 
@@ -259,14 +259,21 @@ _OPCODES: dict[bytes, tuple[Callable[[Machine, Any], object], Callable[[Any], An
 }
 
 
-def loads(data: bytes | BinaryIO, reduce: Reduce, allowed: re.Pattern[str] = ALLOWED, size: int | None = None) -> Any:
+def loads(
+    data: bytes | BinaryIO,
+    reduce: Reduce,
+    refer: Callable[[Any], Any] = Persistent,
+    allowed: re.Pattern[str] = ALLOWED,
+    size: int = 0,
+) -> Any:
     """The value that a pickle describes; of a stream, which holds `size` bytes, the one that begins where it stands.
 
-    `reduce(factory, args)` turns a call into a value, or returns NotImplemented to leave it an `Opaque`. Raises
-    PickleRefused for a name that is not allowed, PickleBroken for bytes that are no pickle or ask for too much.
+    `reduce(factory, args)` turns a call into a value, or returns NotImplemented to leave it an `Opaque`; `refer(id)`
+    what is kept beside the pickle. Raises PickleRefused for a name that is not allowed, PickleBroken for bytes that are
+    no pickle or ask for too much.
     """
     stream = io.BytesIO(data) if isinstance(data, bytes) else data
-    machine = Machine(reduce, allowed, FREE + RATE * (len(data) if isinstance(data, bytes) else size or 0))
+    machine = Machine(reduce, refer, allowed, FREE + RATE * (len(data) if isinstance(data, bytes) else size))
     try:
         while (code := stream.read(1)) != b".":
             if code not in _OPCODES:

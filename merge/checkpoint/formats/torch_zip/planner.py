@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import OrderedDict
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, replace
@@ -16,7 +15,8 @@ from merge.checkpoint.formats.format import DICTIONARY, Content, Layout, OutputF
 from merge.checkpoint.formats.pickle.values import Global, Opaque, Persistent
 from merge.checkpoint.formats.pickle.writer import dumps
 from merge.checkpoint.formats.tensors import Spec, TensorEntry, contiguous_stride
-from merge.checkpoint.formats.torch_zip.reader import AVERAGED, SECTIONS, TensorLeaf, lookup
+from merge.checkpoint.formats.torch_zip.sections import stale
+from merge.checkpoint.formats.torch_zip.tree import TensorLeaf
 from merge.checkpoint.formats.zips import ALIGNMENT, lay_out
 from merge.errors import MergeError
 
@@ -34,15 +34,15 @@ def plan(path: Path, specs: Specs, like: Content | None, metadata: Mapping[str, 
     """Lay out a torch file: after one that was read, its other content is kept and its dictionary is the metadata's.
 
     Storages are numbered in the order in which the tree meets them, as torch.save does. Raises MergeError for a value
-    that has no place in such a file, and where weights that stay would keep the rows of another dictionary.
+    that has no place in such a file.
     """
     storages = {name: name if spec.tie is None else spec.tie for name, spec in specs.items()}
     new = {name: NewLeaf(spec, storages[name]) for name, spec in specs.items()}
-    tree, archive, notes = new, path.stem, ()
+    tree, archive, notes = new, path.stem, tuple[str, ...]()
     others: dict[Hashable, TensorEntry] = {}
     if like is not None:
         archive = like.kept.name
-        tree, notes = _replaced(_with_dictionary(like, metadata or {}), like.section, new, others)
+        tree, notes = _replaced(like, metadata or {}, new, others)
     order: dict[Hashable, tuple[str, int]] = {}
     try:
         [pickled] = dumps(tree, lambda value: _leaf_call(value, order) if isinstance(value, NewLeaf) else value)
@@ -66,29 +66,17 @@ def plan(path: Path, specs: Specs, like: Content | None, metadata: Mapping[str, 
     return Layout([OutputFile("", zipped.size, zipped.chunks, starts, passed, closing)], notes=notes)
 
 
-def _with_dictionary(like: Content, metadata: Mapping[str, str]) -> Any:
-    """The tree that was read, with the dictionary that the metadata gives to the output."""
-    tokens = dictionary_in(metadata) or like.dictionary
-    if tokens == like.dictionary:
-        return like.kept.tree
-    others = [name for name in like.sections if name not in (like.section, *AVERAGED)]
-    if others:
-        raise MergeError(
-            f"{like.path}: the dictionaries differ and {', '.join(others)} would keep the old rows: merge that one"
-        )
-    tree = copy.copy(like.kept.tree)
-    tree[DICTIONARY] = tokens
-    return tree
-
-
 def _replaced(
-    tree: Any, section: str, new: Mapping[str, NewLeaf], others: dict[Hashable, TensorEntry]
+    like: Content, metadata: Mapping[str, str], new: Mapping[str, NewLeaf], others: dict[Hashable, TensorEntry]
 ) -> tuple[Any, tuple[str, ...]]:
-    """The tree with the section's weights replaced and stale averaged copies left out; other tensors go to `others`."""
-    part = lookup(tree, section)
-    stale = {name: _place(tree, name) for name in AVERAGED if name != section and _is_copy(lookup(tree, name), part)}
-    left_out = set(stale.values())
-    notes = [f"left out {name}: a copy of weights that were not merged" for name in stale]
+    """The tree that was read with the section's weights replaced, and notes on what is left out since it is stale.
+
+    Tensors that stay go to `others`; the dictionary of tokens is the one that the metadata gives to the output.
+    """
+    section = like.kept.sections.by_name[like.section]
+    part, tree = section.part, like.kept.tree
+    left_out, notes = stale(tree, section)
+    tokens = dictionary_in(metadata) or like.dictionary
     done: dict[int, Any] = {}
 
     def copied(value: Any) -> Any:
@@ -124,6 +112,8 @@ def _replaced(
             into.update((name, leaf) for name, leaf in new.items() if name not in into)
         else:
             into.update((key, copied(item)) for key, item in old.items() if (id(old), key) not in left_out)
+        if old is tree and tokens != like.dictionary:
+            into[DICTIONARY] = tokens
         if isinstance(old, OrderedDict):
             vars(into).update(copied(vars(old)))
 
@@ -131,21 +121,7 @@ def _replaced(
         result = copied(tree)
     except RecursionError as error:
         raise MergeError("the first input nests its other entries too deeply to be written again") from error
-    if section in AVERAGED:
-        kept = [name for name in SECTIONS if name not in AVERAGED and lookup(tree, name) is not None]
-        notes += [f"{name} still holds the first input's weights: only {section} was merged" for name in kept]
     return result, tuple(notes)
-
-
-def _place(tree: Any, section: str) -> tuple[int, str]:
-    """Where a section hangs: the identity of the dictionary that holds it, and its key."""
-    parent, _, key = section.rpartition(".")
-    return id(lookup(tree, parent) if parent else tree), key
-
-
-def _is_copy(value: Any, part: Any) -> bool:
-    """Whether a value holds weights other than those that are replaced."""
-    return isinstance(value, dict) and value is not part and any(isinstance(v, TensorLeaf) for v in value.values())
 
 
 def _leaf_call(leaf: NewLeaf, order: dict[Hashable, tuple[str, int]]) -> Opaque:
@@ -164,9 +140,13 @@ def _leaf_call(leaf: NewLeaf, order: dict[Hashable, tuple[str, int]]) -> Opaque:
     else:
         kind = Global("torch", element.name)
         tensor = Opaque(Global("torch._utils", "_rebuild_tensor_v3"), (*args, kind))
-    if leaf.like is None or not is_parameter:
-        return tensor
-    if leaf.like.state is not None:
+    made = tensor
+    if leaf.like is not None and leaf.like.state is not None:
         factory = Global("torch._utils", "_rebuild_parameter_with_state")
-        return Opaque(factory, (tensor, grad, OrderedDict(), leaf.like.state))
-    return Opaque(Global("torch._utils", "_rebuild_parameter"), (tensor, grad, OrderedDict()))
+        made = Opaque(factory, (tensor, grad, OrderedDict(), leaf.like.state))
+    elif is_parameter:
+        made = Opaque(Global("torch._utils", "_rebuild_parameter"), (tensor, grad, OrderedDict()))
+    if leaf.like is None or leaf.like.kind is None:
+        return made
+    kind, state = leaf.like.kind
+    return Opaque(Global("torch._tensor", "_rebuild_from_type_v2"), (made.factory, kind, made.args, state))

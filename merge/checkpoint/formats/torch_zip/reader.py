@@ -1,243 +1,145 @@
-"""The zip files that torch.save writes: a pickle that names storages, and one stored record for each storage."""
+"""Torch files: the zip files that torch.save writes, with a pickle that names storages and a stored record for each.
+
+What was written before torch 1.6 is read by `legacy`.
+"""
 
 # What a file holds has no type until it is looked at.
 # pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false, reportUnknownMemberType=false
 
 from __future__ import annotations
 
-import math
 import struct
 import zipfile
-from collections.abc import Mapping
+import zlib
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from merge.checkpoint.formats.elements import ELEMENTS, Element
-from merge.checkpoint.formats.format import DICTIONARY, WHOLE, Content
-from merge.checkpoint.formats.pickle.reader import loads
-from merge.checkpoint.formats.pickle.values import Global, Opaque, PickleBroken, PickleRefused
-from merge.checkpoint.formats.tensors import MappedFile, TensorEntry, check_shape, is_contiguous, last_index
+from merge.checkpoint.formats.format import DICTIONARY, Content
+from merge.checkpoint.formats.pickle.values import PickleBroken
+from merge.checkpoint.formats.tensors import CheckedFile
+from merge.checkpoint.formats.torch_zip.legacy import read_legacy
+from merge.checkpoint.formats.torch_zip.sections import Sections, sections_of
+from merge.checkpoint.formats.torch_zip.tree import Leaves, read_tree
 from merge.errors import MergeError
 
-# Where training files keep weights, and which of these are averaged copies of others.
-SECTIONS = ("model", "state_dict", "module", "model_ema", "state_dict_ema", "extra_state.ema")
-AVERAGED = ("model_ema", "state_dict_ema", "extra_state.ema", "extra_state.ema_fp32_params")
-SHOWN = 20
-TEXT = 60  # characters of another entry's value that are shown
-STORAGES = {element.storage: element for element in ELEMENTS.values() if element.storage}
-STORAGES["UntypedStorage"] = ELEMENTS["uint8"]
-_EXPANDED_LIMIT = 2**32  # bytes: an expanded view (stride 0) may claim any size
-
-
-@dataclass(eq=False)
-class TensorLeaf:
-    """A tensor met in a torch file's tree: where its elements lie, and how it was wrapped.
-
-    `state` holds what a program hung on a parameter (marks for its own use).
-    """
-
-    entry: TensorEntry
-    requires_grad: bool = False
-    parameter: bool = False
-    state: Any = None
+_PICKLE = "data.pkl"
 
 
 @dataclass(frozen=True)
 class Archive:
-    """The name of the folder inside the zip file, and the whole content: plain containers, stand-ins, tensor leaves."""
+    """The name of the folder inside the zip file, the whole content, and the weights in it."""
 
     name: str
     tree: Any
+    sections: Sections
 
 
 def read(path: Path) -> Content:
-    """Read the pickle of a torch zip file; no storage is touched and nothing in the file is run.
+    """Read the pickle of a torch file; no storage is touched and nothing in the file is run.
 
-    Raises MergeError naming the file for broken files, old formats and refused globals.
+    Raises MergeError naming the file for broken files and refused globals.
     """
-    file = MappedFile(path)
-    start = file.read(0, min(file.size, 16))
+    file = CheckedFile(path)
+    start = file.read(0, min(file.size, 4))
     if start.startswith(b"\x80"):
-        raise MergeError(
-            f"{path}: saved by torch before 1.6 (a bare pickle); load it there and save it again with torch.save"
-        )
+        return content_of(path, path.name.partition(".")[0] or "archive", read_legacy(file))
     if not start.startswith(b"PK"):
-        raise MergeError(f"{path}: not a torch zip file ({file.size} bytes, beginning with {start[:4]!r})")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = {info.filename: info for info in archive.infolist()}
-            pickles = [name for name in members if name.endswith("data.pkl") and name.count("/") == 1]
-            if len(pickles) != 1:
-                raise MergeError(f"{path}: a zip file without a torch checkpoint in it (no data.pkl)")
-            prefix = pickles[0][: -len("data.pkl")]
-            if prefix + "byteorder" in members and archive.read(prefix + "byteorder") != b"little":
+        raise MergeError(f"{path}: not a torch zip file ({file.size} bytes, beginning with {start!r})")
+    records = Records(file)
+    tree = read_tree(path, records.pickled, Leaves(file, records.place))
+    return content_of(path, records.prefix.rstrip("/"), tree)
+
+
+def content_of(path: Path, name: str, tree: Any) -> Content:
+    """What a tree means. Raises MergeError where there are no weights in it."""
+    sections = sections_of(path, tree)
+    dictionary = tree.get(DICTIONARY) if isinstance(tree, dict) else None
+    kept = Archive(name, tree, sections)
+    return Content(
+        path, sections, None, sections.default, "", dictionary, sections.others(), kept, advice=sections.advice
+    )
+
+
+class Records:
+    """The records of a torch zip file, from `begin` to the end of a file: its pickle, and places by storages' keys.
+
+    Raises MergeError naming the file for what is not a whole torch zip file.
+    """
+
+    def __init__(self, file: CheckedFile):
+        self.file = file
+        path = file.path
+        try:
+            with zipfile.ZipFile(path) as archive:
+                infos = archive.infolist()
+        except Exception as error:  # zipfile raises a dozen kinds for broken bytes
+            raise MergeError(f"{path}: not a whole torch zip file of {file.size} bytes: {str(error)[:200]}") from error
+        twice = [name for name, count in Counter(info.orig_filename for info in infos).items() if count > 1]
+        if twice:
+            raise MergeError(f"{path}: has two entries named {twice[0][:80]!r}; programs differ in which one they read")
+        members = {info.orig_filename: info for info in infos}
+        pickles = [name for name in members if name.endswith(_PICKLE) and name.count("/") == 1]
+        if len(pickles) != 1:
+            raise MergeError(f"{path}: a zip file without a torch checkpoint in it (no data.pkl)")
+        self.prefix = pickles[0][: -len(_PICKLE)]
+        data = f"{self.prefix}data/"
+        self.members = {name[len(data) :]: info for name, info in members.items() if name.startswith(data)}
+        self.places: dict[str, tuple[int, int]] = {}
+        self.total = 0
+        try:
+            order = members.get(f"{self.prefix}byteorder")
+            if order is not None and self.content(order) != b"little":
                 raise MergeError(f"{path}: written on a big-endian machine; save it again on a little-endian one")
-            data = archive.read(pickles[0])
-    except MergeError:
-        raise
-    except Exception as error:  # zipfile raises a dozen kinds for broken bytes
-        raise MergeError(f"{path}: not a whole torch zip file of {file.size} bytes: {error}") from error
-    try:
-        tree = loads(data, _Records(file, prefix, members).reduce)
-    except PickleRefused as error:
-        raise MergeError(
-            f"{path}: its pickle names {error}, which is not on the list of inert things, so nothing was loaded; "
-            "if you trust the file, load it with the program that wrote it and save only its tensors"
-        ) from error
-    except (PickleBroken, MemoryError) as error:
-        raise MergeError(f"{path}: its pickle is broken: {error}") from error
-    sections = _sections(path, tree)
-    flat = WHOLE in sections
-    others = {
-        str(name): _in_words(value)
-        for name, value in tree.items()
-        if name not in sections and not (flat and isinstance(value, TensorLeaf))
-    }
-    kept = Archive(prefix.rstrip("/"), tree)
-    return Content(path, sections, dictionary=tree.get(DICTIONARY), others=others, kept=kept)
+            self.pickled = self.content(members[pickles[0]])
+        except PickleBroken as error:
+            raise MergeError(f"{path}: not a whole torch zip file of {file.size} bytes: {error}") from error
 
+    def content(self, info: zipfile.ZipInfo) -> bytes:
+        """A record's bytes. Raises PickleBroken for damaged ones."""
+        start = self.start(info, info.orig_filename[:80])
+        data = self.file.read(start, info.file_size)
+        if info.CRC not in (0, zlib.crc32(data)):
+            raise PickleBroken(f"{info.orig_filename[:80]} is damaged: its checksum is another one")
+        return data
 
-def _sections(path: Path, tree: Any) -> dict[str, dict[str, TensorEntry]]:
-    """Every part of the tree that holds weights, by name; a flat file is the section "."."""
-    if not isinstance(tree, dict):
-        raise MergeError(f"{path}: holds a {type(tree).__name__}, not a dictionary of tensors")
-    found: dict[str, dict[str, TensorEntry]] = {}
-    for name in (*SECTIONS, WHOLE):
-        part = lookup(tree, name)
-        if isinstance(part, dict) and not (found and name == WHOLE):
-            leaves = {key: value.entry for key, value in part.items() if isinstance(value, TensorLeaf)}
-            odd = [type(key).__name__ for key in leaves if type(key) is not str]
-            if odd:
-                raise MergeError(
-                    f"{path}: {len(odd)} tensors of section {name!r} have no text for a name, but {odd[0]}"
-                )
-            if leaves:
-                found[name] = leaves
-    if not found:
-        entries = [name[:80] for name in tree if isinstance(name, str)][:SHOWN]
-        raise MergeError(f"{path}: no weights found; its entries are {', '.join(entries)}")
-    return found
+    def place(self, key: str) -> tuple[int, int]:
+        """Where a storage's bytes begin in the file, and how many they are. Raises PickleBroken."""
+        if key not in self.places:
+            info = self.members.get(key)
+            if info is None:
+                raise PickleBroken(f"storage {key[:40]} is missing from the archive")
+            start = self.start(info, f"storage {key[:40]}")
+            self.total += info.file_size
+            if self.total > self.file.size:
+                raise PickleBroken("storages lie over each other")
+            self.file.promise(start, info.file_size, info.CRC, info.orig_filename)
+            self.places[key] = start, info.file_size
+        return self.places[key]
 
+    def start(self, info: zipfile.ZipInfo, name: str) -> int:
+        """Where a record's bytes begin. Raises PickleBroken where header, directory and file do not hold together."""
+        if info.compress_type != zipfile.ZIP_STORED:
+            raise PickleBroken(f"{name} is compressed; save the file again with torch.save")
+        start = info.header_offset + self.local_header(info, name)
+        if start + info.file_size > self.file.size:
+            raise PickleBroken(f"{name} ends beyond the file's {self.file.size} bytes")
+        if self.file.read(start + info.file_size, 2) != b"PK":  # what comes next in a zip file, whatever it is
+            raise PickleBroken(f"{name} does not end where the archive's directory says")
+        return start
 
-def lookup(tree: Any, section: str) -> Any:
-    """The part of a tree under a dotted section name, None where there is none."""
-    for key in section.split(".") if section != WHOLE else ():
-        tree = tree.get(key) if isinstance(tree, dict) else None
-    return tree
-
-
-def _in_words(value: Any) -> str:
-    if isinstance(value, TensorLeaf):
-        return f"{value.entry.element} {list(value.entry.shape)}"
-    if isinstance(value, Opaque):
-        return str(value.factory)
-    if hasattr(value, "__len__") and not isinstance(value, str):
-        return f"{type(value).__name__} of {len(value)}"
-    if isinstance(value, int) and value.bit_length() > 1000:  # Python refuses to print the longest
-        return f"an integer of {value.bit_length()} bits"
-    text = repr(value)
-    return text if len(text) <= TEXT else f"{text[:TEXT]}... ({len(text):,} characters)"
-
-
-class _Records:
-    """Turns the calls in a torch pickle into tensor leaves, checking every size against the archive."""
-
-    def __init__(self, file: MappedFile, prefix: str, members: Mapping[str, zipfile.ZipInfo]):
-        self.file, self.prefix, self.members = file, prefix, members
-        self.starts: dict[str, int] = {}
-
-    def reduce(self, factory: Global, args: Any) -> Any:
-        """Give the tensor that a call of torch makes. Raises PickleBroken and PickleRefused."""
-        name = str(factory)
-        if name in ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor_v3"):
-            storage, offset, size, stride, requires_grad = args[:5]
-            more = args[6:]
-            element = None
-            if name.endswith("v3"):
-                element, more = _element(args[6]), args[7:]
-            if more and more[0]:
-                raise PickleBroken(
-                    "a tensor saved as a conjugate or negative view; save it after resolve_conj().resolve_neg()"
-                )
-            return TensorLeaf(self.entry(storage, element, offset, _ints(size), _ints(stride)), bool(requires_grad))
-        if name in ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state"):
-            leaf = args[0]
-            if not isinstance(leaf, TensorLeaf):
-                raise PickleBroken("a parameter without a tensor")
-            return TensorLeaf(leaf.entry, bool(args[1]), parameter=True, state=args[3] if len(args) > 3 else None)
-        if factory.module == "torch._utils":
-            raise PickleRefused(name)
-        return NotImplemented
-
-    def entry(
-        self, reference: Any, element: Element | None, offset: Any, shape: tuple[int, ...], stride: tuple[int, ...]
-    ) -> TensorEntry:
-        """Where a tensor lies that views a storage. `element` is the storage's own where it is None."""
-        kind, storage_type, key, _, numel = reference.id
-        if kind != "storage" or not isinstance(key, str) or not isinstance(numel, int) or numel < 0:
-            raise PickleBroken("a storage reference of unknown shape")
-        stored = STORAGES.get(storage_type.name)
-        if stored is None:
-            raise PickleRefused(f"{storage_type} as a storage")
-        element = element or stored
-        wrong = check_shape(shape, element)
-        if wrong or len(shape) != len(stride) or type(offset) is not int or min((offset, *stride)) < 0:
-            raise PickleBroken(f"a tensor with {wrong or 'a shape, strides and an offset that do not fit together'}")
-        empty = 0 in shape
-        last = offset + (0 if empty else 1 + last_index(shape, stride))
-        start, size = self.record(key)
-        if last * element.itemsize > size or numel * stored.itemsize > size:
-            raise PickleBroken(f"storage {key} has {size} bytes, a tensor in it ends at {last * element.itemsize}")
-        nbytes = math.prod(shape) * element.itemsize
-        if nbytes > max(_EXPANDED_LIMIT, 1000 * size):
-            raise PickleBroken(f"a tensor of {nbytes} bytes expanded from a storage of {size}")
-        kept = None if empty or is_contiguous(shape, stride) else stride
-        tie = (str(self.file.path), key)
-        return TensorEntry(element, shape, self.file, start + offset * element.itemsize, kept, tie)
-
-    def record(self, key: str) -> tuple[int, int]:
-        """Where a storage's bytes begin in the file, and how many they are."""
-        info = self.members.get(f"{self.prefix}data/{key}")
-        if info is None:
-            raise PickleBroken(f"storage {key} is missing from the archive")
-        if key not in self.starts:
-            if info.compress_type != zipfile.ZIP_STORED:
-                raise PickleBroken(f"storage {key} is compressed; save the file again with torch.save")
-            start = info.header_offset + self.local_header(info, key)
-            if start + info.file_size > self.file.size:
-                raise PickleBroken(f"storage {key} ends beyond the file's {self.file.size} bytes")
-            if self.file.read(start + info.file_size, 2) != b"PK":  # what comes next in a zip file, whatever it is
-                raise PickleBroken(f"storage {key} does not end where the archive's directory says")
-            self.starts[key] = start
-        return self.starts[key], info.file_size
-
-    def local_header(self, info: zipfile.ZipInfo, key: str) -> int:
+    def local_header(self, info: zipfile.ZipInfo, called: str) -> int:
         """Length of a record's local header, which must agree with the directory and hold together."""
         try:
             fixed = self.file.read(info.header_offset, 30)
             name, extra = struct.unpack("<HH", fixed[26:30])
             rest = self.file.read(info.header_offset + 30, name + extra)
-        except MergeError as error:
-            raise PickleBroken(f"storage {key} has its header beyond the end of the file") from error
+        except (MergeError, OSError) as error:
+            raise PickleBroken(f"{called} has its header beyond the end of the file") from error
         fields, at = rest[name:], 0
         while at + 4 <= len(fields):
             at += 4 + int.from_bytes(fields[at + 2 : at + 4], "little")
         if fixed[:4] != b"PK\x03\x04" or rest[:name] != info.orig_filename.encode() or at != len(fields):
-            raise PickleBroken(f"storage {key} has a local header that does not fit the archive's directory")
+            raise PickleBroken(f"{called} has a local header that does not fit the archive's directory")
         return 30 + name + extra
-
-
-def _ints(value: Any) -> tuple[int, ...]:
-    if isinstance(value, Opaque):  # torch.Size
-        value = value.args[0]
-    if not isinstance(value, (tuple, list)) or not all(type(item) is int for item in value):
-        raise PickleBroken("a shape or stride that is not made of integers")
-    return tuple(value)
-
-
-def _element(value: Any) -> Element:
-    element = ELEMENTS.get(value.name) if isinstance(value, Global) and value.module == "torch" else None
-    if element is None:
-        raise PickleRefused(f"{value} as a dtype")
-    return element
