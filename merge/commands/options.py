@@ -256,7 +256,9 @@ def inputs_of(
 ) -> tuple[tuple[Input, ...], Input | None]:
     """The checkpoints and their base with names, sections and rules for their tensors' names.
 
-    Raises MergeError where the names given are not as many as the checkpoints, and for a section of no input.
+    A section for all is the file itself for one that holds nothing but a state dict, beside others that have sections:
+    a note says so. Raises MergeError where the names given are not as many as the checkpoints, and for a section of no
+    input.
     """
     from merge.recipe.recipe import Input
 
@@ -274,12 +276,27 @@ def inputs_of(
         else:
             known = ", ".join((*called, *names))
             raise MergeError(f"--section {shown(text)!r} names no input: they are {known}")
+    every = list(zip((*called, *names), paths if base is None else (base, *paths), strict=True))
+    if everywhere != "auto":
+        plain = [name for name, path in every if name not in parts and _is_plain(path)]
+        for name in plain if len(plain) < len(every) else ():
+            typer.echo(f"note: {name} is a state dict without sections: taken whole, not {shown(everywhere)}", err=True)
+            parts[name] = "."
     rules = {name: rules_of(name, (*called, *names), rename or ()) for name in (*called, *names)}
 
-    def made(name: str, path: Path) -> Input:
-        return Input(name, path, parts.get(name, everywhere), rename=rules[name])
+    made = [Input(name, path, parts.get(name, everywhere), rename=rules[name]) for name, path in every]
+    return tuple(made[len(called) :]), made[0] if called else None
 
-    return tuple(map(made, names, paths)), None if base is None else made(called[0], base)
+
+def _is_plain(path: Path) -> bool:
+    """Whether a checkpoint has no sections; what cannot be opened is told of later."""
+    from merge.checkpoint.formats.format import WHOLE
+    from merge.checkpoint.open import find_checkpoint
+
+    try:
+        return list(find_checkpoint(path).content.sections) == [WHOLE]
+    except MergeError:
+        return False
 
 
 def rules_of(name: str, names: Sequence[str], rules: Sequence[str]) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from merge.checkpoint.formats import npz, safetensors, t5x
+from merge.checkpoint.formats import distributed, npz, safetensors, t5x
 from merge.checkpoint.formats.format import Format, Glimpse
 from merge.checkpoint.formats.torch_zip import planner as torch_planner
 from merge.checkpoint.formats.torch_zip import reader as torch_reader
@@ -46,6 +46,14 @@ FORMATS: dict[str, Format] = {
         planner=t5x.plan,
         index="checkpoint",
         extra="t5x",
+    ),
+    "distributed": Format(
+        "torch distributed",
+        (".distcp",),
+        rb"\x80[\x02-\x05]",  # a pickle
+        distributed.read,
+        "only read; names are as before they were distributed; `--section` as for torch files",
+        index=distributed.INDEX,
     ),
 }
 

@@ -150,7 +150,7 @@ def test_no_weights_stay_that_would_keep_the_old_rows(pair: dict[str, Path], tmp
     merged = open_checkpoint(run(recipe, tmp_path / "out.pt", QUICK))
     assert merged.sections == ("extra_state.ema",)
     assert merged.tokens is not None
-    assert len(merged.tokens) == len(merged["encoder.embed_tokens.weight"])
+    assert len(merged.tokens) == len(merged["encoder.adaptor.embed_tokens.weight"])
 
 
 def test_one_dictionary_without_the_others_is_refused(pair: dict[str, Path], tmp_path: Path) -> None:

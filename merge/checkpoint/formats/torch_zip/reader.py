@@ -8,6 +8,7 @@ What was written before torch 1.6 is read by `legacy`.
 
 from __future__ import annotations
 
+import io
 import struct
 import zipfile
 import zlib
@@ -63,19 +64,21 @@ def content_of(path: Path, name: str, tree: Any) -> Content:
 
 
 class Records:
-    """The records of a torch zip file, from `begin` to the end of a file: its pickle, and places by storages' keys.
+    """The records of a torch zip file, or of one inside a file: its pickle, and places by storages' keys.
 
     Raises MergeError naming the file for what is not a whole torch zip file.
     """
 
-    def __init__(self, file: CheckedFile):
-        self.file = file
+    def __init__(self, file: CheckedFile, begin: int = 0, size: int | None = None):
+        self.file, self.begin = file, begin
+        self.size = file.size if size is None else size
         path = file.path
         try:
-            with zipfile.ZipFile(path) as archive:
+            window = file.path if size is None else io.BytesIO(file.read(begin, size))
+            with zipfile.ZipFile(window) as archive:
                 infos = archive.infolist()
         except Exception as error:  # zipfile raises a dozen kinds for broken bytes
-            raise MergeError(f"{path}: not a whole torch zip file of {file.size} bytes: {str(error)[:200]}") from error
+            raise MergeError(f"{path}: not a whole torch zip file of {self.size} bytes: {str(error)[:200]}") from error
         twice = [name for name, count in Counter(info.orig_filename for info in infos).items() if count > 1]
         if twice:
             raise MergeError(f"{path}: has two entries named {twice[0][:80]!r}; programs differ in which one they read")
@@ -94,7 +97,7 @@ class Records:
                 raise MergeError(f"{path}: written on a big-endian machine; save it again on a little-endian one")
             self.pickled = self.content(members[pickles[0]])
         except PickleBroken as error:
-            raise MergeError(f"{path}: not a whole torch zip file of {file.size} bytes: {error}") from error
+            raise MergeError(f"{path}: not a whole torch zip file of {self.size} bytes: {error}") from error
 
     def content(self, info: zipfile.ZipInfo) -> bytes:
         """A record's bytes. Raises PickleBroken for damaged ones."""
@@ -112,7 +115,7 @@ class Records:
                 raise PickleBroken(f"storage {key[:40]} is missing from the archive")
             start = self.start(info, f"storage {key[:40]}")
             self.total += info.file_size
-            if self.total > self.file.size:
+            if self.total > self.size:
                 raise PickleBroken("storages lie over each other")
             self.file.promise(start, info.file_size, info.CRC, info.orig_filename)
             self.places[key] = start, info.file_size
@@ -122,9 +125,9 @@ class Records:
         """Where a record's bytes begin. Raises PickleBroken where header, directory and file do not hold together."""
         if info.compress_type != zipfile.ZIP_STORED:
             raise PickleBroken(f"{name} is compressed; save the file again with torch.save")
-        start = info.header_offset + self.local_header(info, name)
-        if start + info.file_size > self.file.size:
-            raise PickleBroken(f"{name} ends beyond the file's {self.file.size} bytes")
+        start = self.begin + info.header_offset + self.local_header(info, name)
+        if start + info.file_size > self.begin + self.size:
+            raise PickleBroken(f"{name} ends beyond the file's {self.size} bytes")
         if self.file.read(start + info.file_size, 2) != b"PK":  # what comes next in a zip file, whatever it is
             raise PickleBroken(f"{name} does not end where the archive's directory says")
         return start
@@ -132,9 +135,9 @@ class Records:
     def local_header(self, info: zipfile.ZipInfo, called: str) -> int:
         """Length of a record's local header, which must agree with the directory and hold together."""
         try:
-            fixed = self.file.read(info.header_offset, 30)
+            fixed = self.file.read(self.begin + info.header_offset, 30)
             name, extra = struct.unpack("<HH", fixed[26:30])
-            rest = self.file.read(info.header_offset + 30, name + extra)
+            rest = self.file.read(self.begin + info.header_offset + 30, name + extra)
         except (MergeError, OSError) as error:
             raise PickleBroken(f"{called} has its header beyond the end of the file") from error
         fields, at = rest[name:], 0

@@ -101,7 +101,7 @@ class Leaves:
                 "a tensor saved as a conjugate or negative view; save it after resolve_conj().resolve_neg()"
             )
         grad = bool(args[4]) if len(args) > 4 else False
-        return TensorLeaf(self.entry(storage, element, offset, _ints(shape), _ints(stride)), grad)
+        return TensorLeaf(self.entry(storage, element, offset, sizes_in(shape), sizes_in(stride)), grad)
 
     def entry(
         self, reference: Any, element: Element | None, offset: Any, shape: tuple[int, ...], stride: tuple[int, ...]
@@ -141,7 +141,7 @@ class Leaves:
 
 
 def _typed(leaves: Leaves, args: Any) -> TensorLeaf:
-    return leaves.tensor(args, _element(args[6]), args[7:])
+    return leaves.tensor(args, element_named(args[6]), args[7:])
 
 
 def _parameter(leaves: Leaves, args: Any) -> TensorLeaf:
@@ -161,14 +161,14 @@ def _from_array(leaves: Leaves, args: Any) -> TensorLeaf:
     """A tensor of a device that torch stores through numpy."""
     array, dtype, _, grad = args
     entry = array_entry(leaves.file.path, "a tensor of another device", array)
-    if _element(dtype) is not entry.element:
+    if element_named(dtype) is not entry.element:
         raise PickleBroken(f"a tensor of {dtype} stored as {entry.element}; save it again from the CPU")
     return TensorLeaf(entry, bool(grad))
 
 
 def _from_cpu(leaves: Leaves, args: Any) -> TensorLeaf:
     leaf = _inner(args[0])
-    if _element(args[1]) is not leaf.entry.element:
+    if element_named(args[1]) is not leaf.entry.element:
         raise PickleBroken(f"a tensor of {args[1]} stored as {leaf.entry.element}; save it again from the CPU")
     return TensorLeaf(leaf.entry, bool(args[3]))
 
@@ -192,7 +192,8 @@ def _inner(value: Any) -> TensorLeaf:
     return value
 
 
-def _ints(value: Any) -> tuple[int, ...]:
+def sizes_in(value: Any) -> tuple[int, ...]:
+    """Give the integers of a shape or stride. Raises PickleBroken for anything else."""
     if isinstance(value, Opaque):  # torch.Size
         value = value.args[0]
     if not isinstance(value, (tuple, list)) or not all(type(item) is int and item.bit_length() < 64 for item in value):
@@ -202,7 +203,8 @@ def _ints(value: Any) -> tuple[int, ...]:
     return tuple(value)
 
 
-def _element(value: Any) -> Element:
+def element_named(value: Any) -> Element:
+    """Give the type of elements that a name of torch means. Raises PickleRefused for others."""
     element = ELEMENTS.get(value.name) if isinstance(value, Global) and value.module == "torch" else None
     if element is None:
         raise PickleRefused(f"{value} as a dtype")
