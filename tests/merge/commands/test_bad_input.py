@@ -139,7 +139,7 @@ FILES = {
     "text.pt": "",
     "noweights.pt": "no weights found; its entries are epoch, note",
     "list.pt": "holds a list",
-    "two.pt": "has several sections with weights: model, state_dict; choose one, as --section model",
+    "two.pt": "several sections with weights: model (11 tensors), state_dict (11 tensors); choose one, as --section model",
     "evil.pt": "mkdir",
     "evil_old.pt": "",
     "gone": "none-00001-of-00009.safetensors, which is missing",
@@ -175,7 +175,9 @@ def test_bad_files_are_named_by_the_commands_that_look(here: Path, look: str, na
 
 def test_a_section_that_is_not_there(here: Path) -> None:
     outcome = command("interpolate", "two.pt", "two.pt", "--section", "modle", "--ratio", 0.5, "-o", "out.pt")
-    assert_refused(outcome, "two.pt: has no section 'modle' with weights; it has model, state_dict")
+    assert_refused(
+        outcome, "two.pt: has no section 'modle' with weights; it has model (11 tensors), state_dict (11 tensors)"
+    )
 
 
 # -- checkpoints that do not fit -------------------------------------------------------------------------------------

@@ -135,7 +135,6 @@ class Machine:
         if isinstance(target, dict):
             target.update(pairs)
         elif isinstance(target, Opaque):
-            target.items = target.items or {}
             target.items.update(pairs)
         else:
             raise PickleBroken(f"items set on {type(target).__name__}")

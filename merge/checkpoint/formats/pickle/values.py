@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 # What may be named. Everything else is refused, although nothing would run here: a file written again must not carry a
@@ -73,8 +73,8 @@ class Opaque:
     new: bool = False
     state: Any = None
     has_state: bool = False
-    appended: Any = ()  # a list, and a dictionary, once there is something in them
-    items: Any = None
+    appended: Any = ()  # a list once there is something in it
+    items: dict[Any, Any] = field(default_factory=dict[Any, Any])
 
     @property
     def attributes(self) -> dict[str, Any]:

@@ -114,7 +114,7 @@ class _Writer:
         self.save(value.factory)
         self.tuple_(value.args)
         self.out += b"\x81" if value.new else b"R"
-        self.fill(value, value.appended, value.items or {}, (value.state,) if value.has_state else None)
+        self.fill(value, value.appended, value.items, (value.state,) if value.has_state else None)
 
     def persistent(self, value: Persistent) -> None:
         self.save(value.id)
