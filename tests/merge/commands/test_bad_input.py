@@ -139,7 +139,7 @@ FILES = {
     "text.pt": "",
     "noweights.pt": "no weights found; its entries are epoch, note",
     "list.pt": "holds a list",
-    "two.pt": "several sections with weights: model (11 tensors), state_dict (11 tensors); choose one, as --section model",
+    "two.pt": "several sections with weights: model (11 tensors), state_dict (11 tensors)",
     "evil.pt": "mkdir",
     "evil_old.pt": "",
     "gone": "none-00001-of-00009.safetensors, which is missing",
