@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,7 +15,10 @@ if TYPE_CHECKING:
     from experiments.unival.setups import Setup
     from experiments.unival.studies import Choice
 
-WHICH, BASE, RUNNING = "Which cells", "At setup base", "Running"
+RUNNING = "Running"
+which = partial(typer.Option, rich_help_panel="Which cells")
+base = partial(typer.Option, rich_help_panel="At setup base")
+running = partial(typer.Option, rich_help_panel=RUNNING)
 
 # The words are written out: the tables that hold them import torch, and `--help` may not. A test compares them.
 SETUPS = ("pocket", "base")
@@ -31,19 +35,12 @@ DOMAINS = ("shared", "split")
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A study, as `study list` names it.")]
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Where rows are kept; at setup pocket the models too.")]
 Rows = Annotated[Path, typer.Argument(metavar="DIR", help="Folder that holds its rows.jsonl.")]
-Only = Annotated[
-    str | None, typer.Option(metavar="NAME+NAME", help="One mixture, as vqa+caption.", rich_help_panel=WHICH)
-]
+Only = Annotated[str | None, which(metavar="NAME+NAME", help="One mixture, as vqa+caption.")]
 Kinds = Annotated[
-    str | None,
-    typer.Option(
-        metavar="KIND,...",
-        help="Kinds of experts, as vanilla,ratatouille; default: the study's.",
-        rich_help_panel=WHICH,
-    ),
+    str | None, which(metavar="KIND,...", help="Kinds of experts, as vanilla,ratatouille; default: the study's.")
 ]
 Limit = Annotated[int | None, typer.Option(min=1, help="Rows of every split to stop after.")]
-Device = Annotated[str, typer.Option(metavar="DEVICE", help="Where to run: cpu, cuda, ...", rich_help_panel=RUNNING)]
+Device = Annotated[str, running(metavar="DEVICE", help="Where to run: cpu, cuda, ...")]
 
 
 @dataclass(frozen=True)
@@ -53,12 +50,8 @@ class Place:
     setup: Annotated[str, one_of(SETUPS, "--setup", "The embedded world, or published checkpoints and data.")] = (
         "pocket"
     )
-    checkpoints: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder of the published checkpoints.", rich_help_panel=BASE)
-    ] = None
-    data: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder of the published data.", rich_help_panel=BASE)
-    ] = None
+    checkpoints: Annotated[Path | None, base(metavar="DIR", help="Folder of the published checkpoints.")] = None
+    data: Annotated[Path | None, base(metavar="DIR", help="Folder of the published data.")] = None
 
     def at(self, folder: Path) -> Setup:
         """Open the setup of a study in a folder. Raises StudyError where a folder of setup base was not given."""
@@ -77,10 +70,8 @@ class Cells:
     kinds: Kinds = None
     batchnorm: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="POLICY",
-            help="average, from:NAME, recalibrate:mixture, recalibrate:task, or all; may be repeated.",
-            rich_help_panel=WHICH,
+        which(
+            metavar="POLICY", help="average, from:NAME, recalibrate:mixture, recalibrate:task, or all; may be repeated."
         ),
     ] = None
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from experiments.commands.options import OBJECTIVES, SEARCHES, WHICH, Device, Folder, Limit, Name, Only, Place
+from experiments.commands.options import OBJECTIVES, SEARCHES, Device, Folder, Limit, Name, Only, Place, which
 from experiments.errors import StudyError
 from merge.commands import one_of
 
@@ -27,17 +27,15 @@ def search(
     ] = "adaptive",
     budget: Annotated[int, typer.Option(min=1, help="Points to evaluate; those with rows cost nothing.")] = 7,
     objective: Annotated[
-        str,
-        one_of(OBJECTIVES, "--objective", "The mean of merged over expert, or the volume that a point dominates."),
+        str, one_of(OBJECTIVES, "--objective", "The mean of merged over expert, or the volume that a point dominates.")
     ] = "joint",
     split: Annotated[str, typer.Option(metavar="SPLIT", help="To search on: a validation split.")] = "val",
     limit: Limit = None,
-    kind: Annotated[str, typer.Option(metavar="KIND", help="Of the experts.", rich_help_panel=WHICH)] = "vanilla",
+    kind: Annotated[str, which(metavar="KIND", help="Of the experts.")] = "vanilla",
     batchnorm: Annotated[
-        str,
-        typer.Option(metavar="POLICY", help="One policy: average, recalibrate:mixture, ...", rich_help_panel=WHICH),
+        str, which(metavar="POLICY", help="One policy: average, recalibrate:mixture, ...")
     ] = "average",
-    seed: Annotated[int, typer.Option(help="Of the finetunings, and of methods that draw.", rich_help_panel=WHICH)] = 0,
+    seed: Annotated[int, which(help="Of the finetunings, and of methods that draw.")] = 0,
     device: Device = "cpu",
 ) -> None:
     """Search the shares of a study's mixture on its validation split. Stopped, what was evaluated is kept.

@@ -11,7 +11,6 @@ import typer
 from experiments.commands.options import (
     ENGINES,
     RUNNING,
-    WHICH,
     Cells,
     Device,
     Folder,
@@ -20,6 +19,8 @@ from experiments.commands.options import (
     Name,
     Only,
     Place,
+    running,
+    which,
 )
 from experiments.errors import StudyError
 from merge.commands import one_of
@@ -38,13 +39,9 @@ class Engine:
     engine: Annotated[
         str, one_of(ENGINES, "--engine", "Processes of this machine, or a cluster (extra ray).", panel=RUNNING)
     ] = "local"
-    processes: Annotated[
-        int | None,
-        typer.Option(min=1, help="Default: 2 at setup pocket on a CPU, else 1.", rich_help_panel=RUNNING),
-    ] = None
+    processes: Annotated[int | None, running(min=1, help="Default: 2 at setup pocket on a CPU, else 1.")] = None
     ray_address: Annotated[
-        str | None,
-        typer.Option(metavar="ADDRESS", help="Of a running cluster; default: this machine's.", rich_help_panel=RUNNING),
+        str | None, running(metavar="ADDRESS", help="Of a running cluster; default: this machine's.")
     ] = None
 
     def workers(self, setup: str) -> int:
@@ -74,14 +71,10 @@ def run(
     train: Annotated[bool, typer.Option("--train", help="Finetune missing experts first (pocket).")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done and what is missing.")] = False,
     save: Annotated[
-        str | None,
-        one_of(("best",), "--save", "Write the best point's weights into DIR/best; needs --split val."),
+        str | None, one_of(("best",), "--save", "Write the best point's weights into DIR/best; needs --split val.")
     ] = None,
     seed: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="N,...", help="Seeds of the finetunings: 0, or 0,1,2; may be repeated.", rich_help_panel=WHICH
-        ),
+        list[str] | None, which(metavar="N,...", help="Seeds of the finetunings: 0, or 0,1,2; may be repeated.")
     ] = None,
 ) -> None:
     """Evaluate the cells of a study that have no row in DIR/rows.jsonl yet. Stopped, the same command goes on.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,6 +21,7 @@ from unival_core.commands.options import (
     Overwrite,
     TaskName,
     Workers,
+    running,
 )
 from unival_core.errors import UnivalError
 
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
     from unival_core.vocabulary import Tokenizer
 
 SHOWN = 5  # rows left out that are printed
-FILES = "Columns and media of the file"
+of_file = partial(typer.Option, rich_help_panel="Columns and media of the file")
 
 
 @dataclass(frozen=True)
@@ -42,12 +44,10 @@ class Reading:
         Path | None, typer.Option(help="The answers allowed: .txt, .json, .pkl, or a training file .tsv.")
     ] = None
     selected_cols: Annotated[
-        str | None,
-        typer.Option(metavar="N,N,...", help="Columns of the file; default: the task's.", rich_help_panel=FILES),
+        str | None, of_file(metavar="N,N,...", help="Columns of the file; default: the task's.")
     ] = None
     media: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Folder of media given by path; default: the file's.", rich_help_panel=FILES),
+        Path | None, of_file(metavar="DIR", help="Folder of media given by path; default: the file's.")
     ] = None
 
     @property
@@ -104,7 +104,7 @@ def evaluate(
     metrics: Annotated[
         str | None, typer.Option(metavar="NAMES", help="Metrics joined by commas; default: the task's.")
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Rows answered at once.", rich_help_panel=RUNNING)] = 16,
+    batch_size: Annotated[int, running(min=1, help="Rows answered at once.")] = 16,
     amp: Annotated[str | None, one_of(PRECISIONS[1:], "--amp", "Mixed precision.", panel=RUNNING)] = None,
     workers: Workers = 2,
     overwrite: Overwrite = False,

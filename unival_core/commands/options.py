@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,7 +16,10 @@ if TYPE_CHECKING:
     from unival_core.model import UnivalModel
     from unival_core.vocabulary import Tokenizer
 
-ASKING, MODEL, RUNNING = "How the task is asked", "Model", "Running"
+RUNNING = "Running"
+asking = partial(typer.Option, rich_help_panel="How the task is asked")
+reading = partial(typer.Option, rich_help_panel="Model")
+running = partial(typer.Option, rich_help_panel=RUNNING)
 
 # The words are written out: the tables that hold them import torch, and `--help` may not. A test compares them. Tasks
 # are named after their files.
@@ -37,20 +41,12 @@ TaskName = Annotated[
 ]
 Checkpoint = Annotated[Path, typer.Option(help="Model file or folder.")]
 Bpe = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="DIR", help="Folder with the published encoder.json, vocab.bpe, dict.txt.", rich_help_panel=MODEL
-    ),
+    Path | None, reading(metavar="DIR", help="Folder with the published encoder.json, vocab.bpe, dict.txt.")
 ]
-Section = Annotated[
-    str,
-    typer.Option(
-        metavar="PATH", help="Part of a training file to use, as `inspect` lists them.", rich_help_panel=MODEL
-    ),
-]
-Device = Annotated[str, typer.Option(metavar="DEVICE", help="Where to run: cpu, cuda, ...", rich_help_panel=RUNNING)]
-Workers = Annotated[int, typer.Option(min=0, help="Threads that read and decode media ahead.", rich_help_panel=RUNNING)]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.", rich_help_panel=RUNNING)]
+Section = Annotated[str, reading(metavar="PATH", help="Part of a training file to use, as `inspect` lists them.")]
+Device = Annotated[str, running(metavar="DEVICE", help="Where to run: cpu, cuda, ...")]
+Workers = Annotated[int, running(min=0, help="Threads that read and decode media ahead.")]
+Overwrite = Annotated[bool, running("--overwrite", help="Replace an existing output.")]
 
 
 @dataclass(frozen=True)
@@ -80,20 +76,10 @@ class Loading:
 class Asking:
     """Options that replace what a task says of its media and of the search for answers."""
 
-    beam: Annotated[
-        int | None,
-        typer.Option(min=1, help="Hypotheses to search with; default: the task's.", rich_help_panel=ASKING),
-    ] = None
-    side: Annotated[
-        int | None,
-        typer.Option(min=1, help="Pixels along the side of an image; default: the task's.", rich_help_panel=ASKING),
-    ] = None
-    frames: Annotated[
-        int | None, typer.Option(min=1, help="Frames to look at; default: the task's.", rich_help_panel=ASKING)
-    ] = None
-    resample: Annotated[
-        bool, typer.Option("--resample", help="Resample audio of another rate.", rich_help_panel=ASKING)
-    ] = False
+    beam: Annotated[int | None, asking(min=1, help="Hypotheses to search with; default: the task's.")] = None
+    side: Annotated[int | None, asking(min=1, help="Pixels along the side of an image; default: the task's.")] = None
+    frames: Annotated[int | None, asking(min=1, help="Frames to look at; default: the task's.")] = None
+    resample: Annotated[bool, asking("--resample", help="Resample audio of another rate.")] = False
 
     def of(self, task: Task) -> Task:
         """Replace a task's own beam, side and frames where others were given."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,15 +15,17 @@ from unival_core.commands.options import (
     GROUPS,
     PRECISIONS,
     REWARDS,
-    RUNNING,
     SETUPS,
     Bpe,
     Section,
     TaskName,
     Workers,
+    running,
 )
 
-LENGTH, MEMORY, VALIDATION = "Instead of the recipe", "Memory and precision", "Validation"
+LENGTH, MEMORY = "Instead of the recipe", "Memory and precision"
+instead, memory = (partial(typer.Option, rich_help_panel=title) for title in (LENGTH, MEMORY))
+validation = partial(typer.Option, rich_help_panel="Validation")
 
 
 @dataclass(frozen=True)
@@ -33,8 +36,7 @@ class Run:
         Path, typer.Option(metavar="DIR", help="Folder with <task>/<split>.tsv, as `world make` writes it.")
     ]
     output: Annotated[
-        Path,
-        typer.Option("--output", "-o", metavar="DIR", help="Folder of the run; a stopped run goes on in it."),
+        Path, typer.Option("--output", "-o", metavar="DIR", help="Folder of the run; a stopped run goes on in it.")
     ]
     answers: Annotated[Path | None, typer.Option(help="Allowed answers: .txt, .json (world.json), .pkl or .tsv.")] = (
         None
@@ -43,45 +45,23 @@ class Run:
         str | None,
         one_of(SETUPS, "--setup", "Whose recipe, the published one or pocket's; default: by the vocabulary."),
     ] = None
-    lr: Annotated[float | None, typer.Option(help="Highest learning rate.", rich_help_panel=LENGTH)] = None
-    updates: Annotated[int | None, typer.Option(min=1, help="Updates of the optimiser.", rich_help_panel=LENGTH)] = None
-    batch: Annotated[
-        int | None,
-        typer.Option(min=1, help="Samples of an update in all processes together.", rich_help_panel=LENGTH),
-    ] = None
+    lr: Annotated[float | None, instead(help="Highest learning rate.")] = None
+    updates: Annotated[int | None, instead(min=1, help="Updates of the optimiser.")] = None
+    batch: Annotated[int | None, instead(min=1, help="Samples of an update in all processes together.")] = None
     precision: Annotated[str | None, one_of(PRECISIONS, "--precision", "Of the arithmetic.", panel=MEMORY)] = None
-    accumulate: Annotated[
-        int | None,
-        typer.Option(min=1, help="Parts that the batch is computed in, to save memory.", rich_help_panel=MEMORY),
-    ] = None
-    recompute: Annotated[
-        bool, typer.Option("--recompute", help="Compute layers twice, to save memory.", rich_help_panel=MEMORY)
-    ] = False
+    accumulate: Annotated[int | None, memory(min=1, help="Parts that the batch is computed in, to save memory.")] = None
+    recompute: Annotated[bool, memory("--recompute", help="Compute layers twice, to save memory.")] = False
     bpe: Bpe = None
     section: Section = "auto"
     device: Annotated[
-        str,
-        typer.Option(
-            metavar="DEVICE",
-            help="cpu or cuda; with torchrun every process takes its own GPU.",
-            rich_help_panel=RUNNING,
-        ),
+        str, running(metavar="DEVICE", help="cpu or cuda; with torchrun every process takes its own GPU.")
     ] = "cpu"
-    seed: Annotated[int, typer.Option(min=0, help="Of everything random.", rich_help_panel=RUNNING)] = 0
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of a process.", rich_help_panel=RUNNING)] = (
-        None
-    )
+    seed: Annotated[int, running(min=0, help="Of everything random.")] = 0
+    threads: Annotated[int | None, running(min=1, help="CPU threads of a process.")] = None
     workers: Workers = 2
-    save_every: Annotated[
-        int | None,
-        typer.Option(min=0, help="Updates between places to resume at (0: none).", rich_help_panel=RUNNING),
-    ] = None
-    tensorboard: Annotated[
-        bool, typer.Option("--tensorboard", help="Write the metrics for TensorBoard too.", rich_help_panel=RUNNING)
-    ] = False
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace another run in the folder.", rich_help_panel=RUNNING)
-    ] = False
+    save_every: Annotated[int | None, running(min=0, help="Updates between places to resume at (0: none).")] = None
+    tensorboard: Annotated[bool, running("--tensorboard", help="Write the metrics for TensorBoard too.")] = False
+    overwrite: Annotated[bool, running("--overwrite", help="Replace another run in the folder.")] = False
 
     def given(self) -> dict[str, Any]:
         """Return the training options among these, by the names of `TrainOptions`."""
@@ -98,7 +78,7 @@ def train(
     init: Annotated[Path, typer.Option(help="Checkpoint to start from.")],
     run: Run,
     split: Annotated[str, typer.Option(metavar="SPLIT", help="Split to train on.")] = "train",
-    epochs: Annotated[float | None, typer.Option(help="Passes over the data.", rich_help_panel=LENGTH)] = None,
+    epochs: Annotated[float | None, instead(help="Passes over the data.")] = None,
     group: Annotated[str | None, one_of(GROUPS, "--group", "Parameters that are trained.", panel=LENGTH)] = None,
     batchnorm: Annotated[
         str | None, one_of(BATCHNORMS, "--batchnorm", "What happens to the statistics.", panel=LENGTH)
@@ -106,16 +86,9 @@ def train(
     reward: Annotated[
         str | None, one_of(REWARDS, "--reward", "Self-critical training for boxes of this size.", panel=LENGTH)
     ] = None,
-    val_split: Annotated[
-        str,
-        typer.Option(metavar="SPLIT", help="Chooses the best weights; '' for none.", rich_help_panel=VALIDATION),
-    ] = "val",
-    val_rows: Annotated[
-        int, typer.Option(min=1, help="Rows of it that are evaluated.", rich_help_panel=VALIDATION)
-    ] = 500,
-    validate_every: Annotated[
-        int | None, typer.Option(min=0, help="Updates between validations.", rich_help_panel=VALIDATION)
-    ] = None,
+    val_split: Annotated[str, validation(metavar="SPLIT", help="Chooses the best weights; '' for none.")] = "val",
+    val_rows: Annotated[int, validation(min=1, help="Rows of it that are evaluated.")] = 500,
+    validate_every: Annotated[int | None, validation(min=0, help="Updates between validations.")] = None,
 ) -> None:
     """Finetune a checkpoint on one task, by its recipe.
 

@@ -2,17 +2,8 @@
 
 from functools import partial
 
-from unival_core.metrics.accuracy import (
-    COCO_AREAS,
-    SIZES,
-    box_accuracy,
-    box_iou,
-    code_accuracy,
-    exact_match,
-    vqa_accuracy,
-)
+from unival_core.metrics.accuracy import COCO_AREAS, box_accuracy, box_iou, code_accuracy, exact_match, vqa_accuracy
 from unival_core.metrics.captions import (
-    DocumentFrequencies,
     bleu,
     cider_d,
     document_frequencies,
@@ -20,16 +11,9 @@ from unival_core.metrics.captions import (
     rouge_l,
     save_frequencies,
 )
-from unival_core.metrics.intervals import (
-    Interval,
-    bootstrap_interval,
-    is_binary,
-    score_interval,
-    wilson_interval,
-)
+from unival_core.metrics.intervals import Interval, bootstrap_interval, is_binary, score_interval, wilson_interval
 from unival_core.metrics.meteor import meteor
 from unival_core.metrics.scores import Metric, Scores
-from unival_core.metrics.tokens import TOKENIZERS
 
 _OTHER = "× 100"  # the unit of scores that are no share of anything
 METRICS: dict[str, Metric] = {
@@ -50,8 +34,6 @@ METRICS: dict[str, Metric] = {
 }
 
 __all__ = [
-    "COCO_AREAS", "METRICS", "SIZES", "TOKENIZERS", "DocumentFrequencies", "Interval", "Metric", "Scores",
-    "bleu", "bootstrap_interval", "box_accuracy", "box_iou", "cider_d", "code_accuracy", "document_frequencies",
-    "exact_match", "is_binary", "load_frequencies", "meteor", "rouge_l", "save_frequencies",
-    "score_interval", "vqa_accuracy", "wilson_interval",
+    "COCO_AREAS", "METRICS", "Interval", "Metric", "Scores", "bootstrap_interval", "box_iou", "document_frequencies",
+    "is_binary", "load_frequencies", "save_frequencies", "score_interval", "wilson_interval",
 ]  # fmt: skip

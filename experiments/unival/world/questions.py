@@ -5,7 +5,7 @@ and maybe) comes once with each of them, about different images. Every function 
 the pool has no image to show.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,26 +82,25 @@ def harder(rng: np.random.Generator, mask: np.ndarray, near: np.ndarray, share: 
 
 def ask_colour(rng: np.random.Generator, pool: Pool) -> list[Ask]:
     """Ask 'what colour is the three?', sometimes of the digit at a place."""
-    digit, colour = pool.pair(rng)
-    if rng.random() < 0.25:
-        place = int(rng.integers(len(PLACES)))
-        text, mask = f"what colour is the digit {at(place)}?", pool.colour_place[:, colour] == place
-    else:
-        text = pick(rng, ("what colour is the {}?", "which colour has the {}?")).format(DIGITS[digit])
-        mask = pool.colour_of[:, digit] == colour
-    return ask_one(rng, "colour", text, COLOURS[colour], mask)
+    texts = ("what colour is the {}?", "which colour has the {}?")
+    return ask_half(rng, pool, "colour", "what colour is the digit {}?", texts)
 
 
 def ask_digit(rng: np.random.Generator, pool: Pool) -> list[Ask]:
     """Ask 'which digit is red?', sometimes of the digit at a place."""
+    return ask_half(rng, pool, "digit", "which digit is {}?", ("which digit is {}?", "what is the {} digit?"))
+
+
+def ask_half(rng: np.random.Generator, pool: Pool, kind: str, at_place: str, texts: Sequence[str]) -> list[Ask]:
+    """Ask for one half of a pair, its colour or its digit, by the other half or by its place."""
     digit, colour = pool.pair(rng)
+    known, answer, places = DIGITS[digit], COLOURS[colour], pool.colour_place[:, colour]
+    if kind == "digit":
+        known, answer, places = answer, known, pool.place_of[:, digit]
     if rng.random() < 0.25:
         place = int(rng.integers(len(PLACES)))
-        text, mask = f"which digit is {at(place)}?", pool.place_of[:, digit] == place
-    else:
-        text = pick(rng, ("which digit is {}?", "what is the {} digit?")).format(COLOURS[colour])
-        mask = pool.colour_of[:, digit] == colour
-    return ask_one(rng, "digit", text, DIGITS[digit], mask)
+        return ask_one(rng, kind, at_place.format(at(place)), answer, places == place)
+    return ask_one(rng, kind, pick(rng, texts).format(known), answer, pool.colour_of[:, digit] == colour)
 
 
 def ask_place(rng: np.random.Generator, pool: Pool) -> list[Ask]:

@@ -51,7 +51,7 @@ def test_meteor_equals_the_golden_scores_or_says_why_not():
 @pytest.mark.parametrize("tokenizer", ["ptb", "plain"])
 def test_tokens_equal_the_golden_tokens(tokenizer):
     golden = GOLDEN["tokens"][GOLDEN_TOKENS[tokenizer]]
-    split = metrics.TOKENIZERS[tokenizer]
+    split = tokens.TOKENIZERS[tokenizer]
     for item in GOLDEN["items"]:
         expected = golden["hyp"][item["id"]] + golden["refs"][item["id"]]
         assert [split(text) for text in (item["hyp"], *item["refs"])] == [text.split() for text in expected]
@@ -76,7 +76,7 @@ def test_tokens_equal_the_golden_tokens(tokenizer):
     ],
 )
 def test_ptb_tokens_beyond_the_golden_captions(text, expected):
-    assert metrics.TOKENIZERS["ptb"](text) == expected.split()
+    assert tokens.TOKENIZERS["ptb"](text) == expected.split()
 
 
 def test_cider_depends_on_the_documents():
@@ -169,7 +169,7 @@ def test_box_accuracy_thresholds_and_misses():
 def test_box_accuracy_by_size():
     answers = [[0, 0, 31, 32], [0, 0, 32, 32], [0, 0, 96, 95], [0, 0, 96, 96], [0, 0, 200, 200]]
     right = [answers[0], answers[1], answers[0], answers[3], answers[0]]
-    found = {size: METRICS[f"Acc@0.5 {size}"](right, answers) for size in metrics.SIZES}
+    found = {size: METRICS[f"Acc@0.5 {size}"](right, answers) for size in accuracy.SIZES}
     assert {size: scores.per_example.tolist() for size, scores in found.items()} == {
         "small": [1],
         "medium": [1, 0],
