@@ -9,7 +9,7 @@ import contextlib
 import os
 import shutil
 import zlib
-from collections.abc import Generator, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -204,8 +204,13 @@ class Writer:
 
     def write(self, names: Sequence[Hashable], offset: int, data: memoryview) -> None:
         """Write bytes of a tensor, `offset` into it, under all its names. Blocks of a tensor come in order."""
-        places = dict.fromkeys(place for name in names for place in self._places.get(name, ()))
+        places: Iterable[tuple[int, int]] = self._places.get(names[0], ())
+        if len(names) > 1:
+            places = dict.fromkeys(place for name in names for place in self._places.get(name, ()))
         for number, start in () if _is_zero(data) else places:  # new files read as zeros: a hole takes no disk
+            if number in self._descriptors:
+                _write_at(self._descriptors[number], data, start + offset)
+                continue
             with self._opened(number) as descriptor:
                 _write_at(descriptor, data, start + offset)
         for number in self._sealed:

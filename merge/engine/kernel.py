@@ -16,11 +16,12 @@ from torch import Tensor
 from merge.errors import MergeError
 from merge.methods import Method
 from merge.plan.checks import leave
-from merge.plan.policy import Policy, dtype_named
+from merge.plan.policy import Policy
 from merge.plan.rows import aligned, assembled
 from merge.plan.units import Unit
 
 HALVES = (torch.float16, torch.bfloat16)
+_WIDE = (torch.float64, torch.complex128)
 
 
 def merged(
@@ -45,7 +46,8 @@ def merged(
         else:
             worked = worked or to_compute(unit, parts, method, policy)
             result = method.function(worked, name=unit.name, **parameters)
-            result = (torch.view_as_complex(result) if unit.dtype.is_complex else result).to(unit.dtype)
+            result = torch.view_as_complex(result) if unit.element.is_complex else result
+            result = result if result.dtype == unit.dtype else result.to(unit.dtype)
         yield assembled(tensors, unit.assembly, result, unit.shape)
 
 
@@ -93,13 +95,15 @@ def to_compute(unit: Unit, tensors: Sequence[Tensor], method: Method, policy: Po
         if not method.elementwise:
             raise MergeError(f"{unit.name} is complex: this method has no meaning for it; {leave(unit.name)}")
         tensors = [torch.view_as_real(tensor.resolve_conj()) for tensor in tensors]
-    return [tensor.to(dtype) for tensor in tensors]
+    return [tensor if tensor.dtype == dtype else tensor.to(dtype) for tensor in tensors]
 
 
 def computing_dtype(tensors: Sequence[Tensor], policy: Policy) -> torch.dtype:
     """Give the dtype of the arithmetic: the policy's, or float64 where a tensor has it already."""
-    wide = any(tensor.dtype in (torch.float64, torch.complex128) for tensor in tensors)
-    return torch.float64 if wide else dtype_named(policy.compute_dtype).dtype
+    for tensor in tensors:
+        if tensor.dtype in _WIDE:
+            return torch.float64
+    return torch.float64 if policy.compute_dtype == "float64" else torch.float32
 
 
 def nonfinite(result: Tensor) -> int:

@@ -156,24 +156,24 @@ def work(job: _Pass) -> None:
         while unit := job.next_unit():
             whole = (unit.kind == "merge" and not method.elementwise) or unit.assembly is not None
             readers = [job.readers(index, unit.names, whole, buffers) for index in range(len(job.sources))]
-            used = [next(reader for reader in readers[index] if unit.name in reader.names) for index in unit.sources]
+            used = [_reader_of(unit.name, readers[index]) for index in unit.sources]
             distinct = list(dict.fromkeys(used))  # what an expert lacks is the base's: one reader, one turn
             points = [output.target.parameters.get(unit.name, {}) for output in outputs]
             hashes = [output.digest.start() for output in outputs]
-            device = "cpu" if unit.kind == "copy" else options.device
+            away = options.device != "cpu" and unit.kind != "copy"
             floating = (unit.element.is_floating_point or unit.element.is_complex) and unit.element.bits >= 8
             numel = math.prod(unit.shape)
             for start in range(0, numel, max(numel, 1) if whole else BLOCK):
                 if job.stop:
                     return
                 if whole:
-                    read = {reader: reader.block(reader.entry.numel).view(reader.entry.shape) for reader in distinct}
+                    read = {reader: reader.block(reader.numel).view(reader.entry.shape) for reader in distinct}
                 else:
                     read = {reader: reader.block(min(start + BLOCK, numel)) for reader in distinct}
-                tensors = [read[reader].to(device) for reader in used]
+                tensors = [read[reader].to(options.device) if away else read[reader] for reader in used]
                 results = merged(unit, tensors, method, points, recipe.policy)
                 for output, content, result in zip(outputs, hashes, results, strict=True):
-                    result = result.cpu()
+                    result = result.cpu() if away else result
                     if floating and (count := nonfinite(result)):
                         had = sum(map(nonfinite, tensors)) if options.carry_nonfinite else 0
                         output.note_nonfinite(unit.name, count, count - had)
@@ -183,8 +183,9 @@ def work(job: _Pass) -> None:
             for index, mine in enumerate(readers):
                 job.note_digests(index, mine)
             for output, content in zip(outputs, hashes, strict=True):
+                digest = content.hexdigest()
                 for name in unit.names:
-                    output.digest.add(name, unit.element, unit.shape, content.hexdigest())
+                    output.digest.add(name, unit.element, unit.shape, digest)
     except BaseException:
         job.stop = True
         raise
@@ -245,25 +246,25 @@ class _Pass:
 
     def readers(self, index: int, names: Sequence[str], whole: bool, buffers: _Buffers) -> list[_Reader]:
         """Give a reader for every stored tensor that input `index` has under these names; tied names share one."""
-        entries, found = self.sources[index], dict[Hashable, _Reader]()
-        for name in names:
-            if name in entries:
-                entry = entries[name]
-                key = name if entry.tie is None else entry.tie
-                if key not in found:
-                    found[key] = _Reader(entry, whole, buffers, index, self._digests[index].start())
-                found[key].names.append(name)
-        return list(found.values())
+        entries, digest = self.sources[index], self._digests[index]
+        here = [name for name in names if name in entries]
+        if len(here) == 1:
+            return [_Reader(entries[here[0]], here, whole, buffers, index, digest.start())]
+        found: dict[Hashable, list[str]] = {}
+        for name in here:
+            tie = entries[name].tie
+            found.setdefault(name if tie is None else tie, []).append(name)
+        return [_Reader(entries[tied[0]], tied, whole, buffers, index, digest.start()) for tied in found.values()]
 
     def note_digests(self, index: int, readers: Sequence[_Reader]) -> None:
         """Note the digests of tensors of input `index`, reading first what nobody needed."""
+        digest, stored, progress = self._digests[index], self._stored[index], self.plan.options.progress
         for reader in readers:
-            content = reader.finish()
-            for name in reader.names:
-                stored = self._stored[index].get(name, name)  # a digest is the file's, whatever it is merged as
-                self._digests[index].add(stored, reader.entry.element, reader.entry.shape, content)
-            if self.plan.options.progress:
-                self.plan.options.progress(reader.entry.nbytes)
+            content, entry = reader.finish(), reader.entry
+            for name in reader.names:  # a digest is the file's, whatever it is merged as
+                digest.add(stored.get(name, name), entry.element, entry.shape, content)
+            if progress:
+                progress(entry.nbytes)
 
     def finish(self) -> list[str]:
         """Read the tensors that no unit has; give the digest of every input, over all its tensors."""
@@ -283,22 +284,23 @@ class _Buffers:
 
     def get(self, index: int, size: int = BLOCK * WIDEST) -> tuple[Tensor, memoryview]:
         """Give memory of at least `size` bytes for one input: fresh pages cost more than the read into them."""
+        if index < len(self._all) and len(self._all[index][1]) >= size:
+            return self._all[index]
         import torch
 
         while index >= len(self._all):
             self._all.append((torch.empty(0, dtype=torch.uint8), memoryview(b"")))
-        if self._all[index][0].numel() < size:
-            buffer = torch.empty(size, dtype=torch.uint8)
-            self._all[index] = (buffer, buffer.numpy().data)
+        buffer = torch.empty(size, dtype=torch.uint8)
+        self._all[index] = (buffer, buffer.numpy().data)
         return self._all[index]
 
 
 class _Reader:
-    """One stored tensor, read front to back in blocks and hashed on the way."""
+    """One stored tensor with its names, read front to back in blocks and hashed on the way."""
 
-    def __init__(self, entry: TensorEntry, whole: bool, buffers: _Buffers, index: int, content: Any):
-        self.entry, self.content, self.at = entry, content, 0
-        self.names: list[str] = []
+    def __init__(self, entry: TensorEntry, names: list[str], whole: bool, buffers: _Buffers, index: int, content: Any):
+        self.entry, self.names, self.content, self.at = entry, names, content, 0
+        self.numel = entry.numel
         self.flat: Tensor | None = None
         if entry.stride is not None:
             self.flat = entry.tensor().contiguous().reshape(-1)
@@ -320,9 +322,13 @@ class _Reader:
 
     def finish(self) -> str:
         """Read what is left, for the digest alone; give the digest in hex."""
-        while self.at < self.entry.numel:
-            self.block(min(self.at + BLOCK, self.entry.numel))
+        while self.at < self.numel:
+            self.block(min(self.at + BLOCK, self.numel))
         return self.content.hexdigest()
+
+
+def _reader_of(name: str, readers: Sequence[_Reader]) -> _Reader:
+    return readers[0] if len(readers) == 1 else next(reader for reader in readers if name in reader.names)
 
 
 def _refuse_changed(recipe: Recipe, digests: Sequence[str]) -> None:

@@ -273,7 +273,11 @@ def raw_bytes(value: Tensor) -> memoryview:
     """Give a tensor's row-major bytes; no copy where it is contiguous."""
     import torch
 
-    return value.resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8).numpy().data
+    if value.is_conj() or value.is_neg():
+        value = value.resolve_conj().resolve_neg()
+    if value.dim() != 1 or not value.is_contiguous():
+        value = value.contiguous().reshape(-1)
+    return value.view(torch.uint8).numpy().data
 
 
 def check_shape(shape: tuple[int, ...], element: Element) -> str:
