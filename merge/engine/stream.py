@@ -117,8 +117,10 @@ def stream(plan: Plan, partials: Sequence[Path]) -> list[dict[str, Any]]:
             outputs.append(_Output(target, Writer(target.layout, partial), Digest(options.digest)))
         job = _Pass(plan, outputs)
         cores = os.cpu_count() or 1
-        # With one output most time goes into the kernel's copies: a worker on every core costs more than it saves.
-        count = options.threads or min(4, cores if len(outputs) > 1 else max(1, cores // 2))
+        # With one output most time goes into the kernel's copies: a worker on every core costs more than it saves. The
+        # checksums of zip files take as long as all else together.
+        many = len(outputs) > 1 or _has_checksums(plan)
+        count = options.threads or min(4, cores if many else max(1, cores // 2))
         count = min(count, 1 + sum(unit.nbytes for unit in plan.units) // WORTH_A_THREAD)
         with ThreadPoolExecutor(count) as pool:
             workers = [pool.submit(work, job) for _ in range(count)]
@@ -140,6 +142,11 @@ def stream(plan: Plan, partials: Sequence[Path]) -> list[dict[str, Any]]:
         for output in outputs:
             output.writer.release()
     return [record(item.target, plan, digests, item.digest.text(), item.nonfinite) for item in outputs]
+
+
+def _has_checksums(plan: Plan) -> bool:
+    closed = any(file.closing for target in plan.targets for file in target.layout.files)
+    return closed or any(checkpoint.format.checksums for checkpoint in plan.checkpoints)
 
 
 def work(job: _Pass) -> None:

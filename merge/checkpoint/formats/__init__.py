@@ -27,6 +27,7 @@ FORMATS: dict[str, Format] = {
         "names are its own; `--section` for training files; tied tensors stay one",
         planner=torch_planner.plan,
         keeps_ties=True,
+        checksums=True,
         inside=rb"/data\.pkl",
     ),
     "npz": Format(
@@ -36,6 +37,7 @@ FORMATS: dict[str, Format] = {
         npz.read,
         "names are members and keys joined with dots; tied tensors are written twice; lacks bfloat16 and float8",
         planner=npz.plan,
+        checksums=True,
     ),
     "t5x": Format(
         "T5X",

@@ -159,6 +159,7 @@ class Format:
             the format is written so; the files' names begin with the stem.
         index: for a format that is a folder: the file in it that has the signature.
         keeps_ties: tied tensors are written once.
+        checksums: files have checksums of their tensors, which reading and writing compute.
         extra: the extra of this package that the reader or the planner needs.
     """
 
@@ -171,6 +172,7 @@ class Format:
     folder_planner: Callable[[Specs, Mapping[str, str] | None, int, str], Layout] | None = None
     index: str = ""
     keeps_ties: bool = False
+    checksums: bool = False
     extra: str = ""
     inside: bytes = b""
 
