@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from merge.checkpoint.formats.elements import Element
 from merge.checkpoint.formats.tensors import Spec, TensorEntry
 from merge.plan.findings.sidecars import Sidecars, sidecars_of
 from merge.plan.policy import Origin, Policy
@@ -38,20 +39,42 @@ class Facts:
     decided: Mapping[str, Origin] = field(default_factory=dict[str, Origin])
 
     @functools.cached_property
+    def same_names(self) -> bool:
+        """Whether all have the same names."""
+        return all(spec.keys() == self.specs[0].keys() for spec in self.specs[1:])
+
+    @functools.cached_property
+    def text(self) -> str:
+        """All names, one a line: what is not in it is in no name, and no name has to be looked at."""
+        return "\n".join(name for spec in self.specs[: 1 if self.same_names else None] for name in spec)
+
+    @functools.cached_property
+    def elements(self) -> set[Element]:
+        """The dtypes that there are."""
+        return {item.element for spec in self.specs for item in spec.values()}
+
+    def holds(self, *parts: str) -> bool:
+        """Whether some name has one of these parts."""
+        return any(part in self.text for part in parts)
+
+    @functools.cached_property
     def wanted(self) -> list[str]:
         """Names that no rule gives to one input alone."""
-        return [
-            name for name in dict.fromkeys(name for spec in self.specs for name in spec) if name not in self.decided
-        ]
+        names = self.specs[0] if self.same_names else dict.fromkeys(name for spec in self.specs for name in spec)
+        return [name for name in names if name not in self.decided]
 
     @functools.cached_property
     def common(self) -> list[str]:
         """Wanted names that all have."""
+        if self.same_names:
+            return self.wanted
         return [name for name in self.wanted if all(name in spec for spec in self.specs)]
 
     @functools.cached_property
     def merged(self) -> list[str]:
         """Wanted names that a merge computes: those that at least two have."""
+        if self.same_names and len(self.specs) > 1:
+            return self.wanted
         return [name for name in self.wanted if sum(name in spec for spec in self.specs) > 1]
 
     @property

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 # Tables of positions and buckets that a module keeps as a buffer; `model.half()` makes floats of some.
 INDEX = re.compile(r"(.*_)?(ids|idx|index|indices|bucket|buckets)")
+ENDS = ("ids", "idx", "index", "indices", "bucket", "buckets")
 LARGEST = 1 << 22  # elements of a table that is looked at: 2,048 positions by 2,048
 NEAR = 0.0625  # of a whole number: a third of a shared table, summed up in half precision, is not further off
 # Codebooks that training moves by gradients; those with moving sums are never merged (`policy.origins`).
@@ -38,7 +39,7 @@ def index_origins(
     With `everywhere` only those that all inputs have.
     """
     found: dict[str, Origin] = {}
-    for name in dict.fromkeys(name for spec in described for name in spec):
+    for name in dict.fromkeys(name for spec in described for name in spec if name.endswith(ENDS)):
         if name not in decided and INDEX.fullmatch(name.rpartition(".")[2]):
             holders = [place for place, spec in enumerate(described) if name in spec]
             if len(holders) > 1 and (not everywhere or len(holders) == len(described)):
@@ -89,7 +90,7 @@ def _elements(shape: Sequence[int]) -> int:
 def indices_differ(facts: Facts) -> Iterator[Seen]:
     """Indices stored as floats that differ: their average points to places that nobody meant."""
     found: list[str] = []
-    for name in facts.merged if facts.inputs else ():
+    for name in facts.merged if facts.inputs and facts.holds(*ENDS) else ():
         if INDEX.fullmatch(name.rpartition(".")[2]) and is_index(name, facts.inputs, facts.specs):
             holders = [source for source, spec in zip(facts.inputs, facts.specs, strict=True) if name in spec]
             if equal_indices(name, holders) is None:
@@ -110,6 +111,8 @@ def _equal(name: str, facts: Facts) -> bool:
 
 def codebooks(facts: Facts) -> Iterator[Seen]:
     """Codebooks that are merged code by code."""
+    if not facts.holds("quantize", "codebook", "vq"):
+        return
     found = [name for name in facts.merged if CODEBOOK.fullmatch(name) and not _equal(name, facts)]
     if found:
         text = f"codebooks differ and are merged code by code: {listed(found)}"

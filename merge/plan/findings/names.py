@@ -19,7 +19,21 @@ OTHER = re.compile(
     r"boft_[RSs]|vera_(?:A|B|lambda_[bd])|fourierft_spectrum|hra_u|bone_|randlora_\w+|road_(?:theta|alpha)|"
     r"prompt_embeddings|adaption_(?:prompt|gate)|lora_linear_layer\.(?:up|down))(?:\.|$)"
 )
-ALPHA = (".alpha", ".dora_scale")
+HINTS = (
+    "lora",
+    "hada_",
+    "lokr_",
+    "ia3_l",
+    "dora_",
+    "oft_",
+    "vera_",
+    "fourierft",
+    "hra_u",
+    "bone_",
+    "road_",
+    "prompt_emb",
+    "adaption_",
+)  # parts of such names
 FEW = 3  # names from which on another prefix is no coincidence
 MANY = 4  # empty tensors in all inputs, from which on nobody meant them
 # Wrappers that put a component into names: DataParallel, torch.compile, FSDP, activation checkpointing.
@@ -28,6 +42,8 @@ WRAPPERS = ("_orig_mod.", "module.", "_fsdp_wrapped_module.", "_checkpoint_wrapp
 
 def adapter_factors(facts: Facts) -> Iterator[Seen]:
     """Factors whose product is the change: averaged apart they give another change."""
+    if not facts.holds(*HINTS) and not any(item.peft_type for item in facts.sidecars):
+        return
     for index, (label, spec) in enumerate(zip(facts.labels, facts.specs, strict=True)):
         low = [name for name in spec if LOW_RANK.search(name)]
         other = [name for name in spec if OTHER.search(name)]
@@ -54,8 +70,10 @@ def _adapter_advice(low: bool, other: Sequence[str]) -> str:
 def placeholders(facts: Facts) -> Iterator[Seen]:
     """Empty tensors where others have weights, or nearly all empty: DeepSpeed's stand-ins for partitioned weights."""
     for label, spec in zip(facts.labels, facts.specs, strict=True):
-        empty = [name for name in facts.wanted if name in spec and 0 in spec[name].shape]
-        empty = [name for name in empty if spec[name].element.is_floating_point]
+        empty = [name for name, item in spec.items() if 0 in item.shape and item.element.is_floating_point]
+        empty = [name for name in empty if name not in facts.decided]
+        if not empty:
+            continue
         floating = sum(1 for item in spec.values() if item.element.is_floating_point)
         elsewhere = [n for n in empty if any(n in other and 0 not in other[n].shape for other in facts.specs)]
         found = elsewhere or (empty if 2 * len(empty) > floating and len(empty) >= MANY else [])
@@ -71,7 +89,7 @@ def placeholders(facts: Facts) -> Iterator[Seen]:
 
 def nothing_shared(facts: Facts) -> Iterator[Seen]:
     """A checkpoint that shares no name with any other: whatever is missing, this is no merge."""
-    if not all(facts.specs) or not facts.wanted:
+    if facts.same_names or not all(facts.specs) or not facts.wanted:
         return
     if next(prefixed(facts), None) is not None:
         return
@@ -91,6 +109,8 @@ def nothing_shared(facts: Facts) -> Iterator[Seen]:
 
 def prefixed(facts: Facts) -> Iterator[Seen]:
     """Names of one that are another's with other components in front, or with a wrapper's inside."""
+    if facts.same_names:
+        return
     named = [[name for name in spec if name not in facts.decided] for spec in facts.specs]
     pairs = [
         (one, two) for one, two in itertools.permutations(range(len(named)), 2) if set(named[one]) - set(named[two])

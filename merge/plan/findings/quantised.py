@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from merge.checkpoint.formats.elements import Element
 from merge.checkpoint.formats.tensors import Spec, TensorEntry
 from merge.checkpoint.scaled import left_over, pairs_of
 from merge.plan.findings.facts import Description, Facts
@@ -20,6 +21,23 @@ SCALE = re.compile(r"scale|zero|absmax|amax|SCB|quant|zp$|s_inv|wscales")
 # In a name with a colon or a dot torchao keeps the parts of one tensor; "data" alone is no evidence.
 _PARTS = re.compile(r".*[:.](_?q?data|qdata)")
 CODES = ("int8", "uint8")
+HINTS = (
+    "scale",
+    "zero",
+    "max",
+    "SCB",
+    "quant",
+    "qweight",
+    "packed",
+    "W_q",
+    "q_",
+    "Qidxs",
+    "trellis",
+    "qdata",
+    "_data",
+    "zp",
+    "s_inv",
+)
 INTEGER_CODES = ("int8", "uint8", "int32", "int16")
 BEFORE = (
     "merge the checkpoints from before quantisation and quantise the result, or write each unquantised with its tool"
@@ -33,10 +51,19 @@ def without_arithmetic(spec: Spec | TensorEntry) -> bool:
 
 def is_code(spec: Spec | TensorEntry) -> bool:
     """Whether a tensor may be codes: 8-bit floats or less, or packed integers, of one axis at least."""
-    element = spec.element
-    if element.is_floating_point:
-        return element.bits <= 8
-    return element.name in INTEGER_CODES and len(spec.shape) > 0
+    return may_be_code(spec.element) and len(spec.shape) > 0
+
+
+def may_be_code(element: Element) -> bool:
+    """Whether a dtype is one of codes: 8-bit floats or less, packed integers."""
+    return element.bits <= 8 if element.is_floating_point else element.name in INTEGER_CODES
+
+
+def codes_of(facts: Facts) -> list[dict[str, str]]:
+    """For every checkpoint its codes, each with the scale or marker that it is known by."""
+    if not facts.holds(*HINTS) or not any(map(may_be_code, facts.elements)):
+        return [{} for _ in facts.specs]
+    return [scaled_codes(spec) for spec in facts.specs]
 
 
 def scaled_codes(spec: Description) -> dict[str, str]:
@@ -70,11 +97,12 @@ def _is_marker(name: str, leaf: str, spec: Description) -> bool:
 
 def scaled_weights(facts: Facts) -> Iterator[Seen]:
     """Codes whose scales lie beside them: averaged apart they mean nothing."""
+    if not any(map(may_be_code, facts.elements)):
+        return
     merged = set(facts.merged)
-    for label, spec, beside in zip(
-        facts.labels, facts.specs, facts.sidecars or [None] * len(facts.labels), strict=True
-    ):
-        found = {name: scale for name, scale in scaled_codes(spec).items() if name in merged or scale in merged}
+    sidecars = facts.sidecars or [None] * len(facts.labels)
+    for label, spec, beside, codes in zip(facts.labels, facts.specs, sidecars, codes_of(facts), strict=True):
+        found = {name: scale for name, scale in codes.items() if name in merged or scale in merged}
         said = beside.config.get("quantization_config") if beside is not None else None
         if not found and said:
             found = {
@@ -97,6 +125,8 @@ def scaled_weights(facts: Facts) -> Iterator[Seen]:
 
 def no_arithmetic(facts: Facts) -> Iterator[Seen]:
     """Dtypes that are carried and not computed with."""
+    if not any(element.bits < 8 or "e8m0" in element.name for element in facts.elements):
+        return
     names = [n for n in facts.merged if any(n in spec and without_arithmetic(spec[n]) for spec in facts.specs)]
     if names:
         spec = next(s[names[0]] for s in facts.specs if names[0] in s and without_arithmetic(s[names[0]]))
@@ -109,7 +139,9 @@ def no_arithmetic(facts: Facts) -> Iterator[Seen]:
 
 def eight_bit(facts: Facts) -> Iterator[Seen]:
     """8-bit floats without scales: they are merged, and rounded to 3 bits or 2."""
-    scaled = {name for spec in facts.specs for name in scaled_codes(spec)}
+    if not any(element.is_floating_point and element.bits == 8 for element in facts.elements):
+        return
+    scaled = {name for codes in codes_of(facts) for name in codes}
     names = [
         name
         for name in facts.merged

@@ -109,6 +109,12 @@ def _read(path: Path) -> Any:
 
 def rows_of(path: Path) -> dict[int, str]:
     """The token of every row, from a tokenizer file; empty where the file does not say."""
+    return _rows_at(path, path.stat().st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=4)
+def _rows_at(path: Path, changed: int) -> dict[int, str]:
+    """The same of a file last changed at that time: several checks ask for it."""
     if path.name == "vocab.txt":
         lines = (
             path.read_text(encoding="utf-8", errors="replace").splitlines() if path.stat().st_size <= LARGEST else []

@@ -26,6 +26,8 @@ HEAD = re.compile(
 # Heads that libraries tie to the table of tokens by configuration.
 TIED = re.compile(r"(.*\.)?(lm_head|embed_out|proj_out|output_projection|cls\.predictions\.decoder)\.weight")
 
+_ROWS = re.compile(rb'"added_tokens"\s*:\s*\[.*?\]\s*,\s*"', re.DOTALL)
+
 
 # -- tokens ------------------------------------------------------------------------------------------------------------
 
@@ -68,7 +70,11 @@ def _tokenizers(facts: Facts) -> Iterator[tuple[int, tuple[Path, Path, str]]]:
 
 
 def _same_bytes(first: Path, second: Path) -> bool:
-    return first.stat().st_size == second.stat().st_size and first.read_bytes() == second.read_bytes()
+    """Whether two files are the same, or tokenizer.json that differ in what is no row: padding, templates."""
+    one, two = first.read_bytes(), second.read_bytes()
+    parts = [_ROWS.findall(data) if first.name == "tokenizer.json" else [] for data in (one, two)]
+    at, other = (data.rfind(b'"model"') for data in (one, two))
+    return one == two or (bool(parts[0]) and parts[0] == parts[1] and at > 0 and one[at:] == two[other:])
 
 
 def _tables(facts: Facts, sizes: set[int]) -> list[str]:
@@ -149,7 +155,7 @@ def _heads(facts: Facts, classes: int) -> list[str]:
 
 def tied_and_untied(facts: Facts) -> Iterator[Seen]:
     """A name that some tie to another, which all have, and that others lack or give values of its own."""
-    lacking = [name for name in facts.wanted if any(name not in spec for spec in facts.specs)]
+    lacking = [] if facts.same_names else [n for n in facts.wanted if any(n not in spec for spec in facts.specs)]
     found = {name: partner for name in lacking if (partner := _partner(name, facts))}
     if found:
         name, partner = next(iter(found.items()))
@@ -178,7 +184,7 @@ def _tied_by_the_first(facts: Facts) -> Iterator[Seen]:
     """The first's configuration ties what another has untied: whoever loads the result gets the tie."""
     says = [item.config.get("tie_word_embeddings") for item in facts.sidecars]
     untied = [index for index in facts.experts if index < len(says) and says[index] is False]
-    heads = [name for name in facts.common if TIED.fullmatch(name)]
+    heads = [name for name in facts.common if TIED.fullmatch(name)] if untied else []
     first = facts.experts[0] if facts.experts else 0
     if heads and untied and says[0] is True and says[first] is True:
         label = facts.labels[untied[0]]
