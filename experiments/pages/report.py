@@ -9,14 +9,15 @@ from __future__ import annotations
 import base64
 import json
 import re
+import shlex
 import tempfile
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from html import escape
 from pathlib import Path
 from typing import Any
 
 from experiments.errors import StudyError
+from experiments.grid.escapes import html
 from experiments.grid.rows import Records, mean_of, names_in
 from experiments.pages import figures
 from experiments.pages.findings import findings
@@ -56,13 +57,16 @@ def write_report(
     notes = read_notes(folder, study)
     source = f" ({notes.source})" if notes.source else ""
     parts = {
-        "title": escape(f"Study: {study}"),
-        "question": escape(f"{notes.question}{source}"),
+        "title": html(f"Study: {study}"),
+        "question": html(f"{notes.question}{source}"),
         "findings": _findings(findings(rows, scores, notes.contender)),
         "explorer": "" if pairs_of(rows) else " hidden",
-        "figures": _figures(*(drawn or figures.draw(rows)), f"unival-merge study plot {study} {folder} -o FIGURES"),
+        "figures": _figures(
+            *(drawn or figures.draw(rows)),
+            command_line("plot", study, folder, "-o", "FIGURES"),
+        ),
         "tables": "\n".join(
-            f"<h3>{escape(title)}</h3>\n" * bool(title) + f'<div class="wide">{to_html(table)}</div>'
+            f"<h3>{html(title)}</h3>\n" * bool(title) + f'<div class="wide">{to_html(table)}</div>'
             for title, table in study_tables(rows, scores, notes.tables).items()
         ),
         "made": _made(rows, command),
@@ -82,6 +86,11 @@ def write_report(
     return output
 
 
+def command_line(*words: str | Path) -> str:
+    """Write a command of studies that can be copied, whatever a name or a folder holds."""
+    return shlex.join(["unival-merge", "study", *map(str, words)])
+
+
 def as_script(value: Any) -> str:
     """Write JSON that can stand in a script element: no sign in it ends the element or starts a comment."""
     text = json.dumps(value, allow_nan=False)
@@ -99,7 +108,7 @@ def page_data(folder: Path, study: str, rows: Records) -> dict[str, Any]:
         "pairs": [_pair_data(own, pair) for pair in pairs_of(own)],
         "samples": samples,
         "images": {name: _data_uri(folder / "samples" / name, "image/png") for name in names},
-        "make_samples": f"Make them with unival-merge study samples {study} {folder}",
+        "make_samples": f"Make them with {command_line('samples', study, folder)}",
     }
 
 
@@ -147,8 +156,8 @@ def _findings(texts: Iterable[str]) -> str:
     parts: list[str] = []
     for text in texts:
         first, *details = text.split("\n")
-        items = "".join(f"<li>{escape(line)}</li>" for line in details)
-        parts.append(f"<p>{escape(first)}</p>" + f"<ul>{items}</ul>" * bool(items))
+        items = "".join(f"<li>{html(line)}</li>" for line in details)
+        parts.append(f"<p>{html(first)}</p>" + f"<ul>{items}</ul>" * bool(items))
     return "\n".join(parts) or "<p>None of the three findings can be stated from the rows of this study.</p>"
 
 
@@ -157,11 +166,11 @@ def _figures(drawn: Iterable[figures.Drawn], missing: Iterable[str], command: st
     with tempfile.TemporaryDirectory() as folder:
         for stem, title, caption, figure in drawn:
             image = _data_uri(figures.save(figure, Path(folder) / stem, [".svg"])[0], "image/svg+xml")
-            words = f"<figcaption>{escape(title)}. {escape(caption)}</figcaption>"
-            parts.append(f'<figure><img src="{image}" alt="{escape(title)}">{words}</figure>')
+            words = f"<figcaption>{html(title)}. {html(caption)}</figcaption>"
+            parts.append(f'<figure><img src="{image}" alt="{html(title)}">{words}</figure>')
     if parts:
-        parts.insert(0, f'<p class="quiet">As PNG, SVG and PDF: <code>{escape(command)}</code></p>')
-    parts += [f'<p class="quiet">Not drawn: {escape(line)}</p>' for line in missing]
+        parts.insert(0, f'<p class="quiet">As PNG, SVG and PDF: <code>{html(command)}</code></p>')
+    parts += [f'<p class="quiet">Not drawn: {html(line)}</p>' for line in missing]
     return "\n".join(parts) or "<p>Nothing in these rows can be drawn: no points between experts, no averages.</p>"
 
 
@@ -170,7 +179,7 @@ def _made(rows: Records, command: str) -> str:
     seconds = sum(row["seconds"] for row in rows)
     facts = f"{len(rows)} rows, seeds {', '.join(names_in(rows, 'seed'))}, {seconds:,.0f} s of evaluation; "
     facts += f"evaluated with {', '.join(versions)}."
-    return f"<p>{escape(facts)}</p>" + f"<pre><code>{escape(command)}</code></pre>" * bool(command)
+    return f"<p>{html(facts)}</p>" + f"<pre><code>{html(command)}</code></pre>" * bool(command)
 
 
 def _provenance(rows: Records) -> str:
@@ -183,8 +192,8 @@ def _provenance(rows: Records) -> str:
         digests = "; ".join(f"{name} {digest}" for name, digest in row["inputs"].items())
         cells = [row["key"], score, *(str(row[name]) for name in names), f"{row['seconds']:.1f}"]
         cells.append(f"{made}; experts: {digests}; data {row['data']}")
-        body = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
-        lines.append(f'<tr id="row-{escape(row["key"])}">{body}</tr>')
+        body = "".join(f"<td>{html(cell)}</td>" for cell in cells)
+        lines.append(f'<tr id="row-{html(row["key"])}">{body}</tr>')
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
     summary = f"All {len(rows)} rows, in the metrics' own units"
     return f'<details><summary>{summary}</summary><div class="wide">{table}</div></details>'

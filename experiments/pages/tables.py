@@ -9,11 +9,11 @@ import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 
 import numpy as np
 
 from experiments.errors import StudyError
+from experiments.grid.escapes import csv_cell, html, latex, markdown, one_line
 from experiments.grid.rows import Records, Rows, mean_of, names_in, records
 from experiments.pages.views import experts_of, pairs_of, references_of
 from experiments.statistics.tests import Examples, holm, paired_test
@@ -111,9 +111,9 @@ def written(rows: Records, scores: Examples, form: str, groups: Groups | None = 
     """Write a study's tables as markdown or latex, each behind its title, or as csv, which is one table of all rows."""
     if form not in FORMATS:
         raise StudyError(f"no format {form!r}: choose {', '.join(FORMATS)}")
-    write, heading = FORMATS[form]
+    write, heading, escaped = FORMATS[form]
     tables = study_tables(rows, scores, groups) if heading else {"": pivot(rows, index=INDEX)}
-    return "\n".join(heading.format(title) * bool(title) + write(table) for title, table in tables.items())
+    return "\n".join(heading.format(escaped(title)) * bool(title) + write(table) for title, table in tables.items())
 
 
 def pivot(rows: Rows, scores: Examples | None = None, *, index: Sequence[str] = ("experts", "point")) -> Table:
@@ -141,22 +141,28 @@ def pivot(rows: Rows, scores: Examples | None = None, *, index: Sequence[str] = 
 
 def to_markdown(table: Table) -> str:
     """Write a pipe table, and a line that says what the numbers and the bold ones are."""
-    head = [*table.index, *map(table.title, table.columns)]
-    body = [[*label, *table.texts(label, "**{}**", " [{}, {}]")] for label in table.rows]
+    head = [*map(markdown, table.index), *(markdown(table.title(column)) for column in table.columns)]
+    body = [[*map(markdown, label), *table.texts(label, "**{}**", " [{}, {}]")] for label in table.rows]
     lines = [head, ["---"] * len(table.index) + ["---:"] * len(table.columns), *body]
-    text = "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
-    return f"{text}\n\n{table.legend}\n"
+    text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"{text}\n\n{markdown(table.legend)}\n"
 
 
 def to_latex(table: Table) -> str:
     """Write a tabular for the booktabs package, with the legend as a comment."""
-    head = map(_escaped, [*table.index, *map(table.title, table.columns)])
+    head = map(latex, [*table.index, *map(table.title, table.columns)])
     body = [
-        [*map(_escaped, label), *table.texts(label, r"\textbf{{{}}}", r" {{\scriptsize [{}, {}]}}")]
+        [*map(latex, label), *table.texts(label, r"\textbf{{{}}}", r" {{\scriptsize [{}, {}]}}")]
         for label in table.rows
     ]
     shape = "l" * len(table.index) + "r" * len(table.columns)
-    start = [f"% {table.legend}", rf"\begin{{tabular}}{{{shape}}}", r"\toprule", " & ".join(head) + r" \\", r"\midrule"]
+    start = [
+        f"% {one_line(table.legend)}",
+        rf"\begin{{tabular}}{{{shape}}}",
+        r"\toprule",
+        " & ".join(head) + r" \\",
+        r"\midrule",
+    ]
     return "\n".join([*start, *(" & ".join(line) + r" \\" for line in body), r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 
@@ -165,36 +171,37 @@ def to_csv(table: Table) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     fields = ("value", "lo", "hi", "n")
-    writer.writerow([*table.index, *(f"{' '.join(column)} {field}" for column in table.columns for field in fields)])
+    columns = [f"{' '.join(column)} {field}" for column in table.columns for field in fields]
+    writer.writerow(map(csv_cell, [*table.index, *columns]))
     for label in table.rows:
         cells = [table.cells.get((label, column)) for column in table.columns]
         numbers = [math.nan if cell is None else getattr(cell, field) for cell in cells for field in fields]
-        writer.writerow([*label, *("" if math.isnan(number) else f"{number:.6g}" for number in numbers)])
+        writer.writerow([*map(csv_cell, label), *("" if math.isnan(number) else f"{number:.6g}" for number in numbers)])
     return out.getvalue()
 
 
 def to_html(table: Table) -> str:
     """Write a table element with the legend as its caption; every number leads to its first row, `#row-<key>`."""
-    head = [f'<th scope="col">{escape(name)}</th>' for name in table.index]
-    head += [f'<th scope="col" class="number">{escape(table.title(column))}</th>' for column in table.columns]
+    head = [f'<th scope="col">{html(name)}</th>' for name in table.index]
+    head += [f'<th scope="col" class="number">{html(table.title(column))}</th>' for column in table.columns]
     lines: list[str] = []
     for label in table.rows:
-        cells = [f"<td>{escape(part)}</td>" for part in label]
+        cells = [f"<td>{html(part)}</td>" for part in label]
         texts = table.texts(label, "<strong>{}</strong>", " [{}, {}]")
         for column, text in zip(table.columns, texts, strict=True):
             cell = table.cells.get((label, column))
-            linked = text if cell is None else f'<a href="#row-{escape(cell.key)}">{text}</a>'
+            linked = text if cell is None else f'<a href="#row-{html(cell.key)}">{text}</a>'
             cells.append(f'<td class="number">{linked}</td>')
         lines.append(f"<tr>{''.join(cells)}</tr>")
     body = f"<thead><tr>{''.join(head)}</tr></thead><tbody>{''.join(lines)}</tbody>"
-    return f"<table><caption>{escape(table.legend)}</caption>{body}</table>"
+    return f"<table><caption>{html(table.legend)}</caption>{body}</table>"
 
 
-# What a form is written by, and the line above a table with a title ("" for one table of all rows).
-FORMATS: dict[str, tuple[Callable[[Table], str], str]] = {
-    "markdown": (to_markdown, "## {}\n\n"),
-    "csv": (to_csv, ""),
-    "latex": (to_latex, "% {}\n"),
+# What a form is written by, the line above a table with a title ("" for one table of all rows), how titles are escaped.
+FORMATS: dict[str, tuple[Callable[[Table], str], str, Callable[[str], str]]] = {
+    "markdown": (to_markdown, "## {}\n\n", markdown),
+    "csv": (to_csv, "", csv_cell),
+    "latex": (to_latex, "% {}\n", one_line),
 }
 
 
@@ -220,9 +227,3 @@ def _best(groups: Mapping[Label, Records], scores: Examples) -> Label | None:
 
 def _label(row: Mapping[str, object], columns: Sequence[str]) -> Label:
     return tuple(str(row[name]) for name in columns)
-
-
-def _escaped(text: str) -> str:
-    for sign in "&%#_$":
-        text = text.replace(sign, rf"\{sign}")
-    return text

@@ -12,6 +12,7 @@ import numpy as np
 
 import merge
 from experiments.errors import StudyError
+from experiments.grid.escapes import file_stem
 from experiments.grid.rows import Records, Rows, is_made_of, mean_of, names_in, records
 from experiments.statistics.curves import joint_score
 from merge import share_label
@@ -106,7 +107,8 @@ def save_best(best: Best, inputs: Mapping[str, merge.Input], folder: Path, *, st
     recipe = merge.Recipe(method, tuple(inputs[name] for name in best.names), given, policy=policy)
     policy_name = "" if best.batchnorm == "average" else f"-{best.batchnorm.replace(':', '-')}"
     suffix = Path(inputs[best.names[0]].path).suffix
-    target = folder / "best" / f"{study}-{'+'.join(best.names)}-{best.kind}{policy_name}-seed-{seed}{suffix}"
+    stem = file_stem(f"{study}-{'+'.join(best.names)}-{best.kind}{policy_name}-seed-{seed}")
+    target = folder / "best" / f"{stem}{suffix}"
     target.parent.mkdir(parents=True, exist_ok=True)
     merge.run(recipe, target, merge.Options(overwrite=True))
     return target

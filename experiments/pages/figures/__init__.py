@@ -18,6 +18,7 @@ from typing import NamedTuple
 from matplotlib.figure import Figure
 
 from experiments.errors import StudyError
+from experiments.grid.escapes import file_stem
 from experiments.grid.rows import Records, Rows, is_made_of, names_in
 from experiments.pages.figures.charts import ood_scatter, radar, ternary
 from experiments.pages.figures.lines import accuracy_curves, batchnorm_panels, tradeoff_plane
@@ -78,7 +79,7 @@ def draw(rows: Rows) -> tuple[list[Drawn], list[str]]:
     drawn: list[Drawn] = []
     missing: list[str] = []
     for name, subject, make in sorted(wanted, key=lambda one: order.index(one[1])):
-        kind, stem = FIGURES[name], "_".join((name, *subject))
+        kind, stem = FIGURES[name], file_stem(name, *subject)
         try:
             drawn.append(Drawn(stem, kind.title.format(*subject), kind.caption, make()))
         except StudyError as error:

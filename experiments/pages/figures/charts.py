@@ -11,6 +11,8 @@ from matplotlib.transforms import Bbox
 from matplotlib.tri import Triangulation
 
 from experiments.errors import StudyError
+from experiments.grid.escapes import SHORT
+from experiments.grid.escapes import figure as shown
 from experiments.grid.rows import Records, Rows, is_made_of, mean_of, names_in, records, scored
 from experiments.pages.figures.style import GREY, SMALL, TEXT, Styles, legend_below, score_name, styles_of, tidy
 from merge import share_label
@@ -37,7 +39,7 @@ def radar(
     charts = [figure.add_subplot(grid[i, 0], projection="polar") for i in range(len(groups))]
     for i, (title, keys) in enumerate(groups.items()):
         own = [scored(found, task, split) for task, split in keys]
-        means = {f"{a[0]['task']}, {a[0]['split']}\n{a[0]['metric']}": _means(a, names, by) for a in own}
+        means = {_axis_name(a[0]): _means(a, names, by) for a in own}
         _draw_radar(cast(PolarAxes, charts[i]), means, styles_of(names, styles), title)
         _draw_table(figure.add_subplot(grid[i, 1]), means)
     legend_below(figure, charts)
@@ -65,7 +67,7 @@ def ood_scatter(
             raise StudyError(f"no point of {task} has both splits {in_split} and {split}: evaluate them first")
         for name, style in styles_of(names_in(found, by), styles).items():
             own = [(100 * one["value"], 100 * other["value"]) for one, other in both if str(one[by]) == name]
-            marks = {"color": style.color, "ms": style.size, "mew": 0, "label": name}
+            marks = {"color": style.color, "ms": style.size, "mew": 0, "label": shown(name)}
             axis.plot(*np.array(own).reshape(-1, 2).T, style.marker, **marks)
         bounds = (min(axis.get_xlim()[0], axis.get_ylim()[0]), max(axis.get_xlim()[1], axis.get_ylim()[1]))
         axis.plot(bounds, bounds, color=GREY, lw=0.9, ls=(0, (1, 2)), zorder=0)
@@ -98,7 +100,7 @@ def _draw_radar(axis: PolarAxes, table: Mapping[str, _Means], styles: Styles, ti
     axis.set_theta_direction(-1)
     for name, style in styles.items():
         radii = [(row[name][0] - lo) / ((hi - lo) or 1) for row, (lo, hi) in zip(table.values(), ranges, strict=True)]
-        axis.plot([*angles, angles[0]], [*radii, radii[0]], **style.line(), label=name, clip_on=False, zorder=3)
+        axis.plot([*angles, angles[0]], [*radii, radii[0]], **style.line(), label=shown(name), clip_on=False, zorder=3)
     texts = [f"{name}\ncentre {lo:.1f}, rim {hi:.1f}" for name, (lo, hi) in zip(table, ranges, strict=True)]
     axis.set_xticks(angles, texts, fontsize=SMALL)
     for label, x, y in zip(axis.get_xticklabels(), np.sin(angles), np.cos(angles), strict=True):
@@ -114,7 +116,7 @@ def _draw_radar(axis: PolarAxes, table: Mapping[str, _Means], styles: Styles, ti
             place, text = (angle + np.arctan2(0.13, radius), np.hypot(0.13, radius)), f"{lo + radius * (hi - lo):.1f}"
             behind = {"facecolor": "white", "alpha": 0.7, "linewidth": 0, "pad": 0.5}
             axis.text(*place, text, fontsize=6.5, color=GREY, ha="center", va="center", bbox=behind, zorder=4)
-    axis.set_title(title, fontsize=TEXT, pad=16)
+    axis.set_title(shown(title, 3 * SHORT), fontsize=TEXT, pad=16)
 
 
 def _draw_table(axis: Axes, table: Mapping[str, _Means]) -> None:
@@ -126,7 +128,9 @@ def _draw_table(axis: Axes, table: Mapping[str, _Means]) -> None:
     titles = [title.replace(", ", "\n") for title in table]
     axis.axis("off")
     place = Bbox.from_bounds(0.15, 0.1, 0.85, 0.8)
-    drawn = axis.table(cells, rowLabels=names, colLabels=titles, cellLoc="center", edges="horizontal", bbox=place)
+    drawn = axis.table(
+        cells, rowLabels=[*map(shown, names)], colLabels=titles, cellLoc="center", edges="horizontal", bbox=place
+    )
     drawn.auto_set_font_size(False)
     drawn.set_fontsize(SMALL)
 
@@ -140,12 +144,18 @@ def _draw_ternary(axis: Axes, points: Records, corners: tuple[str, str, str]) ->
     axis.plot(x, y, ".", color="black", ms=3)
     best = int(values.argmax())
     axis.plot(x[best], y[best], "o", ms=11, mfc="none", mec="black", mew=1.4, clip_on=False)
-    axis.set_title(f"{score_name(points)}\nhighest at {share_label(points[best]['shares'])}", fontsize=SMALL)
+    highest = shown(share_label(points[best]["shares"]), 3 * SHORT)
+    axis.set_title(f"{score_name(points)}\nhighest at {highest}", fontsize=SMALL)
     for name, place, side in zip(corners, [(0, -0.06), (1, -0.06), (0.5, 0.93)], ("top", "top", "bottom"), strict=True):
-        axis.text(*place, f"{name}\nexpert", ha="center", va=side, fontsize=SMALL)
+        axis.text(*place, f"{shown(name)}\nexpert", ha="center", va=side, fontsize=SMALL)
     axis.set(aspect="equal", xlim=(-0.14, 1.14), ylim=(-0.18, 1.05))
     axis.axis("off")
     axis.figure.colorbar(drawn, ax=axis, shrink=0.7, pad=0.02).ax.tick_params(labelsize=SMALL)
+
+
+def _axis_name(row: Mapping[str, Any]) -> str:
+    """Name the axis of a radar; other rows have another name."""
+    return f"{shown(row['task'])}, {shown(row['split'])}\n{shown(row['metric'])}"
 
 
 def _means(rows: Records, names: Sequence[str], by: str) -> _Means:

@@ -8,6 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.errors import StudyError
+from experiments.grid.escapes import SHORT
+from experiments.grid.escapes import figure as shown
 from experiments.grid.rows import Records, Rows, names_in, records, scored
 from experiments.pages.figures.style import (
     GREEN,
@@ -52,11 +54,11 @@ def accuracy_curves(
         for name, style in styles_of(lines, styles).items():
             share = float(lines[name].share[lines[name].value.argmax()])
             best = share_label({pair[0]: 1 - share, pair[1]: share})
-            _draw_curve(axis, lines[name], style, f"{name}, highest at {best}")
+            _draw_curve(axis, lines[name], style, f"{shown(name)}, highest at {shown(best, 3 * SHORT)}")
         for name, style in styles_of(levels, styles).items():
             height = level(chosen, name)
             if height is not None:
-                axis.axhline(height, color=style.color, lw=1.2, ls=style.dashes, label=name, zorder=0)
+                axis.axhline(height, color=style.color, lw=1.2, ls=style.dashes, label=shown(name), zorder=0)
         _name_curve_axes(axis, chosen, pair)
         axis.legend(fontsize=SMALL, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.26))
     return figure
@@ -76,15 +78,15 @@ def batchnorm_panels(
         styles = styles_of(lines, {reference: SERIES[0]})
         for axis, policy in zip(grid[i], policies, strict=True):
             if reference in lines and policy != reference:
-                behind, label = lines[reference], f"{reference}, for comparison"
+                behind, label = lines[reference], f"{shown(reference)}, for comparison"
                 axis.plot(behind.share, behind.value, color=GREY, lw=1.2, ls=":", label=label)
             if policy in lines:
-                _draw_curve(axis, lines[policy], styles[policy], policy)
+                _draw_curve(axis, lines[policy], styles[policy], shown(policy))
             _name_curve_axes(axis, chosen, pair)
             axis.label_outer()
     legend_below(figure, grid.flat)
     for axis, policy in zip(grid[0], policies, strict=True):
-        axis.set_title(f"BatchNorm {policy}", fontsize=TEXT)
+        axis.set_title(f"BatchNorm {shown(policy)}", fontsize=TEXT)
     return figure
 
 
@@ -110,18 +112,18 @@ def tradeoff_plane(
     for name, style in styles_of(horizontal, styles).items():
         if name not in vertical or vertical[name].share.tolist() != horizontal[name].share.tolist():
             raise StudyError(f"{name}: {x} and {y} are not scored at the same shares: evaluate the missing cells")
-        _draw_plane_line(axis, horizontal[name], vertical[name], style, name)
+        _draw_plane_line(axis, horizontal[name], vertical[name], style, shown(name))
     for name, style in styles_of(levels, styles).items():
         at, height = level(across, name), level(up, name)
         if at is not None and height is not None:
             hollow = {"ms": 10, "mfc": "white", "mec": style.color, "mew": 1.4, "ls": "none"}
-            axis.plot(at, height, style.marker, **hollow, label=name)
+            axis.plot(at, height, style.marker, **hollow, label=shown(name))
     first = next(iter(horizontal))
     _draw_corner(axis, horizontal[first], vertical[first], (x, y))
     tidy(axis)
     axis.set_xlabel(score_name(across), fontsize=TEXT)
     axis.set_ylabel(score_name(up), fontsize=TEXT)
-    title = f"points in order of the share of {x} in {y} → {x}"
+    title = f"points in order of the share of {shown(x)} in {shown(y)} → {shown(x)}"
     shares = [line.share.tolist() for line in horizontal.values()]
     steps = np.diff(shares[0])
     if all(own == shares[0] for own in shares) and np.allclose(steps, steps[0]):
@@ -144,8 +146,9 @@ def _draw_curve(axis: Axes, line: Line, style: Style, label: str) -> None:
 def _name_curve_axes(axis: Axes, rows: Records, pair: Pair) -> None:
     tidy(axis)
     axis.set_xlim(-0.04, 1.04)
-    axis.set_xticks([0, 0.25, 0.5, 0.75, 1], [f"0\n{pair[0]}\nexpert", "0.25", "0.5", "0.75", f"1\n{pair[1]}\nexpert"])
-    axis.set_xlabel(f"share of {pair[1]} in {pair[0]} → {pair[1]}", fontsize=TEXT)
+    first, second = map(shown, pair)
+    axis.set_xticks([0, 0.25, 0.5, 0.75, 1], [f"0\n{first}\nexpert", "0.25", "0.5", "0.75", f"1\n{second}\nexpert"])
+    axis.set_xlabel(f"share of {second} in {first} → {second}", fontsize=TEXT)
     axis.set_ylabel(score_name(rows), fontsize=TEXT)
 
 
@@ -166,5 +169,5 @@ def _draw_corner(axis: Axes, across: Line, up: Line, names: Pair) -> None:
     inward = across.value[0] - left < 0.25 * (axis.get_xlim()[1] - left)
     upper = {"xytext": (0, -9), "ha": "left"} if inward else {"xytext": (-9, -5), "ha": "right"}
     style: dict[str, Any] = {"textcoords": "offset points", "fontsize": SMALL}
-    axis.annotate(f"{names[1]} expert", (across.value[0], y), va="top", **upper, **style)
-    axis.annotate(f"{names[0]} expert", (x, up.value[-1]), xytext=(-9, 0), ha="right", va="center", **style)
+    axis.annotate(f"{shown(names[1])} expert", (across.value[0], y), va="top", **upper, **style)
+    axis.annotate(f"{shown(names[0])} expert", (x, up.value[-1]), xytext=(-9, 0), ha="right", va="center", **style)

@@ -11,7 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from experiments.grid.escapes import figure as shown
+
 WIDTH, DPI = 2.6, 80  # of one column, in inches
+TOLD = 300  # signs of a text below a panel
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ def contact_sheet(bands: Mapping[str, Sequence[Panel]], columns: int) -> Figure:
     figure = Figure(figsize=(WIDTH * columns, sum(heights)), dpi=DPI)
     places = figure.subfigures(len(bands), 1, height_ratios=heights, squeeze=False)[:, 0]
     for (title, panels), band, is_wide in zip(bands.items(), places, wide, strict=True):
-        band.suptitle(title, fontsize=11, x=0.01, y=0.99, ha="left", weight="bold")
+        band.suptitle(shown(title), fontsize=11, x=0.01, y=0.99, ha="left", weight="bold")
         grid = {"left": 0.01, "right": 0.99, "bottom": 0.3, "top": 0.86, "wspace": 0.1}
         every = band.subplots(1, max(1, len(panels)), gridspec_kw=grid, squeeze=False)[0]
         for axes, panel in zip(every, panels, strict=False):
@@ -63,6 +66,6 @@ def _draw(axes: Axes, panel: Panel, width: int) -> None:
     for x0, y0, x1, y1 in panel.boxes:
         axes.add_patch(Rectangle((x0 - 0.5, y0 - 0.5), x1 - x0, y1 - y0, fill=False, color="white", linewidth=1.5))
     for x, y, word in panel.marks:
-        axes.text(x - 0.5, y - 0.5, word, color="white", fontsize=6, ha="center", va="center")
-    text = "\n".join(fill(line, width) for line in panel.lines)
+        axes.text(x - 0.5, y - 0.5, shown(word), color="white", fontsize=6, ha="center", va="center")
+    text = "\n".join(fill(shown(line, TOLD), width) for line in panel.lines)
     axes.text(0.5, -0.03, text, transform=axes.transAxes, ha="center", va="top", fontsize=8)

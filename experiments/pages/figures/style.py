@@ -4,6 +4,7 @@ Colours are Okabe and Ito's, and every series has its own marker and dashes, so 
 and a grey printer.
 """
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
@@ -13,6 +14,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from experiments.grid.escapes import figure as shown
 from experiments.grid.rows import Records, is_made_of, mean_of
 from experiments.study.study import PRETRAINED
 
@@ -70,7 +72,9 @@ def study_styles(series: Iterable[str], kinds: Iterable[str], beside: Iterable[s
 def save(figure: Figure, stem: str | Path, suffixes: Sequence[str] = tuple(_UNDATED)) -> list[Path]:
     """Write STEM.png, .svg and .pdf, or some of them, and return their paths. Equal figures give equal bytes."""
     written = [Path(f"{stem}{suffix}") for suffix in suffixes]
-    with matplotlib.rc_context({"svg.hashsalt": "unival-merge", "pdf.fonttype": 42}):
+    with matplotlib.rc_context({"svg.hashsalt": "unival-merge", "pdf.fonttype": 42}), warnings.catch_warnings():
+        # Signs that the font lacks are drawn as boxes; of names that leave no room the axes keep their place.
+        warnings.filterwarnings("ignore", r"Glyph \d+ .*missing|constrained_layout not applied")
         for file in written:
             figure.savefig(file, dpi=200, metadata=_UNDATED[file.suffix])
     return written
@@ -79,7 +83,8 @@ def save(figure: Figure, stem: str | Path, suffixes: Sequence[str] = tuple(_UNDA
 def score_name(rows: Records) -> str:
     """Name the scores of rows of one task, split and metric, with their unit."""
     unit = "%" if "acc" in rows[0]["metric"].lower() else "× 100"
-    return f"{rows[0]['task']}, {rows[0]['split']}: {rows[0]['metric']} ({unit})"
+    task, split, metric = (shown(rows[0][name]) for name in ("task", "split", "metric"))
+    return f"{task}, {split}: {metric} ({unit})"
 
 
 def level(rows: Records, name: str) -> float | None:
