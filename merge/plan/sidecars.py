@@ -55,8 +55,7 @@ def sidecars(
         holder = changes.holder()
         known = [{n.removeprefix(prefix): p for n, p in its.items() if n.startswith(prefix)} for its in lying]
         if holder is not None:
-            rows = changes.rows(holder)
-            taken = _tokenizer(known[1:], labels, holder, rows)
+            taken = _tokenizer(known[1:], labels, holder)
             files |= {prefix + name: path for name, path in taken.items()}
             if taken:
                 notes.append(f"the tokenizer is that of {labels[holder]}, which has the rows of the result")
@@ -87,16 +86,6 @@ class _Changes:
         self.vocabulary = [
             (name, unit) for names, unit in units for name in names[:1] if VOCABULARY.fullmatch(name) and unit.shape
         ]
-
-    def rows(self, holder: int) -> list[int]:
-        """How many rows of every input are merged by their position with those of the input that has all."""
-        name, unit = self.vocabulary[0]
-        sizes = [
-            item.entries[self.prefix + name].shape[0] if self.prefix + name in item.entries else 0
-            for item in self.checkpoints
-        ]
-        alone = unit.assembly is None
-        return [size if index == holder or not alone else 0 for index, size in enumerate(sizes)]
 
     def holder(self) -> int | None:
         """The input whose rows the result has, where they are not simply the first's."""
@@ -191,55 +180,19 @@ def _places(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
 # -- tokenizers ------------------------------------------------------------------------------------------------------
 
 
-def _tokenizer(
-    lying: Sequence[Mapping[str, Path]], labels: Sequence[str], holder: int, rows: Sequence[int]
-) -> dict[str, Path | None]:
-    """The tokenizer's files of the input whose rows the result has; empty where they are the first's already.
+def _tokenizer(lying: Sequence[Mapping[str, Path]], labels: Sequence[str], holder: int) -> dict[str, Path | None]:
+    """Give the tokenizer's files of the input whose rows the result has; empty where they are the first's already.
 
-    Raises MergeError where that input has none and another has, and where two say different tokens of one row.
+    That the tokens of the rows that several have are the same is a finding of the plan. Raises MergeError where that
+    input has no tokenizer and the first has.
     """
     files = [{name: path for name, path in its.items() if _TOKENIZER.fullmatch(name)} for its in lying]
-    if any(files) and not files[holder] and files[0]:
+    if files[0] and not files[holder]:
         raise MergeError(
-            f"the result has the {rows[holder]} rows of {labels[holder]}, beside which no tokenizer lies, and the "
-            f"tokenizer of {labels[0]} has other rows: put the tokenizer's files beside the weights of {labels[holder]}"
+            f"the result has the rows of {labels[holder]}, beside which no tokenizer lies, and the tokenizer of "
+            f"{labels[0]} has other rows: put the tokenizer's files beside the weights of {labels[holder]}"
         )
-    whole = _tokens(files[holder])
-    names = {row: token for token, row in whole.items()}
-    for label, its, size in zip(labels, files, rows, strict=True):
-        for token, row in _tokens(its).items() if whole else ():
-            if row < size and whole.get(token) != row:
-                other = f"is {names[row]!r} in {labels[holder]}" if row in names else f"is not in {labels[holder]}"
-                raise MergeError(
-                    f"row {row} of the vocabulary is {token!r} in {label} and {other}: rows are matched by their "
-                    "position, so these cannot be merged; use one tokenizer for both, or keep the vocabulary's "
-                    "tensors with keep='GLOB'"
-                )
-    if holder == 0 or not files[holder]:
-        return {}
-    return {name: files[holder].get(name) for name in {**files[0], **files[holder]}}
-
-
-def _tokens(files: Mapping[str, Path]) -> dict[str, int]:
-    """The row of every token that a tokenizer's files tell of; empty where they are of a kind that is not read."""
-    found: dict[str, int] = {}
-    whole = _read(files.get("tokenizer.json"))
-    model = whole.get("model")
-    vocab: Any = model.get("vocab") if isinstance(model, dict) else None
-    if isinstance(vocab, list):  # of unigram models: pairs of a token and its score
-        vocab = {item[0]: row for row, item in enumerate(vocab) if isinstance(item, list) and item}
-    for source in (vocab, _read(files.get("vocab.json")), _read(files.get("added_tokens.json"))):
-        if isinstance(source, dict):
-            found |= {str(token): row for token, row in source.items() if type(row) is int}
-    if not found and "vocab.txt" in files:
-        with contextlib.suppress(OSError, ValueError):
-            lines = files["vocab.txt"].read_text(encoding="utf-8").splitlines()
-            found = {token: row for row, token in enumerate(lines)}
-    added = whole.get("added_tokens")
-    for item in added if isinstance(added, list) else ():
-        if isinstance(item, dict) and type(item.get("id")) is int:
-            found[str(item.get("content"))] = item["id"]
-    return found
+    return {name: files[holder].get(name) for name in {**files[0], **files[holder]}} if holder else {}
 
 
 def _read(path: Path | None) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Killed or interrupted at any moment: the old output or the new one, to the bit, and nothing else for long."""
 
+import json
 import random
 import shutil
 import signal
@@ -8,7 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
+from tests.merge.handmade import random_tensor
 from tests.merge.outputs import caught_at_work, check_recipe, content, interpolate, leftovers, write_pair
 from tests.merge.running import Command, Server
 
@@ -157,6 +161,90 @@ def test_interrupted_between_any_two_steps(
     assert step > 30
     assert untidy <= 2, "a left-over stays until the next run has swept it away, so one moment counts twice at most"
     assert leftovers(tmp_path) == []
+
+
+def a_conversion(command: Server, folder: Path) -> Case:
+    return Case(
+        command, folder / "out.npz", ["convert", folder / "b.safetensors"], ["convert", folder / "a.safetensors"]
+    )
+
+
+def a_converted_folder(command: Server, folder: Path) -> Case:
+    shards: list[str | Path] = ["--shard-size", "1MB"]
+    a, b = (["convert", folder / f"{name}.safetensors", *shards] for name in "ab")
+    return Case(command, folder / "out", b, a)
+
+
+def adapters(folder: Path) -> list[Path]:
+    """Two LoRA folders of one layer."""
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q"], "bias": "none"}
+    for seed, name in enumerate(("vqa", "caption")):
+        (folder / name).mkdir()
+        sizes = {"lora_A": (2, 256), "lora_B": (256, 2)}
+        factors = {
+            f"base_model.model.q.{part}.weight": random_tensor(size, torch.float32, 10 * seed + i)
+            for i, (part, size) in enumerate(sizes.items())
+        }
+        save_file(factors, folder / name / "adapter_model.safetensors")
+        (folder / name / "adapter_config.json").write_text(json.dumps(config))
+    return [folder / "vqa", folder / "caption"]
+
+
+def a_merged_adapter(command: Server, folder: Path) -> Case:
+    pair = adapters(folder)
+    return Case(command, folder / "out", ["adapters", *pair, "-w", "0.5,0.5"], ["adapters", *pair, "-w", "1,0.5"])
+
+
+def an_adapted_base(command: Server, folder: Path) -> Case:
+    pair = adapters(folder)
+    save_file({"q.weight": random_tensor((256, 256), torch.float32, 3)}, folder / "base.safetensors")
+    over: list[str | Path] = ["--base", folder / "base.safetensors", "-w"]
+    return Case(command, folder / "out.pt", ["adapters", *pair, *over, "0.5,0.5"], ["adapters", *pair, *over, "1,0.5"])
+
+
+def an_alignment(command: Server, folder: Path) -> Case:
+    pytest.importorskip("scipy")
+    for seed, name in enumerate("xy"):
+        sizes = {"0.weight": (64, 32), "0.bias": (64,), "2.weight": (8, 64), "2.bias": (8,)}
+        held = {name: random_tensor(size, torch.float32, 10 * seed + i) for i, (name, size) in enumerate(sizes.items())}
+        save_file(held, folder / f"{name}.safetensors")
+    x, y = (folder / f"{name}.safetensors" for name in "xy")
+    return Case(command, folder / "out.safetensors", ["align", x, y], ["align", x, x])
+
+
+ENDS = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [a_file_over_another, a_sweep, a_conversion, a_converted_folder, a_merged_adapter, an_adapted_base, an_alignment],
+)
+def test_ended_by_any_signal_or_a_full_disk(
+    tmp_path: Path, command: Server, make: Callable[[Server, Path], Case]
+) -> None:
+    """Twenty ends at random moments and twenty limits of size: nothing is broken, and nothing but of kills is left."""
+    write_pair(tmp_path, tensors=6, rows=64)
+    case = make(command, tmp_path)
+    chance = random.Random(11)
+    for moment in range(MOMENTS):
+        number, before = ENDS[moment % len(ENDS)], set(leftovers(tmp_path))
+        running = case.start()
+        time.sleep(chance.uniform(0, 1.1 * case.seconds))
+        running.signal(number)
+        ended = running.wait()
+        assert ended.code in (0, -number, 128 + number), ended
+        assert "Traceback" not in ended.err
+        case.check()
+        assert ended.code == -number or set(leftovers(tmp_path)) <= before  # of a kill before
+    size = max(path.stat().st_size for path in (case.target, *case.target.glob("*"))) if case.target.exists() else 10**6
+    for _ in range(MOMENTS):
+        ended = case.start(file_size=chance.randrange(size)).wait()
+        assert ended.code in (0, 2), ended
+        assert ended.code == 0 or "larger than allowed; nothing was written" in ended.err
+        case.check()
+        assert leftovers(tmp_path) == []
+    case.done(case.argv)
+    assert content(case.target) == case.new
 
 
 def test_interrupted_while_it_computes(tmp_path: Path, command: Server) -> None:
