@@ -105,7 +105,8 @@ def _over_base(base: Checkpoint, adapters: Sequence[Adapter], output: Path, opti
         shares = dict(zip([a.name for a in adapters], shares_of(adapters, options.weights), strict=True))
         metadata = {"format": "pt", **metadata, "unival_merge": json.dumps(_identity(adapters, shares))}
     layout = lay_out(output, {**base.entries, **specs(new)}, like=base, metadata=metadata)
-    with replacing(output, layout.size, folder=layout.folder, overwrite=options.overwrite) as partial:
+    kind = {"folder": layout.folder, "overwrite": options.overwrite}
+    with replacing(output, layout.size, copied=layout.copied, **kind) as partial:
         writer = Writer(layout, partial)
         try:
             for names in (*ties.values(), *([name] for name in new)):
