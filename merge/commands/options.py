@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 NAMES, POLICY, ARITHMETIC, RUNNING = "Names and sections", "Policy", "Arithmetic", "Running"
 LONGEST = 60  # characters of a value that an error shows
 
-# The words are written out: the tables that hold them import torch, and `--help` may not. A test compares them.
+# The words are written out: the tables that hold them import far more than `--help` needs. A test compares them.
 MISSING = ("error", "keep-first", "zero-delta", "union")
 VOCAB_ROWS = ("error", "keep-first", "zero-delta")
 DTYPES = ("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2")
