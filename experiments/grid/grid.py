@@ -25,7 +25,7 @@ from tqdm import tqdm
 from experiments.errors import StudyError
 from experiments.grid.lines import alone
 from experiments.grid.notes import Notes, write_notes
-from experiments.grid.rows import Row, append_row, content_key, names_in, read_rows, read_scores
+from experiments.grid.rows import ROW_DIGEST, Row, append_row, content_key, names_in, read_rows, read_scores
 from experiments.grid.subject import Subject
 from experiments.grid.worker import Done, Job
 from experiments.study.study import Cell, Expert
@@ -126,7 +126,7 @@ class Grid:
         for expert in cell.point.experts.values():
             if (seed, expert.id) not in self._weights and expert.name in cell.point.held:
                 source = self.subject.source(expert, seed)
-                self._weights[seed, expert.id] = digest(open_checkpoint(source.path, source.section))
+                self._weights[seed, expert.id] = digest(open_checkpoint(source.path, source.section), ROW_DIGEST)
         return {name: self._weights[seed, cell.point.experts[name].id] for name in cell.point.held}
 
     def data_digest(self, task: str, split: str) -> str:

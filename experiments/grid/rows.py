@@ -19,6 +19,9 @@ from experiments.grid.lines import append_line, entries
 from merge import share_label
 
 
+ROW_DIGEST = "xxh3_128/1"  # of weights: keys of rows are made of it, so it stays what it was
+
+
 @dataclass(frozen=True)
 class Row:
     """One evaluated cell: the score of one point on one split of one task by one metric.

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from experiments.errors import StudyError
 from experiments.grid.lines import append_line
-from experiments.grid.rows import Records
+from experiments.grid.rows import ROW_DIGEST, Records
 from experiments.grid.worker import Job, Worker
 from experiments.pages.views import (
     experts_of,
@@ -125,7 +125,7 @@ def refuse_other_weights(
         place = (row["seed"], expert.id)
         if place not in checked:
             source = subject.source(expert, row["seed"])
-            here, there = digest(open_checkpoint(source.path, source.section)), row["inputs"][name]
+            here, there = digest(open_checkpoint(source.path, source.section), ROW_DIGEST), row["inputs"][name]
             if here != there:
                 raise StudyError(f"{source.path} has the digest {here}, row {row['key']} {there}: run the study again")
             checked.add(place)

@@ -9,8 +9,9 @@ import hashlib
 
 import xxhash
 
-from merge.checkpoint.formats.elements import Element, element_of
-from merge.checkpoint.formats.tensors import raw_bytes
+from merge.checkpoint.formats.elements import Element
+from merge.checkpoint.formats.tensors import TensorEntry, raw_bytes
+from merge.checkpoint.open import specs
 from merge.checkpoint.source import Source, opened
 from merge.errors import MergeError
 
@@ -19,13 +20,18 @@ DEFAULT = "xxh3_128"
 
 
 class Digest:
-    """Collects the tensors of one checkpoint, in any order, one hash a tensor."""
+    """Collects the tensors of one checkpoint, in any order, one hash a tensor.
+
+    `algorithm` is a name of `ALGORITHMS`; with "/1" it gives the digests of before, in which a name of many lines could
+    stand for several tensors. Now every field is told with its length.
+    """
 
     def __init__(self, algorithm: str = DEFAULT):
-        if algorithm not in ALGORITHMS:
+        self.algorithm, _, version = algorithm.partition("/")
+        if self.algorithm not in ALGORITHMS or version not in ("", "1", "2"):
             raise MergeError(f"unknown digest {algorithm!r}; known are {', '.join(ALGORITHMS)}")
-        self.algorithm = algorithm
-        self._tensors: dict[str, str] = {}
+        self._framed = version != "1"
+        self._tensors: dict[str, tuple[str, ...]] = {}
 
     def start(self):
         """A fresh hash for one tensor's row-major bytes."""
@@ -33,14 +39,22 @@ class Digest:
 
     def add(self, name: str, element: Element, shape: tuple[int, ...], content: str) -> None:
         """File one tensor's finished hash under its name."""
-        self._tensors[name] = f"{name}\0torch.{element}\0{list(shape)}\0{content}"
+        self._tensors[name] = (name, f"torch.{element}", str(list(shape)), content)
 
     def text(self) -> str:
-        """`"<algorithm>:<hex>"` over all tensors in the order of their names."""
+        """`"<algorithm>/2:<hex>"` over all tensors in the order of their names; of version 1 without "/2"."""
         whole = self.start()
-        for name in sorted(self._tensors):
-            whole.update(self._tensors[name].encode() + b"\n")
-        return f"{self.algorithm}:{whole.hexdigest()}"
+        for _, fields in sorted(self._tensors.items()):
+            encoded = [field.encode() for field in fields]
+            framed = b"".join(len(field).to_bytes(8, "little") + field for field in encoded)
+            whole.update(framed if self._framed else b"\0".join(encoded) + b"\n")
+        return f"{self.algorithm}{'/2' if self._framed else ''}:{whole.hexdigest()}"
+
+
+def kind_of(text: str) -> str:
+    """The kind that a digest is of, as `Digest` takes it: `"xxh3_128/1"` of `"xxh3_128:..."`."""
+    kind = text.partition(":")[0]
+    return kind if "/" in kind else f"{kind}/1"
 
 
 def digest(source: Source, algorithm: str = DEFAULT, *, section: str = "auto") -> str:
@@ -53,8 +67,12 @@ def digest(source: Source, algorithm: str = DEFAULT, *, section: str = "auto") -
     True
     """
     whole = Digest(algorithm)
-    for name, value in opened(source, section).items():
+    tensors = opened(source, section)
+    for name, spec in specs(tensors).items():
         content = whole.start()
-        content.update(raw_bytes(value.detach().cpu()))
-        whole.add(name, element_of(value.dtype), tuple(value.shape), content.hexdigest())
+        if isinstance(spec, TensorEntry):
+            content.update(raw_bytes(spec.loaded() if spec.element.arithmetic else spec.raw()))
+        else:
+            content.update(raw_bytes(tensors[name].detach().cpu()))
+        whole.add(name, spec.element, spec.shape, content.hexdigest())
     return whole.text()

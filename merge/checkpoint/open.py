@@ -18,7 +18,18 @@ from merge.checkpoint.folder import INDEX, MODULES, PIPELINE, is_another, parts_
 from merge.checkpoint.formats import FORMATS, format_of
 from merge.checkpoint.formats.elements import element_of
 from merge.checkpoint.formats.foreign import FOREIGN
-from merge.checkpoint.formats.format import WHOLE, Content, Format, Glimpse, Specs, dictionary_in, path_of
+from merge.checkpoint.formats.format import (
+    WHOLE,
+    Content,
+    Format,
+    Glimpse,
+    Specs,
+    dictionary_in,
+    name_problem,
+    noted_ties,
+    path_of,
+    without_doubles,
+)
 from merge.checkpoint.formats.tensors import Spec, TensorEntry
 from merge.checkpoint.hub import located
 from merge.checkpoint.names import new_names
@@ -65,6 +76,10 @@ class Checkpoint(Mapping[str, "Tensor"]):
 
     def __getitem__(self, name: str) -> Tensor:
         return self.entries[name].tensor()
+
+    def read(self, name: str) -> Tensor:
+        """Read a tensor into memory of its own, for using all of it: it outlives whatever happens to the file."""
+        return self.entries[name].loaded()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.entries)
@@ -190,7 +205,7 @@ class Found:
             raise MergeError(f"{path}: has no section {section!r} with weights; it has {self._listed()}")
         entries, metadata = content.sections[section], content.metadata or {}
         # `safetensors.torch.save_model` leaves tied names out: the metadata maps them to the one that is there.
-        aliases = {name: kept for name, kept in metadata.items() if kept in entries and name not in entries}
+        aliases = noted_ties(metadata, entries)
         if aliases:
             tied = {kept: replace(entries[kept], storage=(str(path), kept)) for kept in aliases.values()}
             complete = {name: tied.get(name, entry) for name, entry in entries.items()}
@@ -335,7 +350,7 @@ def _under_index(path: Path, index: Path) -> Found:
     entries = {name: entry for shard in shards.values() for name, entry in shard.items()}
     first = next(iter(found.values()))
     metadata = first.content.metadata
-    if any(kept in entries for kept in noted.values()):  # huggingface_hub notes ties here where there are shards
+    if noted_ties(noted, entries):  # huggingface_hub notes ties here where there are shards
         metadata = {**(metadata or {}), **noted}
     content = Content(path, {WHOLE: entries}, metadata)
     return Found(path, first.format, content, tuple(folder / file for file in found))
@@ -344,11 +359,12 @@ def _under_index(path: Path, index: Path) -> Found:
 def _read_index(index: Path) -> tuple[dict[str, str], dict[str, str]]:
     """Give the file of every tensor, and the texts among the index's metadata."""
     try:
-        content = json.loads(index.read_text(encoding="utf-8"))
+        content = json.loads(index.read_text(encoding="utf-8"), object_pairs_hook=without_doubles)
         pairs = {str(name): str(file) for name, file in content["weight_map"].items()}
+        name_problem(itertools.chain(pairs, pairs.values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise MergeError(f"{index}: not an index with a weight_map: {type(error).__name__}: {error}") from error
-    outside = [file for file in pairs.values() if Path(file).name != file]
+    outside = [file for file in dict.fromkeys(pairs.values()) if Path(file).name != file or "\0" in file]
     if outside or not pairs:
         raise MergeError(f"{index}: " + (f"names {outside[0]!r}, outside its folder" if outside else "names no tensor"))
     if index.name in pairs.values():

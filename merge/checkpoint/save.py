@@ -242,7 +242,7 @@ class Writer:
 def _blocks_of(entry: TensorEntry) -> Iterator[tuple[int, memoryview]]:
     """A stored tensor's row-major bytes in blocks, with the offset of each."""
     if entry.stride is not None:
-        yield 0, raw_bytes(entry.tensor())
+        yield 0, raw_bytes(entry.loaded())
         return
     buffer = memoryview(bytearray(min(entry.nbytes, 1 << 20)))
     for offset in range(0, entry.nbytes, 1 << 20):

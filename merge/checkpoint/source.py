@@ -83,7 +83,8 @@ def load_checkpoint(source: Source, section: str = "auto") -> dict[str, Tensor]:
     shared: dict[Hashable, Tensor] = {}
     for name, tie in ties.items():
         if tie not in shared:
-            shared[tie] = tensors[name].detach().clone()
+            stored = isinstance(tensors, Checkpoint)
+            shared[tie] = tensors.read(name) if stored else tensors[name].detach().clone()
     return {name: shared[tie] for name, tie in ties.items()}
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from merge._version import VERSION
 from merge.checkpoint.atomic import check_target
-from merge.checkpoint.digest import DEFAULT, Digest
+from merge.checkpoint.digest import DEFAULT, Digest, kind_of
 from merge.checkpoint.formats.format import DICTIONARY, Layout, path_of
 from merge.checkpoint.formats.tensors import Spec
 from merge.checkpoint.hub import recorded
@@ -160,7 +160,7 @@ def _checked(recipe: Recipe, outputs: Sequence[tuple[Recipe, Path]], options: Op
     if not isinstance(options, (Options, type(None))):
         raise MergeError(f"options={options!r}: must be merge.Options, as Options(overwrite=True)")
     options = options or Options()
-    stored = {source.digest.partition(":")[0] for source in recipe.sources if source.digest}
+    stored = {kind_of(source.digest) for source in recipe.sources if source.digest}
     if len(stored) > 1:
         raise MergeError(f"the recipe's digests are of several kinds ({', '.join(sorted(stored))}); clear some of them")
     options = replace(options, digest=stored.pop() if stored else options.digest)  # a recipe is checked with its own

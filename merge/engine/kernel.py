@@ -38,7 +38,7 @@ def merged(
         # Parameters that mean one input alone give that input's own bits: nothing of the others can leak in.
         single = 0 if unit.kind == "copy" else method.single(len(parts), parameters)
         if single is not None:
-            result = parts[single].to(unit.dtype)
+            result = parts[single] if unit.kind == "copy" else parts[single].to(unit.dtype)
         elif unit.kind == "maximum":  # counters, between the ends
             result = functools.reduce(torch.maximum, parts)
         elif (narrow := _unwidened(unit, parts, method, parameters, policy)) is not None:

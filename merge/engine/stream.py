@@ -10,7 +10,6 @@ and no queue is needed.
 from __future__ import annotations
 
 import json
-import math
 import os
 import threading
 from collections.abc import Hashable, Mapping, Sequence
@@ -169,7 +168,7 @@ def work(job: _Pass) -> None:
             hashes = [output.digest.start() for output in outputs]
             away = options.device != "cpu" and unit.kind != "copy"
             floating = (unit.element.is_floating_point or unit.element.is_complex) and unit.element.bits >= 8
-            numel = math.prod(unit.shape)
+            numel = unit.nbytes // unit.element.itemsize  # bytes, where several elements share one
             for start in range(0, numel, max(numel, 1) if whole else BLOCK):
                 if job.stop:
                     return
@@ -307,10 +306,10 @@ class _Reader:
 
     def __init__(self, entry: TensorEntry, names: list[str], whole: bool, buffers: _Buffers, index: int, content: Any):
         self.entry, self.names, self.content, self.at = entry, names, content, 0
-        self.numel = entry.numel
+        self.numel = entry.nbytes // entry.element.itemsize  # bytes, where several elements share one
         self.flat: Tensor | None = None
         if entry.stride is not None:
-            self.flat = entry.tensor().contiguous().reshape(-1)
+            self.flat = entry.loaded().contiguous().reshape(-1)
         else:
             self.buffer, self.view = buffers.get(index, entry.nbytes) if whole else buffers.get(index)
 
@@ -325,7 +324,9 @@ class _Reader:
         view = self.view[: (stop - start) * size]
         self.entry.file.read_into(view, self.entry.offset + start * size)
         self.content.update(view)
-        return self.buffer[: len(view)].view(self.entry.dtype)
+        return (
+            self.buffer[: len(view)] if self.entry.element.bits < 8 else self.buffer[: len(view)].view(self.entry.dtype)
+        )
 
     def finish(self) -> str:
         """Read what is left, for the digest alone; give the digest in hex."""

@@ -95,7 +95,7 @@ def leave(name: str) -> str:
 def never_merged(name: str, spec: Spec | TensorEntry) -> bool:
     """Whether a tensor is no arithmetic: integers, and the version of a module's layout."""
     version = name.endswith("version") and math.prod(spec.shape) == 1 and bool(_VERSION.fullmatch(name))
-    return version or not (spec.element.is_floating_point or spec.element.is_complex)
+    return version or not spec.element.arithmetic or not (spec.element.is_floating_point or spec.element.is_complex)
 
 
 def integer_problem(name: str, sources: Sequence[int], assembly: Assembly | None, case: Case) -> str:
@@ -106,6 +106,7 @@ def integer_problem(name: str, sources: Sequence[int], assembly: Assembly | None
     for index in sources[1:]:
         if not equal(case, (sources[0], name), (index, name), assembly):
             what = "a version is" if spec.element.is_floating_point else "integers are"
+            what = what if spec.element.arithmetic else "scales and packed numbers are"
             both = f"{case.labels[sources[0]]} and {case.labels[index]}"
             return f"{name} is {spec.element} and differs between {both}: {what} never merged; {leave(name)}"
     return ""
@@ -119,6 +120,8 @@ def equal(case: Case, first: tuple[int, str], second: tuple[int, str], assembly:
     a, b = (case.described[index][name] for index, name in (first, second))
     if isinstance(a, TensorEntry) and isinstance(b, TensorEntry) and same_bytes(a, b):
         return True
+    if not a.element.arithmetic or not b.element.arithmetic:
+        return False
     import torch
 
     def patched(index: int, name: str) -> Tensor:

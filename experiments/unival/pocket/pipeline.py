@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from experiments.errors import StudyError
 from experiments.grid.children import be_child, end, shielded
+from experiments.grid.rows import ROW_DIGEST
 from experiments.unival.pocket.backbone import fresh_model, inflate, train_backbone
 from experiments.unival.pocket.data import Files, world_tokenizer
 from experiments.unival.pocket.families import families
@@ -174,7 +175,7 @@ def open_model(pocket: Pocket, file: Path) -> tuple[UnivalModel, Files]:
 
 def file_digest(file: Path) -> str:
     """Return the digest of a checkpoint's tensors."""
-    return digest(open_checkpoint(file))
+    return digest(open_checkpoint(file), ROW_DIGEST)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from merge.checkpoint.formats.format import name_problem
 from merge.errors import MergeError
 
 IsLeaf = Callable[[Any], bool]
@@ -37,8 +38,11 @@ def flatten(path: Path, tree: Any, is_leaf: IsLeaf) -> dict[str, Any]:
 
     try:
         walk(tree, "")
+        name_problem(found)
     except RecursionError as error:
         raise MergeError(f"{path}: its dictionaries are nested too deeply") from error
+    except ValueError as error:
+        raise MergeError(f"{path}: {error}") from error
     return found
 
 

@@ -23,6 +23,7 @@ class Element:
         safetensors: its code in a safetensors header.
         numpy: its code in npz files and Zarr arrays (an ml_dtypes name without "<" or "|": Zarr alone knows it).
         storage: the class of torch's typed storages.
+        arithmetic: whether numbers are computed with here; else their bytes are only carried along.
     """
 
     name: str
@@ -32,14 +33,15 @@ class Element:
     safetensors: str = ""
     numpy: str = ""
     storage: str = ""
+    arithmetic: bool = True
 
     def __str__(self) -> str:
         return self.name
 
     @property
     def itemsize(self) -> int:
-        """Bytes of one element."""
-        return self.bits // 8
+        """Bytes of one element; of those that share bytes it is 1."""
+        return max(self.bits // 8, 1)
 
     @functools.cached_property
     def dtype(self) -> torch.dtype:
@@ -47,6 +49,8 @@ class Element:
         import torch
 
         found: Any = getattr(torch, self.name, None)
+        if self.bits < 8:
+            raise MergeError(f"{self.name} is only carried along: torch has no tensors of {self.bits} bits an element")
         if not isinstance(found, torch.dtype):
             raise MergeError(f"torch {torch.__version__} has no dtype {self.name}; a newer one may")
         return found
@@ -60,9 +64,12 @@ ELEMENTS: dict[str, Element] = {
     "bfloat16": Element("bfloat16", 16, *_FLOAT, "BF16", "bfloat16", "BFloat16Storage"),
     "float8_e4m3fn": Element("float8_e4m3fn", 8, *_FLOAT, "F8_E4M3", "float8_e4m3fn"),
     "float8_e5m2": Element("float8_e5m2", 8, *_FLOAT, "F8_E5M2", "float8_e5m2"),
-    "float8_e4m3fnuz": Element("float8_e4m3fnuz", 8, *_FLOAT),
-    "float8_e5m2fnuz": Element("float8_e5m2fnuz", 8, *_FLOAT),
-    "float8_e8m0fnu": Element("float8_e8m0fnu", 8, *_FLOAT),
+    "float8_e4m3fnuz": Element("float8_e4m3fnuz", 8, *_FLOAT, "F8_E4M3FNUZ"),
+    "float8_e5m2fnuz": Element("float8_e5m2fnuz", 8, *_FLOAT, "F8_E5M2FNUZ"),
+    "float8_e8m0fnu": Element("float8_e8m0fnu", 8, *_FLOAT, "F8_E8M0", arithmetic=False),
+    "float6_e2m3fn": Element("float6_e2m3fn", 6, *_FLOAT, "F6_E2M3", arithmetic=False),
+    "float6_e3m2fn": Element("float6_e3m2fn", 6, *_FLOAT, "F6_E3M2", arithmetic=False),
+    "float4_e2m1fn": Element("float4_e2m1fn", 4, *_FLOAT, "F4", arithmetic=False),
     "int64": Element("int64", 64, safetensors="I64", numpy="<i8", storage="LongStorage"),
     "int32": Element("int32", 32, safetensors="I32", numpy="<i4", storage="IntStorage"),
     "int16": Element("int16", 16, safetensors="I16", numpy="<i2", storage="ShortStorage"),

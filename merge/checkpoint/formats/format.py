@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
+from collections.abc import Callable, Container, Generator, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,37 @@ def dictionary_in(metadata: Mapping[str, str] | None) -> Any:
     with contextlib.suppress(ValueError, RecursionError):
         return json.loads((metadata or {}).get(DICTIONARY, "null"))
     return None
+
+
+def without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Give a JSON object as a dictionary, for `object_pairs_hook`. Raises ValueError where a key comes twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in found if keys.count(key) > 1)[:80]!r} comes twice")
+    return found
+
+
+def name_problem(names: Iterable[str]) -> None:
+    """Raise ValueError for names that no file can hold: halves of characters (lone surrogates)."""
+    try:
+        "".join(names).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"a name holds {error.object[error.start : error.end]!a}, half a character") from error
+
+
+def noted_ties(metadata: Mapping[str, str] | None, names: Container[str]) -> dict[str, str]:
+    """Names that are tied to one of `names` and left out, as `safetensors.torch.save_model` notes them in metadata.
+
+    Other notes may happen to be names of tensors ("format": "pt"): see `is_tie`.
+    """
+    items = (metadata or {}).items()
+    return {name: kept for name, kept in items if kept in names and name not in names and is_tie(name, kept)}
+
+
+def is_tie(name: str, kept: str) -> bool:
+    """Whether a note in metadata may mean two tied tensors: names of modules' tensors, or of one last part."""
+    return ("." in name and "." in kept) or name.rpartition(".")[2] == kept.rpartition(".")[2]
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import io
 import math
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from merge.checkpoint.formats.pickle.arrays import CODES, array_entry, numpy_ele
 from merge.checkpoint.formats.pickle.reader import loads
 from merge.checkpoint.formats.pickle.values import Blob, Global, Opaque, PickleBroken, PickleRefused
 from merge.checkpoint.formats.pickle.writer import dumps
-from merge.checkpoint.formats.tensors import Decoded, TensorEntry, check_shape
+from merge.checkpoint.formats.tensors import Decoded, TensorEntry, check_shape, refuse_bomb
 from merge.checkpoint.formats.zips import joined_crc, lay_out
 from merge.errors import MergeError
 
@@ -47,9 +48,11 @@ def read(path: Path) -> Content:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-            odd = [name for name in names if not name.endswith(_END)] + [n for n in names if names.count(n) > 1]
+            odd = [name for name in names if not name.endswith(_END)]
+            odd += [name for name, count in Counter(names).items() if count > 1]
             if odd or not names:
                 raise MergeError(f"{path}: not an npz file: " + (f"holds {odd[0]!r}" if odd else "is empty"))
+            refuse_bomb(path, sum(info.file_size for info in archive.infolist()), path.stat().st_size)
             tree = {name.removesuffix(_END): _member(path, archive, name) for name in names}
     except MergeError:
         raise
@@ -85,7 +88,8 @@ def _member(path: Path, archive: zipfile.ZipFile, name: str) -> Any:
             nbytes = math.prod(shape) * element.itemsize
             return _Array(TensorEntry(element, shape, Decoded(path, nbytes, lambda: _read(path, name, nbytes)), 0))
         try:
-            value: Any = loads(file.read(), lambda factory, args: NotImplemented)
+            size = archive.getinfo(name).file_size
+            value: Any = loads(file.read(size), lambda factory, args: NotImplemented)
         except PickleRefused as error:
             raise MergeError(f"{path}: {name} names {error}, which is not inert, so nothing was loaded") from error
         except PickleBroken as error:

@@ -6,18 +6,28 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
-
-from merge.checkpoint.formats.elements import ELEMENTS
-from merge.checkpoint.formats.format import WHOLE, Content, Layout, OutputFile, Specs
+from merge.checkpoint.formats.elements import ELEMENTS, Element
+from merge.checkpoint.formats.format import (
+    WHOLE,
+    Content,
+    Layout,
+    OutputFile,
+    Specs,
+    is_tie,
+    name_problem,
+    noted_ties,
+    without_doubles,
+)
 from merge.checkpoint.formats.tensors import MappedFile, Spec, TensorEntry, check_shape
 from merge.errors import MergeError
 
+_LONGEST_HEADER = 100_000_000  # bytes: the format's own limit
 CODES = {element.safetensors: element for element in ELEMENTS.values() if element.safetensors}
 
 
@@ -28,23 +38,59 @@ def read(path: Path) -> Content:
     """
     file = MappedFile(path)
     try:
-        with safe_open(path, framework="numpy"):  # the format's own library judges sizes, overlaps and gaps
-            pass
-    except Exception as error:
+        header, start = _header(file)
+        metadata = header.pop("__metadata__", None)
+        texts = isinstance(metadata, dict) and all(type(text) is str for text in metadata.values())
+        if metadata is not None and not texts:
+            raise ValueError("its __metadata__ is no mapping of texts")
+        position, entries = start, dict[str, TensorEntry]()
+        for (begin, end), name, element, shape in sorted(map(_tensor, header.items()), key=lambda item: item[0]):
+            if begin != position - start:
+                problem = "overlaps another tensor" if begin < position - start else "comes after a gap"
+                raise ValueError(f"{name!r} at byte {begin} of the data {problem}")
+            if end - begin != math.prod(shape) * element.bits / 8:
+                raise ValueError(f"{name!r} is {element} {list(shape)} and has {end - begin} bytes")
+            entries[name] = TensorEntry(element, shape, file, position)
+            position = start + end
+        if position != file.size:
+            wanted = f"{position} bytes are named in its header"
+            raise ValueError(f"{wanted}; it was cut short: get it again" if position > file.size else wanted)
+        name_problem(entries)
+    except (ValueError, RecursionError) as error:
         raise MergeError(f"{path}: not a whole safetensors file of {file.size} bytes: {error}") from error
-    length = int.from_bytes(file.read(0, 8), "little")
-    header: dict[str, dict[str, Any]] = json.loads(file.read(8, length))
-    metadata = header.pop("__metadata__", None)  # in the file's order; the library's own is random
-    entries: dict[str, TensorEntry] = {}
-    for name, info in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-        code = str(info["dtype"])
-        if code not in CODES:
-            raise MergeError(f"{path}: tensor {name!r} has dtype {code}, which is not one of {', '.join(CODES)}")
-        wrong = check_shape(tuple(info["shape"]), CODES[code])
-        if wrong:
-            raise MergeError(f"{path}: tensor {name!r} has {wrong}")
-        entries[name] = TensorEntry(CODES[code], tuple(info["shape"]), file, 8 + length + info["data_offsets"][0])
     return Content(path, {WHOLE: entries}, metadata)
+
+
+def _header(file: MappedFile) -> tuple[dict[str, Any], int]:
+    """The JSON header, and where the data begin. Raises ValueError and RecursionError."""
+    if file.size < 8:
+        raise ValueError("it is shorter than its header's length")
+    length = int.from_bytes(file.read(0, 8), "little")
+    if length > min(file.size - 8, _LONGEST_HEADER):
+        raise ValueError(f"its header would take {length} bytes; it was cut short, or is no such file: get it again")
+    header = json.loads(file.read(8, length), object_pairs_hook=without_doubles)
+    if not isinstance(header, dict):
+        raise ValueError(f"its header is a {type(header).__name__}")
+    return header, 8 + length
+
+
+def _tensor(item: tuple[str, Any]) -> tuple[tuple[int, int], str, Element, tuple[int, ...]]:
+    """Where a tensor lies, its name, type and shape. Raises ValueError for what the header must not say."""
+    name, info = item
+    if not isinstance(info, dict) or not {"dtype", "shape", "data_offsets"} <= set(info):
+        raise ValueError(f"{name!r} lacks a dtype, a shape or offsets")
+    code, shape, offsets = info["dtype"], info["shape"], info["data_offsets"]
+    if not isinstance(code, str) or code not in CODES:
+        raise ValueError(f"tensor {name!r} has dtype {str(code)[:40]}, which is not one of {', '.join(CODES)}")
+    for value in (shape, offsets):
+        if not isinstance(value, list) or not all(type(number) is int for number in value):
+            raise ValueError(f"tensor {name!r} has sizes or offsets that are no integers: {str(value)[:80]}")
+    if len(offsets) != 2 or not 0 <= offsets[0] <= offsets[1]:
+        raise ValueError(f"tensor {name!r} has offsets {str(offsets)[:80]}")
+    wrong = check_shape(tuple(shape), CODES[code])
+    if wrong:
+        raise ValueError(f"tensor {name!r} has {wrong}")
+    return (offsets[0], offsets[1]), name, CODES[code], tuple(shape)
 
 
 # -- writing ---------------------------------------------------------------------------------------------------------
@@ -72,7 +118,7 @@ def plan_folder(specs: Specs, metadata: Mapping[str, str] | None, shard_size: in
     weight_map = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
     plain, dot, word = stem.partition(".")  # of the variant fp16 the index is called ...index.fp16.json
     variant = dot + word
-    aliases = {name: to for name, to in (metadata or {}).items() if to in named and name not in named}
+    aliases = noted_ties(metadata, named)
     noted = {"total_size": sum(spec.nbytes for spec in named.values()), **aliases}
     index = json.dumps({"metadata": noted, "weight_map": weight_map}, indent=2).encode()
     files = [_file(name, shard, metadata) for name, shard in zip(names, shards, strict=True)]
@@ -83,7 +129,7 @@ def plan_folder(specs: Specs, metadata: Mapping[str, str] | None, shard_size: in
 
 def _without_aliases(specs: Specs, metadata: Mapping[str, str]) -> Specs:
     """Leave out names that the metadata maps to one that they are tied to, as in the input: see `open_checkpoint`."""
-    kept = {name: specs.get(metadata.get(name, "")) for name in specs}
+    kept = {name: specs.get(to) if is_tie(name, to := metadata.get(name, "")) else None for name in specs}
     return {
         name: spec for name, spec in specs.items() if (to := kept[name]) is None or to.tie is None or to.tie != spec.tie
     }

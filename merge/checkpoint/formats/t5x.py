@@ -11,6 +11,7 @@ The index is msgpack as flax writes it (flax/serialization.py): `{"version": 3, 
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Container, Iterator, Mapping
@@ -21,7 +22,7 @@ from typing import Any
 from merge.checkpoint.formats.dotted import flatten, replaced
 from merge.checkpoint.formats.elements import ELEMENTS
 from merge.checkpoint.formats.format import WHOLE, Content, Layout, OutputFile, Specs
-from merge.checkpoint.formats.tensors import Decoded, Spec, TensorEntry, check_shape
+from merge.checkpoint.formats.tensors import Decoded, Spec, TensorEntry, check_shape, refuse_bomb
 from merge.checkpoint.formats.zarr import HEADER, one_chunk, read_zarray
 from merge.errors import MergeError
 
@@ -29,6 +30,8 @@ INDEX = "checkpoint"
 WEIGHTS = ("optimizer.target", "target", "params")  # where weights are, the first that is there
 OTHERS = ("optimizer.state", "state")
 VERSION = 3
+# Beyond these an index is hostile: a few bytes that ask for gigabytes.
+_MOST_CONTAINERS, _LONGEST_LIST, _LONGEST_MAP = 1_000_000, 100_000, 1_000_000
 _NDARRAY = 1  # flax's code among msgpack's extensions
 
 
@@ -41,13 +44,29 @@ def read(folder: Path) -> Content:
     if data.startswith(b"model_checkpoint_path"):
         raise MergeError(f"{path}: belongs to a TensorFlow checkpoint, not to T5X; convert it with T5X first")
     try:
-        tree = msgpack.unpackb(data, raw=False, strict_map_key=True)
+        tree = _unpacked(data)
     except (ValueError, TypeError, RecursionError, MemoryError, msgpack.UnpackException) as error:
         raise MergeError(f"{path}: not a T5X index of {len(data)} bytes: {type(error).__name__}: {error}") from error
     if not isinstance(tree, dict):
         raise MergeError(f"{path}: not a T5X index: holds a {type(tree).__name__}")
     index = T5XIndex(folder, tree)
     return Content(folder, index, default=next(iter(index)), kept=index)
+
+
+def _unpacked(data: bytes) -> Any:
+    """What msgpack holds. Raises ValueError for more containers, or longer ones, than indexes of their size have."""
+    import msgpack
+
+    seen = itertools.count()
+
+    def count(value: Any) -> Any:
+        if next(seen) > _MOST_CONTAINERS:
+            raise ValueError(f"more than {_MOST_CONTAINERS:,} lists and mappings")
+        return value
+
+    limits = {"max_array_len": _LONGEST_LIST, "max_map_len": _LONGEST_MAP}
+    hooks = {"object_hook": count, "list_hook": count}
+    return msgpack.unpackb(data, raw=False, strict_map_key=True, **limits, **hooks)
 
 
 @dataclass(frozen=True)
@@ -92,7 +111,14 @@ class T5XIndex(Mapping[str, Mapping[str, TensorEntry]]):
                 f"{self.folder}: {len(absent)} of {len(leaves)} arrays of {section} are in the index and not on disk: "
                 f"{', '.join(absent[:5])}"
             )
-        return {name: self._entry(name, leaf, folders.get(name)) for name, leaf in leaves.items()}
+        entries = {name: self._entry(name, leaf, folders.get(name)) for name, leaf in leaves.items()}
+        chunks = [path for path in set(folders.values()) for path in path.rglob("*")]
+        outside = next((path for path in chunks if path.is_symlink() and not is_inside(self.folder, path)), None)
+        if outside is not None:
+            raise MergeError(f"{outside}: links to a file outside the checkpoint's folder")
+        stored = sum(path.stat().st_size for path in chunks if path.is_file())
+        refuse_bomb(self.folder, sum(entry.nbytes for name, entry in entries.items() if name in folders), stored)
+        return entries
 
     def _entry(self, name: str, leaf: Any, folder: Path | None) -> TensorEntry:
         if folder is None:
@@ -112,6 +138,7 @@ class T5XIndex(Mapping[str, Mapping[str, TensorEntry]]):
             str(file.relative_to(self.folder)): file
             for file in sorted(self.folder.rglob("*"))
             if file.is_file()
+            and is_inside(self.folder, file)
             and not mine & set(file.parents)
             and str(file.relative_to(self.folder)) not in written
             and not file.name.endswith((".index.json", ".recipe.json"))
@@ -125,10 +152,24 @@ class T5XIndex(Mapping[str, Mapping[str, TensorEntry]]):
         if spec["driver"] not in ("zarr", "zarr2") or kind not in ("file", "gfile", "gcs") or not isinstance(path, str):
             told = str({"driver": spec["driver"], "kvstore": store})[:120]
             raise MergeError(f"{self.folder / INDEX}: {told}: only zarr arrays in files of the same folder are read")
-        folder = self.folder / path
-        if ".." in Path(path).parts or self.folder.resolve() not in folder.resolve().parents:
+        if "\0" in path or ".." in Path(path).parts or not is_inside(self.folder, self.folder / path):
             raise MergeError(f"{self.folder / INDEX}: names the array {path[:80]!r}, outside its folder")
-        return folder
+        return self.folder / path
+
+
+def is_inside(folder: Path, path: Path) -> bool:
+    """Whether a path lies below a folder, links followed; a cache of the hub keeps what its links mean in `blobs`."""
+    try:
+        place, root = path.resolve(), folder.resolve()
+    except (OSError, RuntimeError):  # links in a circle
+        return False
+    snapshots = next((parent for parent in folder.absolute().parents if parent.name == "snapshots"), None)
+    return root in place.parents or (snapshots is not None and (snapshots.parent / "blobs").resolve() in place.parents)
+
+
+def _relative(folder: Path, path: str) -> str:
+    """The path of an array as an output's index tells it: below its folder, wherever the input lay."""
+    return (folder / path).absolute().relative_to(folder.absolute()).as_posix()
 
 
 def is_array(value: Any) -> bool:
@@ -168,7 +209,7 @@ def plan(path: Path, specs: Specs, like: Content | None, metadata: Mapping[str, 
         spec = specs[name]
         if old is not None and not isinstance(old, dict) and spec.element.numpy:
             return _Packed(name, spec)
-        array = _spec(path, name, old, spec)
+        array = _spec(path, like.path if like else path, name, old, spec)
         folder = array["kvstore"]["path"].strip("/")
         header, chunk = one_chunk(spec.element, spec.shape)
         text = json.dumps(header).encode()
@@ -188,18 +229,19 @@ def plan(path: Path, specs: Specs, like: Content | None, metadata: Mapping[str, 
     return Layout(list(files.values()), folder=True, copied=like.kept.others(like.section, files) if like else {})
 
 
-def _spec(path: Path, name: str, old: Any, spec: Spec | TensorEntry) -> dict[str, Any]:
+def _spec(path: Path, folder: Path, name: str, old: Any, spec: Spec | TensorEntry) -> dict[str, Any]:
     """The TensorStore spec of a new array; in the place of an old one it keeps that one's path and store."""
     header, _ = one_chunk(spec.element, spec.shape)
     metadata = {key: header[key] for key in ("chunks", "compressor", "shape")}
     if isinstance(old, dict):
-        where = old["kvstore"] if "path" in old["kvstore"] else {**old["kvstore"], "path": old["path"]}
+        store = old["kvstore"] if isinstance(old["kvstore"], dict) else {"driver": "file", "path": old["kvstore"]}
+        where = {**store, "path": _relative(folder, str(store.get("path", old.get("path"))))}
         kept = {key: value for key, value in old.items() if key not in ("path", "transform")}
         return {**kept, "dtype": spec.element.name, "kvstore": where, "metadata": metadata}
-    folder = f"target.{name}"
-    if "/" in folder or "\0" in folder or len(folder.encode()) > 255:
+    below = f"target.{name}"
+    if "/" in below or "\0" in below or len(below.encode()) > 255:
         raise MergeError(f"{path}: {name!r} cannot be the name of a folder, which T5X wants")
-    kvstore = {"driver": "file", "path": folder}
+    kvstore = {"driver": "file", "path": below}
     return {"driver": "zarr", "dtype": spec.element.name, "kvstore": kvstore, "metadata": metadata}
 
 

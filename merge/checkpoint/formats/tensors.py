@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import bisect
+import contextlib
+import itertools
 import math
 import mmap
 import operator
 import os
 import sys
 import threading
+import weakref
 import zlib
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Generator, Hashable
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -26,37 +29,108 @@ if TYPE_CHECKING:
 # A private map may ask for more than the memory there is: only pages written to need it. (No name before Python 3.13.)
 _NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
 _COMPARED = 1 << 20  # bytes at a time, of those that are only compared
+_KEPT_OPEN = 64  # files that wait for their next read; a process may usually open 1,024 or 256
+_ALWAYS_FINE, _MOST_GROWTH = 1 << 28, 100  # bytes in memory, and how many a stored one may become
 LARGEST = 2**63  # torch counts elements and bytes in signed 64 bits
 
 
+class _Descriptors:
+    """Open files that wait to be read again, the one that waits longest first. Many more files may be known."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._idle: dict[int, int] = {}  # the descriptor, and whose it is
+
+    def take(self, owner: int) -> int | None:
+        """Give a descriptor of an owner's file, None where none waits. Nobody closes it meanwhile."""
+        with self._lock:
+            found = next((number for number, its in reversed(list(self._idle.items())) if its == owner), None)
+            if found is not None:
+                del self._idle[found]
+            return found
+
+    def give(self, owner: int, number: int) -> None:
+        """Take a descriptor back, and close the one that has waited longest where there are too many."""
+        with self._lock:
+            self._idle[number] = owner
+            oldest = next(iter(self._idle)) if len(self._idle) > _KEPT_OPEN else None
+            if oldest is not None:
+                del self._idle[oldest]
+        if oldest is not None:
+            os.close(oldest)
+
+    def close(self, owner: int) -> None:
+        """Close what is left of an owner that goes. It may go while the lock is held: the descriptor then ages."""
+        if self._lock.acquire(blocking=False):
+            try:
+                left = [number for number, its in self._idle.items() if its == owner]
+                for number in left:
+                    del self._idle[number]
+            finally:
+                self._lock.release()
+            for number in left:
+                os.close(number)
+
+
+_DESCRIPTORS = _Descriptors()
+_COUNT = itertools.count()
+
+
 class MappedFile:
-    """A file open for reading: mapped for lazy tensors, read by position for streaming.
+    """A file to be read: mapped for lazy tensors, by position for streaming. It is open only while it is used.
 
     The map is private (copy on write), so writing into a tensor that it backs never reaches the file.
     """
 
     def __init__(self, path: Path):
-        self.path = path
-        try:
-            self._fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-        except OSError as error:
-            raise MergeError(f"{path}: cannot be opened: {error.strerror}") from error
-        self.size = os.fstat(self._fd).st_size
-        self._bytes: Tensor | None = None
+        self.path, self._owner = path, next(_COUNT)
+        self._place: str | Path = path
+        with contextlib.suppress(OSError):  # without a working directory the path stays as it is
+            self._place = os.path.abspath(path)
+        self._file: tuple[int, int] | None = None
+        self._map: Callable[[], mmap.mmap | None] = lambda: None
+        with self._open() as number:
+            self.size = os.fstat(number).st_size
 
     def __del__(self) -> None:
-        if hasattr(self, "_fd"):
-            os.close(self._fd)
+        if hasattr(self, "_owner"):
+            _DESCRIPTORS.close(self._owner)
+
+    @contextlib.contextmanager
+    def _open(self) -> Generator[int]:
+        """A descriptor of the file. Raises MergeError where it cannot be opened or another file has taken its name."""
+        number = _DESCRIPTORS.take(self._owner)
+        if number is None:
+            try:
+                number = os.open(self._place, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+            except OSError as error:
+                raise MergeError(f"{self.path}: cannot be opened: {error.strerror}") from error
+            state = os.fstat(number)
+            self._file = self._file or (state.st_dev, state.st_ino)
+            if self._file != (state.st_dev, state.st_ino):
+                os.close(number)
+                raise MergeError(f"{self.path}: was replaced by another file while it was read")
+        try:
+            yield number
+        finally:
+            _DESCRIPTORS.give(self._owner, number)
 
     def bytes(self) -> Tensor:
-        """The whole file as a uint8 tensor backed by a private map."""
-        if self._bytes is None:
-            import torch
+        """The whole file as a uint8 tensor backed by a private map. Raises MergeError where the file is shorter now."""
+        import torch
 
-            flags = mmap.MAP_PRIVATE | _NO_RESERVE
-            mapped = mmap.mmap(self._fd, self.size, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
-            self._bytes = torch.frombuffer(mapped, dtype=torch.uint8)
-        return self._bytes
+        with self._open() as number:
+            if os.fstat(number).st_size < self.size:  # a page beyond the end would end the process
+                raise self._cut_short(self.size)
+            mapped = self._map()
+            if mapped is None:  # kept only as long as a tensor is: a map holds a descriptor
+                flags = mmap.MAP_PRIVATE | _NO_RESERVE
+                try:
+                    mapped = mmap.mmap(number, self.size, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+                except (OSError, ValueError) as error:
+                    raise MergeError(f"{self.path}: cannot be mapped: {error}") from error
+                self._map = weakref.ref(mapped)
+            return torch.frombuffer(mapped, dtype=torch.uint8)
 
     def part(self, offset: int, size: int) -> Tensor:
         """Bytes of the file through its map."""
@@ -73,17 +147,28 @@ class MappedFile:
     def read_into(self, buffer: memoryview, offset: int) -> None:
         """Fill `buffer` from `offset`. Raises MergeError where the file is shorter or cannot be read."""
         done = 0
-        while done < len(buffer):
-            try:
-                count = os.preadv(self._fd, [buffer[done:]], offset + done)
-            except OSError as error:
-                raise MergeError(f"{self.path}: cannot be read at byte {offset + done}: {error.strerror}") from error
-            if count == 0:
-                raise self._cut_short(offset + len(buffer))
-            done += count
+        with self._open() as number:
+            while done < len(buffer):
+                try:
+                    count = os.preadv(number, [buffer[done:]], offset + done)
+                except OSError as error:
+                    problem = f"cannot be read at byte {offset + done}: {error.strerror}"
+                    raise MergeError(f"{self.path}: {problem}") from error
+                if count == 0:
+                    raise self._cut_short(offset + len(buffer))
+                done += count
+
+    def loaded(self, offset: int, size: int) -> Tensor:
+        """Some of the bytes in memory of their own, read by position: nothing happens if the file shrinks later."""
+        import torch
+
+        buffer = torch.empty(size, dtype=torch.uint8)
+        self.read_into(buffer.numpy().data, offset)
+        return buffer
 
     def _cut_short(self, wanted: int) -> MergeError:
-        size = os.fstat(self._fd).st_size
+        with self._open() as number:
+            size = os.fstat(number).st_size
         return MergeError(f"{self.path}: truncated: {wanted} bytes were expected, the file has {size}")
 
 
@@ -180,6 +265,10 @@ class Decoded:
         """Some of the tensor's bytes."""
         return self.bytes()[offset : offset + size]
 
+    def loaded(self, offset: int, size: int) -> Tensor:
+        """Some of the bytes: what was decoded is in memory of its own."""
+        return self.bytes()[offset : offset + size]
+
     def read_into(self, buffer: memoryview, offset: int) -> None:
         """Fill `buffer` from `offset`. What was decoded is let go with the last byte."""
         if self._held is None:
@@ -238,15 +327,27 @@ class TensorEntry:
 
     def tensor(self) -> Tensor:
         """The tensor, backed by the file's map: pages are read when touched. Writes stay private."""
+        return self._viewed(lambda size: self.file.part(self.offset, size))
+
+    def loaded(self) -> Tensor:
+        """The tensor in memory of its own: for reading all of it, of a file that somebody may cut short meanwhile."""
+        return self._viewed(lambda size: self.file.loaded(self.offset, size))
+
+    def raw(self) -> Tensor:
+        """The bytes of a tensor without gaps, where its elements are only carried along."""
+        return self.file.loaded(self.offset, self.nbytes)
+
+    def _viewed(self, read: Callable[[int], Tensor]) -> Tensor:
         import torch
 
+        dtype = self.dtype
         if self.numel == 0:
-            return torch.empty(self.shape, dtype=self.dtype)
+            return torch.empty(self.shape, dtype=dtype)
         extent = self.numel if self.stride is None else 1 + last_index(self.shape, self.stride)
-        raw = self.file.part(self.offset, extent * self.dtype.itemsize)
-        if self.offset % self.dtype.itemsize:
+        raw = read(extent * dtype.itemsize)
+        if raw.data_ptr() % dtype.itemsize:
             raw = raw.clone()  # torch cannot view unaligned bytes as wider elements
-        flat = raw.view(self.dtype)
+        flat = raw.view(dtype)
         return flat.view(self.shape) if self.stride is None else torch.as_strided(flat, self.shape, self.stride)
 
 
@@ -288,6 +389,15 @@ def check_shape(shape: tuple[int, ...], element: Element) -> str:
     if min(shape) < 0:
         return f"a negative size in the shape {list(shape)[:8]}"
     return f"{len(shape)} sizes that multiply beyond {LARGEST}"
+
+
+def refuse_bomb(path: Path, claimed: int, stored: int) -> None:
+    """Raise MergeError where the bytes of a file (or folder) would grow out of all measure in memory."""
+    if claimed > max(_ALWAYS_FINE, _MOST_GROWTH * stored):
+        raise MergeError(
+            f"{path}: holds {claimed:,} bytes in {stored:,}: more than {_MOST_GROWTH} times as much, so it is not "
+            "unpacked; if you trust it, save it again uncompressed"
+        )
 
 
 def contiguous_stride(shape: tuple[int, ...]) -> tuple[int, ...]:

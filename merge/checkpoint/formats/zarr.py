@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from merge.checkpoint.formats.elements import ELEMENTS, Element
-from merge.checkpoint.formats.tensors import Decoded, TensorEntry, check_shape, raw_bytes
+from merge.checkpoint.formats.format import without_doubles
+from merge.checkpoint.formats.tensors import Decoded, TensorEntry, check_shape, raw_bytes, refuse_bomb
 from merge.errors import MergeError
 
 HEADER = ".zarray"
@@ -45,7 +46,7 @@ def read_zarray(folder: Path) -> TensorEntry:
     """Read and check an array's header; chunks are read on access. Raises MergeError naming the file."""
     path = folder / HEADER
     try:
-        header = json.loads(path.read_text(encoding="utf-8"))
+        header = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=without_doubles)
         shape, chunks, order = header["shape"], header["chunks"], header["order"]
         code, compressor, fill = header["dtype"], header["compressor"], header["fill_value"]
         version, filters, separator = header["zarr_format"], header["filters"], header.get("dimension_separator", ".")
@@ -123,6 +124,7 @@ def _read_chunk(array: _Array, path: Path) -> bytes | None:
     wanted = math.prod(array.chunks) * array.element.itemsize
     try:
         data = path.read_bytes()
+        refuse_bomb(path, wanted, len(data))
         if array.compressor:
             unpacker = zlib.decompressobj(_WINDOW[array.compressor])
             data = unpacker.decompress(data, wanted + 1)

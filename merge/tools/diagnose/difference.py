@@ -9,7 +9,6 @@ from typing import Any
 from merge.checkpoint.open import specs
 from merge.checkpoint.source import Source, opened
 from merge.plan.findings.kinds import counted
-from merge.plan.policy import dtype_name
 from merge.tools.diagnose.measure import Measured, Progress, measure_all, pooled
 from merge.tools.diagnose.sources import labels_for
 from merge.tools.diagnose.tables import Shown, module_of, number, part, table
@@ -87,7 +86,7 @@ def diff(
     label, other = labels_for([first, second])
     both = [name for name in mine if name in theirs]
     shapes = [name for name in both if mine[name].shape != theirs[name].shape]
-    dtypes = [name for name in both if mine[name].dtype != theirs[name].dtype]
+    dtypes = [name for name in both if mine[name].element is not theirs[name].element]
     measured = measure_all([a, b], [name for name in both if name not in set(shapes)], progress=progress)
     return Diff(
         label,
@@ -95,7 +94,7 @@ def diff(
         tuple(name for name in mine if name not in theirs),
         tuple(name for name in theirs if name not in mine),
         tuple(Differing(name, str(list(mine[name].shape)), str(list(theirs[name].shape))) for name in shapes),
-        tuple(Differing(name, dtype_name(mine[name].dtype), dtype_name(theirs[name].dtype)) for name in dtypes),
+        tuple(Differing(name, mine[name].element.name, theirs[name].element.name) for name in dtypes),
         _distance("total", measured),
         _modules(measured),
     )

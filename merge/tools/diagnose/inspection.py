@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from merge.checkpoint.digest import digest
+from merge.checkpoint.digest import digest, kind_of
 from merge.checkpoint.formats.tensors import TensorEntry
 from merge.checkpoint.open import Checkpoint, find_checkpoint
 from merge.checkpoint.owned import recipe_path
@@ -199,7 +199,7 @@ def _made(path: Path, checkpoint: Checkpoint | None) -> Made | None:
         return Made(str(file), f"unreadable: {error}")
     fits = None
     if checkpoint is not None and noted:
-        fits = digest(checkpoint, str(noted).partition(":")[0]) == noted
+        fits = digest(checkpoint, kind_of(str(noted))) == noted
     return Made(str(file), description, tuple(f"{item.name}: {item.path}" for item in recipe.sources), str(noted), fits)
 
 

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from merge.checkpoint.open import specs
+from merge.checkpoint.open import Checkpoint, specs
 from merge.engine.stream import BLOCK
 
 Progress = Callable[[int], object]
@@ -132,12 +132,19 @@ def measure_all(
         ties = tuple(each[name].tie for each in described)
         key = name if None in ties else ties
         if key not in seen:
-            tensors = [source[name].detach().cpu() for source in sources]
+            tensors = [_values(source, name) for source in sources]
             seen[key] = measure(tensors, base=base)
             if progress:
                 progress(sum(tensor.numel() * tensor.itemsize for tensor in tensors))
         result[name] = seen[key]
     return result
+
+
+def _values(source: Mapping[str, Tensor], name: str) -> Tensor:
+    """A tensor in memory; of a file it is read by position, and what is no arithmetic comes as bytes."""
+    if not isinstance(source, Checkpoint):
+        return source[name].detach().cpu()
+    return source.read(name) if source.entries[name].element.arithmetic else source.entries[name].raw()
 
 
 def measure(tensors: Sequence[Tensor], *, base: bool = False) -> Measured:

@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import json
 import pkgutil
+import struct
 from collections import OrderedDict
 from pathlib import Path
 
@@ -24,15 +25,25 @@ def one(value: Tensor) -> str:
 
 
 def test_the_definition() -> None:
-    """One hash of every tensor's row-major bytes, one hash over the lines sorted by name."""
+    """One hash of every tensor's row-major bytes, one over name, dtype, shape and it, each with its length before."""
     state = {"b": torch.tensor([[1.0, 2.0]]), "a": torch.tensor(3, dtype=torch.int16)}
     for algorithm, make in (("xxh3_128", xxhash.xxh3_128), ("sha256", hashlib.sha256)):
-        lines = [
-            f"a\0torch.int16\0[]\0{make(bytes([3, 0])).hexdigest()}\n",
-            f"b\0torch.float32\0[1, 2]\0{make(b'' + state['b'].numpy().tobytes()).hexdigest()}\n",
+        fields = [
+            *("a", "torch.int16", "[]", make(bytes([3, 0])).hexdigest()),
+            *("b", "torch.float32", "[1, 2]", make(state["b"].numpy().tobytes()).hexdigest()),
         ]
-        wanted = f"{algorithm}:{make(''.join(lines).encode()).hexdigest()}"
-        assert merge.digest(state, algorithm) == wanted
+        framed = b"".join(struct.pack("<Q", len(field)) + field.encode() for field in fields)
+        assert merge.digest(state, algorithm) == f"{algorithm}/2:{make(framed).hexdigest()}"
+        before = "".join("\0".join(fields[i : i + 4]) + "\n" for i in (0, 4)).encode()
+        assert merge.digest(state, f"{algorithm}/1") == f"{algorithm}:{make(before).hexdigest()}"
+
+
+def test_no_name_stands_for_two_tensors() -> None:
+    a, b = torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0])
+    content = hashlib.sha256(a.numpy().tobytes()).hexdigest()
+    twins = ({"a": a, "b": b}, {f"a\0torch.float32\0[2]\0{content}\nb": b})
+    assert merge.digest(twins[0], "sha256") != merge.digest(twins[1], "sha256")
+    assert merge.digest(twins[0], "sha256/1") == merge.digest(twins[1], "sha256/1")  # why there is a second version
 
 
 @pytest.mark.parametrize("algorithm", ["xxh3_128", "sha256"])

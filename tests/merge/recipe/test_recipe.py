@@ -356,9 +356,23 @@ def test_a_recipe_keeps_its_kind_of_digest(tmp_path: Path, algorithm: str) -> No
     options = Options(sync=False, digest=algorithm)
     out = merge.run(Recipe("interpolate", named, {"ratio": 0.5}), tmp_path / "m.safetensors", options)
     recipe = read_recipe(beside(out))
-    assert all(item.digest.startswith(f"{algorithm}:") for item in recipe.inputs)
+    assert all(item.digest.startswith(f"{algorithm}/2:") for item in recipe.inputs)
     again = merge.run(recipe, tmp_path / "again.safetensors", QUICK)
     assert again.read_bytes() == out.read_bytes()
+
+
+@pytest.mark.parametrize("algorithm", ["xxh3_128", "sha256"])
+def test_a_recipe_with_digests_of_before_still_runs(tmp_path: Path, algorithm: str) -> None:
+    inputs: list[Input] = []
+    for seed, name in enumerate(("vqa", "caption")):
+        path = merge.save_checkpoint(weights(seed), tmp_path / f"{name}.pt")
+        inputs.append(Input(name, path, digest=merge.digest(path, f"{algorithm}/1")))
+    recipe = Recipe("interpolate", tuple(inputs), {"ratio": 0.5})
+    out = merge.run(recipe, tmp_path / "m.safetensors", QUICK)
+    assert [item.digest for item in read_recipe(beside(out)).inputs] == [item.digest for item in inputs]
+    merge.save_checkpoint(weights(9), tmp_path / "vqa.pt", overwrite=True)
+    with pytest.raises(MergeError, match="has changed since the recipe was written"):
+        merge.run(recipe, tmp_path / "again.safetensors", QUICK)
 
 
 @pytest.mark.parametrize("which", [["base"], ["caption"], ["vqa", "caption"]])
@@ -379,7 +393,7 @@ def test_one_changed_bit_is_a_change(made: Path) -> None:
     state = merge.load_checkpoint(path)
     state["decoder.scale"].view(torch.int32).bitwise_xor_(1)
     merge.save_checkpoint(state, path, overwrite=True)
-    with pytest.raises(MergeError, match=r"vqa.* has changed since the recipe was written: .*xxh3_128:"):
+    with pytest.raises(MergeError, match=r"vqa.* has changed since the recipe was written: .*xxh3_128/2:"):
         merge.run(read_recipe(beside(made)), made.with_name("again.safetensors"), QUICK)
 
 

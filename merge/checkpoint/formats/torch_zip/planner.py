@@ -127,6 +127,8 @@ def _replaced(
 def _leaf_call(leaf: NewLeaf, order: dict[Hashable, tuple[str, int]]) -> Opaque:
     """The call by which torch makes this tensor, its storage numbered in `order`."""
     element, shape, nbytes = leaf.spec.element, leaf.spec.shape, leaf.spec.nbytes
+    if element.bits < 8:
+        raise MergeError(f"torch files cannot hold {element}: write a .safetensors file")
     key, _ = order.setdefault(leaf.storage, (str(len(order)), nbytes))
     typed = bool(element.storage)
     kind = Global("torch", element.storage) if typed else Global("torch.storage", "UntypedStorage")
