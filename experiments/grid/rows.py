@@ -18,7 +18,6 @@ from experiments.errors import StudyError
 from experiments.grid.lines import append_line, entries
 from merge import share_label
 
-
 ROW_DIGEST = "xxh3_128/1"  # of weights: keys of rows are made of it, so it stays what it was
 
 
