@@ -264,6 +264,10 @@ def suffixes(formats: Iterable[Format]) -> list[str]:
 
 def _in_folder(folder: Path) -> Found:
     """Read a folder's own weights, or those of its parts, or both: see `merge.checkpoint.folder`."""
+    distributed = FORMATS["distributed"]
+    if any(folder.glob(f"*{distributed.suffixes[0]}")) and not (folder / distributed.index).is_file():
+        lacks = f"holds parts of a torch distributed checkpoint, and not its index, {distributed.index}"
+        raise MergeError(f"{folder}: {lacks}: copy the whole folder, also files whose names begin with a dot")
     told = any((folder / name).is_file() for name in (PIPELINE, MODULES))
     root = None if (folder / PIPELINE).is_file() else weights_in(folder, look=True)
     own = None if root is None else replace(_at(root), path=folder)

@@ -141,6 +141,8 @@ class Sections(Mapping[str, Mapping[str, TensorEntry]]):
 def sections_of(path: Path, tree: Any) -> Sections:
     """Find the weights in a file. Raises MergeError where there are none, saying what there is."""
     if isinstance(tree, TensorLeaf):
+        if path.suffix == ".distcp":
+            raise MergeError(f"{path}: a part of a torch distributed checkpoint: give its folder, with .metadata in it")
         raise MergeError(f"{path}: holds one tensor without a name, not a dictionary of tensors")
     found = Sections(path, tree)
     if isinstance(tree, dict):
