@@ -251,7 +251,7 @@ def _refuse(name: str) -> Callable[[Machine, Any], object]:
 _OPCODES: dict[bytes, tuple[Callable[[Machine, Any], object], Callable[[Any], Any] | None, int]] = {
     opcode.code.encode("latin1"): (
         _OPERATIONS.get(opcode.name) or _refuse(opcode.name),
-        opcode.arg.reader if opcode.arg else None,
+        opcode.arg.reader if opcode.arg and opcode.name in _OPERATIONS else None,
         _COSTS.get(opcode.name, 1),
     )
     for opcode in pickletools.opcodes
