@@ -134,7 +134,9 @@ def _on_sphere(
         cosines = (table / torch.outer(norms, norms)).nan_to_num(nan=0.0).clamp(-1, 1)
         start = _mean_direction(cosines, factors * (norms > 0))
         if start is None and not anywhere:
-            raise MergeError(f"{name}: its directions balance out and have no mean; --keep it or change the weights")
+            raise MergeError(
+                f"{name}: its directions balance out and have no mean; pass keep={name!r} or other weights"
+            )
         if start is None:
             start = torch.zeros_like(factors)
             start[int((norms > 0).nonzero()[0])] = 1

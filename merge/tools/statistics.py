@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from merge.checkpoint.source import StateDict
 from merge.engine.kernel import merged, refuse_nonfinite
 from merge.errors import MergeError
+from merge.plan.checks import leave
 from merge.plan.policy import Policy
 from merge.plan.units import plan
 from merge.recipe.parameters import method_named, parameters_for
@@ -118,7 +119,7 @@ def merge_with_statistics(
     for unit in units:
         tensors = [list(experts.values())[index][unit.name].detach() for index in unit.sources]
         if unit.assembly is not None or 1 < len(unit.sources) < len(experts):
-            raise MergeError(f"{unit.name}: statistics are of whole tensors that all experts have; --keep or --drop it")
+            raise MergeError(f"{unit.name}: statistics are of whole tensors that all experts have; {leave(unit.name)}")
         if unit.kind == "merge":
             tensors += [_statistic(statistics[name], name, unit.name) for name in experts]
         (value,) = merged(unit, tensors, chosen, [resolved.get(unit.name, {})], recipe.policy)

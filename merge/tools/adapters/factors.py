@@ -100,7 +100,7 @@ def shares_of(adapters: Sequence[Adapter], weights: Sequence[float] | None) -> l
     """The weight of every adapter, checked. Raises MergeError also for adapters that cannot belong together."""
     names = [adapter.name for adapter in adapters]
     if not names or len(set(names)) < len(names):
-        raise MergeError(f"adapters need names that differ, by --name: {', '.join(names) or 'none were given'}")
+        raise MergeError(f"adapters need names that differ (name=...): {', '.join(names) or 'none were given'}")
     shares = [1 / len(names)] * len(names) if weights is None else list(weights)
     if len(shares) != len(names):
         raise MergeError(f"{len(shares)} weights were given for {len(names)} adapters ({', '.join(names)})")

@@ -49,7 +49,7 @@ def adapters_to_file(folders: Sequence[Path], output: Path, options: AdapterOpti
     options = options or AdapterOptions()
     names = options.names or [folder.resolve().name for folder in folders]
     if len(names) != len(folders):
-        raise MergeError(f"{len(names)} --name were given for {len(folders)} adapters")
+        raise MergeError(f"{len(names)} names (name=...) were given for {len(folders)} adapters")
     adapters = [open_adapter(folder, name) for folder, name in zip(folders, names, strict=True)]
     if any(output.resolve() in (folder.resolve(), *folder.resolve().parents) for folder in folders):
         raise MergeError(f"{output}: is or holds an input; choose another output")
@@ -57,7 +57,7 @@ def adapters_to_file(folders: Sequence[Path], output: Path, options: AdapterOpti
     data = {"output": str(output), "shares": shares, "mode": options.mode}
     if options.base is not None:
         if options.mode != "exact" or options.rank is not None:
-            raise MergeError("over a base the sum is exact and of any rank: leave --mode and --rank out")
+            raise MergeError("over a base the sum is exact and of any rank: leave mode=... and rank=... out")
         _over_base(open_checkpoint(options.base, options.section), adapters, output, options)
         told = f"{output}: {options.base.name} + {share_label(shares)}"
         return AdapterReport(told, {**data, "base": str(options.base)}, notes_on(adapters))

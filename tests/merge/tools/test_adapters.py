@@ -264,7 +264,7 @@ def test_folders_of_one_name_are_told_apart(tmp_path: Path) -> None:
     for name in "ab":
         (tmp_path / name).mkdir()
     pair = [lora(tmp_path / name / "last", seed) for seed, name in enumerate("ab")]
-    assert "names that differ, by --name: last, last" in command("adapters", *pair, "-o", tmp_path / "out").err
+    assert "names that differ (--name): last, last" in command("adapters", *pair, "-o", tmp_path / "out").err
     shown = done("adapters", *pair, "--name", "vqa", "--name", "caption", "-o", tmp_path / "out").out
     assert "0.50 vqa + 0.50 caption" in shown
 
@@ -361,7 +361,7 @@ def test_adapters_of_other_shapes_infinities_and_names(tmp_path: Path) -> None:
     other = merge.open_adapter(lora(tmp_path / "b", 1, shapes={"encoder.layers.0.q": (6, 4)}))
     with pytest.raises(merge.MergeError, match=r"encoder\.layers\.0\.q: .* in a and .* in b; these adapters belong"):
         merge.merge_adapters([one, other])
-    with pytest.raises(merge.MergeError, match="names that differ, by --name: a, a"):
+    with pytest.raises(merge.MergeError, match=r"names that differ \(name=...\): a, a"):
         merge.merge_adapters([one, one])
     flipped = merge.open_adapter(lora(tmp_path / "c", 1, fan_in_fan_out=True))
     with pytest.raises(merge.MergeError, match="fan_in_fan_out differs"):

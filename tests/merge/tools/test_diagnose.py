@@ -172,6 +172,19 @@ def test_a_tied_tensor_that_one_input_leaves_out_is_dropped(tmp_path: Path) -> N
     assert doctor([vqa, caption], policy=Policy(drop=("output.*",))).findings == ()
 
 
+def test_models_of_another_size_of_numbers_are_no_difference() -> None:
+    """Trained apart and with smaller matrices, or of another architecture: neither is expert - base."""
+    small = {name: value * (0.2 if value.ndim > 1 else 1) for name, value in weights(5).items()}
+    found = doctor([weights(0), small])
+    assert "a-difference" not in [finding.code for finding in found.findings]
+    assert "unrelated-weights" in [finding.code for finding in found.findings]
+    other = {name.replace("encoder", "atom_conv"): value for name, value in small.items()}
+    found = doctor([weights(0), other])
+    assert "a-difference" not in [finding.code for finding in found.findings]
+    difference = {name: value * 0.1 for name, value in tuned(weights(9), 1).items()}
+    assert "a-difference" in [finding.code for finding in doctor([weights(0), difference]).findings]
+
+
 def test_a_prefix_of_several_components() -> None:
     plain = weights(0)
     wrapped = {f"module.model.{name}": value for name, value in tuned(plain, 1).items()}
