@@ -84,12 +84,12 @@ def options(command: str) -> set[str]:
 
 @pytest.mark.parametrize("command", MERGING)
 def test_every_command_that_merges_has_what_a_plan_advises(command: str) -> None:
-    have = options(command)
+    have: set[str] = options(command)
     advised = {name for where, text in texts() if where.startswith("merge/plan") for name in ARGUMENT.findall(text)} - {
         "policy"
     }
-    words = {"slices": "slice", "batchnorm": "batchnorm"}
-    lacking = {name for name in advised if f"--{words.get(name, name).replace('_', '-')}" not in have}
+    words = {"slices": "slice"}
+    lacking = {name for name in advised if f"--{str(words.get(name, name)).replace('_', '-')}" not in have}
     assert lacking == set()
 
 
@@ -97,7 +97,7 @@ def test_every_command_that_merges_has_what_a_plan_advises(command: str) -> None
 def test_options_of_the_page_are_there(code: str) -> None:
     for match in re.finditer(r"`([a-z_]+)`", FINDINGS[code].advice):
         name = match[1]
-        assert name in COMMANDS or "--" + str(name).replace("_", "-") in options("average"), name
+        assert name in COMMANDS or f"--{name}".replace("_", "-") in options("average"), name
 
 
 def test_arguments_become_options_as_a_shell_reads_them() -> None:
