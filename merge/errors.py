@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother, _SHORT.maxlong = 2, 60, 60, 40
 
 
 class MergeError(ValueError):
@@ -22,3 +26,8 @@ def nearest(word: str, known: Iterable[str]) -> str:
     choices = sorted(known)
     close = difflib.get_close_matches(word, choices, 1, 0.5)
     return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(choices)}"
+
+
+def shortened(value: object) -> str:
+    """Show what a file holds in an error: at most a line, also of a small file's lists that repeat each other."""
+    return " ".join(_SHORT.repr(value).split())[:120]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,7 +20,16 @@ from merge.commands.coefficients import (
     summing_to_one,
     takes,
 )
-from merge.commands.options import Choices, Output, Ratio, Running, inputs_of, policy_of, progress_bar
+from merge.commands.options import (
+    Choices,
+    Output,
+    Ratio,
+    Running,
+    inputs_of,
+    policy_of,
+    progress_bar,
+)
+from merge.commands.overrides import Overrides, overridden
 from merge.errors import MergeError
 
 if TYPE_CHECKING:
@@ -190,24 +199,28 @@ def sweep(
     with progress_bar(recipe.sources, "sweep") as progress:
         index = write_sweep(plan_sweep(recipe, each, output, running.options(progress)))
     index["output"] = {"path": str(output)}
-    return _say(running, index, f"{output}: {len(values)} checkpoints")
+    return _say(running, index, f"{output}: {len(values)} checkpoints\n{_told(index)}")
 
 
 def run(
     recipe: Annotated[Path, typer.Argument(help="A .recipe.json, or mergekit's YAML.")],
     output: Output,
+    choices: Overrides,
     running: Running,
 ) -> None:
     """Make a merge again from its recipe, which lies beside every merged checkpoint. Says which inputs have changed.
 
+    What the options choose stands in for what the recipe says.
+
     \b
     unival-merge run merged.safetensors.recipe.json -o again.safetensors
+    unival-merge run merged.safetensors.recipe.json --dtype float16 -o half.safetensors
     """
     from merge.recipe.json import read_recipe
 
     if output.resolve() in (recipe.resolve(), *recipe.resolve().parents):
         raise MergeError(f"{output}: is or holds the recipe {recipe}; choose another output")
-    _merge(read_recipe(recipe), output, running)
+    _merge(overridden(read_recipe(recipe), choices), output, running)
 
 
 def extract(
@@ -222,6 +235,7 @@ def extract(
     \b
     unival-merge extract vqa.pt --only 'encoder.image*' -o image-encoder.pt
     """
+    _refuse_arithmetic("extract", choices)
     recipe = _recipe("linear", [checkpoint], {"weights": 1.0}, choices)
     rules = [*recipe.policy.pick, *(f"{glob}={recipe.inputs[0].name}" for glob in only), "*="]
     _merge(_picking(recipe, rules), output, running)
@@ -241,6 +255,7 @@ def graft(
     """
     if not choices.pick:
         raise MergeError("graft needs --pick GLOB: which tensors come from the second checkpoint")
+    _refuse_arithmetic("graft", choices)
     recipe = _recipe("interpolate", [target, source], {"ratio": 0.0}, choices)
     to, whence = (item.name for item in recipe.inputs)
     rules = [rule if "=" in rule else f"{rule}={whence}" for rule in choices.pick]
@@ -255,6 +270,19 @@ def _recipe(
 
     inputs, ancestor = inputs_of(paths, choices.name, choices.section, base, choices.rename)
     return Recipe(method, inputs, parameters, ancestor, policy_of(choices))
+
+
+# Of a command that takes tensors as they are: what decides how tensors are merged, and what "*" leaves nothing to.
+_ARITHMETIC = ("keep", "slice_", "missing", "vocab_rows", "batchnorm", "dtype", "compute_dtype", "extrapolate")
+
+
+def _refuse_arithmetic(command: str, choices: Choices) -> None:
+    """Raise MergeError for options that a command which takes tensors as they are cannot honour."""
+    for name in _ARITHMETIC:
+        if getattr(choices, name) not in (getattr(Choices(), name), []):
+            option = f"--{name.rstrip('_').replace('_', '-')}"
+            advice = "; `unival-merge convert` changes the dtype of what it wrote" if name == "dtype" else ""
+            raise MergeError(f"{option} has no meaning here: {command} takes tensors as they are{advice}")
 
 
 def _picking(recipe: Recipe, rules: Sequence[str]) -> Recipe:
@@ -274,7 +302,7 @@ def _merge(recipe: Recipe, output: Path, running: Running) -> None:
     for note in record["output"]["notes"]:
         typer.echo(f"note: {note}", err=True)
     record["output"]["path"] = str(output)
-    return _say(running, record, f"{output}: {describe(recipe)}")
+    return _say(running, record, f"{output}: {describe(recipe)}\n{_told(record['output'])}")
 
 
 def _show_plan(plan: Plan, running: Running) -> None:
@@ -292,6 +320,11 @@ def _show_plan(plan: Plan, running: Running) -> None:
     sizes = {"bytes_read": plan.bytes_read, "bytes_written": plan.bytes_written}
     data = {"outputs": rows, **sizes, "tensors": kinds, "reasons": plan.reasons}
     _say(running, data, "\n".join(lines))
+
+
+def _told(made: Mapping[str, Any]) -> str:
+    """What happened to the tensors, in a line."""
+    return f"  {'; '.join(made['summary'])}"
 
 
 def _say(running: Running, data: dict[str, Any], text: str) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import platform
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,9 +31,11 @@ from merge.plan.summary import told
 from merge.plan.units import Unit, by_name, dictionary, plan
 from merge.recipe.inputs import open_inputs
 from merge.recipe.json import read_recipe, to_json
-from merge.recipe.parameters import parameters_for
+from merge.recipe.parameters import check_inputs, method_named, parameters_for
 from merge.recipe.recipe import Recipe
 from merge.recipe.shares import SHARES, as_name, describe, file_stem
+
+MOST_FILES = 10_000  # of a sweep
 
 
 @dataclass(frozen=True)
@@ -126,18 +129,21 @@ def plan_sweep(
 ) -> Plan:
     """Check a sweep like `plan_run`; every point is named by its shares, in the format of the first input."""
     recipe, folder = recipe_of(recipe), path_of(folder, "the output")
-    if not points:
-        raise MergeError(f"{folder}: a sweep needs at least one point")
+    if not 1 <= len(points) <= MOST_FILES:
+        raise MergeError(f"{folder}: a sweep needs at least one point and at most {MOST_FILES:,}, not {len(points):,}")
     recipes = [recipe.with_parameters(**point) for point in points]
     for item in recipes:
         parameters_for(item, [])
     end = suffix_like(recipe.sources[0].path)
     names: list[str] = []
+    keys = dict.fromkeys(key for point in points for key in point if key not in SHARES)
+    varying = {key for key in keys if any(point.get(key) != points[0].get(key) for point in points)}
     for item, point in zip(recipes, points, strict=True):
-        varied = [key for key in point if key not in SHARES and any(other.get(key) != point[key] for other in points)]
+        varied = [key for key in point if key in varying]
         names.append(file_stem(item) + "".join(f"_{key}-{as_name(str(point[key]))}" for key in varied) + end)
     if len(set(names)) < len(names):
-        raise MergeError(f"{folder}: two points have the same shares: {', '.join(names)}")
+        double = next(name for name, count in Counter(names).items() if count > 1)
+        raise MergeError(f"{folder}: two points have the same shares: {double}")
     if options is not None and options.shard_size is not None:
         raise MergeError("a sweep writes one file a point: shard_size is for single merges")
     plan = _checked(recipe, [(item, folder / name) for item, name in zip(recipes, names, strict=True)], options)
@@ -169,6 +175,8 @@ def _checked(recipe: Recipe, outputs: Sequence[tuple[Recipe, Path]], options: Op
         raise MergeError(f"threads {options.threads}: must be 0 (as many as are useful) or more")
     if options.device != "cpu":
         _check_device(options.device)
+    if not recipe.inputs:
+        check_inputs(recipe, method_named(recipe.method))
     checkpoints = open_inputs(recipe.sources)
     for _, path in outputs:
         _refuse_inputs(path, checkpoints)

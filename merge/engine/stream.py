@@ -26,6 +26,7 @@ from merge.checkpoint.owned import CARD, SWEEP, recipe_path
 from merge.checkpoint.save import Writer
 from merge.engine.card import card
 from merge.engine.files import Options, Plan, Target, identity, plan_run, plan_sweep, record
+from merge.engine.summary import summary
 from merge.errors import MergeError
 from merge.plan.policy import dtype_named
 from merge.plan.units import Unit
@@ -94,9 +95,10 @@ def write_sweep(plan: Plan) -> dict[str, Any]:
         for file, target, recorded in zip(files, plan.targets, records, strict=True):
             recipe_path(file).write_text(json.dumps(recorded, indent=2) + "\n", encoding="utf-8")
             told = {"shares": shares(target.recipe), "parameters": recorded["parameters"]}
-            rows.append({"file": file.name, **told, **recorded["output"]})
+            made = {key: value for key, value in recorded["output"].items() if key != "summary"}
+            rows.append({"file": file.name, **told, **made})
         index = {key: records[0][key] for key in ("method", "base", "inputs", "policy", "provenance")}
-        index["points"] = rows
+        index |= {"summary": records[0]["output"]["summary"], "points": rows}
         (partial / SWEEP).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     return index
 
@@ -140,7 +142,10 @@ def stream(plan: Plan, partials: Sequence[Path]) -> list[dict[str, Any]]:
         torch.set_num_threads(before)
         for output in outputs:
             output.writer.release()
-    return [record(item.target, plan, digests, item.digest.text(), item.nonfinite) for item in outputs]
+    records = [record(item.target, plan, digests, item.digest.text(), item.nonfinite) for item in outputs]
+    for recorded in records:
+        recorded["output"]["summary"] = summary(plan)
+    return records
 
 
 def _has_checksums(plan: Plan) -> bool:

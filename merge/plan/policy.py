@@ -50,9 +50,9 @@ class Policy:
     Attributes:
         keep: globs of names left as in the first input that has them.
         drop: globs of names left out of the result.
-        pick: "GLOB=INPUT": the names that fit the glob are that input's, unmerged, and those that it lacks are left
-            out; without an input ("GLOB=") all are. The first glob that fits a name decides it; after `drop`, before
-            `keep`.
+        pick: "GLOB=INPUT": the names that fit the glob are that input's, unmerged; that it lacks one is an error, but
+            for the glob "*", which leaves out what is not the input's. Without an input ("GLOB=") all are left out.
+            The first glob that fits a name decides it; after `drop`, before `keep`.
         slices: "GLOB[AXIS,INDEX]=INPUT": of tensors that fit, the slice at that index of the axis is that input's.
         missing: a name that some input lacks is an "error"; or is taken unmerged from the first that has it
             ("keep-first"); or counts as the base's where an expert lacks it ("zero-delta": its task vector is zero); or
@@ -185,6 +185,7 @@ def origins(inputs: Sequence[Collection[str]], labels: Sequence[str], policy: Po
     found: dict[str, Origin] = {}
     picks = [_pick(rule, labels) for rule in policy.pick]
     used: set[str] = set()
+    lacking: dict[tuple[str, int], list[str]] = {}
     for name in names if policy.keep or policy.drop or picks else ():
         glob, index = next((pick for pick in picks if fnmatch.fnmatchcase(name, pick[0])), ("", NOBODY))
         if matches(name, policy.drop):
@@ -193,8 +194,12 @@ def origins(inputs: Sequence[Collection[str]], labels: Sequence[str], policy: Po
             used.add(glob)
             has = index != NOBODY and name in inputs[index]
             found[name] = Origin(index, f"picked from {labels[index]}") if has else Origin(NOBODY, "left out")
+            if not has and index != NOBODY and glob != "*":
+                lacking.setdefault((glob, index), []).append(name)
         elif matches(name, policy.keep):
             found[name] = Origin(holder[name], "kept")
+    for (glob, index), absent in lacking.items():
+        raise MergeError(_unpicked(glob, labels[index], absent, inputs[index]))
     for glob, _ in picks:
         if glob not in used and glob != "*":
             raise MergeError(f"pick={glob!r} decides no tensor: {why_idle(glob, names)}")
@@ -203,6 +208,17 @@ def origins(inputs: Sequence[Collection[str]], labels: Sequence[str], policy: Po
         if name not in found and (everywhere or policy.missing != "error"):
             found[name] = Origin(holder[name], "codebook")
     return found
+
+
+def _unpicked(glob: str, label: str, absent: Sequence[str], source: Collection[str]) -> str:
+    """Say that the input of a pick lacks names that others have, and how it may come to have them."""
+    more = f" and {len(absent) - 3} more" if len(absent) > 3 else ""
+    advice = f"leave what it lacks out with drop={absent[0] if len(absent) == 1 else glob!r}"
+    ends = [name for name in source if absent[0].endswith(f".{name}")]
+    for end in sorted(ends, key=len, reverse=True)[:1]:
+        prefix = absent[0].removesuffix(end)
+        advice = f"give its tensors the prefix with rename='{label}:={prefix}', or {advice}"
+    return f"pick='{glob}={label}': {label} lacks {', '.join(absent[:3])}{more}, which others have: {advice}"
 
 
 def _pick(rule: str, labels: Sequence[str]) -> tuple[str, int]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from merge.checkpoint.hub import joined
-from merge.errors import MergeError, nearest
+from merge.errors import MergeError, nearest, shortened
 from merge.plan.policy import Policy
 from merge.recipe.mergekit import read_mergekit
 from merge.recipe.recipe import Input, Recipe
@@ -68,19 +68,17 @@ def from_json(data: Any, folder: Path = Path()) -> Recipe:
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise MergeError(f"not a recipe: its 'format' must be {FORMAT!r}")
     _check_keys(data, _KEYS, "a recipe")
-    try:
-        base = data.get("base")
-        return Recipe(
-            method=str(data["method"]),
-            inputs=tuple(_input(item, folder) for item in data["inputs"]),
-            parameters=dict(data.get("parameters", {})),
-            base=None if base is None else _input(base, folder),
-            policy=_policy(data.get("policy", {})),
-        )
-    except KeyError as error:
-        raise MergeError(f"the recipe lacks {error}") from error
-    except (TypeError, AttributeError) as error:
-        raise MergeError(f"the recipe has a value of the wrong kind: {error}") from error
+    for key in ("method", "inputs"):
+        if key not in data:
+            raise MergeError(f"the recipe lacks {key!r}")
+    base = data.get("base")
+    return Recipe(
+        method=_kind("method", data["method"], str),
+        inputs=tuple(_input(item, folder) for item in _kind("inputs", data["inputs"], list)),
+        parameters=_kind("parameters", data.get("parameters", {}), dict),
+        base=None if base is None else _input(base, folder),
+        policy=_policy(_kind("policy", data.get("policy", {}), dict)),
+    )
 
 
 def read_recipe(path: str | Path) -> Recipe:
@@ -94,15 +92,17 @@ def read_recipe(path: str | Path) -> Recipe:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise MergeError(f"{path}: not a recipe file: {error}") from error
+        raise MergeError(f"{path}: not a recipe file: {str(error)[:120]}") from error
     try:
         return from_json(data, path.parent)
     except MergeError as error:
         raise MergeError(f"{path}: {error}") from error
 
 
-def _input(data: Mapping[str, Any], folder: Path) -> Input:
-    _check_keys(data, ("name", "path", "section", "digest", "rename"), "an input")
+def _input(data: Any, folder: Path) -> Input:
+    _check_keys(_kind("input", data, dict), ("name", "path", "section", "digest", "rename"), "an input")
+    if "path" not in data:
+        raise MergeError("an input of the recipe lacks 'path'")
     path = joined(folder, _kind("path", data["path"], str))
     texts = {key: _kind(key, data[key], str) for key in ("name", "section", "digest") if key in data}
     rules = tuple(_kind("rename", rule, str) for rule in _kind("rename", data.get("rename", []), list))
@@ -127,11 +127,11 @@ def _policy(data: Mapping[str, Any]) -> Policy:
 
 def _kind(key: str, value: Any, kind: type) -> Any:
     if type(value) is not kind:
-        raise MergeError(f"the recipe's {key} is {value!r}; it must be a {kind.__name__}")
+        raise MergeError(f"the recipe's {key} is {shortened(value)}; it must be a {kind.__name__}")
     return value
 
 
 def _check_keys(data: Mapping[str, Any], known: Iterable[str], what: str) -> None:
     for key in data:
         if key not in set(known):
-            raise MergeError(f"{what} has no key {key!r}{nearest(key, known)}")
+            raise MergeError(f"{what} has no key {shortened(key)}{nearest(str(key), known)}")

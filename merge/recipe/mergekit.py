@@ -11,6 +11,7 @@ dtype of the result and not of the sums.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
@@ -22,7 +23,7 @@ from typing import Any
 
 from merge.checkpoint.hub import is_hub, joined
 from merge.checkpoint.open import open_checkpoint
-from merge.errors import MergeError, nearest
+from merge.errors import MergeError, nearest, shortened
 from merge.methods import METHODS, Mergekit
 from merge.plan.policy import Policy
 from merge.recipe.recipe import Input, Recipe
@@ -35,6 +36,8 @@ _UNSUPPORTED = {
     "tokenizer": "tokenizers are not merged; embeddings are merged row by row",
     "chat_template": "templates are not merged; copy the one that the merged model shall have",
 }
+_LONGEST = 1 << 18  # bytes of a recipe in YAML, which is read by Python code, slowly
+_MERGED = 10_000  # entries that merge keys may bring
 # Parameters that change how mergekit computes, not what.
 _WITHOUT_EFFECT = ("int8_mask", "eps")
 
@@ -48,10 +51,32 @@ def read_mergekit(path: Path) -> Recipe:
         import yaml  # optional: the extra `yaml`
     except ImportError:
         raise MergeError(f"{path}: reading YAML needs PyYAML: pip install 'unival-merge[yaml]'") from None
+
+    class Loader(yaml.SafeLoader):
+        """A safe loader whose merge keys ("<<") cannot multiply: a small file of them would fill the memory."""
+
+        left = _MERGED
+
+        def flatten_mapping(self, node: Any) -> None:
+            """Count what the merge keys of a mapping bring before it is brought."""
+            for key, value in node.value:
+                if key.tag == "tag:yaml.org,2002:merge":
+                    for item in value.value if isinstance(value, yaml.SequenceNode) else [value]:
+                        if isinstance(item, yaml.MappingNode):
+                            self.flatten_mapping(item)
+                            self.left -= len(item.value)
+                    if self.left < 0:
+                        raise yaml.YAMLError(f"its merge keys (<<) bring more than {_MERGED:,} entries")
+            super().flatten_mapping(node)
+
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        raise MergeError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from error
+        if path.stat().st_size > _LONGEST:
+            raise MergeError(f"{path}: longer than {_LONGEST:,} bytes, which no recipe is")
+        data = yaml.load(path.read_text(encoding="utf-8"), Loader)
+    except (OSError, ValueError, TypeError, OverflowError, yaml.YAMLError, RecursionError) as error:
+        if isinstance(error, MergeError):
+            raise
+        raise MergeError(f"{path}: not a YAML file: {shortened(error)}") from error
     try:
         return from_mergekit(data, path.parent)
     except MergeError as error:
@@ -73,7 +98,7 @@ def from_mergekit(data: Any, folder: Path = Path()) -> Recipe:
         if key in _UNSUPPORTED:
             raise MergeError(f"{key}: {_UNSUPPORTED[key]}")
         if key not in _KEYS:
-            raise MergeError(f"a recipe has no key {key!r}{nearest(str(key), _KEYS)}")
+            raise MergeError(f"a recipe has no key {shortened(key)}{nearest(str(key), _KEYS)}")
     method = str(data["merge_method"])
     ours = named(method, with_base=data.get("base_model") is not None)
     form = METHODS[ours].mergekit[method]
@@ -100,7 +125,7 @@ def named(method: str, *, with_base: bool) -> str:
     names = [name for name, entry in METHODS.items() if method in entry.mergekit]
     if not names:
         known = {word for entry in METHODS.values() for word in entry.mergekit}
-        raise MergeError(f"unknown method {method!r}{nearest(method, known)}")
+        raise MergeError(f"unknown method {shortened(method)}{nearest(method, known)}")
     return next((name for name in names if METHODS[name].takes_base == with_base), names[0])
 
 
@@ -115,18 +140,22 @@ class _Model:
     @staticmethod
     def read(data: Any) -> _Model:
         if not isinstance(data, Mapping) or "model" not in data:
-            raise MergeError(f"an entry of models must have the key 'model', not be {data!r}")
+            raise MergeError(f"an entry of models must have the key 'model', not be {shortened(data)}")
         for key in data:
             if key not in ("model", "parameters"):
-                raise MergeError(f"an entry of models has no key {key!r}{nearest(str(key), ('model', 'parameters'))}")
+                raise MergeError(
+                    f"an entry of models has no key {shortened(key)}{nearest(str(key), ('model', 'parameters'))}"
+                )
         return _Model(_path(data["model"]), _parameters(data.get("parameters"), str(data["model"])))
 
 
 def _path(model: Any) -> str:
     if not isinstance(model, str):
-        raise MergeError(f"model {model!r}: only paths are supported, not adapters or revisions")
+        raise MergeError(f"model {shortened(model)}: only paths are supported, not adapters or revisions")
     if "+" in model:
-        raise MergeError(f"model {model!r}: adapters are not supported; merge the adapter into its model first")
+        raise MergeError(
+            f"model {shortened(model)}: adapters are not supported; merge the adapter into its model first"
+        )
     return model
 
 
@@ -141,7 +170,7 @@ def _parameters(value: Any, where: str) -> Mapping[str, Any]:
     if value is None:
         return {}
     if not isinstance(value, Mapping):
-        raise MergeError(f"{where}: parameters must be a mapping, not {value!r}")
+        raise MergeError(f"{where}: parameters must be a mapping, not {shortened(value)}")
     return value
 
 
@@ -151,7 +180,7 @@ def _check_keys(method: str, form: Mergekit, given: Sequence[Mapping[str, Any]])
     for parameters in given:
         for key in parameters:
             if key not in known:
-                raise MergeError(f"{method} has no parameter {key!r}{nearest(str(key), known)}")
+                raise MergeError(f"{method} has no parameter {shortened(key)}{nearest(str(key), known)}")
 
 
 def _inputs(method: str, ours: str, models: list[_Model], base: Any) -> tuple[_Model | None, list[_Model]]:
@@ -249,7 +278,7 @@ def _filtered(key: str, value: Any, name: str) -> Any:
         return value
     for entry in entries:
         if not isinstance(entry, Mapping) or not {"value"} <= set(entry) <= {"value", "filter"}:
-            raise MergeError(f"{key}: an entry must have a 'value' and may have a 'filter', not be {entry!r}")
+            raise MergeError(f"{key}: an entry must have a 'value' and may have a 'filter', not be {shortened(entry)}")
         wanted = entry.get("filter")
         if wanted is None or wanted == "*" or str(wanted) in name:
             return entry["value"]
@@ -258,11 +287,22 @@ def _filtered(key: str, value: Any, name: str) -> Any:
 
 def _number(key: str, value: Any, place: float) -> Any:
     """A number, a switch, or a list of numbers along the layers, between which is interpolated."""
+    if not isinstance(value, list):
+        return _plain(key, value)
+    numbers = [_plain(key, item) for item in value]
+    if not numbers:
+        raise MergeError(f"{key} must be a number or a list of numbers along the layers, not {shortened(value)}")
+    at = place * (len(numbers) - 1)
+    low = min(int(at), len(numbers) - 1)
+    high = min(low + 1, len(numbers) - 1)
+    return numbers[low] + (at - low) * (numbers[high] - numbers[low])
+
+
+def _plain(key: str, value: Any) -> Any:
+    """A number or a switch. YAML 1.1 reads 5e-1 as text, as it wants a point and a sign; mergekit makes it a number."""
     if isinstance(value, (bool, int, float)):
         return value
-    if not isinstance(value, list) or not value or not all(isinstance(item, (int, float)) for item in value):
-        raise MergeError(f"{key} must be a number or a list of numbers along the layers, not {value!r}")
-    at = place * (len(value) - 1)
-    low = min(int(at), len(value) - 1)
-    high = min(low + 1, len(value) - 1)
-    return value[low] + (at - low) * (value[high] - value[low])
+    with contextlib.suppress(ValueError):
+        if isinstance(value, str):
+            return float(value)
+    raise MergeError(f"{key} must be a number or a list of numbers along the layers, not {shortened(value)}")

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from merge.errors import MergeError, nearest
+from merge.errors import MergeError, nearest, shortened
 from merge.methods import METHODS, Method, Parameter
 from merge.plan.policy import why_idle
 from merge.plan.units import Unit
@@ -29,7 +29,9 @@ def parameters_for(recipe: Recipe, units: Sequence[Unit]) -> dict[str, Mapping[s
     check_inputs(recipe, method)
     for name in recipe.parameters:
         if name not in method.parameters:
-            raise MergeError(f"{recipe.method} has no parameter {name!r}{nearest(name, method.parameters)}")
+            raise MergeError(
+                f"{recipe.method} has no parameter {shortened(name)}{nearest(str(name), method.parameters)}"
+            )
     computed = [unit for unit in units if unit.kind != "copy"]
     names = [name for unit in computed for name in unit.names]
     common: dict[str, Any] = {}
@@ -89,7 +91,7 @@ def check(recipe: Recipe, key: str, parameter: Parameter, given: Any) -> Any:
     if isinstance(value, (int, float)):
         value = [value] * len(named)
     if not isinstance(value, Sequence) or isinstance(value, str):
-        raise MergeError(f"{key} must be a list of numbers or a mapping by name, not {given!r}")
+        raise MergeError(f"{key} must be a list of numbers or a mapping by name, not {shortened(given)}")
     if len(value) != len(named):
         raise MergeError(f"{len(value)} {key} were given for {len(named)} inputs ({', '.join(named)})")
     numbers = tuple(_number(recipe, key, parameter, item) for item in value)
@@ -106,7 +108,7 @@ def _number(recipe: Recipe, key: str, parameter: Parameter, value: Any) -> Any:
     if parameter.kind is bool and isinstance(value, bool):
         return value
     if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value or abs(value) == math.inf:
-        raise MergeError(f"{key} must be a finite number, not {repr(value)[:40]}")
+        raise MergeError(f"{key} must be a finite number, not {shortened(value)}")
     if abs(value) > _LARGEST:
         raise MergeError(f"{key} must be a finite number, below {_LARGEST:g}, which is what float32 holds")
     share = key == "ratio" or parameter.simplex
@@ -121,7 +123,7 @@ def _number(recipe: Recipe, key: str, parameter: Parameter, value: Any) -> Any:
 def method_named(name: str) -> Method:
     """Give the method, or raise MergeError with the nearest known name."""
     if name not in METHODS:
-        raise MergeError(f"unknown method {name!r}{nearest(str(name), METHODS)}")
+        raise MergeError(f"unknown method {shortened(name)}{nearest(str(name), METHODS)}")
     return METHODS[name]
 
 
@@ -130,9 +132,11 @@ def check_inputs(recipe: Recipe, method: Method) -> None:
     names = [item.name for item in recipe.sources]
     for name in names:
         if names.count(name) > 1:
-            raise MergeError(f"two inputs are called {name!r}; tell them apart with name='NAME'")
+            raise MergeError(f"two inputs are called {shortened(name)}; tell them apart with name='NAME'")
         if not name or name == "*" or "/" in name or "\\" in name:
-            raise MergeError(f"an input is called {name!r}; choose a name='NAME' without slashes that is not '*'")
+            raise MergeError(
+                f"an input is called {shortened(name)}; choose a name='NAME' without slashes that is not '*'"
+            )
     low, high = method.inputs
     count = len(recipe.inputs)
     if count < low or (high is not None and count > high):

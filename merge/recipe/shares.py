@@ -16,6 +16,8 @@ from merge.recipe.recipe import Recipe
 
 SHARES = ("ratio", "scale", "weights")  # parameters that say how much of each checkpoint there is
 
+_MOST = 1_000_000
+
 
 def ratios(points: int) -> list[float]:
     """Give `points` ratios from 0 to 1, made as `i / n` so that results join on them.
@@ -23,10 +25,10 @@ def ratios(points: int) -> list[float]:
         >>> ratios(5)
         [0.0, 0.25, 0.5, 0.75, 1.0]
 
-    Raises MergeError for fewer than two points.
+    Raises MergeError for fewer than two points, and for more than names with six digits can tell apart.
     """
-    if points < 2:
-        raise MergeError(f"a sweep needs at least 2 points, not {points}")
+    if not 2 <= points <= _MOST:
+        raise MergeError(f"a sweep needs at least 2 points and at most {_MOST:,}, not {points:,}")
     return [i / (points - 1) for i in range(points)]
 
 

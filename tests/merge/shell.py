@@ -19,6 +19,11 @@ class Outcome:
     out: str
     err: str
 
+    @property
+    def said(self) -> str:
+        """The first line: of a merge what was written; the next tell what came of its tensors."""
+        return "".join(self.out.splitlines(keepends=True)[:1])
+
 
 def command(*arguments: object) -> Outcome:
     """Run `unival-merge ARGUMENTS` here; anything but an exit (a traceback for a user) is raised."""

@@ -230,9 +230,10 @@ def test_published_experts_are_told_apart_in_recipes(folder: Path) -> None:
         merge.save_checkpoint(weights(seed), f"{name}/checkpoint_best.pt")
     pair = [f"{name}/checkpoint_best.pt" for name in ("vqa", "caption")]
     assert (
-        done("interpolate", *pair, "--ratio", "0.4", "-o", "m.pt").out == "m.pt: interpolate: 0.60 vqa + 0.40 caption\n"
+        done("interpolate", *pair, "--ratio", "0.4", "-o", "m.pt").said
+        == "m.pt: interpolate: 0.60 vqa + 0.40 caption\n"
     )
-    told = done("task-arithmetic", "pretrained/checkpoint_best.pt", *pair, "--scale", "0.3", "-o", "t.pt").out
+    told = done("task-arithmetic", "pretrained/checkpoint_best.pt", *pair, "--scale", "0.3", "-o", "t.pt").said
     assert told == "t.pt: task-arithmetic: base + 0.30 vqa + 0.30 caption\n"
     assert "vqa, caption" in done("doctor", *pair).out
 

@@ -85,7 +85,7 @@ def test_help_shows_the_formula_and_the_shared_options(name: str) -> None:
 
 def test_interpolate(folder: Path) -> None:
     outcome = done("interpolate", file("vqa"), file("caption"), "--ratio", 0.4, "-o", "m.safetensors")
-    assert outcome.out == "m.safetensors: interpolate: 0.60 vqa + 0.40 caption\n"
+    assert outcome.said == "m.safetensors: interpolate: 0.60 vqa + 0.40 caption\n"
     assert_holds("m.safetensors", merge.interpolate(weights(0), weights(1), 0.4))
     assert sorted(path.name for path in folder.iterdir()) == sorted(
         [*(file(name) for name in NAMES), "m.safetensors", "m.safetensors.recipe.json"]
@@ -95,17 +95,17 @@ def test_interpolate(folder: Path) -> None:
 def test_average(folder: Path) -> None:
     three = [file(name) for name in NAMES[:3]]
     outcome = done("average", *three, "-w", 0.5, "-w", 0.3, "-w", 0.2, "-o", "m.safetensors")
-    assert outcome.out == "m.safetensors: average: 0.50 vqa + 0.30 caption + 0.20 grounding\n"
+    assert outcome.said == "m.safetensors: average: 0.50 vqa + 0.30 caption + 0.20 grounding\n"
     assert_holds("m.safetensors", merge.average([weights(i) for i in range(3)], weights=[0.5, 0.3, 0.2]))
     outcome = done("average", *three, "-o", "equal.safetensors")
-    assert outcome.out == "equal.safetensors: average: 0.3333 vqa + 0.3333 caption + 0.3333 grounding\n"
+    assert outcome.said == "equal.safetensors: average: 0.3333 vqa + 0.3333 caption + 0.3333 grounding\n"
     assert_holds("equal.safetensors", merge.average([weights(i) for i in range(3)]))
 
 
 def test_task_arithmetic(folder: Path) -> None:
     inputs = (file("base"), file("vqa"), file("caption"))
     outcome = done("task-arithmetic", *inputs, "--scale", 0.3, "-o", "m.safetensors")
-    assert outcome.out == "m.safetensors: task-arithmetic: base + 0.30 vqa + 0.30 caption\n"
+    assert outcome.said == "m.safetensors: task-arithmetic: base + 0.30 vqa + 0.30 caption\n"
     assert_holds("m.safetensors", merge.task_arithmetic(weights(3), [weights(0), weights(1)], 0.3))
     done("task-arithmetic", *inputs, "--scale", 0.3, "-w", 1, "-w", -1, "-o", "less.safetensors")
     recipe = merge.read_recipe(Path("less.safetensors.recipe.json"))
@@ -116,7 +116,7 @@ def test_task_arithmetic(folder: Path) -> None:
 
 def test_slerp(folder: Path) -> None:
     outcome = done("slerp", file("vqa"), file("caption"), "--ratio", 0.4, "-o", "m.safetensors")
-    assert outcome.out == "m.safetensors: slerp: 0.60 vqa + 0.40 caption\n"
+    assert outcome.said == "m.safetensors: slerp: 0.60 vqa + 0.40 caption\n"
     assert_holds("m.safetensors", merge.slerp(weights(0), weights(1), 0.4))
 
 
@@ -126,7 +126,7 @@ def test_slerp(folder: Path) -> None:
 )
 def test_sweep(folder: Path, options: tuple[object, ...], ratios: list[float]) -> None:
     outcome = done("sweep", file("vqa"), file("caption"), *options, "-o", "points", "--name", "a", "--name", "b")
-    assert outcome.out == f"points: {len(ratios)} checkpoints\n"
+    assert outcome.said == f"points: {len(ratios)} checkpoints\n"
     rows = json.loads(Path("points/sweep.json").read_text())["points"]
     assert [row["file"] for row in rows] == [f"{1 - ratio:.2f}-a_{ratio:.2f}-b.safetensors" for ratio in ratios]
     for row, ratio in zip(rows, ratios, strict=True):
@@ -139,7 +139,7 @@ def test_run_remakes_the_bytes_from_the_recipe(folder: Path, monkeypatch: pytest
     (folder / "elsewhere").mkdir()
     monkeypatch.chdir(folder / "elsewhere")
     outcome = done("run", "../m.safetensors.recipe.json", "-o", "again.safetensors", "--threads", 1)
-    assert outcome.out == "again.safetensors: slerp: 0.70 x + 0.30 y\n"
+    assert outcome.said == "again.safetensors: slerp: 0.70 x + 0.30 y\n"
     assert Path("again.safetensors").read_bytes() == (folder / "m.safetensors").read_bytes()
     assert record("again.safetensors")["output"]["digest"] == record("../m.safetensors")["output"]["digest"]
 
@@ -177,7 +177,7 @@ def test_names_are_the_words_for_shares(folder: Path) -> None:
     outcome = done(
         "interpolate", file("vqa"), file("caption"), "--ratio", 0.25, "-o", "m.pt", "--name", "first", "--name", "next"
     )
-    assert outcome.out == "m.pt: interpolate: 0.75 first + 0.25 next\n"
+    assert outcome.said == "m.pt: interpolate: 0.75 first + 0.25 next\n"
     assert [item["name"] for item in record("m.pt")["inputs"]] == ["first", "next"]
 
 
@@ -185,8 +185,8 @@ def test_stems_are_the_default_names(folder: Path) -> None:
     merge.save_checkpoint(weights(0), "vqa.v2.pt")
     merge.save_checkpoint(weights(1), "shards", shard_size=300)
     outcome = done("interpolate", "vqa.v2.pt", "shards", "--ratio", 0.5, "-o", "m.pt")
-    assert outcome.out == "m.pt: interpolate: 0.50 vqa.v2 + 0.50 shards\n"
-    base = done("task-arithmetic", file("vqa"), "vqa.v2.pt", "--name", "vqa", "-o", "t.safetensors").out
+    assert outcome.said == "m.pt: interpolate: 0.50 vqa.v2 + 0.50 shards\n"
+    base = done("task-arithmetic", file("vqa"), "vqa.v2.pt", "--name", "vqa", "-o", "t.safetensors").said
     assert base == "t.safetensors: task-arithmetic: base + 1.00 vqa\n"
 
 

@@ -79,7 +79,7 @@ def test_dry_run_and_report_name_what_is_picked(pair: dict[str, Path], tmp_path:
     shown = done(*argv, tmp_path / "out.pt", "--dry-run")
     assert "model.clip.layers.0.adapt_mlp.fashioniq.weight, model.heads.fashioniq.weight: picked from iq\n" in shown.out
     told = "average: 0.50 iq + 0.50 cat, *.fashioniq.* from iq, *.categories.* from cat\n"
-    assert done(*argv, tmp_path / "out.pt").out.endswith(told)
+    assert done(*argv, tmp_path / "out.pt").said.endswith(told)
     data = json.loads(done(*argv, tmp_path / "new.pt", "--dry-run", "--json").out)
     assert sorted(data["reasons"]) == ["picked from cat", "picked from iq"]
 
@@ -87,7 +87,12 @@ def test_dry_run_and_report_name_what_is_picked(pair: dict[str, Path], tmp_path:
 def test_the_first_pick_that_fits_decides_and_others_names_are_left_out(tmp_path: Path) -> None:
     first = {"w": tensor(0, 2), "head.a": tensor(1, 2), "head.b": tensor(2, 2)}
     second = {"w": tensor(3, 2), "head.a": tensor(4, 3), "head.c": tensor(5, 2)}
-    policy = Policy(pick=("head.a=second", "head.*=first"), keep=("head.a",))
+    picks = ("head.a=second", "head.*=first")
+    with pytest.raises(
+        MergeError, match=r"pick='head\.\*=first': first lacks head\.c, which others have: leave .* drop="
+    ):
+        merge.interpolate(first, second, 0.5, policy=Policy(pick=picks))
+    policy = Policy(pick=picks, keep=("head.a",), drop=("head.c",))
     made = merge.interpolate(first, second, 0.5, policy=policy)
     assert list(made) == ["w", "head.a", "head.b"]
     assert torch.equal(made["head.a"], second["head.a"])
@@ -189,7 +194,7 @@ def test_wrong_slices_are_told(rule: str, message: str) -> None:
 def test_extract_takes_a_subtree_with_the_other_entries(pair: dict[str, Path], tmp_path: Path) -> None:
     out = tmp_path / "part.pt"
     shown = done("extract", pair["iq"], "--only", "*.heads.*", "--only", TRUNK, "-o", out)
-    assert shown.out == f"{out}: linear: 1.00 iq, *.heads.* from iq, {TRUNK} from iq, * from none\n"
+    assert shown.said == f"{out}: linear: 1.00 iq, *.heads.* from iq, {TRUNK} from iq, * from none\n"
     whole = load_checkpoint(pair["iq"])
     wanted = {name: value for name, value in whole.items() if ".heads." in name or name == TRUNK}
     assert_same(load_checkpoint(out), wanted)
