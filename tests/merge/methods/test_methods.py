@@ -198,7 +198,7 @@ def test_a_straight_line_for_zero_and_antipodal_vectors(method: str) -> None:
 
 
 def test_multislerp_refuses_directions_that_balance_out() -> None:
-    with pytest.raises(MergeError, match="w: its directions balance out and have no mean; --keep it"):
+    with pytest.raises(MergeError, match="w: its directions balance out and have no mean; pass keep='w'"):
         merged("multislerp", [1.0, 2.0], [-2.0, -4.0])
     near(merged("multislerp", [0.0, 0.0], [0.0, 0.0]), [0.0, 0.0])
 
