@@ -247,11 +247,21 @@ def _refuse(name: str) -> Callable[[Machine, Any], object]:
     return refuse
 
 
+def _pair(stream: BinaryIO) -> str:
+    """Two lines of a global; pickletools would take backslashes in them for escapes, and warn."""
+    lines = [stream.readline() for _ in range(2)]
+    if not all(line.endswith(b"\n") for line in lines):
+        raise PickleBroken("a name without an end")
+    return " ".join(line[:-1].decode("ascii") for line in lines)
+
+
+_READERS: dict[str, Callable[[Any], Any]] = {"GLOBAL": _pair, "INST": _pair}
+
 # By the byte that stands for an opcode: what it does, how its argument is read, what it costs.
 _OPCODES: dict[bytes, tuple[Callable[[Machine, Any], object], Callable[[Any], Any] | None, int]] = {
     opcode.code.encode("latin1"): (
         _OPERATIONS.get(opcode.name) or _refuse(opcode.name),
-        opcode.arg.reader if opcode.arg and opcode.name in _OPERATIONS else None,
+        _READERS.get(opcode.name) or (opcode.arg.reader if opcode.arg and opcode.name in _OPERATIONS else None),
         _COSTS.get(opcode.name, 1),
     )
     for opcode in pickletools.opcodes
