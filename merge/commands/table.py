@@ -22,6 +22,7 @@ from typing import Annotated, Any, ClassVar, Union, get_args, get_origin, get_ty
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from merge.commands.paths import as_a_shell_reads
 from merge.commands.process import check_folder, ending_on_signals, explained, patient_streams
 from merge.errors import MergeWarning
 
@@ -200,6 +201,7 @@ def _page(name: str, entry: Command) -> Any:
             parameters.append(item.replace(kind=inspect.Parameter.KEYWORD_ONLY))
 
     def callback(**values: Any) -> None:
+        values = as_a_shell_reads(values, page.params)
         for key, bundle in bundles.items():
             values[key] = bundle(**{item.name: values.pop(item.name) for item in fields(bundle)})
         function(**values)
