@@ -38,7 +38,9 @@ def merged(
         # Parameters that mean one input alone give that input's own bits: nothing of the others can leak in.
         single = 0 if unit.kind == "copy" else method.single(len(parts), parameters)
         if single is not None:
-            result = parts[single] if unit.kind == "copy" else parts[single].to(unit.dtype)
+            result = parts[single]  # carried as it is stored; what was dequantised is in float32 until here
+            if unit.kind != "copy" or (result.dtype == torch.float32 and unit.element.name != "float32"):
+                result = result.to(unit.dtype)
         elif unit.kind == "maximum":  # counters, between the ends
             result = functools.reduce(torch.maximum, parts)
         elif (narrow := _unwidened(unit, parts, method, parameters, policy)) is not None:
