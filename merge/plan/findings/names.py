@@ -68,7 +68,7 @@ def _adapter_advice(low: bool, other: Sequence[str]) -> str:
 
 
 def placeholders(facts: Facts) -> Iterator[Seen]:
-    """Empty tensors where others have weights, or nearly all empty: DeepSpeed's stand-ins for partitioned weights."""
+    """Empty tensors where others have weights, that layers call weights, or nearly all: DeepSpeed's stand-ins."""
     for label, spec in zip(facts.labels, facts.specs, strict=True):
         empty = [name for name, item in spec.items() if 0 in item.shape and item.element.is_floating_point]
         empty = [name for name in empty if name not in facts.decided]
@@ -76,7 +76,8 @@ def placeholders(facts: Facts) -> Iterator[Seen]:
             continue
         floating = sum(1 for item in spec.values() if item.element.is_floating_point)
         elsewhere = [n for n in empty if any(n in other and 0 not in other[n].shape for other in facts.specs)]
-        found = elsewhere or (empty if 2 * len(empty) > floating and len(empty) >= MANY else [])
+        layers = [n for n in empty if spec[n].shape == (0,) and n.rpartition(".")[2] in ("weight", "bias")]
+        found = elsewhere or layers or (empty if 2 * len(empty) > floating and len(empty) >= MANY else [])
         if found:
             yield Seen(
                 f"{label} has {counted(len(found), 'tensor')} without an element: {listed(found)}",

@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -32,7 +33,8 @@ CONVENTIONAL = re.compile(
 # Entries of training files that name the classes of a head.
 LABELS = ("idx_to_class", "id2label", "class_to_idx", "label2id", "classes", "class_names", "names", "labels")
 LARGEST = 64 << 20  # bytes of a text file that is looked at
-_DEPTH = 6
+_DEPTH = 12  # levels of what a training file notes of its model, two of OmegaConf's for one of the user's
+_ITEMS = 10_000
 
 
 @dataclass(frozen=True)
@@ -137,17 +139,24 @@ def _rows_at(path: Path, changed: int) -> dict[int, str]:
     return rows
 
 
-def plain(value: Any, depth: int = 0) -> Any:
-    """What a pickle holds as plain data: namespaces and OmegaConf's containers as dictionaries, other objects None."""
-    if depth > _DEPTH:
+def plain(value: Any) -> Any:
+    """What a pickle holds as plain data: namespaces and OmegaConf's containers as dictionaries, other objects None.
+
+    At most `_ITEMS` items are looked at, since a pickle of a few bytes may share one list a million times over.
+    """
+    return _plain(value, 0, itertools.count())
+
+
+def _plain(value: Any, depth: int, seen: Iterator[int]) -> Any:
+    if depth > _DEPTH or next(seen) >= _ITEMS:
         return None
     if isinstance(value, Opaque):
         state = value.attributes
         inner = next((state[key] for key in ("_content", "_val") if key in state), state or dict(value.items))
-        return plain(inner, depth)
+        return _plain(inner, depth + 1, seen)
     if isinstance(value, dict):
-        items = cast("dict[Any, Any]", value).items()
-        return {key: plain(item, depth + 1) for key, item in items if isinstance(key, (str, int))}
+        items = itertools.islice(cast("dict[Any, Any]", value).items(), _ITEMS)
+        return {key: _plain(item, depth + 1, seen) for key, item in items if isinstance(key, (str, int))}
     if isinstance(value, (list, tuple)):
-        return [plain(item, depth + 1) for item in value[:256]]
+        return [_plain(item, depth + 1, seen) for item in value[:256]]
     return value if isinstance(value, (str, int, float, bool, type(None))) else None

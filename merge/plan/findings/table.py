@@ -34,7 +34,7 @@ FINDINGS: dict[str, Kind] = {
     ),
     "placeholders": Kind(
         "refuse",
-        "floating tensors without an element, where others have some or nearly all are empty",
+        "floating tensors without an element: of layers, where others have some, or nearly all",
         "DeepSpeed's ZeRO-3 saves such placeholders where weights are spread over devices",
         "gather the weights with zero_to_fp32.py and merge those",
         ("`w` of shape [0] in one, [4, 4] in the other", "a buffer of shape [0] in both"),

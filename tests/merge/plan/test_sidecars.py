@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from merge import MergeError, Policy, load_checkpoint, run
+from merge.plan.findings.sidecars import plain
 from tests.merge.handmade import random_tensor
 from tests.merge.shell import done
 from tests.merge.ways import QUICK, recipe_of
@@ -116,15 +117,15 @@ def test_an_output_projection_of_its_own_is_not_said_to_be_tied(tmp_path: Path) 
 
 
 def test_notes_of_ties_go_with_the_ties(tmp_path: Path) -> None:
-    """A file's metadata says `out` is `embed`: not of a result in which they differ."""
-    embed = {"embed": torch.ones(2, 2), "w": torch.ones(2)}
-    save_file(embed, tmp_path / "a.safetensors", {"format": "pt", "out": "embed"})
-    save_file({**embed, "out": torch.zeros(2, 2)}, tmp_path / "b.safetensors", {"format": "pt"})
+    """A file's metadata says `out.w` is `embed.w`: not of a result in which they differ."""
+    embed = {"embed.w": torch.ones(2, 2), "w": torch.ones(2)}
+    save_file(embed, tmp_path / "a.safetensors", {"format": "pt", "out.w": "embed.w"})
+    save_file({**embed, "out.w": torch.zeros(2, 2)}, tmp_path / "b.safetensors", {"format": "pt"})
     pair = {name: tmp_path / f"{name}.safetensors" for name in "ab"}
     out = run(recipe_of("average", pair, {}, Policy()), tmp_path / "out.safetensors", QUICK)
     made = load_file(out)
-    assert torch.equal(made["out"], torch.full((2, 2), 0.5))
-    assert "out" not in (run_metadata := metadata(out)), run_metadata
+    assert torch.equal(made["out.w"], torch.full((2, 2), 0.5))
+    assert "out.w" not in (run_metadata := metadata(out)), run_metadata
 
 
 def metadata(path: Path) -> dict[str, str]:
@@ -148,3 +149,10 @@ def test_what_was_not_merged_is_said(tmp_path: Path) -> None:
         "note: left out of a, beside the weights: epoch",
         "note: left out of b, beside the weights: epoch, lr",
     ]
+
+
+def test_a_note_that_shares_itself_takes_no_time() -> None:
+    shared: Any = ["x"]
+    for _ in range(30):
+        shared = [shared] * 64
+    assert isinstance(plain({"heads": 4, "deep": shared})["heads"], int)
