@@ -156,6 +156,16 @@ def saved_of(adapters: Sequence[Adapter], weights: Sequence[float] | None) -> di
     if not math.isclose(math.fsum(shares), 1, abs_tol=1e-6):
         name = next(name for adapter in adapters for name in adapter.saved)
         raise MergeError(f"{name} was trained whole and is averaged: weights must sum to 1, not {math.fsum(shares):g}")
+    for name in sorted({name for adapter in adapters for name in adapter.saved}):
+        having = [adapter.name for adapter in adapters if name in adapter.saved]
+        lacking = [adapter.name for adapter in adapters if name not in adapter.saved]
+        if lacking:
+            raise MergeError(
+                f"{name} was trained whole in {having[0]} and is not in {lacking[0]}: merge each adapter into its base "
+                "first (base=..., weight 1), and merge the models"
+            )
+    if len(adapters) == 1:
+        return dict(adapters[0].saved)
     return average(
         {adapter.name: adapter.saved for adapter in adapters}, weights=shares, policy=Policy(extrapolate=True)
     )

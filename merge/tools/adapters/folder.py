@@ -6,8 +6,6 @@
 from __future__ import annotations
 
 import json
-import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,22 +17,13 @@ from merge.checkpoint.atomic import replacing
 from merge.checkpoint.open import Checkpoint, open_checkpoint
 from merge.checkpoint.save import save_checkpoint
 from merge.errors import MergeError
+from merge.tools.adapters.configuration import CONFIG, rank_of, read_config, scale_of
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 # The ends of a module's two tensors: of a matrix or convolution, and of an embedding (whose change is transposed).
 LINEAR = (".lora_A.weight", ".lora_B.weight")
 EMBEDDING = (".lora_embedding_A", ".lora_embedding_B")
-# What changes the meaning of B A, and the values that leave it as it is.
-_UNSUPPORTED = {
-    "use_dora": "DoRA rescales whole columns, which is not a sum of low-rank changes",
-    "bias": "biases of the base were trained too",
-    "lora_bias": "the factor B has a bias",
-    "use_qalora": "the input is pooled before A",
-    "layer_replication": "the base's layers are repeated",
-    "alora_invocation_tokens": "the adapter acts on some tokens only",
-    "megatron_config": "its layers are split over devices",
-}
 
 
 @dataclass(frozen=True)
@@ -81,10 +70,7 @@ def open_adapter(folder: str | Path, name: str = "") -> Adapter:
     Raises MergeError for what is missing or broken, and for kinds of adapters that are no plain LoRA, with the reason.
     """
     folder = Path(folder)
-    config = _config(folder)
-    for key, reason in _UNSUPPORTED.items():
-        if config.get(key) not in (None, False, "none", [], {}):
-            raise MergeError(f"{folder}: {key} is {config[key]!r}: {reason}; only plain LoRA can be merged")
+    config = read_config(folder)
     file = next((folder / file for file in (WEIGHTS, "adapter_model.bin") if (folder / file).is_file()), None)
     if file is None:
         raise MergeError(f"{folder}: has no {WEIGHTS}")
@@ -109,26 +95,6 @@ def open_adapter(folder: str | Path, name: str = "") -> Adapter:
     return Adapter(name or folder.resolve().name, config, modules, saved, checkpoint)
 
 
-def _config(folder: Path) -> dict[str, Any]:
-    path = folder / CONFIG
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        kind, rank, alpha = config["peft_type"], config["r"], config["lora_alpha"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise MergeError(f"{path}: not the configuration of a LoRA adapter: {type(error).__name__}: {error}") from error
-    kinds = {"rank_pattern": dict, "alpha_pattern": dict, "modules_to_save": list}
-    for key, wanted in kinds.items():
-        if not isinstance(config.get(key) or wanted(), wanted):
-            raise MergeError(f"{path}: {key} is {str(config[key])[:80]}, not a {wanted.__name__}")
-    if kind != "LORA":
-        raise MergeError(f"{path}: peft_type is {kind!r}; only LORA can be merged")
-    if type(rank) is not int or rank < 1 or not isinstance(alpha, (int, float)) or not math.isfinite(alpha):
-        raise MergeError(
-            f"{path}: r is {rank!r} and lora_alpha {alpha!r}; a whole number above 0 and a number are wanted"
-        )
-    return config
-
-
 def _factors(
     file: Path, checkpoint: Checkpoint, config: Mapping[str, Any], module: str, ends: tuple[str, str]
 ) -> Factors:
@@ -136,25 +102,11 @@ def _factors(
     if len(found) < 2:
         raise MergeError(f"{file}: {module} has one of its factors and lacks the other ({' and '.join(ends)})")
     a, b = found
-    rank = _pattern(config.get("rank_pattern"), module, config["r"])
+    rank = rank_of(config, module)
     if a.ndim < 2 or b.ndim < 2 or a.shape[0] != rank or b.shape[1] != rank or not a.is_floating_point():
         told = f"{list(a.shape)} and {list(b.shape)}"
         raise MergeError(f"{file}: {module} has factors of shapes {told}, which do not fit its rank {rank}")
-    alpha = _pattern(config.get("alpha_pattern"), module, config["lora_alpha"])
-    if not isinstance(alpha, (int, float)) or not math.isfinite(alpha):
-        raise MergeError(f"{file}: {module} has the alpha {alpha!r} by alpha_pattern, which is no finite number")
-    return Factors(a, b, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank), ends)
-
-
-def _pattern(patterns: Any, module: str, default: Any) -> Any:
-    """A setting by module, as peft resolves it: the first expression that fits the module's name or its end."""
-    for pattern, value in (patterns or {}).items():
-        try:
-            if re.match(rf"(.*\.)?({pattern})$", module):
-                return value
-        except re.error as error:
-            raise MergeError(f"{CONFIG}: the pattern {pattern!r} for {module} is no regular expression") from error
-    return default
+    return Factors(a, b, scale_of(config, module, rank), ends)
 
 
 def save_adapter(
@@ -173,7 +125,10 @@ def save_adapter(
     rank = next(iter(modules.values())).rank
     config = {**like, "r": rank, "lora_alpha": rank, "use_rslora": False, "target_modules": sorted(modules)}
     config |= {key: {} for key in ("rank_pattern", "alpha_pattern")}
-    config |= {key: None for key in ("layers_to_transform", "layers_pattern", "exclude_modules") if key in like}
+    # The start of a training: peft makes it again before it reads the factors, and some starts refuse some ranks.
+    config["init_lora_weights"] = True
+    unused = ("layers_to_transform", "layers_pattern", "exclude_modules", "eva_config")
+    config |= {key: None for key in unused if key in like}
     tensors = {PREFIX + name: value for name, value in saved.items()}
     for module, factors in modules.items():
         for end, value in zip(factors.ends, (factors.a, factors.b), strict=True):

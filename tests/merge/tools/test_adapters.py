@@ -298,8 +298,23 @@ def test_modules_trained_whole_are_averaged(tmp_path: Path) -> None:
 
 def test_a_module_trained_whole_in_one_only(tmp_path: Path) -> None:
     pair = [lora(tmp_path / "a", 0, extra={"head.weight": torch.ones(2, 2)}), lora(tmp_path / "b", 1)]
-    with pytest.raises(merge.MergeError, match=r"b lacks 1 tensor: head\.weight"):
+    with pytest.raises(merge.MergeError, match=r"head\.weight was trained whole in a and is not in b: merge each"):
         merge.merge_adapters([merge.open_adapter(folder) for folder in pair])
+    shown = command("adapters", *pair, "-o", tmp_path / "out")
+    assert shown.code == 2
+    assert "first (--base, weight 1), and merge the models" in shown.err
+
+
+def test_one_adapter_with_a_module_trained_whole_over_its_base(tmp_path: Path) -> None:
+    folder = lora(tmp_path / "a", 0, extra={"head.weight": torch.ones(2, 2)}, modules_to_save=["head"])
+    base = merge.save_checkpoint({**base_of(), "head.weight": torch.zeros(2, 2)}, tmp_path / "base.safetensors")
+    done("adapters", folder, "--base", base, "-w", 1, "-o", tmp_path / "out.safetensors")
+    result, adapter = load_file(tmp_path / "out.safetensors"), merge.open_adapter(folder)
+    assert torch.equal(result["head.weight"], torch.ones(2, 2))
+    wanted = base_of()["encoder.layers.0.q.weight"] + change(adapter.modules["encoder.layers.0.q"]).float()
+    torch.testing.assert_close(result["encoder.layers.0.q.weight"], wanted)
+    shown = command("adapters", folder, "--base", base, "-w", 0.5, "-o", tmp_path / "half.safetensors")
+    assert "head.weight was trained whole and is averaged: weights must sum to 1" in shown.err
 
 
 # -- refusals --------------------------------------------------------------------------------------------------------
@@ -309,6 +324,31 @@ def test_a_module_trained_whole_in_one_only(tmp_path: Path) -> None:
     ("config", "told"),
     [
         ({"use_dora": True}, "use_dora is True: DoRA rescales"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa': the start took .* path_initial_model"),
+        ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights is 'pissa_niter_4'"),
+        ({"init_lora_weights": "olora"}, "init_lora_weights is 'olora'"),
+        ({"init_lora_weights": "corda", "corda_config": {"x": 1}}, "init_lora_weights is 'corda'"),
+        ({"init_lora_weights": "lora_ga"}, "init_lora_weights is 'lora_ga'"),
+        ({"init_lora_weights": "loftq"}, "init_lora_weights is 'loftq': .* quantised"),
+        ({"init_lora_weights": "newest"}, "init_lora_weights is 'newest': a start that is not known here"),
+        ({"corda_config": {"corda_method": "kpm"}}, "corda_config is .*: the start took"),
+        ({"loftq_config": {"loftq_bits": 4}}, "loftq_config is .* quantised"),
+        ({"kasa_config": {"beta": 1e-4}}, "kasa_config is .*: KaSA cuts"),
+        ({"use_kasa": True}, "use_kasa is True: KaSA cuts"),
+        ({"use_qalora": True}, "use_qalora is True: the input is pooled"),
+        ({"use_bdlora": {"nblocks": 2}}, "use_bdlora is .*: BD-LoRA"),
+        ({"monteclora_config": {"num_samples": 2}}, "monteclora_config is"),
+        ({"arrow_config": {"top_k": 2}}, "arrow_config is .*: Arrow"),
+        ({"velora_config": {"num_groups": 2}}, "velora_config is"),
+        ({"target_parameters": ["experts.gate"]}, "target_parameters is"),
+        ({"layer_replication": [[0, 2]]}, "layer_replication is"),
+        ({"alora_invocation_tokens": [1]}, "alora_invocation_tokens is"),
+        ({"ensure_weight_tying": True}, "ensure_weight_tying is"),
+        ({"frobnicate": True}, "frobnicate is True: not known here"),
+        ({"rank_pattern": {"(a+)+": 2}}, r"the pattern '\(a\+\)\+' of rank_pattern .* repeats a group: give the names"),
+        ({"rank_pattern": {"(a|a)" * 30: 2}}, "has more than 3 repetitions or choices"),
+        ({"alpha_pattern": {".*.*.*.*x": 2}}, "has more than 3 repetitions or choices"),
+        ({"lora_alpha": 10**400}, "lora_alpha 1000"),
         ({"bias": "lora_only"}, "bias is 'lora_only': biases of the base were trained too; only plain LoRA"),
         ({"lora_bias": True}, "the factor B has a bias"),
         ({"peft_type": "IA3"}, "peft_type is 'IA3'; only LORA"),
@@ -316,7 +356,7 @@ def test_a_module_trained_whole_in_one_only(tmp_path: Path) -> None:
         ({"rank_pattern": {"q": 5}}, "do not fit its rank 5"),
         ({"lora_alpha": None}, "lora_alpha None"),
         ({"alpha_pattern": {"q": "much"}}, "q has the alpha 'much'"),
-        ({"alpha_pattern": {"(": 1}}, r"the pattern '\(' for \S+ is no regular expression"),
+        ({"alpha_pattern": {"(": 1}}, r"the pattern '\(' of alpha_pattern is no regular expression"),
         ({"rank_pattern": [1]}, r"rank_pattern is \[1\], not a dict"),
     ],
     ids=str,
@@ -324,6 +364,33 @@ def test_a_module_trained_whole_in_one_only(tmp_path: Path) -> None:
 def test_adapters_that_are_no_plain_lora(tmp_path: Path, config: dict[str, Any], told: str) -> None:
     with pytest.raises(merge.MergeError, match=told):
         merge.open_adapter(lora(tmp_path / "a", 0, **config))
+
+
+def test_settings_that_change_nothing(tmp_path: Path) -> None:
+    plain = merge.open_adapter(lora(tmp_path / "a", 0))
+    neutral: dict[str, Any] = {"revision": "main", "lora_dropout": 0.1, "qalora_group_size": 16, "loftq_config": {}}
+    neutral |= {"megatron_core": "megatron.core", "exclude_modules": ["x"], "layers_to_transform": [0], "unheard": None}
+    for start in (True, False, "gaussian", "eva", "orthogonal", "mica"):
+        other = merge.open_adapter(lora(tmp_path / str(start), 0, init_lora_weights=start, **neutral))
+        assert all(torch.equal(change(other.modules[m]), change(plain.modules[m])) for m in SHAPES)
+    done("adapters", tmp_path / "eva", tmp_path / "mica", "-o", tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["init_lora_weights"] is True
+
+
+def test_expressions_as_people_write_them(tmp_path: Path) -> None:
+    patterns = {r"^encoder\.layers\.\d+\.(q|k)": 1, r".*decoder\.layers\.(0|1)\.v": 2, "no.such_module": 3}
+    adapter = merge.open_adapter(lora(tmp_path / "a", 0, alpha_pattern=patterns))
+    assert [adapter.modules[module].scale for module in SHAPES] == [0.5, 1.0]
+    long = {f"{'a.' * 150}q": (2, 2)}
+    with pytest.raises(merge.MergeError, match="too long a name for the pattern"):
+        merge.open_adapter(lora(tmp_path / "b", 0, shapes=long, alpha_pattern={".*x": 1}))
+
+
+def test_a_folder_of_something_else(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    shown = command("adapters", tmp_path / "model", "-o", tmp_path / "out")
+    assert (shown.code, shown.err.count("\n")) == (2, 1)
+    assert "model: not the folder of an adapter: it has no adapter_config.json" in shown.err
 
 
 @pytest.mark.parametrize(
