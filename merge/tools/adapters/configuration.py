@@ -18,7 +18,10 @@ from merge.errors import MergeError
 CONFIG = "adapter_config.json"
 # What the sum takes into account, what says where an adapter comes from or which modules it has (its tensors tell), and
 # what matters in training only. Any other key with a value is refused: it may change what is computed.
-_UNDERSTOOD = {"peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "fan_in_fan_out"}
+_UNDERSTOOD = {
+    *("peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "fan_in_fan_out"),
+    "trainable_token_indices",
+}
 _NEUTRAL = {
     *("task_type", "base_model_name_or_path", "revision", "auto_mapping", "peft_version", "inference_mode"),
     *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save"),
@@ -48,7 +51,6 @@ _MEANINGS = {
     "corda_config": _CHANGED_BASE,
     "lora_ga_config": _CHANGED_BASE,
     "loftq_config": _ROUNDED_BASE,
-    "trainable_token_indices": "single rows of an embedding were trained beside the factors",
     "ensure_weight_tying": "one change serves two tied layers",
     "enable_lora": "the factors change some parts of a fused layer only",
 }

@@ -24,6 +24,7 @@ from merge.engine.memory import average
 from merge.errors import MergeError
 from merge.plan.policy import Policy
 from merge.tools.adapters.folder import EMBEDDING, Adapter, Factors, open_adapter
+from merge.tools.adapters.rows import Rows, averaged_rows, check_copies, check_rows, common_copies, with_rows
 
 MODES = ("exact", "factors")
 
@@ -34,7 +35,7 @@ class MergedAdapter:
 
     Attributes:
         modules: the factors by module, named as in the base.
-        saved: tensors that the adapters trained whole, averaged.
+        saved: tensors that the adapters trained whole, and their rows of tokens, averaged; copies of the base's.
         distance: relative Frobenius distance ||result - exact|| / ||exact|| over all modules, rounding left aside.
         discarded: the share of the exact sum's squared Frobenius norm that a smaller rank left out.
         notes: what a user should know, one line each.
@@ -90,7 +91,12 @@ def merge_adapters(
     distance = math.sqrt(discarded) if mode == "exact" else _distance(modules, exact)
     largest = max(factors.rank for factors in modules.values())
     stored = {module: _stored(modules[module], parts, largest) for module, parts in found.items()}
-    return MergedAdapter(stored, saved_of(adapters, weights), distance, discarded, notes_on(adapters))
+    saved = {
+        **saved_of(adapters, weights),
+        **averaged_rows({adapter.name: adapter.rows for adapter in adapters}, shares_of(adapters, weights)),
+        **common_copies({adapter.name: adapter.copies for adapter in adapters}),
+    }
+    return MergedAdapter(stored, saved, distance, discarded, notes_on(adapters))
 
 
 # -- what is added up ------------------------------------------------------------------------------------------------
@@ -268,17 +274,20 @@ def apply_adapters(
 
 
 class Change:
-    """What happens to one tensor of the base: a sum of low-rank changes is added, or it is replaced."""
+    """What happens to one tensor of the base: a sum of low-rank changes is added, or it or rows of it are replaced."""
 
     def __init__(
         self, module: str, parts: Sequence[Part] = (), transposed: bool = False, instead: Tensor | None = None
     ):
         self.module, self.parts, self.transposed, self.instead = module, parts, transposed, instead
+        self.rows: list[tuple[float, Rows]] = []
 
     def __call__(self, value: Tensor | None) -> Tensor:
         if self.instead is not None or value is None:
             assert self.instead is not None
             return self.instead
+        if self.rows:
+            return with_rows(value, self.rows)
         factors = concatenated(self.module, self.parts)
         change = factors.b.flatten(1) @ factors.a.flatten(1)
         change = change.T if self.transposed else change
@@ -305,7 +314,22 @@ def changes_of(
             told = f"{list(base[name].shape)} {base[name].dtype}"
             raise MergeError(f"{name} is {told} in the base, the adapters' change has shape {wanted}")
         changes[name] = Change(module, parts, transposed)
+    for adapter, share in zip(adapters, shares, strict=True):
+        for module, rows in adapter.rows.items():
+            name = f"{module}.weight"
+            if name not in base:
+                raise MergeError(f"the base lacks {name}, of which {adapter.name} trained rows")
+            change = changes.setdefault(name, Change(module))
+            if change.parts:
+                raise MergeError(f"{name}: rows were trained in {adapter.name} and factors in another adapter")
+            check_rows(name, base[name], rows)
+            change.rows.append((share, rows))
+    check_copies(base, {adapter.name: adapter.copies for adapter in adapters})
     for name, value in saved_of(adapters, weights).items():
+        if name in changes:
+            raise MergeError(
+                f"{name} was trained whole in one adapter and changed by another: merge each into its base"
+            )
         like = base.get(name)
         if like is not None and like.shape != value.shape:
             raise MergeError(f"{name} has shape {list(like.shape)} in the base and {list(value.shape)} in the adapters")

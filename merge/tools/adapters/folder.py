@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from merge.checkpoint.open import Checkpoint, open_checkpoint
 from merge.checkpoint.save import save_checkpoint
 from merge.errors import MergeError
 from merge.tools.adapters.configuration import CONFIG, rank_of, read_config, scale_of
+from merge.tools.adapters.rows import COPY, TOKENS, Rows, read_rows
 
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -50,6 +51,8 @@ class Adapter:
         modules: the factors by module, named as in the base.
         saved: tensors trained whole (peft's `modules_to_save`), named as in the base.
         checkpoint: the file of the tensors.
+        rows: trained rows of embeddings (peft's `trainable_token_indices`), by module.
+        copies: the base's own weight beside an embedding's factors, by module.
     """
 
     name: str
@@ -57,6 +60,8 @@ class Adapter:
     modules: Mapping[str, Factors]
     saved: Mapping[str, Tensor]
     checkpoint: Checkpoint
+    rows: Mapping[str, Rows] = field(default_factory=dict[str, Rows])
+    copies: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
 
     @property
     def base(self) -> str:
@@ -76,7 +81,7 @@ def open_adapter(folder: str | Path, name: str = "") -> Adapter:
         raise MergeError(f"{folder}: has no {WEIGHTS}")
     checkpoint = open_checkpoint(file)
     modules: dict[str, Factors] = {}
-    saved: dict[str, Tensor] = {}
+    saved, copies, tokens = dict[str, Tensor](), dict[str, Tensor](), dict[str, Tensor]()
     for key in checkpoint:
         if not key.startswith(PREFIX):
             raise MergeError(f"{file}: the tensor {key!r} does not begin with {PREFIX!r}, as peft's do")
@@ -86,13 +91,21 @@ def open_adapter(folder: str | Path, name: str = "") -> Adapter:
             module = short.removesuffix(ends[0]).removesuffix(ends[1])
             if module not in modules:
                 modules[module] = _factors(file, checkpoint, config, module, ends)
-        elif ".lora_" in short:
+        elif short.endswith(COPY):
+            copies[short.removesuffix(COPY)] = checkpoint[key]
+        elif short.endswith(TOKENS):
+            tokens[short.removesuffix(TOKENS)] = checkpoint[key]
+        elif ".lora_" in short or ".base_layer." in short or ".token_adapter." in short:
             raise MergeError(f"{file}: {key!r} is neither factor of a plain LoRA nor a module of its own")
         else:
             saved[short] = checkpoint[key]
     if not modules:
         raise MergeError(f"{file}: holds no LoRA factors; its tensors look like {', '.join(list(checkpoint)[:3])}")
-    return Adapter(name or folder.resolve().name, config, modules, saved, checkpoint)
+    for module in sorted(copies.keys() - modules.keys()) + sorted(tokens.keys() & modules.keys()):
+        told = "a copy of the base's weight and no factors" if module in copies else "trained rows beside factors"
+        raise MergeError(f"{file}: {module} has {told}, which is no change that can be merged")
+    rows = read_rows(folder, config, tokens)
+    return Adapter(name or folder.resolve().name, config, modules, saved, checkpoint, rows, copies)
 
 
 def _factors(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,43 +12,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 import merge
 from merge.tools.adapters.factors import MergedAdapter
 from merge.tools.adapters.folder import Adapter, Factors
+from tests.merge.adapters import SHAPES, base_of, change, lora
 from tests.merge.made import assert_same
 from tests.merge.shell import command, done
-
-SHAPES = {"encoder.layers.0.q": (6, 5), "decoder.layers.0.v": (4, 7)}
-
-
-def lora(
-    folder: Path,
-    seed: int,
-    rank: int = 2,
-    shapes: Mapping[str, tuple[int, int]] = SHAPES,
-    extra: Mapping[str, Tensor] | None = None,
-    **config: Any,
-) -> Path:
-    """An adapter's folder as peft writes it."""
-    generator = torch.Generator().manual_seed(seed)
-    tensors: dict[str, Tensor] = {f"base_model.model.{name}": value for name, value in (extra or {}).items()}
-    for module, (outputs, inputs) in shapes.items():
-        tensors[f"base_model.model.{module}.lora_A.weight"] = torch.randn(rank, inputs, generator=generator)
-        tensors[f"base_model.model.{module}.lora_B.weight"] = torch.randn(outputs, rank, generator=generator)
-    folder.mkdir()
-    save_file(tensors, folder / "adapter_model.safetensors")
-    fields = {"peft_type": "LORA", "r": rank, "lora_alpha": 8, "target_modules": ["q", "v"], "bias": "none"}
-    fields |= {"base_model_name_or_path": "pretrained", "task_type": "CAUSAL_LM", "use_rslora": False, **config}
-    (folder / "adapter_config.json").write_text(json.dumps(fields))
-    return folder
-
-
-def change(factors: Factors) -> Tensor:
-    """s B A in float64."""
-    return factors.scale * factors.b.double() @ factors.a.double()
 
 
 def exact(adapters: list[Adapter], weights: list[float], module: str) -> Tensor:
@@ -163,12 +134,6 @@ def test_a_smaller_rank_leaves_out_the_smallest_singular_values(seed: int, rank:
 
 
 # -- over a base -----------------------------------------------------------------------------------------------------
-
-
-def base_of(dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(9)
-    state = {f"{module}.weight": torch.randn(shape, generator=generator).to(dtype) for module, shape in SHAPES.items()}
-    return {"embed.weight": torch.randn(8, 3, generator=generator).to(dtype), **state}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -318,91 +283,6 @@ def test_one_adapter_with_a_module_trained_whole_over_its_base(tmp_path: Path) -
 
 
 # -- refusals --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("config", "told"),
-    [
-        ({"use_dora": True}, "use_dora is True: DoRA rescales"),
-        ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa': the start took .* path_initial_model"),
-        ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights is 'pissa_niter_4'"),
-        ({"init_lora_weights": "olora"}, "init_lora_weights is 'olora'"),
-        ({"init_lora_weights": "corda", "corda_config": {"x": 1}}, "init_lora_weights is 'corda'"),
-        ({"init_lora_weights": "lora_ga"}, "init_lora_weights is 'lora_ga'"),
-        ({"init_lora_weights": "loftq"}, "init_lora_weights is 'loftq': .* quantised"),
-        ({"init_lora_weights": "newest"}, "init_lora_weights is 'newest': a start that is not known here"),
-        ({"corda_config": {"corda_method": "kpm"}}, "corda_config is .*: the start took"),
-        ({"loftq_config": {"loftq_bits": 4}}, "loftq_config is .* quantised"),
-        ({"kasa_config": {"beta": 1e-4}}, "kasa_config is .*: KaSA cuts"),
-        ({"use_kasa": True}, "use_kasa is True: KaSA cuts"),
-        ({"use_qalora": True}, "use_qalora is True: the input is pooled"),
-        ({"use_bdlora": {"nblocks": 2}}, "use_bdlora is .*: BD-LoRA"),
-        ({"monteclora_config": {"num_samples": 2}}, "monteclora_config is"),
-        ({"arrow_config": {"top_k": 2}}, "arrow_config is .*: Arrow"),
-        ({"velora_config": {"num_groups": 2}}, "velora_config is"),
-        ({"target_parameters": ["experts.gate"]}, "target_parameters is"),
-        ({"layer_replication": [[0, 2]]}, "layer_replication is"),
-        ({"alora_invocation_tokens": [1]}, "alora_invocation_tokens is"),
-        ({"ensure_weight_tying": True}, "ensure_weight_tying is"),
-        ({"frobnicate": True}, "frobnicate is True: not known here"),
-        ({"rank_pattern": {"(a+)+": 2}}, r"the pattern '\(a\+\)\+' of rank_pattern .* repeats a group: give the names"),
-        ({"rank_pattern": {"(a|a)" * 30: 2}}, "has more than 3 repetitions or choices"),
-        ({"alpha_pattern": {".*.*.*.*x": 2}}, "has more than 3 repetitions or choices"),
-        ({"lora_alpha": 10**400}, "lora_alpha 1000"),
-        ({"bias": "lora_only"}, "bias is 'lora_only': biases of the base were trained too; only plain LoRA"),
-        ({"lora_bias": True}, "the factor B has a bias"),
-        ({"peft_type": "IA3"}, "peft_type is 'IA3'; only LORA"),
-        ({"r": 3}, "do not fit its rank 3"),
-        ({"rank_pattern": {"q": 5}}, "do not fit its rank 5"),
-        ({"lora_alpha": None}, "lora_alpha None"),
-        ({"alpha_pattern": {"q": "much"}}, "q has the alpha 'much'"),
-        ({"alpha_pattern": {"(": 1}}, r"the pattern '\(' of alpha_pattern is no regular expression"),
-        ({"rank_pattern": [1]}, r"rank_pattern is \[1\], not a dict"),
-    ],
-    ids=str,
-)
-def test_adapters_that_are_no_plain_lora(tmp_path: Path, config: dict[str, Any], told: str) -> None:
-    with pytest.raises(merge.MergeError, match=told):
-        merge.open_adapter(lora(tmp_path / "a", 0, **config))
-
-
-def test_settings_that_change_nothing(tmp_path: Path) -> None:
-    plain = merge.open_adapter(lora(tmp_path / "a", 0))
-    neutral: dict[str, Any] = {"revision": "main", "lora_dropout": 0.1, "qalora_group_size": 16, "loftq_config": {}}
-    neutral |= {"megatron_core": "megatron.core", "exclude_modules": ["x"], "layers_to_transform": [0], "unheard": None}
-    for start in (True, False, "gaussian", "eva", "orthogonal", "mica"):
-        other = merge.open_adapter(lora(tmp_path / str(start), 0, init_lora_weights=start, **neutral))
-        assert all(torch.equal(change(other.modules[m]), change(plain.modules[m])) for m in SHAPES)
-    done("adapters", tmp_path / "eva", tmp_path / "mica", "-o", tmp_path / "out")
-    assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["init_lora_weights"] is True
-
-
-def test_expressions_as_people_write_them(tmp_path: Path) -> None:
-    patterns = {r"^encoder\.layers\.\d+\.(q|k)": 1, r".*decoder\.layers\.(0|1)\.v": 2, "no.such_module": 3}
-    adapter = merge.open_adapter(lora(tmp_path / "a", 0, alpha_pattern=patterns))
-    assert [adapter.modules[module].scale for module in SHAPES] == [0.5, 1.0]
-    long = {f"{'a.' * 150}q": (2, 2)}
-    with pytest.raises(merge.MergeError, match="too long a name for the pattern"):
-        merge.open_adapter(lora(tmp_path / "b", 0, shapes=long, alpha_pattern={".*x": 1}))
-
-
-def test_a_folder_of_something_else(tmp_path: Path) -> None:
-    (tmp_path / "model").mkdir()
-    shown = command("adapters", tmp_path / "model", "-o", tmp_path / "out")
-    assert (shown.code, shown.err.count("\n")) == (2, 1)
-    assert "model: not the folder of an adapter: it has no adapter_config.json" in shown.err
-
-
-@pytest.mark.parametrize(
-    ("extra", "told"),
-    [
-        ({"m.lora_A.weight": torch.ones(2, 3)}, "m has one of its factors and lacks the other"),
-        ({"m.lora_magnitude_vector": torch.ones(2)}, "neither factor of a plain LoRA"),
-    ],
-)
-def test_tensors_without_a_meaning(tmp_path: Path, extra: dict[str, Tensor], told: str) -> None:
-    with pytest.raises(merge.MergeError, match=told):
-        merge.open_adapter(lora(tmp_path / "a", 0, extra=extra))
 
 
 @pytest.mark.parametrize(
