@@ -2,12 +2,23 @@
 property tests that are the same in every run, however slow the machine."""
 
 import os
+import random
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 
+if os.environ.get("FUZZ_SEED") == "random":  # here, so that parallel processes share it
+    os.environ["FUZZ_SEED"] = str(random.randrange(2**32))
+
 import hypothesis
+import pytest
 import torch
 
 torch.set_num_threads(1)
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("repeatable")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how to repeat what was drawn at random."""
+    if "FUZZ_SEED" in os.environ:
+        terminalreporter.write_line(f"to repeat: FUZZ_SEED={os.environ['FUZZ_SEED']}")

@@ -13,7 +13,7 @@ from merge.checkpoint.source import Source, opened, opened_all
 from merge.engine.kernel import merged, refuse_nonfinite
 from merge.plan.policy import Policy, policy_of
 from merge.plan.units import by_name, plan
-from merge.recipe.parameters import method_named, parameters_for
+from merge.recipe.parameters import check_inputs, method_named, parameters_for
 from merge.recipe.recipe import Input, Recipe
 
 Sources = Mapping[str, Source] | Sequence[Source]
@@ -36,11 +36,13 @@ def merge_with(
     named = opened_all(inputs)
     ancestor = [] if base is None else [opened(base, name="base")]
     recipe = unplaced_recipe(method, list(named), base is not None, policy, parameters)
+    chosen = method_named(method)
+    check_inputs(recipe, chosen)
     sources = [*ancestor, *named.values()]
     if recipe.policy.dequantize:
         sources = [dequantized(source) for source in sources]
     units = plan(sources, [item.name for item in recipe.sources], recipe.policy, has_base=base is not None)
-    chosen, resolved = method_named(method), parameters_for(recipe, units)
+    resolved = parameters_for(recipe, units)
     result: dict[str, Tensor] = {}
     for unit in units:
         tensors = [sources[index][unit.name].detach() for index in unit.sources]

@@ -106,6 +106,10 @@ def _read(path: Path, name: str, nbytes: int) -> memoryview:
     try:
         with zipfile.ZipFile(path) as archive, archive.open(name) as file:
             array = np.ascontiguousarray(np.lib.format.read_array(file, allow_pickle=False))
+            if file.read(1):  # reading to the end also compares the checksum
+                raise MergeError(f"{path}: {name} has more bytes than its header says")
+    except MergeError:
+        raise
     except Exception as error:  # zipfile raises a dozen kinds for broken bytes
         raise MergeError(f"{path}: {name} cannot be read: {error}") from error
     if array.nbytes != nbytes:

@@ -1,21 +1,17 @@
 """Damaged and hostile files, by the hundred: exactly the original tensors or a MergeError, nothing else, and soon.
 
-FUZZ=10 in the environment makes it ten times as many.
+More inputs and other seeds: see `tests.merge.damage`.
 """
 
-import contextlib
-import faulthandler
 import io
 import json
-import os
-import pickletools
-import signal
 import struct
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -23,7 +19,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
 
-from merge import Checkpoint, MergeError, open_checkpoint
+from tests.merge.damage import OPCODES, START, TIMES, read
 from tests.merge.handmade import (
     assert_tensors,
     bits,
@@ -35,43 +31,12 @@ from tests.merge.handmade import (
     write_zip,
 )
 
-SECONDS = 5
 
-
-def examples(number: int) -> settings:
-    """So many examples, the same in every run."""
-    many = number * int(os.environ.get("FUZZ", "1"))
+def examples(number: int) -> Callable[[Any], Any]:
+    """So many examples, the same in every run of one seed."""
     checks = [HealthCheck.function_scoped_fixture]
-    return settings(deadline=None, derandomize=True, database=None, max_examples=many, suppress_health_check=checks)
-
-
-@contextlib.contextmanager
-def time_limit() -> Iterator[None]:
-    """Fail where reading takes longer; where not even Python runs any more, end the process with a traceback."""
-
-    def late(number: int, frame: object) -> None:
-        raise AssertionError(f"still reading after {SECONDS} seconds")
-
-    before = signal.signal(signal.SIGALRM, late)
-    signal.alarm(SECONDS)
-    faulthandler.dump_traceback_later(4 * SECONDS, exit=True)
-    try:
-        yield
-    finally:
-        faulthandler.cancel_dump_traceback_later()
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
-
-
-def read(path: Path, section: str = "auto") -> dict[str, Tensor] | None:
-    """All tensors of a file in memory; None where it was refused. Every other exception is the test's failure."""
-    with time_limit():
-        try:
-            checkpoint: Checkpoint = open_checkpoint(path, section)
-            return {name: tensor.contiguous().clone() for name, tensor in checkpoint.items()}
-        except MergeError as error:
-            assert str(path) in str(error), "the message does not name the file"  # noqa: PT017
-            return None
+    chosen = settings(deadline=None, database=None, max_examples=number * TIMES, suppress_health_check=checks)
+    return lambda test: chosen(hypothesis.seed(START)(test))
 
 
 def exact_or_refused(path: Path, data: bytes, tensors: Mapping[str, Tensor]) -> bool:
@@ -304,7 +269,6 @@ def test_hostile_tensors_in_a_pickle(
 
 # -- hostile pickles ---------------------------------------------------------------------------------------------------
 
-OPCODES = [opcode.code.encode("latin-1") for opcode in pickletools.opcodes]
 PIECES = [
     *OPCODES,
     *[b"(", b")", b"}", b"]", b"t", b"R", b"s", b"u", b"e", b"b", b"Q", b"2", b"0", b"."] * 3,

@@ -1,13 +1,10 @@
 """Damaged torch files of every kind: the right tensors or an error that names the file, within the time limit.
 
-A few hundred inputs with fixed seeds; FUZZ_INPUTS=10000 makes it so many of each kind, FUZZ_SEED=random other ones
-every time (the seed is told where a test fails).
+More inputs and other seeds: see `tests.merge.damage`.
 """
 
 from __future__ import annotations
 
-import os
-import random
 import shutil
 import tracemalloc
 import warnings
@@ -20,33 +17,13 @@ from torch.distributed.checkpoint import save as save_distributed
 
 from merge.checkpoint.formats.pickle.reader import FREE, RATE, loads
 from merge.checkpoint.formats.pickle.values import PickleBroken
-from tests.merge.checkpoint.test_fuzz import OPCODES, PIECES, read
+from tests.merge.checkpoint.test_fuzz import PIECES
+from tests.merge.damage import OPCODES, damaged, read, seeds
 from tests.merge.handmade import assert_tensors, bits, integer, mixed, text
 
-INPUTS = int(os.environ.get("FUZZ_INPUTS", "120"))
-SEED = os.environ.get("FUZZ_SEED", "0")
-START = random.randrange(2**32) if SEED == "random" else int(SEED)
+INPUTS = 120
+BITS = (*PIECES, *OPCODES)
 WEIGHTS = {name: value for name, value in mixed().items() if value.numel() and value.dtype is not torch.uint64}
-
-
-def damaged(good: bytes, chance: random.Random) -> bytes:
-    """A good file with a few bits turned, bytes cut out, put in, doubled or replaced, or its end cut off."""
-    bad = bytearray(good)
-    for _ in range(chance.randint(1, 3)):
-        place, length = chance.randrange(len(bad)), chance.choice((1, 2, 4, 8, 64))
-        kind = chance.randrange(7)
-        if kind < 3:
-            bad[place] ^= 1 << chance.randrange(8)
-        elif kind == 3:
-            bad[place : place + length] = chance.choice((chance.randbytes(length), b"\xff" * length, bytes(length)))
-        elif kind == 4:
-            bad[place : place + chance.choice((0, length))] = chance.choice((*PIECES, *OPCODES))
-        elif kind == 5:
-            bad[place:place] = bad[place : place + length]
-        else:
-            del bad[place : chance.choice((place + length, len(bad)))]
-        bad = bad or bytearray(b"\0")
-    return bytes(bad)
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +52,8 @@ def check(found: dict[str, Tensor] | None, exact: bool, seed: int, whole: bytes 
 @pytest.mark.parametrize("kind", ["zip", "legacy"])
 def test_damaged_files(made: Path, tmp_path: Path, kind: str) -> None:
     good = (made / f"{kind}.pt").read_bytes()
-    for seed in range(START, START + INPUTS):
-        bad = damaged(good, random.Random(seed))
+    for seed, chance in seeds(INPUTS):
+        bad = damaged(good, chance, BITS)
         (tmp_path / "c.pt").write_bytes(bad)
         check(read(tmp_path / "c.pt"), kind == "zip", seed, bad)
 
@@ -86,8 +63,8 @@ def test_damaged_distributed_checkpoints(made: Path, tmp_path: Path, part: str) 
     """Without a checksum, what the metadata says can only lead to tensors that were saved."""
     shutil.copytree(made / "dcp", tmp_path / "c")
     good, known = (made / "dcp" / part).read_bytes(), {bits(value) for value in WEIGHTS.values()}
-    for seed in range(START, START + INPUTS):
-        (tmp_path / "c" / part).write_bytes(damaged(good, random.Random(seed)))
+    for seed, chance in seeds(INPUTS):
+        (tmp_path / "c" / part).write_bytes(damaged(good, chance, BITS))
         found = read(tmp_path / "c")
         assert all(bits(tensor) in known or not tensor.numel() for tensor in (found or {}).values()), f"seed {seed}"
 

@@ -172,3 +172,13 @@ def test_a_flipped_byte_is_an_error_or_opens(data: st.DataObject) -> None:
 @given(st.binary(max_size=300), st.binary(max_size=300))
 def test_the_crc_of_two_pieces(first: bytes, second: bytes) -> None:
     assert joined_crc(zlib.crc32(first), zlib.crc32(second), len(second)) == zlib.crc32(first + second)
+
+
+def test_a_header_that_claims_less_than_there_is_is_refused(tmp_path: Path) -> None:
+    """A shape that lost a part leaves bytes over: those read before them are another tensor's."""
+    data = io.BytesIO()
+    np.save(data, np.arange(12.0).reshape(3, 4))
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("w.npy", data.getvalue().replace(b"(3, 4)", b"(3, 1)"))
+    with pytest.raises(merge.MergeError, match=r"a\.npz: w\.npy has more bytes than its header says"):
+        merge.load_checkpoint(tmp_path / "a.npz")
