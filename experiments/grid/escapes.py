@@ -60,7 +60,7 @@ def figure(text: str, longest: int = SHORT) -> str:
 
 
 def file_stem(*words: str) -> str:
-    """Join words to a name of a file in the folder that it is put in, other for other words, on any system."""
+    """Give words as one name of a file in the folder that it is put in, other for other words, on any system."""
     wanted = "_".join(words)
     stem = re.sub(r"[^\w+.,=@ -]", "_", wanted)[:LONGEST].lstrip(". ").rstrip(". ")
     while len(stem.encode()) > LONGEST:

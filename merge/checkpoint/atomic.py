@@ -153,6 +153,9 @@ def _tidy(partials: Iterable[Path], target: Path, lock: list[int]) -> None:
     """Remove what is partial, then the lock, if it is this run's."""
     _remove(partials)
     path = _lock_path(target)
+    if not lock:  # ended by a signal just after the file was made, before its descriptor was noted
+        with contextlib.suppress(OSError):
+            lock.append(os.open(path, os.O_WRONLY))
     while lock:
         if _may_hold(lock[0]) and _is(path, lock[0]):
             _remove([path])

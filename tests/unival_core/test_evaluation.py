@@ -220,7 +220,7 @@ def test_evaluate_tells_what_it_left_out_and_what_it_could_not_compute(tmp_path,
         ("vqa", ("--selected-cols", "a,b"), "--selected-cols a,b: give numbers"),
         ("vqa", ("--selected-cols", "0,1"), "need as many numbers"),
         ("vqa", ("--answers", "absent.txt"), "absent.txt: No such file"),
-        ("vqa", ("--amp", "fp8"), "no precision 'fp8'"),
+        ("vqa", ("--amp", "fp8"), "'fp8' is not one of bf16, fp16"),
         ("audio-caption", (), "reads image, not audio"),
     ],
 )

@@ -122,7 +122,7 @@ def test_the_command_puts_a_file_back(pocket: UnivalModel, tmp_path: Path) -> No
     assert merge.open_checkpoint(output).metadata["note"] == "kept"
     assert load_model(output).config == small.config
     again = run(first, second, "-o", output)
-    assert (again.exit_code, again.stderr) == (2, f"error: {output} exists: pass --overwrite\n")
+    assert (again.exit_code, again.stderr) == (2, f"error: {output}: exists; choose another name or pass --overwrite\n")
 
 
 def test_what_cannot_be_aligned_is_told(pocket: UnivalModel, tmp_path: Path) -> None:
