@@ -37,6 +37,7 @@ _UNSUPPORTED = {
     "chat_template": "templates are not merged; copy the one that the merged model shall have",
 }
 _LONGEST = 1 << 18  # bytes of a recipe in YAML, which is read by Python code, slowly
+_LARGEST = 1e38  # sums of larger numbers may have no float
 _MERGED = 10_000  # entries that merge keys may bring
 # Parameters that change how mergekit computes, not what.
 _WITHOUT_EFFECT = ("int8_mask", "eps")
@@ -300,9 +301,8 @@ def _number(key: str, value: Any, place: float) -> Any:
 
 def _plain(key: str, value: Any) -> Any:
     """A number or a switch. YAML 1.1 reads 5e-1 as text, as it wants a point and a sign; mergekit makes it a number."""
-    if isinstance(value, (bool, int, float)):
-        return value
     with contextlib.suppress(ValueError):
-        if isinstance(value, str):
-            return float(value)
+        value = float(value) if isinstance(value, str) else value
+    if isinstance(value, (bool, int, float)) and abs(value) <= _LARGEST:
+        return value
     raise MergeError(f"{key} must be a number or a list of numbers along the layers, not {shortened(value)}")

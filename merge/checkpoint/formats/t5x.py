@@ -14,6 +14,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import os
 from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,7 +106,9 @@ class T5XIndex(Mapping[str, Mapping[str, TensorEntry]]):
                 f"{self.folder / INDEX}: no arrays found; its entries are {', '.join(list(self.tree)[:20])}"
             )
         folders = {name: self.folder_of(leaf) for name, leaf in leaves.items() if isinstance(leaf, dict)}
-        absent = [name for name, folder in folders.items() if not (folder / HEADER).is_file()]
+        absent = [
+            name for name, folder in folders.items() if not os.path.isfile(folder / HEADER)
+        ]  # false also where it is no name
         if absent:
             raise MergeError(
                 f"{self.folder}: {len(absent)} of {len(leaves)} arrays of {section} are in the index and not on disk: "

@@ -64,7 +64,7 @@ def read_zarray(folder: Path) -> TensorEntry:
     if wrong or math.prod(_grid(shape, chunks)) > _MOST_CHUNKS:
         raise MergeError(f"{path}: has {wrong or f'more than {_MOST_CHUNKS:,} chunks'}")
     kind = compressor.get("id") if isinstance(compressor, dict) else None
-    if compressor is not None and kind not in _WINDOW:
+    if compressor is not None and not (isinstance(kind, str) and kind in _WINDOW):
         raise MergeError(
             f"{path}: chunks are compressed by {str(kind or compressor)[:40]!r}, read are gzip, zlib and none; "
             "copy the array with tensorstore or numcodecs into one of these"

@@ -299,3 +299,14 @@ def test_a_broken_header_is_an_error_or_the_array_has_its_bytes(data: st.DataObj
         except merge.MergeError as error:
             message = str(error)
         assert not message or str(folder) in message
+
+
+def test_a_compressor_that_is_no_text_and_a_path_that_is_no_name_are_refused(tmp_path: Path) -> None:
+    write_zarr(tmp_path / "a", torch.ones(2), (2,))
+    header = json.loads((tmp_path / "a" / ".zarray").read_text())
+    (tmp_path / "a" / ".zarray").write_text(json.dumps({**header, "compressor": {"id": ["gzip"]}}))
+    with pytest.raises(merge.MergeError, match="chunks are compressed by"):
+        read_zarray(tmp_path / "a")
+    write_index(tmp_path, index_of("a" * 300))
+    with pytest.raises(merge.MergeError, match="not on disk: w"):
+        merge.open_checkpoint(tmp_path)

@@ -276,3 +276,10 @@ def test_without_pyyaml_the_way_out_is_told(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(MergeError, match=r"reading YAML needs PyYAML: pip install 'unival-merge\[yaml\]'"):
         read_mergekit(tmp_path / "recipe.yml")
+
+
+@pytest.mark.parametrize("value", [[0, 10**400], 10**400, float("inf"), float("nan")], ids=str)
+def test_numbers_that_no_float_holds_are_refused(tmp_path: Path, value: Any) -> None:
+    write_layers(tmp_path)
+    with pytest.raises(MergeError, match="weight must be a number"):
+        from_mergekit({"merge_method": "linear", "models": two(weight=value)}, tmp_path)
