@@ -40,7 +40,7 @@ def merged(
         if single is not None:
             result = parts[single]  # carried as it is stored; what was dequantised is in float32 until here
             if unit.kind != "copy" or (result.dtype == torch.float32 and unit.element.name != "float32"):
-                result = result.to(unit.dtype)
+                result = rounded(result, unit.dtype)
         elif unit.kind == "maximum":  # counters, between the ends
             result = functools.reduce(torch.maximum, parts)
         elif (narrow := _unwidened(unit, parts, method, parameters, policy)) is not None:
@@ -49,7 +49,7 @@ def merged(
             worked = worked or to_compute(unit, parts, method, policy)
             result = method.function(worked, name=unit.name, **parameters)
             result = torch.view_as_complex(result) if unit.element.is_complex else result
-            result = result if result.dtype == unit.dtype else result.to(unit.dtype)
+            result = rounded(result, unit.dtype)
         yield assembled(tensors, unit.assembly, result, unit.shape)
 
 
@@ -67,6 +67,18 @@ def _unwidened(
         return None
     result = method.function(tensors, name=unit.name, **parameters)
     return None if nonfinite(result) else result
+
+
+def rounded(result: Tensor, dtype: torch.dtype) -> Tensor:
+    """Round to a dtype; what an 8-bit float cannot hold is NaN, where newer versions of torch give the largest one."""
+    if result.dtype == dtype:
+        return result
+    if dtype.itemsize == 1 and dtype.is_floating_point and result.is_floating_point():
+        limits = torch.finfo(dtype)
+        step = limits.eps * 2.0 ** math.floor(math.log2(limits.max))
+        beyond = result.abs() >= limits.max + step / 2
+        result = result.masked_fill(beyond, math.nan) if bool(beyond.any()) else result
+    return result.to(dtype)
 
 
 @functools.cache

@@ -302,7 +302,7 @@ def test_6_ratios_are_not_sums_of_steps() -> None:
 
 @pytest.mark.parametrize("points", [1, 0, -3])
 def test_6_a_sweep_has_two_points_or_more(points: int) -> None:
-    with pytest.raises(MergeError, match=f"at least 2 points, not {points}"):
+    with pytest.raises(MergeError, match=f"at least 2 points and at most 1,000,000, not {points}"):
         merge.ratios(points)
 
 

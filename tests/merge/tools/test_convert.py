@@ -139,3 +139,15 @@ def test_the_folders_are_described(tmp_path: Path) -> None:
     assert "T5X folder" in done("inspect", source).out
     merge.convert(source, tmp_path / "a.npz", dtype=torch.float32)
     assert "npz file" in done("inspect", tmp_path / "a.npz").out
+
+
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2"])
+def test_what_8_bits_cannot_hold_is_refused(dtype: str, tmp_path: Path) -> None:
+    limit = torch.finfo(getattr(torch, dtype)).max
+    merge.save_checkpoint({"w": torch.tensor([limit, -limit, 1.0])}, tmp_path / "fits.safetensors")
+    made = merge.convert(tmp_path / "fits.safetensors", tmp_path / "small.safetensors", dtype=dtype)
+    assert merge.load_checkpoint(made.path)["w"].float().tolist() == [limit, -limit, 1.0]
+    merge.save_checkpoint({"w": torch.tensor([2 * limit, 1.0])}, tmp_path / "large.safetensors")
+    with pytest.raises(merge.MergeError, match=rf"values of 1 tensor \(1 in w\) do not fit into {dtype}, which holds"):
+        merge.convert(tmp_path / "large.safetensors", tmp_path / "lost.safetensors", dtype=dtype)
+    assert not (tmp_path / "lost.safetensors").exists()
