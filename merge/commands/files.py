@@ -83,6 +83,7 @@ def adapters(
     name: Names = None,
     base: Annotated[Path | None, typer.Option(help="Add the sum to this checkpoint instead.")] = None,
     section: Section = "auto",
+    allow_nonfinite: AllowNonfinite = False,
     overwrite: Overwrite = False,
     json_: Json = False,
 ) -> None:
@@ -102,6 +103,7 @@ def adapters(
         base=base,
         section=section,
         names=names,
+        allow_nonfinite=allow_nonfinite,
         overwrite=overwrite,
     )
     report = adapters_to_file(folders, output, options)

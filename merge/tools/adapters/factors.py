@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from merge.checkpoint.source import Source, opened
+from merge.engine.kernel import nonfinite
 from merge.engine.memory import average
 from merge.errors import MergeError
 from merge.plan.policy import Policy
@@ -170,7 +171,7 @@ def saved_of(adapters: Sequence[Adapter], weights: Sequence[float] | None) -> di
                 f"{name} was trained whole in {having[0]} and is not in {lacking[0]}: merge each adapter into its base "
                 "first (base=..., weight 1), and merge the models"
             )
-    if len(adapters) == 1:
+    if len(adapters) == 1:  # there is nothing to average
         return dict(adapters[0].saved)
     return average(
         {adapter.name: adapter.saved for adapter in adapters}, weights=shares, policy=Policy(extrapolate=True)
@@ -259,18 +260,31 @@ def _stored(factors: Factors, parts: Sequence[Part], rank: int) -> Factors:
 
 
 def apply_adapters(
-    base: Source, adapters: Sequence[Adapter | str | Path], *, weights: Sequence[float] | None = None
+    base: Source,
+    adapters: Sequence[Adapter | str | Path],
+    *,
+    weights: Sequence[float] | None = None,
+    allow_nonfinite: bool = False,
 ) -> dict[str, Tensor]:
     """`base + sum_i w_i s_i B_i A_i`, in float32, rounded once to the base's dtype; other tensors are the base's own.
 
-    Raises MergeError for modules that the base lacks or has in another shape.
+    Raises MergeError for modules that the base lacks or has in another shape, and for infinite and NaN values in the
+    result, copied or computed, unless `allow_nonfinite` is set.
     """
     adapters = [each if isinstance(each, Adapter) else open_adapter(each) for each in adapters]
     base = opened(base, name="base")
     changes = changes_of(base, adapters, weights)
-    return {name: changes[name](value) if name in changes else value for name, value in base.items()} | {
-        name: change(None) for name, change in changes.items() if name not in base
-    }
+    result = {name: changes[name](value) if name in changes else value for name, value in base.items()}
+    result |= {name: change(None) for name, change in changes.items() if name not in base}
+    for name, value in result.items() if not allow_nonfinite else ():
+        refuse_nonfinite(name, value)
+    return result
+
+
+def refuse_nonfinite(name: str, value: Tensor) -> None:
+    """Raise MergeError where a tensor has infinite or NaN values."""
+    if count := nonfinite(value):
+        raise MergeError(f"{name}: {count} infinite or NaN values in the result; pass allow_nonfinite=True")
 
 
 class Change:

@@ -15,7 +15,14 @@ from merge.checkpoint.open import Checkpoint, open_checkpoint, specs
 from merge.checkpoint.save import Writer, lay_out
 from merge.errors import MergeError
 from merge.recipe.label import share_label
-from merge.tools.adapters.factors import MergedAdapter, changes_of, merge_adapters, notes_on, shares_of
+from merge.tools.adapters.factors import (
+    MergedAdapter,
+    changes_of,
+    merge_adapters,
+    notes_on,
+    refuse_nonfinite,
+    shares_of,
+)
 from merge.tools.adapters.folder import Adapter, open_adapter, save_adapter
 
 
@@ -29,6 +36,7 @@ class AdapterOptions:
     base: Path | None = None
     section: str = "auto"
     names: Sequence[str] | None = None
+    allow_nonfinite: bool = False
     overwrite: bool = False
 
 
@@ -62,6 +70,8 @@ def adapters_to_file(folders: Sequence[Path], output: Path, options: AdapterOpti
         told = f"{output}: {options.base.name} + {share_label(shares)}"
         return AdapterReport(told, {**data, "base": str(options.base)}, notes_on(adapters))
     check_target(output, 0, folder=True, overwrite=options.overwrite)
+    if options.allow_nonfinite:
+        raise MergeError("allow_nonfinite=... is for sums over a base: merged factors have to be finite")
     merged = merge_adapters(adapters, weights=options.weights, mode=options.mode, rank=options.rank)
     metadata = {"unival_merge": json.dumps({**_identity(adapters, shares), "mode": options.mode, "rank": options.rank})}
     config = _config(adapters)
@@ -112,6 +122,8 @@ def _over_base(base: Checkpoint, adapters: Sequence[Adapter], output: Path, opti
             for names in (*ties.values(), *([name] for name in new)):
                 change = changes.get(names[0])
                 value = base[names[0]] if change is None else change(base.get(names[0]))
+                if not options.allow_nonfinite:
+                    refuse_nonfinite(names[0], value)
                 writer.write(names, 0, raw_bytes(value))
             writer.close()
         finally:

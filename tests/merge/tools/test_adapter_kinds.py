@@ -180,3 +180,21 @@ def test_rows_that_the_base_or_the_file_lacks(tmp_path: Path) -> None:
         merge.open_adapter(lora(tmp_path / "b", 1, trainable_token_indices=[1, 8]))
     with pytest.raises(merge.MergeError, match="head has a copy of the base's weight and no factors"):
         merge.open_adapter(lora(tmp_path / "c", 1, extra={"head.base_layer.weight": torch.ones(2, 2)}))
+
+
+def test_nan_in_what_is_copied_is_refused_unless_asked_for(tmp_path: Path) -> None:
+    state = base_of()
+    state["embed.weight"][2, 1] = torch.nan
+    base, folder = merge.save_checkpoint(state, tmp_path / "base.safetensors"), lora(tmp_path / "a", 0)
+    out = tmp_path / "out.safetensors"
+    shown = command("adapters", folder, "--base", base, "-o", out)
+    assert shown.code == 2
+    assert "embed.weight: 1 infinite or NaN values in the result; pass --allow-nonfinite" in shown.err
+    assert not out.exists()
+    done("adapters", folder, "--base", base, "--allow-nonfinite", "-o", out)
+    assert load_file(out)["embed.weight"].isnan().sum() == 1
+    with pytest.raises(merge.MergeError, match=r"embed\.weight: 1 infinite or NaN values"):
+        merge.apply_adapters(state, [folder])
+    assert merge.apply_adapters(state, [folder], allow_nonfinite=True)["embed.weight"].isnan().sum() == 1
+    shown = command("adapters", folder, "--allow-nonfinite", "-o", tmp_path / "merged")
+    assert "--allow-nonfinite is for sums over a base" in shown.err
