@@ -144,7 +144,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Elements:
     return elements(write_report(folder, "hostile", folder / "report.html"))
 
 
-@pytest.mark.parametrize("start", range(0, 56, 14))
+@pytest.mark.parametrize("start", [0, 28])
 def test_pages_of_hostile_rows_are_whole(tmp_path: Path, plain: Elements, start: int) -> None:
     pool = [name for name in (HOSTILE * 2)[start : start + 16] if "\x00" not in name]
     names = list(dict.fromkeys(pool))
