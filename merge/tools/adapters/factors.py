@@ -97,6 +97,9 @@ def merge_adapters(
         **averaged_rows({adapter.name: adapter.rows for adapter in adapters}, shares_of(adapters, weights)),
         **common_copies({adapter.name: adapter.copies for adapter in adapters}),
     }
+    for name, value in saved.items():
+        if nonfinite(value):
+            raise MergeError(f"{name}: infinite or NaN values in what was trained whole")
     return MergedAdapter(stored, saved, distance, discarded, notes_on(adapters))
 
 
@@ -155,7 +158,8 @@ def _outer(factors: Factors) -> tuple[list[int], list[int], str]:
 def saved_of(adapters: Sequence[Adapter], weights: Sequence[float] | None) -> dict[str, Tensor]:
     """The weighted average of what the adapters trained whole (peft's `modules_to_save`).
 
-    Raises MergeError where some adapters lack what others have, and for weights that do not sum to 1.
+    Infinite and NaN values are looked for where the result is used. Raises MergeError where some adapters lack what
+    others have, and for weights that do not sum to 1.
     """
     if not any(adapter.saved for adapter in adapters):
         return {}
@@ -174,7 +178,9 @@ def saved_of(adapters: Sequence[Adapter], weights: Sequence[float] | None) -> di
     if len(adapters) == 1:  # there is nothing to average
         return dict(adapters[0].saved)
     return average(
-        {adapter.name: adapter.saved for adapter in adapters}, weights=shares, policy=Policy(extrapolate=True)
+        {adapter.name: adapter.saved for adapter in adapters},
+        weights=shares,
+        policy=Policy(extrapolate=True, allow_nonfinite=True),
     )
 
 

@@ -198,3 +198,7 @@ def test_nan_in_what_is_copied_is_refused_unless_asked_for(tmp_path: Path) -> No
     assert merge.apply_adapters(state, [folder], allow_nonfinite=True)["embed.weight"].isnan().sum() == 1
     shown = command("adapters", folder, "--allow-nonfinite", "-o", tmp_path / "merged")
     assert "--allow-nonfinite is for sums over a base" in shown.err
+    spoilt = [lora(tmp_path / name, 0, extra={"head.weight": torch.tensor([torch.nan])}) for name in ("x", "y")]
+    for folders in (spoilt, spoilt[:1]):
+        shown = command("adapters", *folders, "-o", tmp_path / "merged")
+        assert "head.weight: infinite or NaN values in what was trained whole" in shown.err
