@@ -55,7 +55,7 @@ def test_a_path_that_exists_wins(cache: Path, tmp_path: Path) -> None:
 def test_recipes_and_cards_name_the_model_and_its_commit(cache: Path, tmp_path: Path) -> None:
     save_file({"w": torch.full((2,), 3.0)}, tmp_path / "b.safetensors")
     shown = done("average", "me/tiny-1.5", "b.safetensors", "-o", "out")
-    assert shown.out == "out: average: 0.50 tiny-1.5 + 0.50 b\n"
+    assert shown.said == "out: average: 0.50 tiny-1.5 + 0.50 b\n"
     assert shown.err == "note: taken over from me/tiny-1.5: config.json\n"
     recipe = json.loads((tmp_path / "out.recipe.json").read_text())
     assert recipe["inputs"][0]["path"] == f"hf://me/tiny-1.5@{COMMIT}"
@@ -66,7 +66,7 @@ def test_recipes_and_cards_name_the_model_and_its_commit(cache: Path, tmp_path: 
         "merge_method: linear\nmodels:\n- model: me/tiny-1.5\n  parameters: {weight: 1}\n"
         "- model: b.safetensors\n  parameters: {weight: 3}\n"
     )
-    assert done("run", "soup.yml", "-o", "soup.pt").out == "soup.pt: linear: 0.25 tiny-1.5 + 0.75 b (normalize true)\n"
+    assert done("run", "soup.yml", "-o", "soup.pt").said == "soup.pt: linear: 0.25 tiny-1.5 + 0.75 b (normalize true)\n"
 
 
 @pytest.mark.parametrize("name", ["me/other", "me/tiny-1.5@v2", "hf://me/other"])

@@ -257,7 +257,7 @@ OPTIONS = [
     (["average", A, A, "-o", "out.pt"], "two inputs are called 'a'; tell them apart with --name"),
     (["task-arithmetic", A, B, "--scale", "nan", "-o", "out.pt"], "scale must be a finite number"),
     (["task-arithmetic", A, B, "--scale", "1e39", "-o", "out.pt"], "scale must be a finite number, below 3.4e+38"),
-    ([*SWEEP, "--points", "1"], "at least 2 points, not 1"),
+    ([*SWEEP, "--points", "1"], "at least 2 points and at most 1,000,000, not 1"),
     ([*SWEEP, "--ratios", "0,x"], "--ratios '0,x': give numbers with commas between them"),
     ([*SWEEP, "--ratios", "0,2"], "ratio 2.0 is outside [0, 1]"),
     ([*SWEEP, "--ratios", "0.5,0.5"], "two points have the same shares"),
