@@ -3,6 +3,7 @@ property tests that are the same in every run, however slow the machine."""
 
 import os
 import random
+import signal
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 
@@ -13,6 +14,11 @@ import hypothesis
 import pytest
 import torch
 
+for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if (
+        signal.getsignal(number) is signal.SIG_IGN
+    ):  # of a job in the background, or under nohup: commands would inherit it
+        signal.signal(number, handler)
 torch.set_num_threads(1)
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("repeatable")

@@ -1,7 +1,7 @@
 r"""Names and notes of rows as each form of a page can hold them: rows may come from anywhere and say anything.
 
 >>> latex("a_b \\input{x}"), csv_cell("=1+1"), markdown("a|b"), file_stem("curves", "../x")
-('a\\_b \\textbackslash{}input\\{x\\}', "'=1+1", 'a\\|b', 'curves_.._x-84a0343f')
+('a\\_b \\textbackslash{}input\\{x\\}', "'=1+1", 'a\\|b', 'curves_.._x-748fc07c')
 """
 
 import hashlib

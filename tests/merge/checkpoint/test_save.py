@@ -95,6 +95,7 @@ def test_what_the_recipe_file_holds(pair: tuple[Path, Path], tmp_path: Path, com
         "digest": merge.digest(load_file(out)),
         "notes": [],
         "nonfinite": {},
+        "summary": ["4 tensors were merged"],
     }
     assert record["provenance"]["torch"] == torch.__version__
     assert record["provenance"]["unival-merge"] == merge.__version__

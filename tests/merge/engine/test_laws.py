@@ -30,7 +30,7 @@ def states(draw: st.DrawFn, count: int, floats: st.SearchStrategy[float] = FLOAT
     shapes = draw(st.lists(st.lists(st.integers(0, 3), max_size=2), min_size=1, max_size=3))
     return [
         {
-            f"layer{i}.weight": torch.tensor(
+            f"layer{i}.table": torch.tensor(
                 draw(st.lists(floats, min_size=math.prod(shape), max_size=math.prod(shape))), dtype=dtype
             ).reshape(shape)
             for i, shape in enumerate(shapes)
