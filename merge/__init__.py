@@ -40,7 +40,7 @@ _HOME = {
     "activation_matching": "tools.align",
     "activation_statistics": "tools.batchnorm",
     "align_checkpoint": "tools.align",
-    "apply_adapters": "tools.adapters.factors",
+    "apply_adapters": "tools.adapters.over_base",
     "apply_permutation": "tools.align",
     "average": "engine.memory",
     "convert": "tools.convert",
@@ -90,8 +90,9 @@ if TYPE_CHECKING:
     from merge.recipe.label import share_label
     from merge.recipe.recipe import Input, Recipe
     from merge.recipe.shares import ratios
-    from merge.tools.adapters.factors import apply_adapters, merge_adapters
+    from merge.tools.adapters.factors import merge_adapters
     from merge.tools.adapters.folder import Adapter, open_adapter
+    from merge.tools.adapters.over_base import apply_adapters
     from merge.tools.align import (
         Alignment,
         PermutationSpec,

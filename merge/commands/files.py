@@ -12,7 +12,9 @@ import typer
 
 from merge.commands.coefficients import Weights
 from merge.commands.options import (
+    Accept,
     AllowNonfinite,
+    Dequantize,
     Dtype,
     Json,
     Names,
@@ -84,6 +86,8 @@ def adapters(
     base: Annotated[Path | None, typer.Option(help="Add the sum to this checkpoint instead.")] = None,
     section: Section = "auto",
     allow_nonfinite: AllowNonfinite = False,
+    dequantize: Dequantize = False,
+    accept: Accept = None,
     overwrite: Overwrite = False,
     json_: Json = False,
 ) -> None:
@@ -104,6 +108,8 @@ def adapters(
         section=section,
         names=names,
         allow_nonfinite=allow_nonfinite,
+        dequantize=dequantize,
+        accept=accept or (),
         overwrite=overwrite,
     )
     report = adapters_to_file(folders, output, options)

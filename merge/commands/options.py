@@ -113,6 +113,20 @@ Dtype = Annotated[
 AllowNonfinite = Annotated[
     bool, typer.Option("--allow-nonfinite", help="Accept infinite and NaN results.", rich_help_panel=ARITHMETIC)
 ]
+Dequantize = Annotated[
+    bool,
+    typer.Option(
+        "--dequantize",
+        help="Take 8-bit floats times the scales beside them, as bfloat16.",
+        rich_help_panel=ARITHMETIC,
+    ),
+]
+Accept = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="CODE", help="Let a finding pass (docs/findings.md); may be repeated.", rich_help_panel=POLICY
+    ),
+]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace an existing output, as a whole.", rich_help_panel=RUNNING)
 ]
@@ -171,20 +185,8 @@ class Choices:
             "--extrapolate", help="Accept ratios outside [0, 1], weights of any sum.", rich_help_panel=ARITHMETIC
         ),
     ] = False
-    dequantize: Annotated[
-        bool,
-        typer.Option(
-            "--dequantize",
-            help="Take 8-bit floats times the scales beside them, as bfloat16.",
-            rich_help_panel=ARITHMETIC,
-        ),
-    ] = False
-    accept: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="CODE", help="Let a finding pass (docs/findings.md); may be repeated.", rich_help_panel=POLICY
-        ),
-    ] = None
+    dequantize: Dequantize = False
+    accept: Accept = None
 
 
 @dataclass(frozen=True)

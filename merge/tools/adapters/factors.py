@@ -19,13 +19,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from merge.checkpoint.source import Source, opened
 from merge.engine.kernel import nonfinite
 from merge.engine.memory import average
 from merge.errors import MergeError
 from merge.plan.policy import Policy
-from merge.tools.adapters.folder import EMBEDDING, Adapter, Factors, open_adapter
-from merge.tools.adapters.rows import Rows, averaged_rows, check_copies, check_rows, common_copies, with_rows
+from merge.tools.adapters.folder import Adapter, Factors, open_adapter
+from merge.tools.adapters.rows import averaged_rows, common_copies
 
 MODES = ("exact", "factors")
 
@@ -260,98 +259,3 @@ def _stored(factors: Factors, parts: Sequence[Part], rank: int) -> Factors:
     a = torch.cat([factors.a, factors.a.new_zeros(blank, *factors.a.shape[1:])])
     b = torch.cat([factors.b, factors.b.new_zeros(factors.b.shape[0], blank, *factors.b.shape[2:])], dim=1)
     return Factors(a.to(dtype), b.to(dtype), 1.0, factors.ends)
-
-
-# -- over a base -----------------------------------------------------------------------------------------------------
-
-
-def apply_adapters(
-    base: Source,
-    adapters: Sequence[Adapter | str | Path],
-    *,
-    weights: Sequence[float] | None = None,
-    allow_nonfinite: bool = False,
-) -> dict[str, Tensor]:
-    """`base + sum_i w_i s_i B_i A_i`, in float32, rounded once to the base's dtype; other tensors are the base's own.
-
-    Raises MergeError for modules that the base lacks or has in another shape, and for infinite and NaN values in the
-    result, copied or computed, unless `allow_nonfinite` is set.
-    """
-    adapters = [each if isinstance(each, Adapter) else open_adapter(each) for each in adapters]
-    base = opened(base, name="base")
-    changes = changes_of(base, adapters, weights)
-    result = {name: changes[name](value) if name in changes else value for name, value in base.items()}
-    result |= {name: change(None) for name, change in changes.items() if name not in base}
-    for name, value in result.items() if not allow_nonfinite else ():
-        refuse_nonfinite(name, value)
-    return result
-
-
-def refuse_nonfinite(name: str, value: Tensor) -> None:
-    """Raise MergeError where a tensor has infinite or NaN values."""
-    if count := nonfinite(value):
-        raise MergeError(f"{name}: {count} infinite or NaN values in the result; pass allow_nonfinite=True")
-
-
-class Change:
-    """What happens to one tensor of the base: a sum of low-rank changes is added, or it or rows of it are replaced."""
-
-    def __init__(
-        self, module: str, parts: Sequence[Part] = (), transposed: bool = False, instead: Tensor | None = None
-    ):
-        self.module, self.parts, self.transposed, self.instead = module, parts, transposed, instead
-        self.rows: list[tuple[float, Rows]] = []
-
-    def __call__(self, value: Tensor | None) -> Tensor:
-        if self.instead is not None or value is None:
-            assert self.instead is not None
-            return self.instead
-        if self.rows:
-            return with_rows(value, self.rows)
-        factors = concatenated(self.module, self.parts)
-        change = factors.b.flatten(1) @ factors.a.flatten(1)
-        change = change.T if self.transposed else change
-        return (value.float() + change.reshape(value.shape)).to(value.dtype)
-
-
-def changes_of(
-    base: Mapping[str, Tensor], adapters: Sequence[Adapter], weights: Sequence[float] | None
-) -> dict[str, Change]:
-    """What to do with the tensors of a base, by name; nothing is computed yet but the averages of whole tensors."""
-    shares = shares_of(adapters, weights)
-    changes: dict[str, Change] = {}
-    for module, parts in parts_of(adapters, shares).items():
-        name = f"{module}.weight"
-        if name not in base:
-            raise MergeError(
-                f"the base lacks {name}, which {adapters[0].name} changes; it has {', '.join(list(base)[:3])}"
-            )
-        factors = parts[0].factors
-        transposed = factors.ends == EMBEDDING or bool(adapters[0].config.get("fan_in_fan_out"))
-        shape = [factors.b.shape[0], *factors.a.shape[1:]]
-        wanted = shape[::-1] if transposed else shape
-        if list(base[name].shape) != wanted or not base[name].is_floating_point():
-            told = f"{list(base[name].shape)} {base[name].dtype}"
-            raise MergeError(f"{name} is {told} in the base, the adapters' change has shape {wanted}")
-        changes[name] = Change(module, parts, transposed)
-    for adapter, share in zip(adapters, shares, strict=True):
-        for module, rows in adapter.rows.items():
-            name = f"{module}.weight"
-            if name not in base:
-                raise MergeError(f"the base lacks {name}, of which {adapter.name} trained rows")
-            change = changes.setdefault(name, Change(module))
-            if change.parts:
-                raise MergeError(f"{name}: rows were trained in {adapter.name} and factors in another adapter")
-            check_rows(name, base[name], rows)
-            change.rows.append((share, rows))
-    check_copies(base, {adapter.name: adapter.copies for adapter in adapters})
-    for name, value in saved_of(adapters, weights).items():
-        if name in changes:
-            raise MergeError(
-                f"{name} was trained whole in one adapter and changed by another: merge each into its base"
-            )
-        like = base.get(name)
-        if like is not None and like.shape != value.shape:
-            raise MergeError(f"{name} has shape {list(like.shape)} in the base and {list(value.shape)} in the adapters")
-        changes[name] = Change(name, instead=value if like is None else value.to(like.dtype))
-    return changes

@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from merge._version import VERSION
 from merge.checkpoint.atomic import check_target, replacing
 from merge.checkpoint.digest import digest
-from merge.checkpoint.formats.tensors import raw_bytes
-from merge.checkpoint.open import Checkpoint, open_checkpoint, specs
+from merge.checkpoint.formats.tensors import Spec, raw_bytes
+from merge.checkpoint.open import Checkpoint, open_checkpoint
 from merge.checkpoint.save import Writer, lay_out
 from merge.errors import MergeError
+from merge.plan.policy import Policy
+from merge.plan.sidecars import sidecars
 from merge.recipe.label import share_label
-from merge.tools.adapters.factors import (
-    MergedAdapter,
-    changes_of,
-    merge_adapters,
-    notes_on,
-    refuse_nonfinite,
-    shares_of,
-)
+from merge.tools.adapters.factors import MergedAdapter, merge_adapters, notes_on, shares_of
 from merge.tools.adapters.folder import Adapter, open_adapter, save_adapter
+from merge.tools.adapters.over_base import over_base
 
 
 @dataclass(frozen=True)
@@ -37,6 +33,8 @@ class AdapterOptions:
     section: str = "auto"
     names: Sequence[str] | None = None
     allow_nonfinite: bool = False
+    dequantize: bool = False
+    accept: Sequence[str] = ()
     overwrite: bool = False
 
 
@@ -72,6 +70,8 @@ def adapters_to_file(folders: Sequence[Path], output: Path, options: AdapterOpti
     check_target(output, 0, folder=True, overwrite=options.overwrite)
     if options.allow_nonfinite:
         raise MergeError("allow_nonfinite=... is for sums over a base: merged factors have to be finite")
+    if options.dequantize or options.accept:
+        raise MergeError(f"{'dequantize' if options.dequantize else 'accept'}=... is for sums over a base, base=...")
     merged = merge_adapters(adapters, weights=options.weights, mode=options.mode, rank=options.rank)
     metadata = {"unival_merge": json.dumps({**_identity(adapters, shares), "mode": options.mode, "rank": options.rank})}
     config = _config(adapters)
@@ -101,30 +101,23 @@ def _config(adapters: Sequence[Adapter]) -> dict[str, object]:
 
 
 def _over_base(base: Checkpoint, adapters: Sequence[Adapter], output: Path, options: AdapterOptions) -> None:
-    changes = changes_of(base, adapters, options.weights)
-    ties: dict[Hashable, list[str]] = {}
-    for name, entry in base.entries.items():
-        ties.setdefault(entry.tie or name, []).append(name)
-    for names in ties.values():
-        changed = [name for name in names if name in changes]
-        if changed and len(names) > 1:
-            raise MergeError(f"{changed[0]} is one tensor with {' and '.join(names)} in the base: untie it there first")
-    new = {name: change.instead for name, change in changes.items() if name not in base and change.instead is not None}
+    policy = Policy(
+        dequantize=options.dequantize, accept=tuple(options.accept), allow_nonfinite=options.allow_nonfinite
+    )
+    applied = over_base(base, adapters, options.weights, policy)
     metadata = dict(base.metadata)
     if set(metadata) <= {"format"}:  # some models rebuild themselves from their metadata: it is not added to
         shares = dict(zip([a.name for a in adapters], shares_of(adapters, options.weights), strict=True))
         metadata = {"format": "pt", **metadata, "unival_merge": json.dumps(_identity(adapters, shares))}
-    layout = lay_out(output, {**base.entries, **specs(new)}, like=base, metadata=metadata)
+    described = {name: Spec(unit.element, unit.shape, unit.name) for name, unit in applied.by_name().items()}
+    beside = sidecars(base, [base], ["base"], applied.units, policy)
+    layout = lay_out(output, described, like=base, metadata=metadata, sidecars=beside.files)
     kind = {"folder": layout.folder, "overwrite": options.overwrite}
     with replacing(output, layout.size, copied=layout.copied, **kind) as partial:
         writer = Writer(layout, partial)
         try:
-            for names in (*ties.values(), *([name] for name in new)):
-                change = changes.get(names[0])
-                value = base[names[0]] if change is None else change(base.get(names[0]))
-                if not options.allow_nonfinite:
-                    refuse_nonfinite(names[0], value)
-                writer.write(names, 0, raw_bytes(value))
+            for unit in applied.units:
+                writer.write(unit.names, 0, raw_bytes(applied.tensor(unit)))
             writer.close()
         finally:
             writer.release()

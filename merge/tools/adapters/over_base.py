@@ -1,0 +1,186 @@
+"""Adapters added to their base, in memory: what happens to every tensor, checked before anything is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from merge.checkpoint.formats.elements import element_of
+from merge.checkpoint.scaled import dequantized, stated
+from merge.checkpoint.source import Source, StateDict, opened
+from merge.engine.kernel import refuse_nonfinite, rounded
+from merge.errors import MergeError
+from merge.plan.findings import Facts, examine, refuse, warn
+from merge.plan.findings.kinds import prefixes
+from merge.plan.policy import Origin, Policy
+from merge.plan.units import Unit, plan
+from merge.tools.adapters.factors import Part, concatenated, parts_of, saved_of, shares_of
+from merge.tools.adapters.folder import EMBEDDING, Adapter, open_adapter
+from merge.tools.adapters.rows import Rows, check_copies, check_rows, with_rows
+
+
+def apply_adapters(
+    base: Source,
+    adapters: Sequence[Adapter | str | Path],
+    *,
+    weights: Sequence[float] | None = None,
+    allow_nonfinite: bool = False,
+    dequantize: bool = False,
+    accept: str | Sequence[str] = (),
+) -> dict[str, Tensor]:
+    """`base + sum_i w_i s_i B_i A_i`, in float32, rounded once to the base's dtype; other tensors are the base's own.
+
+    With `dequantize`, 8-bit floats with scales beside them are what they stand for, and bfloat16 in the result.
+
+    Raises MergeError for findings about what is changed (docs/findings.md) whose codes are not in `accept`, for modules
+    that the base lacks or has in another shape, and for infinite and NaN values in the result, copied or computed,
+    unless `allow_nonfinite` is set.
+    """
+    adapters = [each if isinstance(each, Adapter) else open_adapter(each) for each in adapters]
+    policy = Policy(
+        dequantize=dequantize,
+        accept=(accept,) if isinstance(accept, str) else tuple(accept),
+        allow_nonfinite=allow_nonfinite,
+    )
+    applied = over_base(opened(base, name="base"), adapters, weights, policy)
+    tensors = {unit.names: applied.tensor(unit) for unit in applied.units}
+    return {name: tensors[unit.names] for name, unit in applied.by_name().items()}
+
+
+@dataclass(frozen=True)
+class OverBase:
+    """A base with what happens to its tensors.
+
+    Attributes:
+        base: the base, with codes and scales as the weights that they stand for where the policy says so.
+        units: its tensors, tied ones as one, and last those that it lacks and adapters trained whole.
+        changes: what is done to some of them, by name.
+    """
+
+    base: StateDict
+    units: Sequence[Unit]
+    changes: Mapping[str, Change]
+    policy: Policy
+
+    def tensor(self, unit: Unit) -> Tensor:
+        """The result's tensor. Raises MergeError for infinite and NaN values that the policy does not allow."""
+        change = self.changes.get(unit.name)
+        value = self.base[unit.name] if change is None else change(self.base.get(unit.name))
+        value = rounded(value, unit.dtype)
+        refuse_nonfinite(unit, value, self.policy)
+        return value
+
+    def by_name(self) -> dict[str, Unit]:
+        """Every name of the result with its unit, in the order of the base."""
+        found = {name: unit for unit in self.units for name in unit.names}
+        return {name: found[name] for name in dict.fromkeys((*self.base, *found))}
+
+
+def over_base(
+    base: StateDict, adapters: Sequence[Adapter], weights: Sequence[float] | None, policy: Policy
+) -> OverBase:
+    """Say what to do with a base's tensors; nothing is computed yet but the averages of whole tensors.
+
+    Asks of the tensors to be changed what every merge asks. Raises MergeError as `apply_adapters` does.
+    """
+    if policy.dequantize:
+        base = dequantized(base)
+    units = plan([base], ["base"], policy)
+    shares = shares_of(adapters, weights)
+    modules = {f"{module}." for adapter in adapters for module in (*adapter.modules, *adapter.rows)}
+    modules |= {name.rpartition(".")[0] + "." for adapter in adapters for name in adapter.saved}
+    _ask(base, modules, policy)
+    changes = _low_rank(base, adapters, shares)
+    _add_rows(base, adapters, shares, changes)
+    check_copies(base, {adapter.name: adapter.copies for adapter in adapters})
+    for name, value in saved_of(adapters, weights).items():
+        if name in changes:
+            raise MergeError(
+                f"{name} was trained whole in one adapter and changed by another: merge each into its base"
+            )
+        like = base.get(name)
+        if like is None:
+            units.append(Unit((name,), "copy", (0,), element_of(value.dtype), tuple(value.shape)))
+        elif like.shape != value.shape:
+            raise MergeError(f"{name} has shape {list(like.shape)} in the base and {list(value.shape)} in the adapters")
+        changes[name] = Change(name, instead=value)
+    for unit in units:
+        changed = [name for name in unit.names if name in changes]
+        if changed and len(unit.names) > 1:
+            raise MergeError(
+                f"{changed[0]} is one tensor with {' and '.join(unit.names)} in the base: give it one of its own there "
+                f"first, as state[{changed[0]!r}] = state[{changed[0]!r}].clone()"
+            )
+    return OverBase(base, units, changes, policy)
+
+
+def _ask(base: StateDict, modules: Collection[str], policy: Policy) -> None:
+    """Ask the findings of a merge of the base with itself, in which only what these modules have is computed."""
+    described, labels = stated(base), ["base", "the base with adapters"]
+    others = {name: Origin(0) for name in described if not any(prefix in modules for prefix in prefixes(name))}
+    found = examine(Facts(labels, [described, described], policy, True, [base, base], others))
+    refuse(found, policy.accept)
+    for finding in found:
+        if finding.severity == "warn" and finding.code not in policy.accept:
+            warn(finding)
+
+
+class Change:
+    """What happens to one tensor of the base: a sum of low-rank changes is added, or it or rows of it are replaced."""
+
+    def __init__(
+        self, module: str, parts: Sequence[Part] = (), transposed: bool = False, instead: Tensor | None = None
+    ):
+        self.module, self.parts, self.transposed, self.instead = module, parts, transposed, instead
+        self.rows: list[tuple[float, Rows]] = []
+
+    def __call__(self, value: Tensor | None) -> Tensor:
+        """The changed tensor; a sum is in float32."""
+        if self.instead is not None or value is None:
+            assert self.instead is not None
+            return self.instead
+        if self.rows:
+            return with_rows(value, self.rows)
+        factors = concatenated(self.module, self.parts)
+        change = factors.b.flatten(1) @ factors.a.flatten(1)
+        change = change.T if self.transposed else change
+        return value.float() + change.reshape(value.shape)
+
+
+def _low_rank(base: StateDict, adapters: Sequence[Adapter], shares: Sequence[float]) -> dict[str, Change]:
+    """The sums of factors, by the name of the weight that they change."""
+    changes: dict[str, Change] = {}
+    for module, parts in parts_of(adapters, shares).items():
+        name = f"{module}.weight"
+        if name not in base:
+            raise MergeError(
+                f"the base lacks {name}, which {adapters[0].name} changes; it has {', '.join(list(base)[:3])}"
+            )
+        factors = parts[0].factors
+        transposed = factors.ends == EMBEDDING or bool(adapters[0].config.get("fan_in_fan_out"))
+        shape = [factors.b.shape[0], *factors.a.shape[1:]]
+        wanted = shape[::-1] if transposed else shape
+        if list(base[name].shape) != wanted or not base[name].is_floating_point():
+            told = f"{list(base[name].shape)} {base[name].dtype}"
+            raise MergeError(f"{name} is {told} in the base, the adapters' change has shape {wanted}")
+        changes[name] = Change(module, parts, transposed)
+    return changes
+
+
+def _add_rows(
+    base: StateDict, adapters: Sequence[Adapter], shares: Sequence[float], changes: dict[str, Change]
+) -> None:
+    """Note the rows of tokens that adapters trained among the changes."""
+    for adapter, share in zip(adapters, shares, strict=True):
+        for module, rows in adapter.rows.items():
+            name = f"{module}.weight"
+            if name not in base:
+                raise MergeError(f"the base lacks {name}, of which {adapter.name} trained rows")
+            change = changes.setdefault(name, Change(module))
+            if change.parts:
+                raise MergeError(f"{name}: rows were trained in {adapter.name} and factors in another adapter")
+            check_rows(name, base[name], rows)
+            change.rows.append((share, rows))
