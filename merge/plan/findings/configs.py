@@ -24,7 +24,7 @@ MEANING = re.compile(
     | feed_forward_proj | mlp_activation | \w+_act
     | (do_layer_norm_before|pre_?norm|norm_first|(\w+_)?normalize_before|norm_position|norm_type|qk_norm|layernorm_type)
     | apply_residual_connection_post_layernorm | (use_)?parallel_(residual|attn) | new_decoder_architecture
-    | \w+_multiplier | logits_scaling
+    | (embedding|residual|attention|logits?|lm_head|key|query|mlp|ssm|ffn)(_in|_out)?_multipliers? | logits_scaling
     | scale_(attn|fc|heads|resids|embeddings?|emb|depth|attn_weights|attn_by_inverse_layer_idx) | no_scale_embedding
     | attn_scale_factor | query_pre_attn_scalar | \w+_softcapping | (vae_)?scaling_factor | shift_factor
     | norm_num_groups | num_groups | model_type | prediction_type | parameterization | beta_(start|end|schedule)
@@ -47,13 +47,28 @@ NEUTRAL = re.compile(
     | forced_\w+ | prefix | chunk_size_feed_forward | torchscript | pruned_heads | tokenizer_class | processor_class
     | \w+_processor_type | feature_extractor_type | resample | \w*loss\w* | ctc_\w+ | use_bfloat16
     | label_smoothing\w* | router_\w*coef | use_cache\w* | tie_word_embeddings | tie_encoder_decoder | vocab_size
-    | vocabulary_size | quantization_config | unsloth\w* | transformers\w* | sample_size
+    | vocabulary_size | mel_filters | quantization_config | unsloth\w* | transformers\w* | sample_size
     | cross_attention_hidden_size | sagemaker\w* | training\w* | language | bad_words\w* | exponential_decay\w*
     """,
     re.VERBOSE,
 )
 # What a key that is not there means, where every library agrees.
-DEFAULTS: Mapping[str, Any] = {"rope_theta": 10000.0, "rope_scaling": None, "partial_rotary_factor": 1.0}
+DEFAULTS: Mapping[str, Any] = {
+    "rope_theta": 10000.0,
+    "rope_scaling": None,
+    "partial_rotary_factor": 1.0,
+    "position_embedding_type": "absolute",
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "do_normalize": True,
+}
+# What transformers 5 calls the rotary keys of single architectures.
+_RENAMED = {
+    "rotary_emb_base": "rope_theta",
+    "rotary_pct": "partial_rotary_factor",
+    "global_rope_theta": "rope_theta",
+    "local_rope_theta": "rope_local_base_freq",
+}
 # Sections of a training file's configuration that are about the model.
 MODEL = re.compile(
     r"(model|task|network|net|arch|architecture|model_config|model_args|config|init_args|encoder|decoder|backbone)"
@@ -133,6 +148,7 @@ def _described(sidecars: Sidecars) -> dict[str, dict[str, Any]]:
     found = {name: _flat(value) for name, value in sidecars.configs.items() if not name.endswith("adapter_config.json")}
     for name, value in sidecars.noted.items():
         parts = {key: item for key, item in value.items() if MODEL.fullmatch(key) or not isinstance(item, dict)}
+        parts.pop("model_type", None)  # there the name of a size or a file
         found[f"entry {name}"] = _flat(parts)
     spec = {key.rpartition(".")[2]: value for key, value in sidecars.metadata.items() if key.startswith("modelspec.")}
     if "prediction_type" in spec:
@@ -154,11 +170,16 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _derived(config: Mapping[str, Any]) -> dict[str, Any]:
     """Rotary embeddings in one form, and the head sizes that libraries derive where they are not given."""
-    found = {str(key): value for key, value in config.items()}
+    found = {_RENAMED.get(key, str(key)): value for key, value in config.items()}
     rotary = found.pop("rope_parameters", None)
     if isinstance(rotary, dict):
-        found.setdefault("rope_theta", rotary.get("rope_theta", DEFAULTS["rope_theta"]))
-        found["rope_scaling"] = {key: value for key, value in rotary.items() if key != "rope_theta"}
+        local = rotary.get("sliding_attention")  # one for each kind of layers, as in Gemma 3
+        if isinstance(local, dict):
+            found.setdefault("rope_local_base_freq", local.get("rope_theta"))
+        rotary = dict(whole if isinstance(whole := rotary.get("full_attention"), dict) else rotary)
+        for key in {"rope_theta", "partial_rotary_factor"} & rotary.keys():
+            found.setdefault(key, rotary.pop(key))
+        found["rope_scaling"] = rotary
     scaling = found.get("rope_scaling")
     if isinstance(scaling, dict):
         scaling = dict(scaling)

@@ -12,32 +12,30 @@ from merge.plan.findings.kinds import Seen, counted, listed, prefixes
 
 # What adapters are made of, by the component that tells: peft's, kohya's and LyCORIS's, diffusers' names.
 LOW_RANK = re.compile(
-    r"(?:^|[._])(lora_(?:A|B|E|embedding_A|embedding_B|magnitude_vector|up|down|mid)|lora\.(?:up|down))(?:\.|$)"
+    r"(?:^|[._])(lora_(?:[ABEab]|embedding_A|embedding_B|magnitude_vector|up|down|mid)|lora\.(?:up|down))(?:\.|$)"
 )
 OTHER = re.compile(
     r"(?:^|\.)(hada_(?:w1|w2|t1|t2)(?:_[ab])?|lokr_(?:w1|w2|t1|t2)(?:_[ab])?|ia3_l|dora_scale|oft_(?:r|R|s|blocks|diag)|"
-    r"boft_[RSs]|vera_(?:A|B|lambda_[bd])|fourierft_spectrum|hra_u|bone_|randlora_\w+|road_(?:theta|alpha)|"
-    r"prompt_embeddings|adaption_(?:prompt|gate)|lora_linear_layer\.(?:up|down))(?:\.|$)"
+    r"boft_[RSs]|vera_(?:A|B|lambda_[bd])|(?:fourierft|waveft)_spectrum|hra_u|(?:bone|miss)_block|c3a_kernel|shira_weight|"
+    r"(?:randlora|vblora|delora|gralora)_\w+|road_(?:theta|alpha)|prompt_embeddings|adaption_(?:prompt|gate)|"
+    r"lora_linear_layer\.(?:up|down))(?:\.|$)"
 )
+# Parts of such names: where none is found no name is looked at.
 HINTS = (
-    "lora",
-    "hada_",
-    "lokr_",
-    "ia3_l",
-    "dora_",
-    "oft_",
-    "vera_",
-    "fourierft",
-    "hra_u",
-    "bone_",
-    "road_",
-    "prompt_emb",
-    "adaption_",
-)  # parts of such names
+    *("lora", "hada_", "lokr_", "ia3_l", "dora_", "oft_", "vera_", "ft_spectrum", "hra_u", "bone_b", "miss_b", "c3a_"),
+    *("shira_", "road_", "prompt_emb", "adaption_"),
+)
 FEW = 3  # names from which on another prefix is no coincidence
 MANY = 4  # empty tensors in all inputs, from which on nobody meant them
 # Wrappers that put a component into names: DataParallel, torch.compile, FSDP, activation checkpointing.
 WRAPPERS = ("_orig_mod.", "module.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+# Other ends of the same tensors' names: of torch's two weight norms, of TensorFlow's LayerNorm.
+SPELLINGS = {
+    ".parametrizations.weight.original0": ".weight_g",
+    ".parametrizations.weight.original1": ".weight_v",
+    ".gamma": ".weight",
+    ".beta": ".bias",
+}
 
 
 def adapter_factors(facts: Facts) -> Iterator[Seen]:
@@ -109,15 +107,21 @@ def nothing_shared(facts: Facts) -> Iterator[Seen]:
 
 
 def prefixed(facts: Facts) -> Iterator[Seen]:
-    """Names of one that are another's with other components in front, or with a wrapper's inside."""
+    """Names of one that are another's with other components in front, a wrapper's inside, or another spelling."""
     if facts.same_names:
         return
     named = [[name for name in spec if name not in facts.decided] for spec in facts.specs]
-    pairs = [
-        (one, two) for one, two in itertools.permutations(range(len(named)), 2) if set(named[one]) - set(named[two])
-    ]
+    known = [set(names) for names in named]
+    pairs = [(one, two) for one, two in itertools.permutations(range(len(named)), 2) if known[one] - known[two]]
     for one, two in pairs:
-        part = _inner(named[one], set(named[two]))
+        ends = {end: other for end, other in SPELLINGS.items() if _respelled(known[one], known[two], end, other)}
+        if ends:
+            label, other = facts.labels[one], facts.labels[two]
+            text = f"names of {label} end in {', '.join(ends)} where those of {other} end in {', '.join(ends.values())}"
+            held = [name for name in named[one] if name.endswith(tuple(ends))]
+            yield Seen(text, _rename_advice(label, [f"*{end}=*{ends[end]}" for end in ends]), tuple(held))
+            return
+        part = _inner(named[one], known[two])
         if part:
             held = [name for name in named[one] if f".{part}" in f".{name}"]
             text = f"names of {facts.labels[one]} hold {part!r} ({held[0]}), those of {facts.labels[two]} do not"
@@ -129,6 +133,12 @@ def prefixed(facts: Facts) -> Iterator[Seen]:
         theirs = f"with {instead!r}" if instead else "do not"
         text = f"names of {facts.labels[one]} begin with {prefix!r} ({shown}), those of {facts.labels[two]} {theirs}"
         yield Seen(text, _rename_advice(facts.labels[one], [f"{prefix}={instead}"]), tuple(named[one]))
+
+
+def _respelled(mine: set[str], theirs: set[str], end: str, other: str) -> bool:
+    """Whether all names with an end are another's, which lacks them, with the other end, and none are so already."""
+    held = {name for name in mine if name.endswith(end)}
+    return bool(held) and held.isdisjoint(theirs) and {n.removesuffix(end) + other for n in held} <= theirs - mine
 
 
 def _rename_advice(label: str, rules: Sequence[str]) -> str:

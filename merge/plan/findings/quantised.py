@@ -9,6 +9,7 @@ from merge.checkpoint.formats.elements import Element
 from merge.checkpoint.formats.tensors import Spec, TensorEntry
 from merge.checkpoint.scaled import left_over, pairs_of
 from merge.plan.findings.facts import Description, Facts
+from merge.plan.findings.indices import INDEX
 from merge.plan.findings.kinds import Seen, counted, listed, tally
 
 # Last components that belong to codes whatever their dtype: GPTQ and AWQ, bitsandbytes, compressed-tensors, HQQ, EXL2,
@@ -18,27 +19,15 @@ MARKERS = re.compile(
     r"W_q|q_weight|q_scale|Qidxs|trellis|_packed_params|q?data|wscales|scaled_fp8|weight_format"
 )
 SCALE = re.compile(r"scale|zero|absmax|amax|SCB|quant|zp$|s_inv|wscales")
+_TABLES = re.compile(rf"{INDEX.pattern}|.*mask.*|bias")
 # In a name with a colon or a dot torchao keeps the parts of one tensor; "data" alone is no evidence.
 _PARTS = re.compile(r".*[:.](_?q?data|qdata)")
 CODES = ("int8", "uint8")
 HINTS = (
-    "scale",
-    "zero",
-    "max",
-    "SCB",
-    "quant",
-    "qweight",
-    "packed",
-    "W_q",
-    "q_",
-    "Qidxs",
-    "trellis",
-    "qdata",
-    "_data",
-    "zp",
-    "s_inv",
+    *("scale", "zero", "max", "SCB", "quant", "qweight", "packed", "W_q", "q_", "Qidxs", "trellis", "qdata", "_data"),
+    *("zp", "s_inv"),
 )
-INTEGER_CODES = ("int8", "uint8", "int32", "int16")
+INTEGER_CODES = ("int8", "uint8", "int32", "int16", "uint32", "uint16")
 BEFORE = (
     "merge the checkpoints from before quantisation and quantise the result, or write each unquantised with its tool"
 )
@@ -75,18 +64,25 @@ def scaled_codes(spec: Description) -> dict[str, str]:
         return found
     scales: dict[str, str] = {}
     for name, leaf in names.items():
-        if SCALE.search(leaf):
+        if SCALE.search(leaf) and spec[name].element.name not in ("int32", "int64"):
             parent = re.split(r"[:.](?=[^:.]*$)", name)[0] if leaf != name else ""
             for place in (parent, parent.rpartition(".")[0] if "." in parent else parent):
                 scales.setdefault(place, name)
     for name in codes:
         module = name.rpartition(".")[0]
         scale = scales.get(name) or scales.get(module)
+        if scale is not None and not scale.startswith(name) and _is_sound(names[name], spec[name]):
+            continue
         if scale is not None and scale != name and not SCALE.search(names[name]):
             found.setdefault(name, scale)
         elif name.endswith("_blocks") and name.removesuffix("_blocks") + "_scales" in spec:
             found.setdefault(name, name.removesuffix("_blocks") + "_scales")
     return found
+
+
+def _is_sound(leaf: str, spec: Spec | TensorEntry) -> bool:
+    """Whether integers are nothing that a scale beside them is for: counters, tables of places, masks."""
+    return not spec.element.is_floating_point and (len(spec.shape) < 2 or _TABLES.fullmatch(leaf) is not None)
 
 
 def _is_marker(name: str, leaf: str, spec: Description) -> bool:

@@ -118,10 +118,10 @@ def rows_of(path: Path) -> dict[int, str]:
 def _rows_at(path: Path, changed: int) -> dict[int, str]:
     """The same of a file last changed at that time: several checks ask for it."""
     if path.name == "vocab.txt":
-        lines = (
-            path.read_text(encoding="utf-8", errors="replace").splitlines() if path.stat().st_size <= LARGEST else []
-        )
-        return dict(enumerate(lines))
+        text = path.read_text(encoding="utf-8", errors="replace") if path.stat().st_size <= LARGEST else ""
+        return dict(
+            enumerate(text.removesuffix("\n").split("\n")) if text else ()
+        )  # other signs of a line's end are tokens
     data = _read(path) if path.suffix == ".json" else None
     if not isinstance(data, dict):
         return {}

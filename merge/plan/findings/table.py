@@ -42,8 +42,9 @@ FINDINGS: dict[str, Kind] = {
     ),
     "names-prefixed": Kind(
         "refuse",
-        "names of one that are another's with a component more, in front or inside (`module.`, `_orig_mod.`)",
-        "a wrapper was saved with the model: nothing would be merged",
+        "names of one that are another's with a component more, in front or inside (`module.`, `_orig_mod.`), or with "
+        "another end (`weight_g` and `parametrizations.weight.original0`)",
+        "a wrapper was saved with the model, or another version wrote it: such tensors would not be merged",
         "`rename`, with the rule that the finding gives",
         ("`w` in one, `_orig_mod.w` in the other", "`w` in both"),
         names.prefixed,

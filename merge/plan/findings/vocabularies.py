@@ -38,7 +38,9 @@ def tokens_differ(facts: Facts) -> Iterator[Seen]:
         mine, theirs = rows_of(path), rows_of(other)
         clashes = [row for row, token in mine.items() if theirs.get(row, token) != token]
         tables = _tables(facts, {len(mine), len(theirs)}) if clashes else []
-        if tables:
+        merged = [min(spec[name].shape[:1] for spec in facts.specs if name in spec) for name in tables]
+        clashes = [row for row in clashes if (row,) < max(merged, default=())]  # tokens may have no row
+        if clashes:
             row = clashes[0]
             text = (
                 f"{name}: {len(clashes):,} rows are other tokens, as row {row}: {mine[row]!r} in {facts.labels[0]} and "

@@ -74,6 +74,7 @@ QUANTISED = {
     "torchao in safetensors": {"l._weight_qdata": (I8, (8, 8)), "l._weight_scale": (HALF, (8, 1))},
     "EXL2": {"l.q_weight": (I32, (4, 8)), "l.q_scale": (I32, (1, 1)), "l.q_scale_max": (torch.float16, (1,))},
     "NVFP4": {"l.weight": (U8, (8, 4)), "l.weight_scale": (F8, (8, 1)), "l.weight_scale_2": (FULL, ())},
+    "MLX": {"l.weight": (torch.uint32, (8, 1)), "l.scales": (HALF, (8, 1)), "l.biases": (HALF, (8, 1))},
     "modelopt in torch": {"l.weight": (I8, (8, 8)), "l.weight_quantizer._amax": (FULL, (8, 1))},
 }
 
@@ -91,6 +92,8 @@ SOUND = {
     "layer scale": {"blocks.0.ls1.gamma": (FULL, (8,)), "blocks.0.weight_scale": (FULL, (8,))},
     "weight norm": {"conv.weight_g": (FULL, (8, 1, 1)), "conv.weight_v": (FULL, (8, 8, 3))},
     "masks": {"attn.bias": (U8, (1, 1, 64, 64)), "attn.scale": (FULL, (1,)), "attn.out.weight": (FULL, (8, 8))},
+    "places": {"attn.logit_scale": (FULL, (2, 1, 1)), "attn.relative_position_index": (I32, (16, 16))},
+    "counters": {"m.scale": (FULL, (8,)), "m.step": (I32, (1,)), "n.num_zeros": (I32, ()), "n.table": (I32, (8, 8))},
     "BatchNorm": {"bn.weight": (FULL, (8,)), "bn.num_batches_tracked": (torch.int64, ())},
     "snake": {"decoder.snake.alpha": (FULL, (1, 8, 1)), "decoder.conv.weight": (FULL, (8, 8, 3))},
     "adapter layers": {
@@ -103,7 +106,7 @@ SOUND = {
 }
 
 
-@pytest.mark.parametrize("what", [name for name in SOUND if name != "masks"])
+@pytest.mark.parametrize("what", SOUND)
 def test_sound_weights_are_told_nothing(what: str) -> None:
     state = made(SOUND[what])
     assert codes([state, {name: value.clone() for name, value in state.items()}]) == []
@@ -122,6 +125,9 @@ ADAPTERS = [
     {"base_model.model.q.oft_r"},
     {"base_model.model.q.vera_lambda_b", "base_model.model.q.vera_lambda_d"},
     {"prompt_embeddings"},
+    {"q.bone_block"},
+    {"q.vblora_logits_A", "q.vblora_logits_B"},
+    {"q.lora_a.weight", "q.lora_b.weight"},
 ]
 
 
@@ -178,6 +184,17 @@ def test_a_prefix_of_most_names_and_two_prefixes() -> None:
     assert "rename='a:module.=model.'" in found.advice
 
 
+def test_another_spelling_of_the_same_tensors() -> None:
+    old = {**PLAIN, "conv.weight_g": torch.ones(1), "conv.weight_v": torch.ones(2)}
+    new = {**PLAIN, **{f"conv.parametrizations.weight.original{index}": torch.ones(index + 1) for index in (0, 1)}}
+    (found,) = asked([old, new], Policy(missing="keep-first"))
+    rules = ["*.parametrizations.weight.original0=*.weight_g", "*.parametrizations.weight.original1=*.weight_v"]
+    assert f"rename={[f'b:{rule}' for rule in rules]} " in found.advice
+    assert list(merge.average([old, merge.renamed(new, rules)])) == list(old)
+    scaled = {**PLAIN, "layers.0.fc.gamma": torch.ones(2)}
+    assert codes([PLAIN, scaled], Policy(missing="keep-first")) == []
+
+
 @pytest.mark.parametrize("missing", ["error", "keep-first", "union"])
 def test_nothing_shared_is_refused_whatever_is_missing(missing: str) -> None:
     with pytest.raises(merge.MergeError, match="a shares no name with the others"):
@@ -209,6 +226,23 @@ GRAVE, MILD = ["config-meaning"], ["config-differs"]
             {"rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"}},
             [],
         ),
+        (
+            {"rotary_emb_base": 10000, "rotary_pct": 0.25},
+            {"rope_parameters": {"rope_theta": 10000, "rope_type": "default", "partial_rotary_factor": 0.25}},
+            [],
+        ),
+        (
+            {"rope_theta": 1e6, "rope_local_base_freq": 1e4, "rope_scaling": {"rope_type": "linear", "factor": 8.0}},
+            {
+                "rope_parameters": {
+                    "full_attention": {"rope_theta": 1e6, "rope_type": "linear", "factor": 8.0},
+                    "sliding_attention": {"rope_theta": 1e4, "rope_type": "default"},
+                }
+            },
+            [],
+        ),
+        ({"partial_rotary_factor": 0.5}, {"rope_parameters": {"partial_rotary_factor": 0.25}}, GRAVE),
+        ({}, {"position_embedding_type": "absolute"}, []),
         ({"rope_scaling": None}, {"rope_scaling": {"type": "linear", "factor": 2.0}}, GRAVE),
         (
             {"rope_scaling": {"type": "linear", "factor": 2.0}},
@@ -233,6 +267,35 @@ GRAVE, MILD = ["config-meaning"], ["config-differs"]
 def test_configurations(tmp_path: Path, one: Any, two: Any, told: list[str]) -> None:
     pair = [folder(tmp_path / name, model(), config=config) for name, config in zip(LABELS, (one, two), strict=True)]
     assert codes(pair) == told
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ({"do_rescale": True, "rescale_factor": 0.00392156862745098}, []),
+        ({"do_rescale": False}, GRAVE),
+        ({"mel_filters": [[0.0]]}, []),
+    ],
+)
+def test_what_newer_programs_write_of_images_and_sounds(tmp_path: Path, more: Any, told: list[str]) -> None:
+    common = {"image_mean": [0.5], "do_normalize": True}
+    pair = [folder(tmp_path / name, model(), preprocessor_config=common) for name in LABELS]
+    (pair[1] / "preprocessor_config.json").write_text(json.dumps({**common, **more}))
+    assert codes(pair) == told
+
+
+def test_tokens_without_a_row_and_signs_that_end_lines(tmp_path: Path) -> None:
+    vocabulary = {"model": {"vocab": {letter: row for row, letter in enumerate("abcd")}}}
+    pair = [
+        folder(tmp_path / pad, model(), tokenizer={**vocabulary, "added_tokens": [{"id": 4, "content": pad}]})
+        for pad in ("pad", "PAD")
+    ]
+    assert codes(pair) == []
+    for path, lines in zip(pair, ("a\n\u2028\nc\n", "a\n\u2029\nc\nd\n"), strict=True):
+        (path / "tokenizer.json").unlink()
+        (path / "vocab.txt").write_text(lines)
+    (found,) = asked(pair)
+    assert "1 rows are other tokens, as row 1" in found.text
 
 
 def test_a_pipeline_says_what_it_predicts(tmp_path: Path) -> None:
@@ -264,6 +327,12 @@ def test_what_training_files_note_of_the_model(tmp_path: Path) -> None:
     assert found.code == "config-meaning"
     assert "entry cfg: model.encoder_attention_heads is 4 in a and 2 in b" in found.text
     assert codes([same, file("d", scale_heads=True)]) == GRAVE
+    pair: list[Path] = []
+    for name in LABELS:
+        options = {"model_type": name, "lr_multiplier": len(pair), "loss": {"multiplier": len(pair)}}
+        torch.save({"model": model(), "args": options}, tmp_path / f"{name}.pt")
+        pair.append(tmp_path / f"{name}.pt")
+    assert codes(pair) == []
 
 
 def test_classes_of_training_files(tmp_path: Path) -> None:
