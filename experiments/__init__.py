@@ -16,15 +16,34 @@ from experiments.errors import StudyError
 if TYPE_CHECKING:
     from experiments.grid.rows import read_rows, read_scores
     from experiments.pages.figures import accuracy_curves, save
+    from experiments.results.results import Results, open_results
+    from experiments.results.run import run
+    from experiments.study.study import Study, Task
 
 _HOME = {
+    "Results": "results.results",
+    "Study": "study.study",
+    "Task": "study.study",
     "accuracy_curves": "pages.figures",
+    "open_results": "results.results",
     "read_rows": "grid.rows",
     "read_scores": "grid.rows",
+    "run": "results.run",
     "save": "pages.figures",
 }
 
-__all__ = ["StudyError", "accuracy_curves", "read_rows", "read_scores", "save"]
+__all__ = [
+    "Results",
+    "Study",
+    "StudyError",
+    "Task",
+    "accuracy_curves",
+    "open_results",
+    "read_rows",
+    "read_scores",
+    "run",
+    "save",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -28,7 +28,7 @@ from merge.commands import one_of
 if TYPE_CHECKING:
     from experiments.grid.grid import Grid
     from experiments.statistics.selection import Best
-    from experiments.study.study import Expert
+    from experiments.study.points import Expert
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.grid.grid import ROWS, Clock, Grid, groups, missing_jobs
-from experiments.study.study import Cell
+from experiments.study.points import Cell
 
 SHOWN = 30  # points that are listed
 

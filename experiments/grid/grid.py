@@ -12,8 +12,9 @@ order, and leave nothing behind when they are closed early. Rows are written her
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,10 +27,10 @@ from experiments.errors import StudyError
 from experiments.grid.lines import alone
 from experiments.grid.notes import Notes, write_notes
 from experiments.grid.rows import ROW_DIGEST, Row, append_row, content_key, names_in, read_rows, read_scores
-from experiments.grid.subject import Subject
-from experiments.grid.worker import Done, Job
-from experiments.study.study import Cell, Expert
-from merge import digest, open_checkpoint
+from experiments.grid.subject import Subject, opened
+from experiments.grid.worker import Done, Job, keys_of, kind_of
+from experiments.study.points import Cell, Expert
+from merge import digest
 
 EVALUATION = 1  # to be raised when a change of the code changes scores
 ROWS = "rows.jsonl"
@@ -43,14 +44,18 @@ class Summary:
     """What a run did: cells by what happened to them, and seconds (of all processes together) by what they went to."""
 
     evaluated: int = 0
+    failed: int = 0
     copied: int = 0
     known: int = 0
     evaluating: float = 0.0
     switching: float = 0.0
     bookkeeping: float = 0.0
+    note: str = ""  # why the first of those that failed did
 
     def __str__(self) -> str:
         cells = f"{self.evaluated} cells evaluated, {self.copied} taken from other studies, {self.known} there already"
+        if self.failed:
+            cells += f"; {self.failed} could not be scored ({self.note})"
         whole = self.evaluating + self.switching + self.bookkeeping
         if not self.evaluated:
             return cells
@@ -70,6 +75,7 @@ class Grid:
     seeds: tuple[int, ...] = (0,)
     device: str = "cpu"
     notes: Notes | None = None
+    precision: str = "fp32"
     _weights: dict[tuple[int, str], str] = field(default_factory=dict[tuple[int, str], str], repr=False)
     _data: dict[tuple[str, str], str] = field(default_factory=dict[tuple[str, str], str], repr=False)
 
@@ -96,7 +102,8 @@ class Grid:
     def job(self, cell: Cell, seed: int) -> Job:
         """Return a cell as it is evaluated with the experts of a seed."""
         inputs = self.inputs(cell, seed)
-        return Job(self.study, cell, seed, self.keys(cell, seed), inputs, self.data_digest(cell.task, cell.split))
+        data = self.data_digest(cell.task, cell.split)
+        return Job(self.study, cell, seed, self.keys(cell, seed), inputs, data, self.precision)
 
     def keys(self, cell: Cell, seed: int, study: str = "") -> dict[str, str]:
         """Return the keys of a cell's rows by metric, in this study or another one."""
@@ -118,16 +125,20 @@ class Grid:
             "data": self.data_digest(cell.task, cell.split),
             **self.subject.conditions(cell.task),
         }
-        metrics = self.subject.metrics(cell)
+        if point.parameters:
+            parts["parameters"] = dict(point.parameters)
+        if (machine := (kind_of(self.device), self.precision)) != ("cpu", "fp32"):  # keys of old rows stay
+            parts["machine"] = machine
+        metrics = self.subject.metrics(cell) or {"": ()}
         return {name: content_key(**parts, metric=[name, *numbers]) for name, numbers in metrics.items()}
 
     def inputs(self, cell: Cell, seed: int) -> dict[str, str]:
-        """Return the digests of the tensors of a point's experts by name."""
-        for expert in cell.point.experts.values():
-            if (seed, expert.id) not in self._weights and expert.name in cell.point.held:
-                source = self.subject.source(expert, seed)
-                self._weights[seed, expert.id] = digest(open_checkpoint(source.path, source.section), ROW_DIGEST)
-        return {name: self._weights[seed, cell.point.experts[name].id] for name in cell.point.held}
+        """Return the digests of the tensors that a point is made of by the names of its experts, and of its base."""
+        files = cell.point.files
+        for expert in files.values():
+            if (seed, expert.id) not in self._weights:
+                self._weights[seed, expert.id] = digest(opened(self.subject.source(expert, seed)), ROW_DIGEST)
+        return {name: self._weights[seed, expert.id] for name, expert in files.items()}
 
     def data_digest(self, task: str, split: str) -> str:
         """Return the digest of a split."""
@@ -168,6 +179,9 @@ def _run_cells(grid: Grid, cells: Sequence[Cell], folder: Path, engine: Engine, 
             for row, scores in done.rows:
                 append_row(file, row, scores)
             summary.evaluated += 1
+            if notes := [row.note for row, _ in done.rows if math.isnan(row.value)]:
+                summary.failed += 1
+                summary.note = summary.note or notes[0]
             summary.evaluating += done.seconds - done.switching
             summary.switching += done.switching
             clock.tick(done)
@@ -213,12 +227,20 @@ def copy_known(grid: Grid, jobs: Sequence[Job], file: Path) -> tuple[list[Job], 
         if found is None:
             left.append(job)
         else:
-            twins |= {found[metric]: key for metric, key in job.keys.items()}
+            metrics = [row["metric"] for row in by_key.values() if is_of(row, job.cell, found)]
+            twins |= dict(zip(keys_of(found, metrics).values(), keys_of(job.keys, metrics).values(), strict=True))
     scores = read_scores(file, twins) if twins else {}
     for known, key in twins.items():
         row = Row(**{name: value for name, value in by_key[known].items() if name != "point"})
         append_row(file, replace(row, study=grid.study, key=key), scores[known])
     return left, len(jobs) - len(left)
+
+
+def is_of(row: Mapping[str, Any], cell: Cell, keys: Mapping[str, str]) -> bool:
+    """Tell whether a row is one of a cell with these keys (`keys_of`)."""
+    if (row["task"], row["split"]) != (cell.task, cell.split):
+        return False
+    return row["key"] in keys.values() or row["key"] == content_key(cell=keys.get("", ""), metric=row["metric"])
 
 
 class Clock:

@@ -18,12 +18,15 @@ FILE = "study.json"
 @dataclass(frozen=True)
 class Notes:
     """A study in words. `tables` hold by title the models to compare, by name, each with its tasks; `contender` is the
-    kind of experts whose average findings compare with those of other kinds on shifted data."""
+    kind of experts whose average findings compare with those of other kinds on shifted data. `tasks` are by name whose
+    own they are ("" for nobody's); `files` where experts lie, by name and seed: path and section."""
 
     question: str = ""
     source: str = ""
     tables: Mapping[str, Mapping[str, Sequence[str]]] = field(default_factory=dict[str, Mapping[str, Sequence[str]]])
     contender: str = ""
+    tasks: Mapping[str, str] = field(default_factory=dict[str, str])
+    files: Mapping[str, Mapping[str, Sequence[str]]] = field(default_factory=dict[str, Mapping[str, Sequence[str]]])
 
 
 def read_notes(folder: str | Path, study: str) -> Notes:
@@ -46,7 +49,8 @@ def _read(path: Path) -> dict[str, Any]:
         known = json.loads(path.read_bytes()) if path.exists() else {}
         for own in known.values():
             notes = Notes(**own)
-            words = [notes.question, notes.source, *notes.tables]
+            words = [notes.question, notes.source, *notes.tables, *notes.tasks, *notes.tasks.values(), *notes.files]
+            words += [word for seeds in notes.files.values() for place in seeds.values() for word in list[str](place)]
             for models in notes.tables.values():
                 words += [*models, *(task for tasks in models.values() for task in list[str](tasks))]
             if not all(isinstance(word, str) and word.encode() is not None for word in words):

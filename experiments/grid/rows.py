@@ -7,7 +7,7 @@ import math
 import sys
 import zlib
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_args
 
@@ -29,7 +29,9 @@ class Row:
     `lo`, `hi` is in the metric's own unit (accuracies in 0..1); all three are NaN where the metric could not be
     computed, and `note` says why. `seed` is the training seed of the experts. `versions` are by package name, `inputs`
     digests of checkpoints by name, `data` the digest of the evaluated file. `key` names the content (`content_key`): a
-    later row with the same key replaces an earlier one.
+    later row with the same key replaces an earlier one. `parameters` are the method's besides the shares, by name;
+    `device` and `precision` say on what and in what numbers the model answered. Rows written before these were kept
+    lack the fields behind `note`.
     """
 
     study: str
@@ -51,6 +53,11 @@ class Row:
     data: str
     key: str
     note: str = ""
+    parameters: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    unit: str = ""
+    higher_is_better: bool = True
+    device: str = "cpu"
+    precision: str = "fp32"
 
     def __repr__(self) -> str:
         score = f"{self.metric} {self.value:.4f} [{self.lo:.4f}, {self.hi:.4f}] of {self.n}"
@@ -63,14 +70,17 @@ Rows = pd.DataFrame | Iterable[Mapping[str, Any]]
 Records = list[dict[str, Any]]
 
 
-_NAMES = [field.name for field in fields(Row)]
-_KINDS: dict[str, Any] = {field.name: field.type for field in fields(Row)}
+_NAMES = [one.name for one in fields(Row)]
+_REQUIRED = [one.name for one in fields(Row) if one.default is MISSING and one.default_factory is MISSING]
+_KINDS: dict[str, Any] = {one.name: one.type for one in fields(Row)}
 _WORDS = {
     str: "text",
     int: "whole number",
     float: "number",
     Mapping[str, float]: "numbers by name",
     Mapping[str, str]: "texts by name",
+    Mapping[str, Any]: "values by name",
+    bool: "true or false",
 }
 _LARGEST = {int: 2**63 - 1, float: sys.float_info.max}
 _LONGEST = 64 << 20  # bytes of the scores of one row
@@ -102,7 +112,7 @@ def append_row(path: str | Path, row: Row, per_example: np.ndarray | None = None
     except (TypeError, ValueError) as error:
         raise StudyError(f"row {row.key} cannot be written as JSON ({error}): use plain finite values") from error
     if per_example is not None:  # first, so that no row ever stands without its scores
-        append_line(scores_path(path), json.dumps({"key": row.key, "scores": _packed(per_example)}))
+        append_line(scores_path(path), json.dumps({"key": row.key, **_packed(per_example)}))
     append_line(path, line)
 
 
@@ -127,17 +137,18 @@ def read_rows(path: str | Path) -> pd.DataFrame:
 def read_scores(path: str | Path, keys: Iterable[str] | None = None) -> dict[str, np.ndarray]:
     """Return per-example scores by row key, of all rows or of `keys`; StudyError names a key without scores."""
     path = scores_path(Path(path))
-    packed: dict[str, str] = {}
+    packed: dict[str, tuple[str, int]] = {}
     for number, entry in entries(path):
-        if not (_is(entry.get("key"), str) and _is(entry.get("scores"), str)):
+        size = entry.get("bytes", 4)
+        if not (_is(entry.get("key"), str) and _is(entry.get("scores"), str) and size in (4, 8)):
             raise StudyError(f"{path}:{number}: not the scores of a row: remove the line to go on")
-        packed[entry["key"]] = entry["scores"]
+        packed[entry["key"]] = entry["scores"], size
     wanted = list(packed) if keys is None else list(keys)
     missing = [key for key in wanted if key not in packed]
     if missing:
         raise StudyError(f"{path}: no scores of row {missing[0]} ({len(missing)} missing): evaluate it again")
     try:
-        return {key: _unpacked(packed[key]) for key in wanted}
+        return {key: _unpacked(*packed[key]) for key in wanted}
     except (ValueError, zlib.error) as error:
         raise StudyError(f"{path}: broken scores ({error}): remove the file to go on without them") from error
 
@@ -182,11 +193,11 @@ def mean_of(rows: Records, column: str) -> float:
 
 def _row(entry: dict[str, Any], place: str) -> Row:
     """A row of an entry; StudyError for one of another version, and for values of a wrong kind."""
-    missing = [name for name in _NAMES if name not in entry]
+    missing = [name for name in _REQUIRED if name not in entry]
     unknown = [name for name in entry if name not in _NAMES]
     if missing or unknown:
         raise StudyError(f"{place}: not a row of this version (missing {missing}, unknown {unknown}): start a new file")
-    for name, kind in _KINDS.items():
+    for name, kind in ((name, _KINDS[name]) for name in entry):
         if not (_is(entry[name], kind) or (entry[name] is None and name in _MAY_BE_MISSING)):
             raise StudyError(f"{place}: {name} is {entry[name]!r:.60}, no {_WORDS[kind]}: remove the line to go on")
     if not any(entry["shares"].values()):
@@ -200,6 +211,12 @@ def _is(value: Any, kind: Any) -> bool:
     """Whether a value of JSON is of a kind of field: text that UTF-8 can hold, a number that a float can."""
     if kind is str:
         return isinstance(value, str) and not any("\ud800" <= sign <= "\udfff" for sign in value)
+    if kind is Any:
+        if isinstance(value, (list, dict)):
+            return all(_is(own, Any) for own in (value if isinstance(value, list) else [*value, *value.values()]))
+        return value is None or any(_is(value, one) for one in (str, bool, float))
+    if kind is bool:
+        return isinstance(value, bool)
     if kind in (int, float):
         fits = isinstance(value, (int, kind)) and not isinstance(value, bool)
         return fits and -_LARGEST[kind] <= value <= _LARGEST[kind]
@@ -207,16 +224,19 @@ def _is(value: Any, kind: Any) -> bool:
     return isinstance(value, dict) and all(_is(key, str) and _is(own, inner) for key, own in value.items())
 
 
-def _packed(per_example: np.ndarray) -> str:
-    values = np.asarray(per_example, dtype="<f4")
+def _packed(per_example: np.ndarray) -> dict[str, Any]:
+    """Pack scores with 4 bytes each where that holds them exactly, as it does 0 and 1, else with 8."""
+    values = np.asarray(per_example, dtype="<f8")
     if values.ndim != 1:
         raise StudyError(f"per-example scores have shape {values.shape}: give one number an example")
-    return base64.b64encode(zlib.compress(values.tobytes())).decode("ascii")
+    size = 4 if np.array_equal(values.astype("<f4"), values, equal_nan=True) else 8
+    text = base64.b64encode(zlib.compress(values.astype(f"<f{size}").tobytes())).decode("ascii")
+    return {"scores": text} if size == 4 else {"scores": text, "bytes": size}
 
 
-def _unpacked(text: str) -> np.ndarray:
+def _unpacked(text: str, size: int) -> np.ndarray:
     packing = zlib.decompressobj()
     values = packing.decompress(base64.b64decode(text, validate=True), _LONGEST)
     if not packing.eof:
         raise ValueError(f"torn, or more than {_LONGEST:,} bytes")
-    return np.frombuffer(values, dtype="<f4").astype(np.float64)
+    return np.frombuffer(values, dtype=f"<f{size}").astype(np.float64)

@@ -10,15 +10,16 @@ from typing import Any, Protocol
 import numpy as np
 from torch import nn
 
-from experiments.study.study import Cell, Expert
-from merge import Checkpoint, Input
+from experiments.study.points import Cell, Expert
+from merge import Checkpoint, Input, open_checkpoint
 
 
 @dataclass(frozen=True)
 class Score:
     """What a model reached by one metric: `value` with its 95 % interval, in the metric's unit, over `n` examples.
 
-    All three are NaN, and `per_example` (n,) empty, where the metric could not be computed; `note` says why.
+    All three are NaN, and `per_example` (n,) empty, where the metric could not be computed; `note` says why. Without
+    scores of single examples the ends of the interval are NaN, and `n` is 0.
     """
 
     value: float
@@ -27,6 +28,8 @@ class Score:
     n: int
     per_example: np.ndarray
     note: str = ""
+    unit: str = ""
+    higher_is_better: bool = True
 
 
 class Subject(Protocol):
@@ -52,7 +55,8 @@ class Subject(Protocol):
         ...
 
     def metrics(self, cell: Cell) -> Mapping[str, Sequence[Any]]:
-        """Return the metrics of a cell by name, each with the numbers that its definition depends on here."""
+        """Return the metrics of a cell by name, each with the numbers that its definition depends on here; none where
+        only the scores will name them."""
         ...
 
     def conditions(self, task: str) -> Mapping[str, Any]:
@@ -89,3 +93,9 @@ class Subject(Protocol):
     def evaluate(self, model: nn.Module, cell: Cell) -> Mapping[str, Score]:
         """Return the scores of a model on the split of a cell, by the cell's `metrics`."""
         ...
+
+
+def opened(source: Input) -> Checkpoint:
+    """Open what a source names, under the names that its rules give."""
+    found = open_checkpoint(source.path, source.section)
+    return found.renamed(source.rename) if source.rename else found

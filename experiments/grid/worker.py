@@ -8,7 +8,7 @@ from __future__ import annotations
 import fnmatch
 import time
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -18,16 +18,16 @@ import torch
 from torch import nn
 
 from experiments.errors import StudyError
-from experiments.grid.rows import Row
-from experiments.grid.subject import Subject
-from experiments.study.study import Cell, Expert, Point
-from merge import Checkpoint, LinearPath, Policy, Simplex, open_checkpoint
+from experiments.grid.rows import Row, content_key
+from experiments.grid.subject import Subject, opened
+from experiments.study.points import Cell, Expert, Point
+from merge import Checkpoint, LivePath, Policy
 
 
 @dataclass(frozen=True)
 class Job:
-    """A cell to evaluate with the experts of a seed: `keys` are those of its rows by metric, `inputs` the digests of
-    its experts by name, `data` that of its split."""
+    """A cell to evaluate with the experts of a seed: `keys` are those of its rows by metric (see `keys_of`), `inputs`
+    the digests of its experts by name, `data` that of its split; `precision` is that of the model's arithmetic."""
 
     study: str
     cell: Cell
@@ -35,6 +35,7 @@ class Job:
     keys: Mapping[str, str]
     inputs: Mapping[str, str]
     data: str
+    precision: str = "fp32"
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Worker:
         self.subject, self.device = subject, device
         self.layouts: dict[Any, Hashable] = {}
         self.built: tuple[Hashable, nn.Module] | None = None  # the model that moves
-        self.path: tuple[Any, LinearPath | Simplex] | None = None
+        self.path: tuple[Any, LivePath] | None = None
         self.members: tuple[Any, list[nn.Module]] | None = None  # of an ensemble
         self.place: Any = None  # where the model is
 
@@ -70,11 +71,12 @@ class Worker:
     def rows(self, job: Job, model: nn.Module) -> list[tuple[Row, np.ndarray]]:
         """Return a row for every metric of a job, with its scores by example."""
         began, point = time.perf_counter(), job.cell.point
-        scores = self.subject.evaluate(model, job.cell)
+        with numbers_of(self.device, job.precision):
+            scores = self.subject.evaluate(model, job.cell)
         seconds = time.perf_counter() - began
         versions = {"torch": version("torch"), "unival-merge": version("unival-merge")}
         found: list[tuple[Row, np.ndarray]] = []
-        for metric, key in job.keys.items():
+        for metric, key in keys_of(job.keys, list(scores)).items():
             own = scores[metric]
             row = Row(
                 study=job.study,
@@ -96,6 +98,11 @@ class Worker:
                 data=job.data,
                 key=key,
                 note=own.note,
+                parameters=point.parameters,
+                unit=own.unit,
+                higher_is_better=own.higher_is_better,
+                device=kind_of(self.device),
+                precision=job.precision,
             )
             found.append((row, own.per_example))
         return found
@@ -128,17 +135,16 @@ class Worker:
 
     def move(self, seed: int, point: Point, layout: Hashable, model: nn.Module) -> None:
         """Set the model to a merge of experts. Only the last path is kept: its ends are all that is in memory."""
-        policy = point.batchnorm if point.batchnorm.startswith("from:") else "average"
-        key = (seed, layout, policy, tuple(expert.id for expert in point.experts.values()))
+        batchnorm = point.batchnorm if point.batchnorm.startswith("from:") else "average"
+        base = None if point.base is None else point.base.id
+        key = (seed, layout, point.method, batchnorm, base, tuple(expert.id for expert in point.experts.values()))
         if self.path is None or self.path[0] != key:
             self.path = None
             files = {name: self.open(expert, seed) for name, expert in point.experts.items()}
-            self.path = key, path_between(model, files, policy, self.subject.unused(layout))
-        path = self.path[1]
-        if isinstance(path, LinearPath):
-            path.set(point.shares[path.names[1]])
-        else:
-            path.set([point.shares[name] for name in path.names])
+            start = None if point.base is None else self.open(point.base, seed)
+            unused = self.subject.unused(layout)
+            self.path = key, path_between(model, point.method, files, start, batchnorm, unused)
+        self.path[1].set_parameters(**point.arguments)
 
     def ensemble(self, job: Job, layout: Hashable) -> nn.Module:
         """Return the experts' models as one; the models stay as long as the experts are the same."""
@@ -163,8 +169,7 @@ class Worker:
 
     def open(self, expert: Expert, seed: int) -> Checkpoint:
         """Return an expert's checkpoint."""
-        source = self.subject.source(expert, seed)
-        return open_checkpoint(source.path, source.section)
+        return opened(self.subject.source(expert, seed))
 
 
 def check_device(device: str) -> None:
@@ -190,23 +195,53 @@ def one_thread(device: str) -> Iterator[None]:
 @torch.no_grad()
 def copy_weights(file: Checkpoint, model: nn.Module) -> None:
     """Make the model the one in a file, whatever else that holds."""
-    own = model.state_dict()
-    if missing := [name for name in own if name not in file]:
+    own = {name: value for name, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
+    found = {tensor.data_ptr() for name, tensor in own.items() if name in file}  # of tied names one is enough
+    if missing := [name for name, tensor in own.items() if name not in file and tensor.data_ptr() not in found]:
         raise StudyError(f"{file.path} lacks {missing[0]} and {len(missing) - 1} more tensors of the model")
     for name, tensor in own.items():
-        tensor.copy_(file[name])
+        if name in file:
+            tensor.copy_(file[name])
 
 
 def path_between(
-    model: nn.Module, files: Mapping[str, Checkpoint], batchnorm: str, unused: Sequence[str]
-) -> LinearPath | Simplex:
-    """Return the path on which all merges of some experts lie, without the tensors (globs) that the model goes
-    without."""
-    names = {name for file in files.values() for name in file}
+    model: nn.Module,
+    method: str,
+    files: Mapping[str, Checkpoint],
+    base: Checkpoint | None,
+    batchnorm: str,
+    unused: Sequence[str],
+) -> LivePath:
+    """Return the path on which all merges of some experts by a method lie, without the tensors (globs) that the model
+    goes without."""
+    names = {name for file in (*files.values(), *([] if base is None else [base])) for name in file}
     drop = tuple(glob for glob in unused if fnmatch.filter(names, glob))
     # Experts may be stored in different dtypes. One that is not finite costs the cells it has a share of, no others.
     policy = Policy(drop=drop, batchnorm=batchnorm, dtype=torch.float32, allow_nonfinite=True)
-    if len(files) == 2:
-        first, second = files
-        return LinearPath(model, files[first], files[second], names=(first, second), policy=policy)
-    return Simplex(model, files, policy=policy)
+    return LivePath(model, method, files, base, policy=policy)
+
+
+def keys_of(keys: Mapping[str, str], metrics: Sequence[str]) -> dict[str, str]:
+    """Return the keys of a job's rows by metric, in the order in which they are written.
+
+    Metrics that are known beforehand have keys of their own. Where a scoring function names them, the job has one key
+    under "", which is that of the row written last: where it stands, all of the cell's rows do.
+    """
+    if "" not in keys:
+        return dict(keys)
+    *others, last = metrics
+    return {**{metric: content_key(cell=keys[""], metric=metric) for metric in others}, last: keys[""]}
+
+
+def kind_of(device: str) -> str:
+    """Return the kind of a device: cuda of cuda:1."""
+    return device.partition(":")[0]
+
+
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def numbers_of(device: str, precision: str) -> AbstractContextManager[Any]:
+    """Return a context in which models answer with arithmetic of a precision (`PRECISIONS`); weights stay float32."""
+    dtype = PRECISIONS[precision]
+    return nullcontext() if dtype is None else torch.autocast(kind_of(device), dtype)

@@ -9,7 +9,7 @@ from experiments.errors import StudyError
 from experiments.grid.lines import entries
 from experiments.grid.notes import read_notes as read_notes
 from experiments.grid.rows import Records, Rows, names_in, read_rows, read_scores, records, scores_path
-from experiments.study.study import PRETRAINED as PRETRAINED
+from experiments.study.points import PRETRAINED as PRETRAINED
 
 POLICY = "average"  # the BatchNorm policy that figures show unless they compare policies
 REPORTED = "test"

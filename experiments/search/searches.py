@@ -16,7 +16,7 @@ import numpy as np
 from experiments.errors import StudyError
 from experiments.search.space import Space, Trial
 from experiments.statistics.fronts import hypervolume
-from experiments.study.study import lattice
+from experiments.study.points import lattice
 
 Asks = Generator[list[dict[str, float]], list[Trial], None]
 

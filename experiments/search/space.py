@@ -10,7 +10,7 @@ import numpy as np
 from experiments.errors import StudyError
 from experiments.statistics.curves import joint_score
 from experiments.statistics.fronts import scaled
-from experiments.study.study import Shares
+from experiments.study.points import Shares
 
 Scores = Mapping[str, float]
 Key = tuple[float, ...]

@@ -1,143 +1,275 @@
-"""What is evaluated, as data: experts, points between them, cells. Nothing here knows a model, a task or a study.
+"""The contract with a model of any kind: experts, tasks with their scoring functions, mixtures, methods, as data.
 
->>> experts = {task: Expert(task, task, "plain") for task in ("upright", "turned")}
->>> [point.label for point in points_of(experts, line([*experts], 3))][1:]
-['1.00 turned (plain, single)', '0.50 upright + 0.50 turned (plain, interpolate)']
+>>> Study("digits", lambda: None, {"upright": "u.pt", "turned": "t.pt"}, {"upright": len, "turned": len}).all_mixtures
+[('upright', 'turned')]
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+# What users give is checked, whatever its type is said to be.
+# pyright: reportUnnecessaryIsInstance=false
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
 from experiments.errors import StudyError
-from merge import share_label
+from experiments.study.points import POLICIES, PRETRAINED
+from merge import METHODS
 
-POINT_METHODS = ("single", "interpolate", "average", "ensemble")
-POLICIES = ("average", "recalibrate:mixture", "recalibrate:task")  # and from:<name of an expert>
-PRETRAINED = "pretrained"
-Shares = Mapping[str, float]
+if TYPE_CHECKING:
+    from pathlib import Path
 
+    from torch import Tensor, nn
 
-@dataclass(frozen=True)
-class Expert:
-    """A model that takes part: `name` is the word used in shares, `task` what it was finetuned on (tasks joined by "+"
-    for a joint finetuning, "" for the pretrained model), `kind` how."""
+    from merge import Checkpoint, Input
 
-    name: str
-    task: str
-    kind: str
+    Source: TypeAlias = "str | Path | Input | Checkpoint | Mapping[str, Tensor] | nn.Module"
 
-    @property
-    def id(self) -> str:
-        """Tell experts of different kinds apart."""
-        return self.kind if self.kind == PRETRAINED else f"{self.kind}/{self.name}"
+Mixture = tuple[str, ...] | Mapping[str, float]
+Sweep = tuple[str, Mapping[str, tuple[Any, ...]]]  # a method, and the values to try of its parameters by name
 
 
 @dataclass(frozen=True)
-class Point:
-    """One model to evaluate: experts by the names of their shares, put together by `method`.
+class Task:
+    """What a model is asked, and how its answers are scored.
 
-    `single` is one expert as it is; `interpolate` (of two) and `average` (of more) merge weights; `ensemble` is the
-    mean of the experts' predictions. `batchnorm` says where the statistics of merged weights come from: `average`,
-    `from:<name>` (an expert's), `recalibrate:mixture` (measured on training inputs of all the experts' tasks) or
-    `recalibrate:task` (on those of the task that is evaluated). Other points have their own: `average`.
+    Attributes:
+        score: `score(model, split)` -> one number an example (n,) (array, tensor or list), or one number, or either by
+            name of a metric. The model is in evaluation mode, on the device of the run, and no gradients are kept.
+        expert: whose own task it is; by default the expert's of the same name, if there is one.
+        metric: what the numbers are, where the function does not name them; of those it names, the one to show.
+        unit: of the metric, or of each by name; such as "nats", empty for shares of 1.
+        higher_is_better: whether larger numbers are better, or for each metric by name.
+        inputs: batches that the model takes, or a function that returns them, to measure BatchNorm statistics on.
+        show: `show(model, split, index)` -> what a page shows of an example and the model's answer to it.
     """
 
-    experts: Mapping[str, Expert]
-    shares: Shares
-    method: str
-    batchnorm: str = "average"
+    score: Callable[..., Any]
+    _: KW_ONLY
+    expert: str = ""
+    metric: str = "score"
+    unit: str | Mapping[str, str] = ""
+    higher_is_better: bool | Mapping[str, bool] = True
+    inputs: Iterable[Any] | Callable[[], Iterable[Any]] | None = None
+    show: Callable[..., Any] | None = None
 
     def __post_init__(self) -> None:
-        if set(self.experts) != set(self.shares) or not self.shares:
-            raise StudyError(f"a point of experts {sorted(self.experts)} with shares of {sorted(self.shares)}")
-        if self.method not in POINT_METHODS:
-            raise StudyError(f"no method {self.method!r}: choose one of {', '.join(POINT_METHODS)}")
+        if not callable(self.score):
+            raise StudyError(f"score is a {type(self.score).__name__}: give a function of a model and a split")
+        for name, kind in (
+            ("expert", str),
+            ("metric", str),
+            ("unit", (str, Mapping)),
+            ("higher_is_better", (bool, Mapping)),
+        ):
+            if not isinstance(getattr(self, name), kind):
+                raise StudyError(
+                    f"{name}={getattr(self, name)!r:.60} of a task is a {type(getattr(self, name)).__name__}"
+                )
 
-    @property
-    def held(self) -> dict[str, float]:
-        """Return the shares that are not 0."""
-        return {name: share for name, share in self.shares.items() if share}
+    def unit_of(self, metric: str) -> str:
+        """Return the unit of a metric."""
+        return self.unit.get(metric, "") if isinstance(self.unit, Mapping) else self.unit
 
-    @property
-    def kind(self) -> str:
-        """Say how its experts were finetuned."""
-        return "+".join(dict.fromkeys(expert.kind for expert in self.experts.values()))
-
-    @property
-    def label(self) -> str:
-        """Return the point in words."""
-        policy = f", BatchNorm {self.batchnorm}" if self.batchnorm != "average" else ""
-        return f"{share_label(self.shares)} ({self.kind}, {self.method}{policy})"
-
-    @property
-    def id(self) -> str:
-        """Return an id that equal points share."""
-        parts = [f"{share!r} {self.experts[name].id}" for name, share in self.shares.items()]
-        return f"{self.method} {self.batchnorm} {' + '.join(parts)}"
+    def rises(self, metric: str) -> bool:
+        """Tell whether larger numbers of a metric are better."""
+        better = self.higher_is_better
+        return better.get(metric, True) if isinstance(better, Mapping) else better
 
 
-@dataclass(frozen=True)
-class Cell:
-    """A point on a split of a task; `metrics` are names, () for those that the task has."""
+@dataclass(frozen=True, eq=False)
+class Study:
+    """Experts of one model, the tasks that they and the models between them are asked, and which models those are.
 
-    point: Point
-    task: str
-    split: str
-    metrics: tuple[str, ...] = ()
+    Attributes:
+        name: of the study, in rows and pages.
+        model: a function without arguments that returns the module, or the module.
+        experts: by name a path, Hub id, open checkpoint, state dict or module, or such by training seed.
+        tasks: by name; a scoring function alone stands for `Task(function)`.
+        pretrained: what the experts were finetuned from: the base of methods that take one, and a model of its own.
+        splits: `val` is for choosing, `test` for reporting, any other is shifted data.
+        mixtures: names ("a+b", or a tuple) or shares by name; by default every pair, and all where there are three or
+            more. A pair is a line of points; of three or more there is the one of equal shares.
+        methods: keys of METHODS, or `(name, {parameter: [values]})`, which is tried at every combination of the values.
+        points: on the line of a pair, the ends included.
+        seeds: those of the experts to use; by default all there are.
+        batchnorm: policies of merged weights: average, from:<expert>, recalibrate:mixture, recalibrate:task, or all.
+        ensembles: whether models that answer with the mean of the experts' outputs stand beside every mixture; or
+            `ensemble(models, shares)` -> such a module.
+        question, source: what the study asks and where the idea comes from, for pages.
+        version: to be raised when scoring or data change: rows of another version are evaluated again.
 
-
-def single(expert: Expert) -> Point:
-    """Return an expert as it is, the same point whatever mixture it is an end of."""
-    return Point({expert.name: expert}, {expert.name: 1.0}, "single")
-
-
-def merged(experts: Mapping[str, Expert], shares: Shares, batchnorm: str = "average") -> Point:
-    """Return the weights of experts mixed in these shares; an expert without a share counts as one with 0."""
-    whole = {name: float(shares.get(name, 0)) for name in experts}
-    return Point(experts, whole, "interpolate" if len(experts) == 2 else "average", batchnorm)
-
-
-def points_of(
-    experts: Mapping[str, Expert],
-    mixtures: Iterable[Shares],
-    policies: Sequence[str] = ("average",),
-    *,
-    ensembles: bool = False,
-) -> Iterator[Point]:
-    """Yield the experts as they are, then every mixture of two or more under every policy ("all": each there is), then
-    the ensembles of the same shares. Statistics from an expert that is not one of these are left out."""
-    merges = [shares for shares in mixtures if sum(map(bool, shares.values())) > 1]
-    every = ["average", *(f"from:{name}" for name in experts), *POLICIES[1:]]
-    yield from map(single, experts.values())
-    for policy in every if "all" in policies else [policy for policy in every if policy in policies]:
-        yield from (merged(experts, shares, policy) for shares in merges)
-    if ensembles:
-        yield from (Point(experts, shares, "ensemble") for shares in merges)
-
-
-def line(names: Sequence[str], points: int) -> list[dict[str, float]]:
-    """Return the shares of so many points along every edge between names (of three or more: and inside), made as i /
-    n."""
-    parts = points - 1
-    return [dict(zip(names, (part / parts for part in own), strict=True)) for own in lattice(len(names), parts)]
-
-
-def lattice(count: int, parts: int) -> list[tuple[int, ...]]:
-    """Return all ways to give `parts` equal parts to `count` experts, the first one's falling.
-
-    >>> lattice(2, 2)
-    [(2, 0), (1, 1), (0, 2)]
+    Raises StudyError for names that do not fit together, before anything is opened.
     """
-    if count == 1:
-        return [(parts,)]
-    return [(own, *rest) for own in range(parts, -1, -1) for rest in lattice(count - 1, parts - own)]
+
+    name: str
+    model: Callable[[], nn.Module] | nn.Module
+    experts: Mapping[str, Source | Mapping[int, Source]]
+    tasks: Mapping[str, Task]
+    _: KW_ONLY
+    pretrained: Source | Mapping[int, Source] | None = None
+    splits: Sequence[str] = ("val", "test")
+    mixtures: Sequence[str | Mixture] | None = None
+    methods: Sequence[str | Sweep] = ("interpolate",)
+    points: int = 11
+    seeds: Sequence[int] | None = None
+    batchnorm: Sequence[str] = ("average",)
+    ensembles: bool | Callable[..., nn.Module] = False
+    question: str = ""
+    source: str = ""
+    version: str = ""
+
+    def __post_init__(self) -> None:
+        """Complete what was left out, and check that names and values fit."""
+        put = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731
+        for name in ("name", "question", "source", "version"):
+            if not isinstance(getattr(self, name), str):
+                raise self.wrong(name, "must be text")
+        if not self.name:
+            raise self.wrong("name", "a study needs one")
+        if not callable(self.model) and not hasattr(self.model, "state_dict"):
+            raise self.wrong("model", "give a function that returns the module, or the module")
+        for name in ("experts", "tasks"):
+            if not isinstance(getattr(self, name), Mapping) or not getattr(self, name):
+                raise self.wrong(name, "give at least one by name")
+        for name in self.experts:
+            if not isinstance(name, str) or not name or "+" in name or name == PRETRAINED:
+                raise StudyError(f"study {self.name}: an expert cannot be called {name!r}: '+' joins names of mixtures")
+        put("tasks", {str(name): task if isinstance(task, Task) else Task(task) for name, task in self.tasks.items()})
+        for name, task in self.tasks.items():
+            if not name or "+" in name:
+                raise StudyError(f"study {self.name}: a task cannot be called {name!r}: '+' joins names")
+            if task.expert and task.expert not in self.experts:
+                raise self.unknown(f"task {name!r} is of expert", task.expert, self.experts)
+        put("splits", self._texts("splits"))
+        if self.mixtures is not None:
+            given = (self.mixtures,) if isinstance(self.mixtures, (str, Mapping)) else self.mixtures
+            put("mixtures", tuple(map(self._mixture, given)))
+        put("methods", tuple(map(self._sweep, (self.methods,) if isinstance(self.methods, str) else self.methods)))
+        if isinstance(self.seeds, int):
+            put("seeds", (self.seeds,))
+        assert self.all_seeds
+        put("batchnorm", self._texts("batchnorm"))
+        if isinstance(self.points, bool) or not isinstance(self.points, int) or self.points < 2:
+            raise self.wrong("points", "give 2 or more, the ends count")
+        self._check_policies()
+
+    def wrong(self, name: str, why: str) -> StudyError:
+        """Return the error about the value of a field."""
+        return StudyError(f"study {self.name}: {name}={getattr(self, name)!r:.80}: {why}")
+
+    def unknown(self, what: str, name: object, known: Iterable[str]) -> StudyError:
+        """Return the error about a name that is none of those known."""
+        return StudyError(f"study {self.name}: {what} {name!r}: choose of {', '.join(map(str, known))}")
+
+    def owner(self, task: str) -> str:
+        """Return the expert whose own task it is; "" where it is nobody's."""
+        named = self.tasks[task].expert
+        return named or (task if task in self.experts else "")
+
+    def own_tasks(self, names: Iterable[str]) -> list[str]:
+        """Return the tasks that are some experts' own."""
+        owners = set(names)
+        return [task for task in self.tasks if self.owner(task) in owners]
+
+    def source_of(self, name: str, seed: int) -> Source:
+        """Return the weights of an expert, or of the pretrained model, of a seed."""
+        given: Any = self.pretrained if name == PRETRAINED else self.experts[name]
+        if not is_by_seed(given):
+            return given
+        if seed not in given:
+            raise StudyError(f"study {self.name}: {name} has no seed {seed}: choose of {', '.join(map(str, given))}")
+        return given[seed]
+
+    @property
+    def all_mixtures(self) -> list[Mixture]:
+        """Return the mixtures: those given, or every pair, and all experts where there are three or more."""
+        if self.mixtures is not None:
+            return [one for one in self.mixtures if not isinstance(one, str)]
+        names = tuple(self.experts)
+        return [*itertools.combinations(names, 2), *([names] if len(names) > 2 else [])]
+
+    @property
+    def all_methods(self) -> list[Sweep]:
+        """Return the methods, each with the values to try of its parameters."""
+        return [(one, {}) if isinstance(one, str) else one for one in self.methods]
+
+    @property
+    def all_seeds(self) -> tuple[int, ...]:
+        """Return the training seeds: those given, or all that every expert has, or 0."""
+        there = [tuple(given) for given in (*self.experts.values(), self.pretrained) if is_by_seed(given)]
+        common = [seed for seed in (there[0] if there else ()) if all(seed in own for own in there)]
+        if there and not common:
+            raise StudyError(f"study {self.name}: no seed that all experts have: {'; '.join(map(str, there))}")
+        for seed in self.seeds or ():
+            if isinstance(seed, bool) or not isinstance(seed, int):
+                raise self.wrong("seeds", "give whole numbers")
+            if there and seed not in common:
+                raise self.unknown("no experts of seed", seed, map(str, common))
+        return tuple(self.seeds or common or (0,))
+
+    def _mixture(self, given: str | Mixture) -> Mixture:
+        mixture: Mixture
+        if isinstance(given, Mapping):
+            mixture = {name: float(share) for name, share in given.items()}
+            if abs(sum(mixture.values()) - 1) > 1e-6 or min(mixture.values(), default=-1) < 0:
+                raise StudyError(f"study {self.name}: mixture {dict(given)}: shares are 0 or more, of sum 1")
+        else:
+            mixture = tuple(given.split("+") if isinstance(given, str) else given)
+        for name in mixture:
+            if name not in self.experts:
+                raise self.unknown("no expert", name, self.experts)
+        if len(set(mixture)) < max(2, len(mixture)):
+            raise StudyError(f"study {self.name}: mixture {given!r}: name two experts or more, each once")
+        return mixture
+
+    def _sweep(self, given: Any) -> Sweep:
+        method, values = (given, {}) if isinstance(given, str) else given if isinstance(given, tuple) else (given, None)
+        if method not in METHODS:
+            raise self.unknown("no method", method, METHODS)
+        entry = METHODS[method]
+        if entry.statistics:
+            raise StudyError(f"study {self.name}: {method} needs statistics of every expert: merge it to a file first")
+        if entry.takes_base and self.pretrained is None:
+            raise StudyError(f"study {self.name}: {method} starts from a base: give pretrained=")
+        if not isinstance(values, Mapping):
+            raise StudyError(
+                f"study {self.name}: method {given!r:.80}: give a name, or (name, {{parameter: [values]}})"
+            )
+        for name in values:
+            if name not in entry.parameters or name == "ratio":
+                raise self.unknown(
+                    f"{method} has no parameter to sweep", name, (n for n in entry.parameters if n != "ratio")
+                )
+        lacking = [name for name, one in entry.parameters.items() if one.required and name not in (*values, "ratio")]
+        if lacking:
+            example = f"({method!r}, {{{lacking[0]!r}: [{entry.parameters[lacking[0]].example}]}})"
+            raise StudyError(f"study {self.name}: {method} needs {lacking[0]}: give {example}")
+        listed = {name: tuple(own) if isinstance(own, (list, tuple)) else (own,) for name, own in values.items()}
+        if empty := [name for name, own in listed.items() if not own]:
+            raise StudyError(f"study {self.name}: {method} has no value of {empty[0]} to try")
+        return method, listed
+
+    def _texts(self, name: str) -> tuple[str, ...]:
+        given = getattr(self, name)
+        listed = (given,) if isinstance(given, str) else tuple(given)
+        if not listed or not all(isinstance(one, str) and one for one in listed) or len(set(listed)) < len(listed):
+            raise self.wrong(name, "give names, each once")
+        return listed
+
+    def _check_policies(self) -> None:
+        for policy in self.batchnorm:
+            if policy not in (*POLICIES, "all") and policy.removeprefix("from:") not in self.experts:
+                raise self.unknown("no BatchNorm policy", policy, (*POLICIES, "from:EXPERT", "all"))
+            if policy in ("all", *POLICIES[1:]) and (lacking := [n for n, t in self.tasks.items() if t.inputs is None]):
+                raise StudyError(
+                    f"study {self.name}: BatchNorm {policy} is measured on inputs of tasks, and {lacking[0]} has none: "
+                    "give Task(..., inputs=batches)"
+                )
 
 
-def together(cells: Iterable[Cell]) -> list[Cell]:
-    """Return every cell once, in the place of the first and with the metrics of the last; those of one point
-    together."""
-    unique = {(cell.point.id, cell.task, cell.split): cell for cell in cells}
-    groups: dict[str, list[Cell]] = {}
-    for cell in unique.values():
-        groups.setdefault(cell.point.id, []).append(cell)
-    return [cell for group in groups.values() for cell in group]
+def is_by_seed(given: Any) -> TypeGuard[Mapping[int, Any]]:
+    """Tell whether an expert is given by training seed; a state dict is by names."""
+    return isinstance(given, Mapping) and bool(given) and all(isinstance(seed, int) for seed in given)

@@ -12,7 +12,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from experiments.study.study import Expert
+    from experiments.study.points import Expert
     from experiments.unival.pocket.cache import user_cache
     from experiments.unival.pocket.experts import make_experts
     from experiments.unival.pocket.kinds import KINDS
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Choice": "unival.studies",
-    "Expert": "study.study",
+    "Expert": "study.points",
     "KINDS": "unival.pocket.kinds",
     "Pocket": "unival.pocket.pipeline",
     "STUDIES": "unival.studies",

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from experiments.errors import StudyError
-from experiments.study.study import PRETRAINED, Cell, Expert
+from experiments.study.points import PRETRAINED, Cell, Expert
 from experiments.unival.pocket.kinds import KINDS
 from merge import Input, MergeError, open_checkpoint
 from unival_core import PUBLISHED_FILES, TASKS, GenerationOptions, Tokenizer, UnivalConfig, load_tokenizer

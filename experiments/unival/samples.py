@@ -34,7 +34,7 @@ from experiments.pages.views import (
     reported_split,
     weights_only,
 )
-from experiments.study.study import Cell, Expert, Point
+from experiments.study.points import Cell, Expert, Point
 from experiments.unival.studies import MixtureStudy, study_named
 from experiments.unival.subject import UnivalSubject
 from merge import digest, open_checkpoint

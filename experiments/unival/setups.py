@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from experiments.errors import StudyError
-from experiments.study.study import Cell, Expert
+from experiments.study.points import Cell, Expert
 from experiments.unival.pocket.cache import user_cache
 from experiments.unival.pocket.data import Files, rows_digest
 from experiments.unival.pocket.experts import expert_file, make_experts

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 from experiments.errors import StudyError
 from experiments.grid.notes import Notes
-from experiments.study.study import POLICIES, PRETRAINED, Cell, Expert, Point, line, points_of, single, together
+from experiments.study.points import POLICIES, PRETRAINED, Cell, Expert, Point, line, points_of, single, together
 from experiments.unival.pocket.families import families
 from experiments.unival.pocket.kinds import KINDS
 from experiments.unival.pocket.pretrainings import COMPARISONS, comparisons_of, tasks_of

@@ -14,7 +14,7 @@ from torch import nn
 
 from experiments.errors import StudyError
 from experiments.grid.subject import Score
-from experiments.study.study import Cell, Expert
+from experiments.study.points import Cell, Expert
 from experiments.unival.setups import Setup
 from merge import Checkpoint, Input, recalibrate_batchnorm
 from unival_core import (

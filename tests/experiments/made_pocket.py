@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from experiments.study.study import Expert
+from experiments.study.points import Expert
 from experiments.unival.pocket.backbone import fresh_model
 from experiments.unival.pocket.data import world_tokenizer
 from experiments.unival.setups import PocketSetup

@@ -26,7 +26,7 @@ from experiments.pages.figures.style import (
     tidy,
 )
 from experiments.statistics.curves import Line, lines_between
-from experiments.study.study import PRETRAINED
+from experiments.study.points import PRETRAINED
 from merge import share_label
 
 Pair = tuple[str, str]

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from experiments.grid.escapes import figure as shown
 from experiments.grid.rows import Records, is_made_of, mean_of
-from experiments.study.study import PRETRAINED
+from experiments.study.points import PRETRAINED
 
 GREY, GREEN = "#666666", "#009E73"
 SMALL, TEXT = 7.5, 8.5  # points

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.errors import StudyError
-from experiments.study.study import Expert
+from experiments.study.points import Expert
 from experiments.unival.pocket.backbone import inflate
 from experiments.unival.pocket.cache import fetch, keep, key_of
 from experiments.unival.pocket.costs import measured

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from experiments.errors import StudyError
-from experiments.study.study import PRETRAINED, Expert
+from experiments.study.points import PRETRAINED, Expert
 from experiments.unival.pocket.families import families
 from experiments.unival.pocket.pipeline import Pocket, shared_out
 from experiments.unival.pocket.pretrainings import BACKBONE, COMPARISONS, TRAININGS, Training

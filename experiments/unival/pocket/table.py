@@ -11,7 +11,7 @@ import numpy as np
 
 from experiments.grid.rows import Row, append_row, content_key, read_rows
 from experiments.pages.tables import pivot, to_markdown
-from experiments.study.study import Expert
+from experiments.study.points import Expert
 from experiments.unival.pocket.data import rows_digest
 from experiments.unival.pocket.experts import expert_file
 from experiments.unival.pocket.pipeline import Pocket, file_digest, in_processes, open_model, timed

@@ -23,7 +23,7 @@ import unival_core.commands
 from experiments.commands import COMMANDS, app
 from experiments.grid.rows import read_rows
 from experiments.grid.subject import Score
-from experiments.study.study import Cell
+from experiments.study.points import Cell
 from experiments.unival.setups import PocketSetup
 from experiments.unival.studies import STUDIES
 from experiments.unival.subject import UnivalSubject

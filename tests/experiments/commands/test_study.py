@@ -14,7 +14,7 @@ from experiments.grid import engines
 from experiments.grid.rows import Row, append_row
 from experiments.grid.rows import read_rows as rows_of
 from experiments.statistics.selection import Best, save_best
-from experiments.study.study import Expert
+from experiments.study.points import Expert
 from experiments.unival.setups import PocketSetup
 from experiments.unival.studies import STUDIES
 from tests.experiments.made_pocket import TINY, copied

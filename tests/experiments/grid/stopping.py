@@ -28,7 +28,7 @@ from experiments.grid.grid import Grid, Summary, run_cells
 from experiments.grid.notes import Notes
 from experiments.grid.rows import read_rows, read_scores
 from experiments.grid.subject import Score
-from experiments.study.study import Cell, Expert, line, points_of
+from experiments.study.points import Cell, Expert, line, points_of
 from merge.commands.process import ending_on_signals
 
 EXPERTS = {name: Expert(name, name, "plain") for name in ("up", "down")}

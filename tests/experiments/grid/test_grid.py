@@ -24,7 +24,7 @@ from experiments.pages.views import open_study
 from experiments.search.cells import Mixture
 from experiments.search.driver import search
 from experiments.statistics.selection import best_points
-from experiments.study.study import Expert, single
+from experiments.study.points import Expert, single
 from experiments.unival.setups import PocketSetup
 from experiments.unival.studies import Choice
 from experiments.unival.subject import UnivalSubject, mixed

@@ -11,7 +11,7 @@ from experiments.errors import StudyError
 from experiments.grid.engines.local import evaluate
 from experiments.grid.grid import Grid, run_cells
 from experiments.grid.rows import read_rows
-from experiments.study.study import Expert
+from experiments.study.points import Expert
 from experiments.unival.published import (
     BPE_PAGE,
     CHECKPOINTS_PAGE,

@@ -7,7 +7,7 @@ from PIL import Image
 
 from experiments.errors import StudyError
 from experiments.pages.views import open_study, read_samples
-from experiments.study.study import Expert
+from experiments.study.points import Expert
 from experiments.unival.samples import make_samples, shares_of_image
 from experiments.unival.setups import PocketSetup
 from experiments.unival.subject import UnivalSubject

@@ -11,7 +11,7 @@ from experiments.commands import app
 from experiments.errors import StudyError
 from experiments.pages.figures import draw
 from experiments.pages.views import open_study
-from experiments.study.study import Cell, Expert, Point, lattice, single
+from experiments.study.points import Cell, Expert, Point, lattice, single
 from experiments.unival.pocket import kinds
 from experiments.unival.pocket.kinds import KINDS, step_of, with_parents
 from experiments.unival.pocket.pipeline import Pocket

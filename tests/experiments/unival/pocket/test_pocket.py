@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from experiments.commands import app
 from experiments.errors import StudyError
 from experiments.grid.rows import read_rows, read_scores
-from experiments.study.study import Expert
+from experiments.study.points import Expert
 from experiments.unival.pocket import backbone
 from experiments.unival.pocket.backbone import (
     cell_loss,

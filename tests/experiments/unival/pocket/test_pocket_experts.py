@@ -15,7 +15,7 @@ import torch
 
 import merge
 from experiments.errors import StudyError
-from experiments.study.study import Expert
+from experiments.study.points import Expert
 from experiments.unival.pocket.backbone import fresh_model
 from experiments.unival.pocket.cache import user_cache
 from experiments.unival.pocket.data import world_tokenizer

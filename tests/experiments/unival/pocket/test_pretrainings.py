@@ -15,7 +15,7 @@ from experiments.grid.engines import engine_named
 from experiments.grid.grid import Grid, experts_of, run_cells
 from experiments.pages.tables import study_tables
 from experiments.pages.views import open_study, read_notes
-from experiments.study.study import Expert
+from experiments.study.points import Expert
 from experiments.unival.costs import costs_table
 from experiments.unival.pocket.backbone import fresh_model
 from experiments.unival.pocket.costs import measured

@@ -1,0 +1,1 @@
+"""Running a study of any model, and what came out of it."""
