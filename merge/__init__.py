@@ -40,6 +40,7 @@ _HOME = {
     "activation_matching": "tools.align",
     "activation_statistics": "tools.batchnorm",
     "align_checkpoint": "tools.align",
+    "alone": "checkpoint.atomic",
     "apply_adapters": "tools.adapters.over_base",
     "apply_permutation": "tools.align",
     "average": "engine.memory",
@@ -76,6 +77,7 @@ _HOME = {
 __all__ = ["MergeError", "MergeWarning", "__version__", *_HOME]
 
 if TYPE_CHECKING:
+    from merge.checkpoint.atomic import alone
     from merge.checkpoint.digest import digest
     from merge.checkpoint.open import Checkpoint, open_checkpoint
     from merge.checkpoint.save import save_checkpoint

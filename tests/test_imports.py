@@ -21,7 +21,7 @@ OPTIONAL = {  # extras, imported by the function that needs them
     "merge/tools/align/assignment.py": {"scipy"},
 }
 FROM_MERGE = {  # all that unival_core may use
-    *("Checkpoint", "open_checkpoint", "save_checkpoint", "MergeError"),
+    *("Checkpoint", "open_checkpoint", "save_checkpoint", "alone", "MergeError"),
     *("Alignment", "PermutationSpec", "align_checkpoint", "patterns", "permutation_spec"),
 }
 LONGEST = 400  # lines of a file

@@ -24,13 +24,12 @@ import pandas as pd
 from tqdm import tqdm
 
 from experiments.errors import StudyError
-from experiments.grid.lines import alone
 from experiments.grid.notes import Notes, write_notes
 from experiments.grid.rows import ROW_DIGEST, Row, append_row, content_key, names_in, read_rows, read_scores
 from experiments.grid.subject import Subject, opened
 from experiments.grid.worker import Done, Job, keys_of, kind_of
 from experiments.study.points import Cell, Expert
-from merge import digest
+from merge import alone, digest
 
 EVALUATION = 1  # to be raised when a change of the code changes scores
 ROWS = "rows.jsonl"
@@ -152,7 +151,6 @@ def run_cells(grid: Grid, cells: Sequence[Cell], folder: Path, engine: Engine, *
 
     Two runs in one folder follow each other; the second says on stderr that it waits.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     with alone(folder):
         return _run_cells(grid, cells, folder, engine, progress)
 

@@ -1,17 +1,13 @@
-"""Files of JSON lines: append-only, whole after any kill or full disk, and one run at a time in their folder."""
+"""Files of JSON lines: append-only, whole after any kill or full disk."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import sys
 import warnings
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
-
-from tqdm import tqdm
 
 from experiments.errors import StudyError
 
@@ -19,27 +15,6 @@ try:
     import fcntl
 except ImportError:  # Windows has no advisory locks: one writer at a time is then the user's care
     fcntl = None
-
-
-@contextlib.contextmanager
-def alone(folder: Path) -> Generator[None]:
-    """Keep other runs out of a folder while this one works in it; where one works there, say so and wait for it.
-
-    The lock is on the folder itself and leaves no file. It ends with the process, also with one that is killed.
-    """
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        if fcntl is not None:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                tqdm.write(f"another run works in {folder}: waiting until it is done", file=sys.stderr)
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-            except OSError:  # a file system without locks: one run at a time is then the user's care
-                pass
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def entries(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

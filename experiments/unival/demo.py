@@ -58,7 +58,9 @@ def run_demo(folder: Path, name: str = "quick", processes: int = 2, *, progress:
     if name not in DEMOS:
         raise StudyError(f"no demo {name!r}: choose one of {', '.join(DEMOS)}")
     demo = DEMOS[name]
-    make_start(Pocket(folder, demo.preset, SEED), progress=progress)
+    pocket = Pocket(folder, demo.preset, SEED)
+    with pocket.alone():
+        make_start(pocket, progress=progress)
     subject = UnivalSubject(PocketSetup(folder), demo.limit)
     for study, choice in demo.studies.items():
         known = study_named(study)

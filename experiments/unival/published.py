@@ -133,7 +133,7 @@ class BaseSetup:
         if not file.exists():
             raise StudyError(f"{file} is missing: see {page_of(file)}")
         record = self.folder / "digests.json"
-        known: dict[str, list[str]] = json.loads(record.read_text()) if record.exists() else {}
+        known = known_digests(record)
         status = file.stat()
         mark = f"{status.st_size} {status.st_mtime_ns}"
         if known.get(str(file), [""])[0] != mark:
@@ -167,6 +167,15 @@ class BaseSetup:
         models = sum(len(cell.point.held) if cell.point.method == "ensemble" else 1 for cell in cells)
         hours = models * rows * PUBLISHED_SECONDS / 3600
         return f"about {hours:.1f} GPU hours with {rows} rows a cell, at the published {PUBLISHED_SECONDS} s a row"
+
+
+def known_digests(record: Path) -> dict[str, list[str]]:
+    """Return what was computed before; nothing where that is broken, as it is computed again."""
+    with suppress(OSError, ValueError, RecursionError):
+        known = json.loads(record.read_bytes())
+        pairs = known.items() if isinstance(known, dict) else ()
+        return {file: pair for file, pair in pairs if isinstance(pair, list) and list(map(type, pair)) == [str, str]}
+    return {}
 
 
 def page_of(file: Path) -> str:

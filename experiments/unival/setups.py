@@ -7,7 +7,6 @@ methods raise StudyError where a file is missing, with its name and the way to g
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -41,11 +40,7 @@ class PocketSetup:
     def pocket(self, seed: int | None = None) -> Pocket:
         """Return the pocket in the folder, or that of a seed's experts; those of the folder's own seed may lie in
         itself."""
-        record = self.folder / "pocket.json"
-        if not record.is_file():
-            raise StudyError(f"{self.folder} has no pocket models: make them, unival-merge pocket {self.folder}")
-        made = json.loads(record.read_text())
-        root = Pocket(self.folder, made["preset"], made["seed"])
+        root = Pocket.read(self.folder)
         own = root if seed is None else root.with_seed(seed)
         return own if own.folder.exists() or root.seed != seed else root
 

@@ -1,4 +1,4 @@
-"""Outputs that appear whole or not at all: one lock a target, temporary siblings, fsync, rename."""
+"""Outputs that appear whole or not at all: one lock a target, temporary siblings, fsync, rename; folders locked."""
 
 from __future__ import annotations
 
@@ -69,6 +69,28 @@ def replacing(
             except BaseException:  # Ctrl-C while tidying up: finish that first
                 _tidy(pairs, target, lock)
                 raise
+
+
+@contextlib.contextmanager
+def alone(folder: str | Path) -> Generator[None]:
+    """Make a folder and keep other runs out of it while this one works there; where one does, say so and wait for it.
+
+    The lock is on the folder itself and leaves no file. It ends with the process, also with one that is killed. A run
+    that held it may have moved or removed the folder: this one then has a new one.
+    """
+    folder = Path(folder)
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            if not _may_hold(descriptor):
+                logging.getLogger(__name__).warning("another run works in %s: waiting until it is done", folder)
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if _is(folder, descriptor):
+                yield
+                return
+        finally:
+            os.close(descriptor)
 
 
 def check_target(
@@ -163,7 +185,7 @@ def _tidy(partials: Iterable[Path], target: Path, lock: list[int]) -> None:
 
 
 def _may_hold(descriptor: int) -> bool:
-    """Whether nobody else has a lock: taking one's own again changes nothing."""
+    """Take a lock, or one's own again; whether nobody else has it."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -20,15 +20,18 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextlib.contextmanager
-def ending_on_signals() -> Generator[None]:
+def ending_on_signals() -> Generator[list[int]]:
     """Turn Ctrl-C, SIGTERM and SIGHUP into SystemExit(128 + n), so that what is half-written is tidied away.
 
-    A signal that is ignored stays so: `nohup` is to outlive the terminal, a background job its shell's Ctrl-C.
+    A signal that is ignored stays so: `nohup` is to outlive the terminal, a background job its shell's Ctrl-C. Yields
+    a list, which holds n once a signal came: what an import makes of it may be another error.
     """
+    came: list[int] = []
     before = {number: signal.getsignal(number) for number in SIGNALS}
     heard = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
 
     def stop(number: int, frame: object) -> None:
+        came.append(number)
         for other in heard:  # tidying up takes a moment and is not to be cut short
             signal.signal(other, signal.SIG_IGN)
         told = "interrupted" if number == signal.SIGINT else f"stopped by {signal.Signals(number).name}"
@@ -39,7 +42,7 @@ def ending_on_signals() -> Generator[None]:
     for number in heard:
         signal.signal(number, stop)
     try:
-        yield
+        yield came
     finally:
         for number in heard:
             signal.signal(number, before[number])

@@ -13,7 +13,7 @@ import re
 import shlex
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from types import UnionType
@@ -92,6 +92,7 @@ class Group(TyperGroup):
     entries: ClassVar[Mapping[str, Command]] = {}
     errors: ClassVar[tuple[type[Exception], ...]] = ()
     at_hand: Any = None  # the command that is being run: errors name its options
+    came: Sequence[int] = ()  # the signal that ended it
 
     def list_commands(self, ctx: Any) -> list[str]:
         """The first words of the commands."""
@@ -141,7 +142,9 @@ class Group(TyperGroup):
         except typer.Abort:  # Ctrl-C outside of `run`, which makes it an exit
             told, code = "interrupted", 130
         except Exception as error:
-            told, code = explained(error)
+            told, code = ("", 1) if self.came else explained(error)
+        if self.came:  # a signal, in the middle of an import that then fails: it was told
+            sys.exit(128 + self.came[0])
         typer.echo(printable(told), err=True)
         sys.exit(code)
 
@@ -285,8 +288,9 @@ def run(program: typer.Typer) -> None:
     check_folder()
     # Imports and plans make objects that stay: looking through them for garbage costs a quarter of a second.
     gc.set_threshold(100_000, 50, 50)
-    command = typer.main.get_command(program)
-    with ending_on_signals(), patient_streams() as outlets:
+    command: Any = typer.main.get_command(program)
+    with ending_on_signals() as came, patient_streams() as outlets:
+        command.came = came
         code: Any = 0
         try:
             command(prog_name="unival-merge")

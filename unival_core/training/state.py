@@ -41,7 +41,7 @@ class RunFolder:
         if overwrite:
             self._clear()
         elif record.exists():
-            there = json.loads(record.read_text())
+            there = self.record()
             if differing := sorted(name for name in {*there, *wanted} if there.get(name) != wanted.get(name)):
                 name = differing[0]
                 raise UnivalError(
@@ -54,6 +54,17 @@ class RunFolder:
         partial = record.with_name(f"{_RUN}.partial")
         partial.write_text(json.dumps(wanted, indent=1) + "\n")
         partial.replace(record)
+
+    def record(self) -> dict[str, Any]:
+        """Return what the run in the folder is; UnivalError where its record is broken."""
+        path = self.path / _RUN
+        try:
+            there = json.loads(path.read_bytes())
+        except (OSError, ValueError, RecursionError) as error:
+            raise UnivalError(f"{path} cannot be read ({error}): remove {self.path} to train anew") from None
+        if not (isinstance(there, dict) and isinstance(there.get("options"), dict)):
+            raise UnivalError(f"{path} is not the record of a run: remove {self.path} to train anew")
+        return there
 
     def weights(self, update: int) -> Path:
         """Return the file of the weights after an update."""
@@ -70,9 +81,15 @@ class RunFolder:
         self._forget_weights(self.weights(state["update"]))
 
     def load_state(self) -> dict[str, Any] | None:
-        """Tell where the run stands; None at its beginning."""
+        """Tell where the run stands; None at its beginning. UnivalError where the file is broken."""
         file = self.path / _STATE
-        return torch.load(file, weights_only=True, map_location="cpu") if file.exists() else None
+        if not file.exists():
+            return None
+        try:
+            return torch.load(file, weights_only=True, map_location="cpu")
+        except Exception as error:  # of a broken file, torch raises what its parts happen to
+            first = str(error).partition("\n")[0]
+            raise UnivalError(f"{file} cannot be read ({first}): remove it to train from the first update") from None
 
     def finish(self) -> None:
         """Remove what only a run under way needs."""
@@ -97,10 +114,13 @@ class MetricsFile:
     def __init__(self, path: Path, columns: list[str], update: int) -> None:
         kept: list[dict[str, str]] = []
         if path.exists():
-            with path.open(newline="") as file:
-                kept = [
-                    row for row in csv.DictReader(file) if None not in row.values() and int(row["update"]) <= update
-                ]
+            try:
+                with path.open(newline="") as file:
+                    kept = [
+                        row for row in csv.DictReader(file) if None not in row.values() and int(row["update"]) <= update
+                    ]
+            except (OSError, ValueError, KeyError, csv.Error) as error:
+                raise UnivalError(f"{path} is not the table of a run ({error}): move it away") from None
         self._file = path.with_suffix(".partial").open("w", newline="")
         self._writer = csv.DictWriter(self._file, columns, lineterminator="\n")
         self._writer.writeheader()

@@ -22,6 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+from merge import alone
 from unival_core.checkpoint import load_model, save_model
 from unival_core.config import CONFIGS
 from unival_core.data.batch import Batch, Example, collate
@@ -68,33 +69,37 @@ def train(
     (`training/state.py` lists its files). `weights` are the tasks' shares of every batch, equal by default. `record` is
     what else tells this run from others (digests, recipe name). Where the same run was stopped in `folder` it goes on
     and ends with the same bits; where it is finished nothing happens. Another run there raises UnivalError unless
-    `overwrite`. The model is changed in place; no random generator is left as it was.
+    `overwrite`; while one trains there, this one waits. The model is changed in place; no random generator is left as
+    it was.
     """
     team = team or Team()
     run = Run(model, tokenizer, data, options, RunFolder(folder), weights=weights, team=team, workers=workers)
-    if team.leads:
-        run.folder.open(
-            {"options": asdict(options), "data": run.stream.state_dict()["made_of"], **(record or {})},
-            overwrite=overwrite,
-        )
-    team.wait()
-    if run.folder.last.exists():
-        return run.folder.best if run.folder.best.exists() else run.folder.last
-    run.resume()
-    with Log(run, tensorboard=tensorboard, progress=progress) as log:
-        for update, examples in zip(range(run.update + 1, run.total + 1), run.stream, strict=False):
-            log.add(run.step(update, examples))
-            last = update == run.total
-            if validate is not None and (last or is_due(update, options.validate_every)):
-                log.add({"validation": run.validate(validate)})
-            log.end(update)
-            if not last and is_due(update, options.save_every):
-                run.save()
-    if team.leads:
-        run.save_weights(run.folder.last)
-        run.folder.finish()
-    team.wait()
+    made_of = {"options": asdict(options), "data": run.stream.state_dict()["made_of"], **(record or {})}
+    with alone(run.folder.path) if team.leads else nullcontext():
+        if team.leads:
+            run.folder.open(made_of, overwrite=overwrite)
+        team.wait()
+        if not run.folder.last.exists():
+            run.resume()
+            with Log(run, tensorboard=tensorboard, progress=progress) as log:
+                learn(run, validate, log)
+            if team.leads:
+                run.save_weights(run.folder.last)
+                run.folder.finish()
+            team.wait()
     return run.folder.best if run.folder.best.exists() else run.folder.last
+
+
+def learn(run: Run, validate: Validate | None, log: Log) -> None:
+    """Do the updates that are left of a run, and from time to time validate and save."""
+    for update, examples in zip(range(run.update + 1, run.total + 1), run.stream, strict=False):
+        log.add(run.step(update, examples))
+        last = update == run.total
+        if validate is not None and (last or is_due(update, run.options.validate_every)):
+            log.add({"validation": run.validate(validate)})
+        log.end(update)
+        if not last and is_due(update, run.options.save_every):
+            run.save()
 
 
 def is_due(update: int, every: int) -> bool:

@@ -37,7 +37,7 @@ from experiments.unival.pocket.pipeline import (
 from experiments.unival.pocket.pretrainings import Training
 from merge import Input, Options, Recipe, read_recipe, run
 from unival_core import train
-from unival_core.training import TrainOptions
+from unival_core.training import RunFolder, TrainOptions
 
 
 def make_models(pocket: Pocket, processes: int = 2, *, progress: bool = True) -> None:
@@ -51,15 +51,17 @@ def make_experts(
     """Make whatever is missing of the experts and of all they depend on; return their files by their ids.
 
     Steps run `processes` at a time, each on one thread, which is faster than one at a time on several and gives the
-    same bits anywhere. Killed, it goes on where it stopped. Finished runs are taken from the folder `cache` and put
-    there, if given. Raises StudyError where a run was made of other weights, files or settings than it would be now.
+    same bits anywhere. Killed, it goes on where it stopped; two at once follow each other. Finished runs are taken from
+    the folder `cache` and put there, if given. Raises StudyError where a run was made of other weights, files or
+    settings than it would be now.
     """
     experts = list(experts)
     steps = with_parents([step_of(pocket, expert) for expert in experts])  # says what is wrong before anything is made
-    make_start(pocket, pretrained=not steps or any(step.training is None for step in steps), progress=progress)
-    refuse_stale(pocket, steps)
-    jobs = [(pocket, step, cache) for step in steps if not is_done(pocket, step)]
-    in_processes(make, jobs, processes, "experts", progress=progress, first=parent_jobs)
+    with pocket.alone():
+        make_start(pocket, pretrained=not steps or any(step.training is None for step in steps), progress=progress)
+        refuse_stale(pocket, steps)
+        jobs = [(pocket, step, cache) for step in steps if not is_done(pocket, step)]
+        in_processes(make, jobs, processes, "experts", progress=progress, first=parent_jobs)
     return {expert.id: expert_file(pocket, expert) for expert in experts}
 
 
@@ -134,7 +136,7 @@ def refuse_stale(pocket: Pocket, steps: Iterable[Step]) -> None:
         if any(ancestor in stale for ancestor in with_parents(step.parents)):
             stale[step] = ""
         elif start_of(pocket, step).exists():
-            difference = differing(json.loads(known.read_text()), made_of(pocket, step))
+            difference = differing(RunFolder(known.parent).record(), made_of(pocket, step))
             stale |= {step: difference} if difference else {}
     if stale:
         folders = [str(file_of(pocket, step).parent) for step in stale]

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,11 +33,12 @@ from experiments.unival.pocket.backbone import fresh_model, inflate, train_backb
 from experiments.unival.pocket.data import Files, world_tokenizer
 from experiments.unival.pocket.families import families
 from experiments.unival.world.build import make_world
-from merge import digest, open_checkpoint
+from merge import alone, digest, open_checkpoint
 from unival_core import CONFIGS, TASKS, TOKENIZER_KEY, UnivalModel, load_model, load_tokenizer, save_model, train
 from unival_core.training import BACKBONE, STAGES, TrainOptions
 
 SHIPPED = Path(__file__).with_name("pretrained.safetensors")
+RECORD = "pocket.json"  # in the folder of a pocket: which one it is
 Call = tuple[Any, ...]
 
 
@@ -81,6 +82,21 @@ class Pocket:
         if self.preset not in PRESETS:
             raise StudyError(f"no preset {self.preset!r}: choose one of {', '.join(PRESETS)}")
 
+    @classmethod
+    def read(cls, folder: Path) -> Pocket:
+        """Return the pocket that was made in a folder; StudyError where none was, or its record is broken."""
+        record = folder / RECORD
+        if not record.is_file():
+            raise StudyError(f"{folder} has no pocket models: make them, unival-merge pocket {folder}")
+        try:
+            made = json.loads(record.read_bytes())
+            return cls(folder, str(made["preset"]), int(made["seed"]))
+        except (OSError, ValueError, TypeError, KeyError, RecursionError, StudyError) as error:
+            told = str(error) or type(error).__name__
+            raise StudyError(
+                f"{record} does not tell which pocket this is ({told}): remove it, make the pocket again"
+            ) from None
+
     @property
     def plan(self) -> Preset:
         """Return the preset."""
@@ -103,21 +119,33 @@ class Pocket:
             return SHIPPED
         return (self.start or self).folder / "pretraining" / STAGES["pocket"][-1].name / "last.safetensors"
 
+    def alone(self) -> AbstractContextManager[None]:
+        """Keep others out of the folder, with all seeds, while something is made there; wait for who is at work."""
+        return alone((self.start or self).folder)
+
     def with_seed(self, seed: int) -> Pocket:
         """Return experts of another seed, in a folder of their own, from this pocket's world and pretrained model."""
         return Pocket(self.folder / f"seed-{seed}", self.preset, seed, self)
 
 
 def make_start(pocket: Pocket, *, pretrained: bool = True, progress: bool = True) -> None:
-    """Make world, backbone and, if wanted, the pretrained model, whatever of them is missing."""
+    """Make world, backbone and, if wanted, the pretrained model, whatever of them is missing.
+
+    Nobody else may be at work in the folder: see `Pocket.alone`.
+    """
     if pocket.start is not None:
         make_start(pocket.start, pretrained=pretrained, progress=progress)
     pocket.folder.mkdir(parents=True, exist_ok=True)
-    record = pocket.folder / "pocket.json"
-    wanted = json.dumps({"preset": pocket.preset, "seed": pocket.seed})
-    if record.exists() and record.read_text() != wanted:
-        raise StudyError(f"{pocket.folder} holds {record.read_text()}, not {wanted}: choose another folder")
-    record.write_text(wanted)
+    record = pocket.folder / RECORD
+    if record.exists():
+        there = Pocket.read(pocket.folder)
+        if (there.preset, there.seed) != (pocket.preset, pocket.seed):
+            made, wanted = (f"preset {one.preset}, seed {one.seed}" for one in (there, pocket))
+            raise StudyError(f"{pocket.folder} holds {made}, not {wanted}: choose another folder")
+    else:
+        partial = record.with_suffix(".partial")
+        partial.write_text(json.dumps({"preset": pocket.preset, "seed": pocket.seed}))
+        partial.replace(record)
     if pocket.start is None:
         done = pocket.preset == "quick" or (pretrained and pocket.pretrained.exists())
         for step in [write_world] if done else [write_world, make_backbone, pretrain][: 2 + pretrained]:

@@ -48,13 +48,14 @@ def cells(pocket: Pocket) -> list[Measurement]:
 def write_table(pocket: Pocket, split: str = "test", processes: int = 2, *, progress: bool = True) -> Path:
     """Evaluate what is missing in rows.jsonl and write table.md. Only finished rows count when it is stopped."""
     rows, table = pocket.folder / "rows.jsonl", pocket.folder / f"table-{split}.md"
-    known = set() if not rows.exists() else set(read_rows(rows)["key"])
-    jobs = [(pocket, cell, split) for cell in cells(pocket) if cell_key(pocket, cell, split) not in known]
-    in_processes(measure, jobs, processes, "table", progress=progress)
-    for task in pocket.plan.experts:
-        for row in blind_rows(pocket, task, split):
-            if row.key not in known:
-                append_row(rows, row)
+    with pocket.alone():
+        known = set() if not rows.exists() else set(read_rows(rows)["key"])
+        jobs = [(pocket, cell, split) for cell in cells(pocket) if cell_key(pocket, cell, split) not in known]
+        in_processes(measure, jobs, processes, "table", progress=progress)
+        for task in pocket.plan.experts:
+            for row in blind_rows(pocket, task, split):
+                if row.key not in known:
+                    append_row(rows, row)
     found = read_rows(rows)
     found = found[found["split"] == split]
     order = [*("pretrained", *pocket.plan.experts), MAJORITY, WORDS]

@@ -1,6 +1,5 @@
 """`make_world`: pools of scenes, the files cut from them, and `world.json`, all or nothing."""
 
-import os
 import shutil
 from collections.abc import Iterable, Iterator
 from importlib.metadata import version
@@ -15,6 +14,7 @@ from experiments.unival.world.rows import Order
 from experiments.unival.world.stock import Stocks, stream
 from experiments.unival.world.tables import SHEET, FileRecord, Row, World, write_rows
 from experiments.unival.world.tasks import SIZES, TASKS, read_rows
+from merge import alone
 
 __all__ = ["make_world"]
 
@@ -41,25 +41,32 @@ def make_world(
     `full` has every file, `quick` the same ones but for what only pretraining reads (backbone, pretrain splits),
     `micro` a dozen rows of each. `domains="split"` gives tasks images of different domains. The same
     arguments give the same bytes. Raises StudyError for unknown arguments and where something is in the way; another
-    world is replaced with `overwrite`. Nothing appears under the name `folder` before all is written.
+    world is replaced with `overwrite`. Nothing appears under the name `folder` before all is written, beside it; while
+    another one is written there, this one waits.
     """
     folder = Path(folder)
     for name, value, known in (("size", size, SIZES), ("domain set", domains, DOMAINS)):
         if value not in known:
             raise StudyError(f"no {name} '{value}': choose one of {', '.join(known)}")
+    if folder.name in ("", ".."):
+        raise StudyError(f"{folder} is no name for a world: name a new folder")
     if seed < 0:
         raise StudyError(f"the seed of a world is at least 0, not {seed}")
     _check_free(folder, overwrite)
-    partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        world = _write_files(partial, (seed, size, domains), progress)
-        (partial / "world.json").write_text(world.to_json())
-        if folder.exists() and overwrite:
-            shutil.rmtree(folder)
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    partial = folder.with_name(f".{folder.name}.partial-world")
+    with alone(partial):
+        try:
+            _check_free(folder, overwrite)  # again: who was here before may have made it
+            for path in partial.iterdir():  # of a run that was killed
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            world = _write_files(partial, (seed, size, domains), progress)
+            (partial / "world.json").write_text(world.to_json())
+            if folder.exists() and overwrite:
+                shutil.rmtree(folder)
+            partial.rename(folder)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
     return folder
 
 

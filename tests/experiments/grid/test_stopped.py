@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -17,8 +16,8 @@ import pytest
 from experiments.errors import StudyError
 from experiments.grid.engines.local import evaluate
 from experiments.grid.grid import run_cells
-from experiments.grid.lines import alone
 from experiments.grid.rows import read_rows
+from merge import alone
 from tests import ROOT
 from tests.experiments.grid.stopping import FULL, make_experts, plan, run, told
 
@@ -89,7 +88,7 @@ def command_of(pid: int) -> bytes:
         return b""
 
 
-def test_the_second_run_in_a_folder_waits_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_second_run_in_a_folder_waits_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     make_experts(tmp_path / "experts")
     (tmp_path / "rows").mkdir()
     done: list[str] = []
@@ -105,7 +104,7 @@ def test_the_second_run_in_a_folder_waits_and_says_so(tmp_path: Path, capsys: py
         assert list((tmp_path / "rows").iterdir()) == []
     waiting.join(30)
     assert done[0].startswith("22 cells evaluated")
-    assert capsys.readouterr().err == f"another run works in {tmp_path / 'rows'}: waiting until it is done\n"
+    assert caplog.messages == [f"another run works in {tmp_path / 'rows'}: waiting until it is done"]
 
 
 def test_runs_at_once_evaluate_every_cell_once(tmp_path: Path) -> None:
@@ -123,18 +122,6 @@ def test_runs_at_once_evaluate_every_cell_once(tmp_path: Path) -> None:
     assert sorted(found) == [0, 0, 22]
     assert len((tmp_path / "rows" / "rows.jsonl").read_text().splitlines()) == 22
     assert len(told(tmp_path / "rows")) == 22
-
-
-def test_a_lock_ends_with_a_killed_run(tmp_path: Path) -> None:
-    code = "import sys, time; from pathlib import Path; from experiments.grid.lines import alone\n"
-    code += "with alone(Path(sys.argv[1])): print('in', flush=True); time.sleep(60)"
-    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE)
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"in\n"
-    process.kill()
-    process.communicate()
-    with alone(tmp_path):
-        assert os.listdir(tmp_path) == []
 
 
 def test_an_engine_is_closed_where_a_row_cannot_be_written(tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ import shutil
 import signal
 import stat
 import subprocess
+import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,8 +16,9 @@ import torch
 from safetensors.torch import save_file
 
 import merge
-from merge import MergeError, load_checkpoint
+from merge import MergeError, alone, load_checkpoint
 from merge.checkpoint.atomic import replacing
+from tests import ROOT
 from tests.merge.handmade import assert_tensors, random_tensor
 from tests.merge.outputs import caught_at_work, check_recipe, content, interpolate, leftovers, write_pair
 from tests.merge.running import Server
@@ -390,3 +393,36 @@ def test_names_with_signs_of_patterns(tmp_path: Path) -> None:
         partial.write_text("new")
     assert (tmp_path / "a[1]").read_text() == "new"
     assert sorted(path.name for path in tmp_path.iterdir()) == [".a1.partial-0", "a[1]"]
+
+
+# -- a folder for one run ----------------------------------------------------------------------------------------------
+
+
+def test_a_run_that_waits_for_a_folder_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    order: list[str] = []
+
+    def second() -> None:
+        with alone(tmp_path / "new" / "run"):
+            order.append("second")
+
+    with alone(tmp_path / "new" / "run"):
+        waiting = threading.Thread(target=second)
+        waiting.start()
+        waiting.join(0.2)
+        order.append("first")
+        (tmp_path / "new" / "run").rename(tmp_path / "moved")  # the second then has one of its own
+    waiting.join(10)
+    assert order == ["first", "second"]
+    assert caplog.messages == [f"another run works in {tmp_path / 'new' / 'run'}: waiting until it is done"]
+    assert os.listdir(tmp_path / "new" / "run") == []
+
+
+def test_the_lock_of_a_folder_ends_with_a_killed_run(tmp_path: Path) -> None:
+    code = "import sys, time, merge\nwith merge.alone(sys.argv[1]): print('in', flush=True); time.sleep(60)"
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, cwd=ROOT)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"in\n"
+    process.kill()
+    process.communicate()
+    with alone(tmp_path):
+        assert os.listdir(tmp_path) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import signal
 import subprocess
@@ -31,6 +32,20 @@ def test_signals_while_it_computes_leave_nothing(tmp_path: Path, command: Server
     ended = running.wait()
     assert (ended.code, ended.err) == (128 + number, f"{TOLD[number]}: nothing was left half-written\n")
     assert content(tmp_path) == before
+
+
+@pytest.mark.parametrize("error", [merge.MergeError("aligning needs SciPy"), KeyError("w")], ids=["ours", "unforeseen"])
+def test_a_signal_that_an_import_takes_for_its_own_failure(error: Exception, monkeypatch) -> None:
+    """Compiled modules turn whatever comes while they are imported into an ImportError, and that is told as missing."""
+
+    def importing() -> None:
+        with contextlib.suppress(SystemExit):
+            signal.raise_signal(signal.SIGTERM)
+        raise error
+
+    monkeypatch.setattr(looking, "methods", importing)
+    ended = here("methods")
+    assert (ended.code, ended.err) == (143, f"{TOLD[signal.SIGTERM]}: nothing was left half-written\n")
 
 
 def test_a_signal_that_is_ignored_stays_ignored(tmp_path: Path, command: Server) -> None:

@@ -6,15 +6,18 @@ Processes that are killed or that train together run `main`.
 import json
 import multiprocessing
 import os
+import shutil
 import socket
 import time
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import torch
 
+from merge import alone
 from tests.unival_core.training.made_run import (
     PLAIN,
     SAME,
@@ -71,6 +74,43 @@ def wait_until(condition, process):
         assert process.is_alive(), "the process ended by itself"
         assert time.monotonic() < deadline, "nothing happens"
         time.sleep(0.02)
+
+
+def test_two_runs_in_one_folder_follow_each_other(tables, tmp_path, caplog):
+    """The second waits, finds the first one's weights, and does nothing."""
+    ends = []
+    with alone(tmp_path / "run"):
+        threads = [Thread(target=lambda: ends.append(run(tables, tmp_path / "run", PLAIN)[1])) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        threads[0].join(0.3)
+        assert os.listdir(tmp_path / "run") == []
+    for thread in threads:
+        thread.join(60)
+    assert ends == [tmp_path / "run" / "last.safetensors"] * 2
+    assert set(caplog.messages) == {f"another run works in {tmp_path / 'run'}: waiting until it is done"}
+    assert len(losses(tmp_path / "run")) == PLAIN.updates
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        ("run.json", "{", r"run.json cannot be read \(.*\): remove .*run to train anew"),
+        ("run.json", "[]", r"run.json is not the record of a run: remove .*run to train anew"),
+        ("state.pt", "PK", r"state.pt cannot be read \(.*\): remove it to train from the first update"),
+        ("metrics.csv", "update\nx\n", r"metrics.csv is not the table of a run \(.*\): move it away"),
+    ],
+)
+def test_broken_records_are_one_line(tables, tmp_path, name, text, told):
+    """Each is named, and what is said to do helps."""
+    folder = tmp_path / "run"
+    _, path = run(tables, folder, PLAIN)
+    path.unlink()
+    (folder / name).write_text(text)
+    with pytest.raises(UnivalError, match=f"^{folder}/{told}$"):
+        run(tables, folder, PLAIN)
+    shutil.rmtree(folder) if "anew" in told else (folder / name).unlink()
+    assert run(tables, folder, PLAIN)[1] == path
 
 
 def test_a_finished_run_is_left_alone(tables, tmp_path):

@@ -1,6 +1,8 @@
 """The pocket pipeline on a dozen rows of everything: each step once, resumable, and the table made from rows alone."""
 
 import json
+import os
+import threading
 from dataclasses import asdict, replace
 
 import pytest
@@ -26,6 +28,7 @@ from experiments.unival.pocket.data import Files, world_tokenizer
 from experiments.unival.pocket.experts import expert_file, make_models
 from experiments.unival.pocket.pipeline import PRESETS, SHIPPED, Pocket, file_digest
 from experiments.unival.pocket.table import BLANK, MAJORITY, WORDS, most_common, write_table
+from experiments.unival.setups import PocketSetup
 from experiments.unival.world.build import make_world
 from experiments.unival.world.tables import read_world
 from unival_core.checkpoint import load_model
@@ -76,10 +79,7 @@ def test_a_second_call_does_nothing(made):
     before = modified(made.folder)
     make_models(made, 1, progress=False)
     table = write_table(made, "test", 1, progress=False)
-    assert {path for path, time in modified(made.folder).items() if before[path] != time} <= {
-        table,
-        made.folder / "pocket.json",
-    }
+    assert {path for path, time in modified(made.folder).items() if before[path] != time} <= {table}
 
 
 def test_experts_differ_from_the_pretrained_model_by_what_may_be_trained(made):
@@ -115,6 +115,36 @@ def test_the_table_names_every_row(made):
 def test_the_command_prints_the_table(made):
     done = CliRunner().invoke(app, ["pocket", str(made.folder), "--preset", "micro", "--processes", "1"])
     assert (done.exit_code, done.stdout) == (0, (made.folder / "table-test.md").read_text() + "\n")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "\xff", '{"preset": "micro"}', '{"preset": [], "seed": 0}', '{"preset": "micro", "seed": "x"}'],
+)
+def test_a_broken_record_is_one_line(tmp_path, text):
+    (tmp_path / "pocket.json").write_text(text, encoding="latin-1")
+    for ask in (
+        lambda: PocketSetup(tmp_path).pocket(0),
+        lambda: make_models(Pocket(tmp_path, "micro"), progress=False),
+    ):
+        with pytest.raises(
+            StudyError, match=r"pocket.json does not tell which pocket this is \([^\n]+make the pocket"
+        ) as told:
+            ask()
+        assert "\n" not in str(told.value)
+    assert os.listdir(tmp_path) == ["pocket.json"]
+
+
+def test_the_second_pocket_in_a_folder_waits(made, caplog):
+    done = []
+    with made.alone():
+        waiting = threading.Thread(target=lambda: done.append(write_table(made, "test", 1, progress=False)))
+        waiting.start()
+        waiting.join(0.3)
+        assert not done
+    waiting.join(60)
+    assert done
+    assert caplog.messages == [f"another run works in {made.folder}: waiting until it is done"]
 
 
 def test_presets_do_not_share_a_folder(made):

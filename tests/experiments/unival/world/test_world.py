@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 import wave
 from collections import Counter
@@ -30,6 +31,7 @@ from experiments.unival.world.scenes import Pool, load_scans, motion_path, sampl
 from experiments.unival.world.sheet import contact_sheet
 from experiments.unival.world.tables import LAYOUTS, read_world, weighted, weights
 from experiments.unival.world.tasks import TASKS, read_rows
+from merge import alone
 from tests import ROOT
 from unival_core.tasks import TASKS as CORE_TASKS
 
@@ -154,8 +156,35 @@ def test_a_killed_make_leaves_nothing_that_looks_finished(tmp_path):
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    assert [path.name for path in tmp_path.iterdir()] == [f"w.partial-{process.pid}"]
+    assert [path.name for path in tmp_path.iterdir()] == [".w.partial-world"]
     assert not list(tmp_path.rglob("world.json"))
+    (tmp_path / ".w.partial-world" / "old.tsv").touch()
+    made = make_world(tmp_path / "w", size="micro")  # sweeps it away
+    assert [path.name for path in tmp_path.iterdir()] == ["w"]
+    assert not (made / "old.tsv").exists()
+
+
+def test_two_worlds_of_one_name_follow_each_other(tmp_path, caplog):
+    """The second one waits until the first is there, and is refused like any other that comes later."""
+    ends = []
+
+    def second():
+        with pytest.raises(StudyError, match="exists: choose another folder or pass --overwrite"):
+            make_world(tmp_path / "w", size="micro")
+        ends.append("refused")
+
+    with alone(tmp_path / ".w.partial-world"):  # as `make_world` does
+        waiting = threading.Thread(target=second)
+        waiting.start()
+        waiting.join(0.3)
+        assert waiting.is_alive()
+        (tmp_path / ".w.partial-world" / "world.json").touch()
+        (tmp_path / ".w.partial-world").rename(tmp_path / "w")
+    waiting.join(30)
+    assert ends == ["refused"]
+    assert caplog.messages == [f"another run works in {tmp_path / '.w.partial-world'}: waiting until it is done"]
+    assert [path.name for path in tmp_path.iterdir()] == ["w"]
+    assert os.listdir(tmp_path / "w") == ["world.json"]
 
 
 def test_what_is_in_the_way_is_refused(world, tmp_path):
@@ -189,11 +218,12 @@ def test_a_world_is_replaced_on_request_with_what_was_derived_from_it(tmp_path):
         ({"size": "huge"}, "no size 'huge': choose one of full, quick, micro"),
         ({"domains": "all"}, "no domain set 'all': choose one of shared, split"),
         ({"seed": -1}, "at least 0, not -1"),
+        ({"folder": "."}, "name a new folder"),
     ],
 )
 def test_unknown_arguments_are_named(tmp_path, arguments, message):
     with pytest.raises(StudyError, match=message):
-        make_world(tmp_path / "w", **arguments)
+        make_world(**{"folder": tmp_path / "w", **arguments})
 
 
 def test_a_missing_scikit_learn_is_told(monkeypatch):
