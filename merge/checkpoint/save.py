@@ -12,7 +12,6 @@ import zlib
 from collections.abc import Generator, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from merge.checkpoint.atomic import replacing
 from merge.checkpoint.folder import SHARD
@@ -21,11 +20,8 @@ from merge.checkpoint.formats.format import Glimpse, Layout, OutputFile, Specs, 
 from merge.checkpoint.formats.tensors import TensorEntry, raw_bytes
 from merge.checkpoint.open import Checkpoint, open_checkpoint, specs, suffixes
 from merge.checkpoint.parts import accounts, lay_out_parts
-from merge.checkpoint.source import Source, opened
+from merge.checkpoint.source import Source, dense, opened
 from merge.errors import MergeError
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 SHARD_SIZE = 5_000_000_000  # bytes, of a folder where no size is asked for
 _KEPT_OPEN = 256  # files; of a folder with more each is opened for every block
@@ -121,7 +117,7 @@ def save_checkpoint(
         raise MergeError(f"metadata={str(metadata)[:80]}: must be texts by name")
     if shard_size is not None and (type(shard_size) is not int or shard_size < 1):
         raise MergeError(f"shard_size={shard_size!r}: must be a number of bytes")
-    tensors = {name: _dense(name, value) for name, value in opened(source, section).items()}
+    tensors = {name: dense(value, name) for name, value in opened(source, section).items()}
     described = specs(tensors)
     tied: dict[Hashable, list[str]] = {}
     for name, spec in described.items():
@@ -136,17 +132,6 @@ def save_checkpoint(
         finally:
             writer.release()
     return output
-
-
-def _dense(name: str, value: Any) -> Tensor:
-    import torch
-    from torch import Tensor
-
-    if not isinstance(value, Tensor):
-        raise MergeError(f"{name} is a {type(value).__name__}, not a tensor")
-    if value.layout != torch.strided or value.is_quantized or value.device.type == "meta":
-        raise MergeError(f"{name} is a {value.layout} tensor on {value.device}: only dense ones can be saved")
-    return value.detach()
 
 
 def suffix_like(path: Path) -> str:

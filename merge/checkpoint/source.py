@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeAlias, cast
 
 from merge.checkpoint.names import idle_rules, new_names
 from merge.checkpoint.open import Checkpoint, open_checkpoint, specs
-from merge.errors import MergeError
+from merge.errors import MergeError, shortened
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -31,12 +31,12 @@ def opened(source: Source, section: str = "auto", name: str = "") -> StateDict:
         return open_checkpoint(source, section)
     if isinstance(source, Checkpoint):
         return source
-    from torch import Tensor, nn
+    from torch import nn
 
-    if isinstance(source, nn.Module):
-        state = source.state_dict()
-        return {key: value.detach() for key, value in state.items() if isinstance(value, Tensor)}
     called = f"{name}: " if name else ""
+    if isinstance(source, nn.Module):
+        state: dict[str, object] = source.state_dict()
+        return {key: dense(value, called + key) for key, value in state.items() if not key.endswith("_extra_state")}
     if not isinstance(source, Mapping):
         raise MergeError(
             f"{called}{type(source).__name__} is no checkpoint: give a path, an open Checkpoint, a state dict or a "
@@ -44,12 +44,24 @@ def opened(source: Source, section: str = "auto", name: str = "") -> StateDict:
         )
     if isinstance(source, dict):  # other mappings may read from a disk: their values are looked at when they are used
         for key, value in cast("dict[object, object]", source).items():
-            if not isinstance(key, str) or not isinstance(value, Tensor):
-                raise MergeError(
-                    f"{called}{str(key)[:80]!r} of this dict is a {type(value).__name__}, not a tensor: give the part "
-                    "that holds the tensors by name"
-                )
+            if not isinstance(key, str):
+                raise MergeError(f"{called}the key {shortened(key)} of this dict is no name of a tensor")
+            dense(value, called + key)
     return source
+
+
+def dense(value: object, name: str) -> Tensor:
+    """Give a tensor without its history. Raises MergeError for what is none, has no values or is not dense."""
+    import torch
+
+    if not isinstance(value, torch.Tensor):
+        raise MergeError(f"{name} is a {type(value).__name__}, not a tensor: give the part that holds tensors by name")
+    if value.device.type == "meta":
+        raise MergeError(f"{name} is on the device meta, without values: load the checkpoint onto a real device first")
+    if value.layout != torch.strided or value.is_quantized or value.is_nested:
+        way = "dequantize()" if value.is_quantized else "to_padded_tensor(0.0)" if value.is_nested else "to_dense()"
+        raise MergeError(f"{name} is not dense, as tensors have to be here: give what its {way} gives")
+    return value.detach()
 
 
 def renamed(source: Source, rules: str | Sequence[str], section: str = "auto") -> StateDict:

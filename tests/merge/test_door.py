@@ -122,10 +122,9 @@ VECTOR = TaskVector.between(STATE, {"w": torch.ones(2)})
     ("call", "message"),
     [
         (lambda: merge.interpolate(1, STATE, 0.5), "first: int is no checkpoint: give a path, an open Checkpoint"),
-        (
-            lambda: merge.interpolate({"model": STATE}, STATE, 0.5),
-            "first: 'model' of this dict is a dict, not a tensor",
-        ),
+        (lambda: merge.interpolate({"model": STATE}, STATE, 0.5), "first: model is a dict, not a tensor"),
+        (lambda: merge.average([STATE, nn.Linear(2, 2, device="meta")]), "1: weight is on the device meta, without"),
+        (lambda: merge.average([{"w": torch.eye(2).to_sparse()}]), "0: w is not dense, as tensors have to be here"),
         (lambda: merge.average(nn.Linear(1, 1)), "several checkpoints are needed"),
         (lambda: merge.average("a.pt"), "several checkpoints are needed, by name or in a list, not one str"),
         (lambda: merge.task_arithmetic(STATE, [VECTOR], 1.0), "a task vector is applied to its base first"),

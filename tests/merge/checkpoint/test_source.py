@@ -78,7 +78,7 @@ STATE = {"w": torch.zeros(2)}
     ("call", "message"),
     [
         (lambda out: merge.load_checkpoint(3), "int is no checkpoint: give a path, an open Checkpoint"),
-        (lambda out: merge.load_checkpoint({"model": STATE}), "'model' of this dict is a dict, not a tensor"),
+        (lambda out: merge.load_checkpoint({"model": STATE}), "model is a dict, not a tensor"),
         (lambda out: merge.digest([STATE]), "list is no checkpoint"),
         (lambda out: merge.open_checkpoint(STATE), "the checkpoint to open must be a path, not a dict"),
         (lambda out: merge.save_checkpoint(None, out), "NoneType is no checkpoint"),
