@@ -13,8 +13,8 @@ from merge.commands import one_of
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from experiments.search.driver import History
-    from experiments.search.space import Space
+    from experiments.searches.driver import History
+    from experiments.searches.space import Space
 
 
 def search(
@@ -44,9 +44,9 @@ def search(
     unival-merge study search interpolation pocket-full --only vqa+caption --method adaptive --budget 7
     """
     from experiments.grid.grid import Grid
-    from experiments.search.cells import Mixture
-    from experiments.search.driver import search as look
-    from experiments.search.space import Space
+    from experiments.searches.cells import Mixture
+    from experiments.searches.driver import search as look
+    from experiments.searches.space import Space
     from experiments.unival.studies import Choice, study_named
     from experiments.unival.subject import UnivalSubject
 

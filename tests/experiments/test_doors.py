@@ -14,7 +14,7 @@ from experiments.statistics.selection import Best
 from tests import ROOT
 
 WORDS = r"vqa|grounding|caption|entailment|pocket|vanilla|ratatouille|fusing|UnivalModel"
-WINGS = ("study", "grid", "search", "statistics", "pages")
+WINGS = ("study", "grid", "searches", "results", "statistics", "pages")
 GENERIC = [path for wing in WINGS for path in sorted((ROOT / "experiments" / wing).rglob("*.py"))]
 
 

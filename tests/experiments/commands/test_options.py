@@ -9,8 +9,8 @@ import unival_core.commands.options as of_the_model
 from experiments.commands import app, options
 from experiments.grid.engines import ENGINES
 from experiments.pages.tables import FORMATS
-from experiments.search.searches import SEARCHES
-from experiments.search.space import OBJECTIVES
+from experiments.searches.methods import SEARCHES
+from experiments.searches.space import OBJECTIVES
 from experiments.unival.demo import DEMOS
 from experiments.unival.pocket.pipeline import PRESETS
 from experiments.unival.setups import SETUPS

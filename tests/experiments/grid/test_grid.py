@@ -21,8 +21,8 @@ from experiments.grid.worker import Worker
 from experiments.pages.report import write_report
 from experiments.pages.tables import FORMATS, written
 from experiments.pages.views import open_study
-from experiments.search.cells import Mixture
-from experiments.search.driver import search
+from experiments.searches.cells import Mixture
+from experiments.searches.driver import search
 from experiments.statistics.selection import best_points
 from experiments.study.points import Expert, single
 from experiments.unival.setups import PocketSetup

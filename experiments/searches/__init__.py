@@ -1,4 +1,4 @@
 """Search of merging coefficients: `driver.search` asks a method for points, evaluates what is new, tells it the scores.
 
-`searches` propose, `space` says what a point is and what it is worth, `cells` binds a search to the grid.
+`methods` propose, `space` says what a point is and what it is worth, `cells` binds a search to the grid.
 """

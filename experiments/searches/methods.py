@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from experiments.errors import StudyError
-from experiments.search.space import Space, Trial
+from experiments.searches.space import Space, Trial
 from experiments.statistics.fronts import hypervolume
 from experiments.study.points import lattice
 

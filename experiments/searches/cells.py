@@ -10,7 +10,7 @@ from experiments.errors import StudyError
 from experiments.grid.grid import ROWS, Grid, known_rows, run_cells
 from experiments.grid.subject import Subject
 from experiments.grid.worker import Done, Job, Worker, check_device, one_thread
-from experiments.search.space import Scores, Shares, Space
+from experiments.searches.space import Scores, Shares, Space
 from experiments.study.points import Cell, Expert, merged, single
 from merge import share_label
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from experiments.errors import StudyError
-from experiments.search.searches import SEARCHES
-from experiments.search.space import OBJECTIVES, Key, Scores, Shares, Space, Trial
+from experiments.searches.methods import SEARCHES
+from experiments.searches.space import OBJECTIVES, Key, Scores, Shares, Space, Trial
 from experiments.statistics.fronts import relative_hypervolume
 
 

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments.errors import StudyError
-from experiments.search.driver import History, search
-from experiments.search.searches import SEARCHES, onto_simplex
-from experiments.search.space import OBJECTIVES, Space
+from experiments.searches.driver import History, search
+from experiments.searches.methods import SEARCHES, onto_simplex
+from experiments.searches.space import OBJECTIVES, Space
 
 PAIR = Space({"vqa": "vqa", "caption": "caption"})
 TRIPLE = Space({"vqa": "vqa", "caption": "caption", "grounding": "refcoco"}, steps=20)

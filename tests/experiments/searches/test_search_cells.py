@@ -10,9 +10,9 @@ from experiments.grid.engines.local import evaluate
 from experiments.grid.grid import Grid, run_cells
 from experiments.grid.notes import Notes, read_notes, write_notes
 from experiments.grid.rows import read_rows
-from experiments.search.cells import Mixture
-from experiments.search.driver import search
-from experiments.search.searches import SEARCHES
+from experiments.searches.cells import Mixture
+from experiments.searches.driver import search
+from experiments.searches.methods import SEARCHES
 from experiments.unival.setups import PocketSetup
 from experiments.unival.studies import STUDIES, Choice
 from experiments.unival.subject import UnivalSubject
