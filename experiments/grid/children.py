@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Generator, Iterable
 from multiprocessing.process import BaseProcess
+from typing import Any
 
 TERMINAL = {signal.SIGINT, signal.SIGHUP}  # what a terminal sends to all processes of a command
 
@@ -30,6 +31,7 @@ def shielded() -> Generator[None]:
 def be_child() -> None:
     """Make this process a child: SIGTERM ends it tidily, and it comes from itself when the parent is gone."""
     signal.signal(signal.SIGTERM, _end)
+    sys.unraisablehook = _once_more
     for number in TERMINAL:
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_follow, daemon=True).start()
@@ -47,6 +49,15 @@ def end(children: Iterable[BaseProcess]) -> None:
 def _end(number: int, _: object) -> None:
     signal.signal(number, signal.SIG_IGN)  # tidying up is not to be cut short
     sys.exit(128 + number)
+
+
+def _once_more(dropped: Any) -> None:
+    """Let the signal come again where its exception was raised in a finaliser, where Python drops it."""
+    if dropped.exc_type is SystemExit:
+        signal.signal(signal.SIGTERM, _end)
+        threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    else:
+        sys.__unraisablehook__(dropped)
 
 
 def _follow() -> None:

@@ -10,12 +10,14 @@ import shlex
 import signal
 import sys
 import tempfile
+import threading
 import traceback
 import warnings
 from collections.abc import Generator
 from typing import IO, Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+AGAIN = 0.05  # seconds until a signal comes again whose exception was dropped
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -27,23 +29,44 @@ def ending_on_signals() -> Generator[list[int]]:
     a list, which holds n once a signal came: what an import makes of it may be another error.
     """
     came: list[int] = []
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    heard = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
+    is_ending = False
+    again: list[threading.Timer] = []
 
     def stop(number: int, frame: object) -> None:
-        came.append(number)
-        for other in heard:  # tidying up takes a moment and is not to be cut short
-            signal.signal(other, signal.SIG_IGN)
-        told = "interrupted" if number == signal.SIGINT else f"stopped by {signal.Signals(number).name}"
-        with contextlib.suppress(OSError, RuntimeError):  # the latter where it came in the middle of another print
-            print(f"{told}: nothing was left half-written", file=sys.stderr, flush=True)
-        raise SystemExit(128 + number)
+        nonlocal is_ending
+        if is_ending:  # tidying up takes a moment and is not to be cut short
+            return
+        is_ending = True
+        if not came:
+            came.append(number)
+            told = "interrupted" if number == signal.SIGINT else f"stopped by {signal.Signals(number).name}"
+            with contextlib.suppress(OSError, RuntimeError):  # the latter where it came in the middle of another print
+                print(f"{told}: nothing was left half-written", file=sys.stderr, flush=True)
+        raise SystemExit(128 + came[0])
 
+    def lost(dropped: Any) -> None:
+        if came and dropped.exc_type is SystemExit:  # in a finaliser, where Python drops what is raised
+            again.append(threading.Timer(AGAIN, once_more))
+            again[-1].start()
+        else:
+            hook(dropped)
+
+    def once_more() -> None:
+        nonlocal is_ending
+        is_ending = False
+        os.kill(os.getpid(), came[0])
+
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    heard = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
+    hook, sys.unraisablehook = sys.unraisablehook, lost
     for number in heard:
         signal.signal(number, stop)
     try:
         yield came
     finally:
+        for timer in again:
+            timer.cancel()
+        sys.unraisablehook = hook
         for number in heard:
             signal.signal(number, before[number])
 

@@ -10,10 +10,12 @@ import threading
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from experiments.errors import StudyError
+from experiments.grid.children import _once_more
 from experiments.grid.engines.local import evaluate
 from experiments.grid.grid import run_cells
 from experiments.grid.rows import read_rows
@@ -68,6 +70,18 @@ def test_no_worker_outlives_its_run(tmp_path: Path, number: signal.Signals) -> N
     assert process.returncode == (-number if number == signal.SIGKILL else 128 + number), errors.decode()
     assert b"Traceback" not in errors
     assert not any(command_of(pid) for pid in workers)  # of one that nobody has waited for yet nothing is left
+
+
+def test_a_signal_that_python_drops_comes_again() -> None:
+    """What a signal raises in a finaliser of a child is dropped; the child would go on."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        _once_more(SimpleNamespace(exc_type=SystemExit))
+        with pytest.raises(SystemExit) as ended:
+            time.sleep(10)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert ended.value.code == 143
 
 
 def children(pid: int) -> set[int]:

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,25 @@ def test_a_signal_that_an_import_takes_for_its_own_failure(error: Exception, mon
     monkeypatch.setattr(looking, "methods", importing)
     ended = here("methods")
     assert (ended.code, ended.err) == (143, f"{TOLD[signal.SIGTERM]}: nothing was left half-written\n")
+
+
+@pytest.mark.parametrize("number", NUMBERS, ids=lambda number: number.name)
+def test_a_signal_in_a_finaliser_is_not_lost(number: signal.Signals, monkeypatch) -> None:
+    """Python drops what is raised there; the command would go on, deaf to every further signal."""
+
+    class Held:
+        def __del__(self) -> None:
+            signal.raise_signal(number)
+
+    def working() -> None:
+        Held()
+        time.sleep(10)
+
+    before = signal.getsignal(number), sys.unraisablehook
+    monkeypatch.setattr(looking, "methods", working)
+    ended = here("methods")
+    assert (ended.code, ended.err) == (128 + number, f"{TOLD[number]}: nothing was left half-written\n")
+    assert (signal.getsignal(number), sys.unraisablehook) == before
 
 
 def test_a_signal_that_is_ignored_stays_ignored(tmp_path: Path, command: Server) -> None:
