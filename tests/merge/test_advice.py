@@ -22,7 +22,8 @@ ARGUMENT = re.compile(r"(?<![\w.'(\[])([a-z_]+)=(?=True\b|\.{3}|'|\"|\[|\{)")
 # Arguments of formats' own functions and of other programs, which are told where one calls them.
 OTHERS = {"requires_grad", "weights_only"}
 # Commands that merge by a policy; `doctor` speaks of the merge to come.
-MERGING = ["merge", "interpolate", "average", "task-arithmetic", "slerp", "sweep", "extract", "graft", "doctor"]
+MERGING = ["merge", "interpolate", "average", "task-arithmetic", "slerp", "sweep", "run"]
+MERGING += ["extract", "graft", "doctor"]
 
 
 def texts() -> Iterator[tuple[str, str]]:

@@ -174,10 +174,10 @@ def remedied(code: str, place: Path) -> tuple[dict[str, Tensor], list[Any]]:
     ]
     (advice,) = [item.advice for item in doctor(pair, names=LABELS).findings if item.code == code]
     option = re.search(
-        r"(--[\w-]+)(?: ('[^']*'|[^\s,;:]+))?", in_options(advice, _page("average", COMMANDS["average"]))
+        r"(--[\w-]+)(?: ('[^']*'|[^\s,;]+))?", in_options(advice, _page("average", COMMANDS["average"]))
     )
     assert option is not None, advice
-    given = [option[1]] if option[1] == "--dequantize" else [option[1], option[2].strip("'")]
+    given = [option[1]] if option[1] == "--dequantize" else [option[1], option[2].strip("':")]
     outcome = command("average", *paths, "--name", "a", "--name", "b", *given, "-o", place / "out.safetensors")
     assert outcome.code == 0, outcome
     return merge.load_checkpoint(place / "out.safetensors"), pair
@@ -204,6 +204,14 @@ def test_following_the_advice_for_rows(tmp_path: Path) -> None:
         first, second = (merge.load_checkpoint(path) for path in pair)
         assert torch.equal(made[name], first[name])
         assert torch.equal(made["fc.weight"], torch.lerp(first["fc.weight"], second["fc.weight"], 0.5))
+
+
+def test_following_the_advice_for_prefixes(tmp_path: Path) -> None:
+    made, pair = remedied("names-prefixed", tmp_path)
+    first, second = pair
+    assert list(made) == list(first)
+    for name, other in zip(first, second, strict=True):
+        assert torch.equal(made[name], torch.lerp(first[name], second[other], 0.5))
 
 
 def test_following_the_advice_for_indices(tmp_path: Path) -> None:
@@ -252,3 +260,13 @@ def test_a_tie_that_a_live_model_would_lose(tmp_path: Path) -> None:
     live: nn.Module = Carrier(model(0))
     with pytest.raises(merge.MergeError, match=r"tied to embed_tokens.weight"):
         merge.LinearPath(live, *tied(tmp_path))
+
+
+def test_following_the_advice_for_codebooks_and_eight_bit_floats(tmp_path: Path) -> None:
+    for code in ("codebooks", "eight-bit-floats"):
+        (tmp_path / code).mkdir()
+        made, (first, second) = remedied(code, tmp_path / code)
+        for name, value in made.items():
+            middle = torch.lerp(first[name].float(), second[name].float(), 0.5)
+            assert torch.equal(value, first[name] if code == "codebooks" and "quantize" in name else middle.to(value))
+        assert code == "codebooks" or made["w"].dtype == torch.bfloat16
