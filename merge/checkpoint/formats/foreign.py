@@ -47,12 +47,17 @@ class Foreign:
 _AGAIN = "download or copy it again"
 _UNPACK = "unpack it and give the checkpoint that is in it"
 _BEFORE = "merge the checkpoint that it was made of"
-_KERAS = "load it with Keras and save {weight.path: weight.numpy()} with safetensors.numpy.save_file"
-_TENSORFLOW = "read it with tensorflow.train.load_checkpoint and save the arrays with safetensors.numpy.save_file"
-_FLAX = (
-    "read it with flax.serialization.msgpack_restore, join the keys with "
-    "flax.traverse_util.flatten_dict(tree, sep='.') and save the arrays with safetensors.flax.save_file"
+_KERAS = (
+    "load it with Keras, model = keras.saving.load_model(FILE) (weights alone: model.load_weights(FILE)), and save "
+    "{w.path: w.numpy() for w in model.weights} with safetensors.numpy.save_file"
 )
+_TENSORFLOW = "read it with tensorflow.train.load_checkpoint and save the arrays with safetensors.numpy.save_file"
+_SAVE_TREE = (
+    "save flax.traverse_util.flatten_dict(tree['params'], sep='.') (tree, where it is nothing but arrays) with "
+    "safetensors.flax.save_file"
+)
+_FLAX = f"read it, tree = flax.serialization.msgpack_restore(open(FILE, 'rb').read()), and {_SAVE_TREE}"
+_ORBAX = f"read it, tree = orbax.checkpoint.PyTreeCheckpointer().restore(FOLDER), and {_SAVE_TREE}"
 _PICKLE = "load it with the program that wrote it, if you trust it, and save the arrays with numpy.savez"
 _TEXT = rb"(?![^\x00]*\x00)"  # no zero byte among the first ones
 
@@ -93,8 +98,8 @@ FOREIGN: dict[str, Foreign] = {
     ),
     "gguf": Foreign(
         "a GGUF file (llama.cpp)",
-        f"{_BEFORE}, or write it back with transformers: "
-        "AutoModelForCausalLM.from_pretrained(FOLDER, gguf_file=FILE).save_pretrained(OUT)",
+        f"{_BEFORE}, or, under llama.cpp's names, save {{t.name: gguf.dequantize(t.data, t.tensor_type) for t in "
+        "gguf.GGUFReader(FILE).tensors} with safetensors.numpy.save_file",
         rb"GGUF",
     ),
     "ggml": Foreign("a GGML file (llama.cpp or whisper.cpp, old)", _BEFORE, rb"lmgg|tjgg|fmgg|algg"),
@@ -126,7 +131,10 @@ FOREIGN: dict[str, Foreign] = {
     "tflite": Foreign("a TensorFlow Lite model", _BEFORE, rb"....TFL3", names=("*.tflite",)),
     "tensorrt": Foreign("a TensorRT engine", _BEFORE, rb"ftrt|ptrt", names=("*.engine",)),
     "matlab": Foreign(
-        "a MATLAB file", "load it with scipy.io and save the arrays with numpy.savez", rb"MATLAB 5\.0 MAT", beside=True
+        "a MATLAB file",
+        "numpy.savez('OUT.npz', **{k: v for k, v in scipy.io.loadmat(FILE).items() if k[0] != '_'}) writes its arrays",
+        rb"MATLAB 5\.0 MAT",
+        beside=True,
     ),
     "sentencepiece": Foreign(
         "a SentencePiece tokenizer, not weights",
@@ -173,7 +181,7 @@ FOREIGN: dict[str, Foreign] = {
     ),
     "orbax": Foreign(
         "a part of an Orbax checkpoint",
-        "restore it with orbax.checkpoint and save the arrays with safetensors.flax.save_file",
+        _ORBAX,
         names=("manifest.ocdbt", "_checkpoint_metadata", "_metadata", "_sharding"),
     ),
     "pickle": Foreign(

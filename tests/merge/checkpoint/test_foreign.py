@@ -9,7 +9,6 @@ import pickle
 import resource
 import struct
 import tarfile
-import warnings
 import zipfile
 from pathlib import Path
 
@@ -106,24 +105,6 @@ def test_every_kind_is_whole() -> None:
         assert kind.what, key
         assert kind.advice, key
         assert kind.signature or kind.inside or kind.names, key
-
-
-def test_the_remedies_of_programs_and_arrays_work(tmp_path: Path) -> None:
-    model = torch.nn.Linear(2, 2)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.jit.save(torch.jit.trace(model, torch.zeros(1, 2)), tmp_path / "m.pt")
-    with pytest.raises(MergeError, match=r"torch\.save\(torch\.jit\.load\(FILE\)\.state_dict\(\), OUT\)"):
-        open_checkpoint(tmp_path / "m.pt")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.save(torch.jit.load(tmp_path / "m.pt").state_dict(), tmp_path / "out.pt")
-    assert_tensors(
-        open_checkpoint(tmp_path / "out.pt"), {key: value.detach() for key, value in model.state_dict().items()}
-    )
-    np.save(tmp_path / "a.npy", np.ones(3, np.float32))
-    np.savez(tmp_path / "a.npz", w=np.load(tmp_path / "a.npy"))
-    assert_tensors(open_checkpoint(tmp_path / "a.npz"), {"w": torch.ones(3)})
 
 
 # -- dtypes without arithmetic ---------------------------------------------------------------------------------------

@@ -173,9 +173,7 @@ def remedied(code: str, place: Path) -> tuple[dict[str, Tensor], list[Any]]:
         for item, name in zip(pair, LABELS, strict=True)
     ]
     (advice,) = [item.advice for item in doctor(pair, names=LABELS).findings if item.code == code]
-    option = re.search(
-        r"(--[\w-]+)(?: ('[^']*'|[^\s,;]+))?", in_options(advice, _page("average", COMMANDS["average"]))
-    )
+    option = re.search(r"(--[\w-]+)(?: ('[^']*'|[^\s,;]+))?", in_options(advice, _page("average", COMMANDS["average"])))
     assert option is not None, advice
     given = [option[1]] if option[1] == "--dequantize" else [option[1], option[2].strip("':")]
     outcome = command("average", *paths, "--name", "a", "--name", "b", *given, "-o", place / "out.safetensors")
