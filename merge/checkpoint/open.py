@@ -198,8 +198,7 @@ class Found:
         if section == "auto":
             section = content.default or sections[0]
             if not content.default and len(sections) > 1:
-                advice = f"choose one, as section={sections[0]!r}"
-                advice = f"{content.advice}; {advice}" if content.advice else advice
+                advice = content.advice or f"choose one, as section={sections[0]!r}"
                 raise MergeError(f"{path}: has several sections with weights: {self._listed()}; {advice}")
         if section not in sections:
             raise MergeError(f"{path}: has no section {section!r} with weights; it has {self._listed()}")

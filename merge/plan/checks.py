@@ -17,8 +17,9 @@ from merge.plan.rows import VOCABULARY, Assembly, Vocabulary, by_position, growi
 if TYPE_CHECKING:
     from torch import Tensor
 
-# BatchNorm's count of seen batches: the only integers that differ between experts for a good reason.
-COUNTER = "num_batches_tracked"
+# What BatchNorm, moving averages (LitEma) and torch's AveragedModel have counted: the only integers that differ between
+# experts for a good reason.
+COUNTERS = ("num_batches_tracked", "num_updates", "n_averaged")
 # fairseq notes the version of a module's layout as a floating tensor: it says what the others mean.
 _VERSION = re.compile(r"(.*\.)?version")
 

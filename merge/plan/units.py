@@ -19,7 +19,7 @@ from merge.checkpoint.scaled import stated
 from merge.checkpoint.source import StateDict
 from merge.errors import MergeError
 from merge.plan.checks import (
-    COUNTER,
+    COUNTERS,
     Case,
     conflict,
     equal,
@@ -49,7 +49,7 @@ from merge.plan.rows import VOCABULARY, Assembly, by_token, patches_for
 if TYPE_CHECKING:
     import torch
 
-BATCHNORM = ("running_mean", "running_var", COUNTER)
+BATCHNORM = ("running_mean", "running_var", "num_batches_tracked")
 
 Kind = Literal["merge", "copy", "maximum"]
 
@@ -257,7 +257,7 @@ def _unit(names: tuple[str, ...], case: Case) -> tuple[Unit | None, str]:
     if problem:
         return None, problem
     if never_merged(name, first):
-        if name.endswith(COUNTER) and assembly is None:
+        if name.endswith(COUNTERS) and assembly is None:
             return Unit(names, "maximum", sources, first.element, shape, why), ""
         problem = integer_problem(name, sources, assembly, case)
         return Unit(names, "copy", sources if assembly else sources[:1], first.element, shape, why, assembly), problem

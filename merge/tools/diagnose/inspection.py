@@ -13,7 +13,7 @@ from merge.checkpoint.formats.tensors import TensorEntry
 from merge.checkpoint.open import Checkpoint, find_checkpoint
 from merge.checkpoint.owned import recipe_path
 from merge.errors import MergeError
-from merge.plan.checks import COUNTER
+from merge.plan.checks import COUNTERS
 from merge.plan.findings.kinds import counted
 from merge.recipe.json import read_recipe
 from merge.recipe.shares import describe
@@ -219,7 +219,7 @@ def _lines(seen: Inspection) -> list[str]:
         lines += _table("modules", (*seen.modules, Group("total", *_numbers(seen.total))))
         lines += _table("dtypes", seen.dtypes)
     lines += part("ties", [" = ".join(names) for names in seen.ties])
-    counters = [item for item in seen.integers if item.name.endswith(COUNTER)]
+    counters = [item for item in seen.integers if item.name.endswith(COUNTERS[0])]
     integers = [f"{item.name}  {item.kind}" for item in seen.integers if item not in counters]
     lines += part("integers", integers + ([counted(len(counters), "BatchNorm counter")] if counters else []))
     lines += part("metadata", [f"{key}: {value}" for key, value in seen.metadata.items()])

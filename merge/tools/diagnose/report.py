@@ -9,7 +9,7 @@ from typing import Any
 from merge.checkpoint.scaled import dequantized, stated
 from merge.checkpoint.source import Source, opened
 from merge.errors import MergeError
-from merge.plan.checks import COUNTER
+from merge.plan.checks import COUNTERS
 from merge.plan.findings import ORDER, Facts, Finding, accepted, examine
 from merge.plan.policy import Policy, policy_of
 from merge.plan.units import decisions, plan
@@ -97,7 +97,7 @@ def doctor(
     differing = [
         name
         for name, item in measured.items()
-        if not (item.floating or name.endswith(COUNTER) or all(c.equal for c in item.contrasts.values()))
+        if not (item.floating or name.endswith(COUNTERS) or all(c.equal for c in item.contrasts.values()))
         and len({spec[name].element for spec in described}) == 1
     ]
     relations = relate_all(facts, measured)

@@ -250,7 +250,9 @@ def test_published_layout(tmp_path: Path) -> None:
     assert_tensors(ema, weights(53, torch.float32), ordered=True)
     listed = r"model \(10 tensors\), extra_state\.ema \(10 tensors\), extra_state\.ema_fp32_params \(10 tensors\)"
     usual = r"published VQA experts are evaluated with extra_state\.ema"
-    several = rf"_best\.pt: has several sections with weights: {listed}; {usual}; choose one, as section='model'$"
+    several = (
+        rf"_best\.pt: has several sections with weights: {listed}; {usual}; choose one, as section='extra_state\.ema'$"
+    )
     with pytest.raises(MergeError, match=several):
         open_checkpoint(path)
     with pytest.raises(MergeError, match=rf"no section 'ema' with weights; it has {listed}$"):

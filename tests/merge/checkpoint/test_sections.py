@@ -65,12 +65,13 @@ SEVERAL: dict[str, tuple[Any, str]] = {
     "esrgan": ({"params": W, "params_ema": E}, r"params \(2 tensors\), params_ema \(2 tensors\); .* use params_ema"),
     "stylegan": (
         {"g": W, "d": {"x": torch.ones(2, 2)}, "g_ema": E},
-        r"g \(2 .*d \(1 tensor\), g_ema.*sample with g_ema",
+        r"g \(2 .*d \(1 tensor\), g_ema.*sample with g_ema; choose one, as section='g_ema'",
     ),
     "published": (
         {"model": W, "extra_state": {"ema": E}},
         r"published VQA experts are evaluated with extra_state\.ema",
     ),
+    "a model called opt": ({"visual": W, "opt_model": E}, r"visual \(2 tensors\), opt_model \(2 tensors\)"),
     "many": ({f"m{i}": W | {"i": torch.tensor(i)} for i in range(30)}, r"m19 \(3 tensors\) and 10 more"),
 }
 

@@ -162,6 +162,12 @@ def test_integers_of_other_widths_are_an_error() -> None:
     assert "int64 in vqa and int32 in caption" in refused(named("n", dtype=torch.int64), named("n", dtype=torch.int32))
 
 
+def test_what_was_counted_is_the_largest() -> None:
+    for name in ("bn.num_batches_tracked", "model_ema.num_updates", "n_averaged"):
+        found = merge.average([{name: torch.tensor(count)} for count in (3, 5, 4)])
+        assert found == {name: torch.tensor(5)}
+
+
 def test_the_output_dtype_is_for_merged_floats_only() -> None:
     units = planned(weights(0), weights(1), dtype=torch.float16, keep=("decoder.scale",))
     assert units["encoder.layers.0.fc.weight"].dtype == torch.float16

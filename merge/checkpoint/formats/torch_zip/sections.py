@@ -39,7 +39,8 @@ DEEPEST, ALIASES = 50, 1000  # how far and how often one thing is followed
 TEXT = 60  # characters of another entry's value that are shown
 # Keys under which training keeps what no model needs, and names that optimizers give the tensors of one parameter.
 _TRAINING = re.compile(
-    r"(.*_)?([Oo]ptim(izer)?s?|opt|([Ll]r_?)?[Ss]ched(uler)?s?|grad_scaler)([A-Z_]\w*)?|fp32_\w*groups"
+    r"(.*_)?([Oo]ptim(izer)?s?|([Ll]r_?)?[Ss]ched(uler)?s?|grad_scaler)([A-Z_]\w*)?|fp32_\w*groups"
+    r"|(.*_)?opt(_?(state\w*|[dg]|gen\w*|dis\w*))?"
 )
 _MOMENTS = {
     "step",
@@ -124,8 +125,9 @@ class Sections(Mapping[str, Mapping[str, TensorEntry]]):
 
     @property
     def advice(self) -> str:
-        """What the file's own program does with its sections, where that is known."""
-        return next((text for name, text in CONVENTIONS.items() if name in self.by_name), "")
+        """Which section the file's own program uses, where that is known."""
+        known = ((name, text) for name, text in CONVENTIONS.items() if name in self.by_name)
+        return next((f"{text}; choose one, as section={name!r}" for name, text in known), "")
 
     def others(self) -> dict[str, str]:
         """Whatever else lies at the file's top, each in a few words."""
