@@ -68,6 +68,7 @@ _HOME = {
     "save_checkpoint": "checkpoint.save",
     "share_label": "recipe.label",
     "slerp": "engine.memory",
+    "suffix_like": "checkpoint.save",
     "sweep": "engine.memory",
     "sweep_to_files": "engine.stream",
     "task_arithmetic": "engine.memory",
@@ -80,7 +81,7 @@ if TYPE_CHECKING:
     from merge.checkpoint.atomic import alone
     from merge.checkpoint.digest import digest
     from merge.checkpoint.open import Checkpoint, open_checkpoint
-    from merge.checkpoint.save import save_checkpoint
+    from merge.checkpoint.save import save_checkpoint, suffix_like
     from merge.checkpoint.source import load_checkpoint, renamed
     from merge.engine.files import Options
     from merge.engine.live import LinearPath, LivePath, Simplex

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from experiments.commands.options import FORMATS, Name, Rows
-from merge.commands import one_of
+from merge.commands import one_of, printable
 
 
 def plot(
@@ -36,7 +36,7 @@ def plot(
     for one in drawn:
         typer.echo(" ".join(str(path) for path in save(one.figure, output / one.stem)))
     for line in missing:
-        typer.echo(f"not drawn: {line}", err=True)
+        typer.echo(printable(f"not drawn: {line}"), err=True)
 
 
 def table(

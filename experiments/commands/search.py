@@ -8,7 +8,7 @@ import typer
 
 from experiments.commands.options import OBJECTIVES, SEARCHES, Device, Folder, Limit, Name, Only, Place, which
 from experiments.errors import StudyError
-from merge.commands import one_of
+from merge.commands import one_of, printable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -80,7 +80,7 @@ def trial_line(shares: Mapping[str, float], scores: Mapping[str, float]) -> str:
     """Return a point and its scores in words."""
     from merge import share_label
 
-    return f"{share_label(shares)}: {', '.join(f'{task} {score:.4f}' for task, score in scores.items())}"
+    return printable(f"{share_label(shares)}: {', '.join(f'{task} {score:.4f}' for task, score in scores.items())}")
 
 
 def report(history: History, space: Space) -> str:
@@ -101,4 +101,4 @@ def report(history: History, space: Space) -> str:
     )
     why = {"budget": "the budget is used up", "method": "nothing more to ask", "interrupted": "stopped"}[history.ended]
     cost = f"{history.evaluations} of {history.budget} evaluations, {history.cached} points were known: {why}"
-    return "\n".join([*lines, where + cost])
+    return "\n".join(map(printable, [*lines, where + cost]))

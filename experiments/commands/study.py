@@ -23,7 +23,7 @@ from experiments.commands.options import (
     which,
 )
 from experiments.errors import StudyError
-from merge.commands import one_of
+from merge.commands import one_of, printable
 
 if TYPE_CHECKING:
     from experiments.grid.grid import Grid
@@ -122,12 +122,12 @@ def _save_best(grid: Grid, mixtures: list[dict[str, Expert]], folder: Path) -> N
 
     for found in _best(folder, grid.study, mixtures, report=False):
         if found.batchnorm.startswith("recalibrate:"):
-            typer.echo(f"not saved, since its statistics are measured: {found}")
+            typer.echo(printable(f"not saved, since its statistics are measured: {found}"))
             continue
         experts = next(own for own in mixtures if tuple(own) == found.names and own[found.names[0]].kind == found.kind)
         for number in grid.seeds:
             inputs = {one: grid.subject.source(expert, number) for one, expert in experts.items()}
-            typer.echo(f"{save_best(found, inputs, folder, study=grid.study, seed=number)}: {found}")
+            typer.echo(printable(f"{save_best(found, inputs, folder, study=grid.study, seed=number)}: {found}"))
 
 
 def best(name: Name, folder: Folder, only: Only = None, kinds: Kinds = None) -> None:
@@ -140,7 +140,7 @@ def best(name: Name, folder: Folder, only: Only = None, kinds: Kinds = None) -> 
 
     choice = Cells("val", only=only, kinds=kinds).at("pocket")
     for found in _best(folder, name, study_named(name).mixtures_of(choice)):
-        typer.echo(str(found))
+        typer.echo(printable(str(found)))
 
 
 def _best(folder: Path, name: str, mixtures: list[dict[str, Expert]], *, report: bool = True) -> list[Best]:

@@ -106,7 +106,7 @@ def save_best(best: Best, inputs: Mapping[str, merge.Input], folder: Path, *, st
     policy = merge.Policy(batchnorm=best.batchnorm, missing="keep-first")  # not every expert has every encoder
     recipe = merge.Recipe(method, tuple(inputs[name] for name in best.names), given, policy=policy)
     policy_name = "" if best.batchnorm == "average" else f"-{best.batchnorm.replace(':', '-')}"
-    suffix = Path(inputs[best.names[0]].path).suffix
+    suffix = merge.suffix_like(Path(inputs[best.names[0]].path))
     stem = file_stem(f"{study}-{'+'.join(best.names)}-{best.kind}{policy_name}-seed-{seed}")
     target = folder / "best" / f"{stem}{suffix}"
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from merge.commands.files import aligning
 from merge.commands.options import one_of
-from merge.commands.table import Command, application, run
+from merge.commands.table import Command, application, printable, run
 from merge.errors import MergeError
 
 COMMANDS = {
@@ -38,4 +38,4 @@ def main() -> None:
     run(app)
 
 
-__all__ = ["COMMANDS", "Command", "aligning", "app", "application", "main", "one_of", "run"]
+__all__ = ["COMMANDS", "Command", "aligning", "app", "application", "main", "one_of", "printable", "run"]

@@ -86,6 +86,16 @@ def test_the_best_ratio_is_printed(tmp_path):
         call("best", "tiny", tmp_path, "--only", "vqa+caption")
 
 
+def test_what_rows_say_is_one_line(tmp_path, monkeypatch):
+    """Colours, line ends and marks that turn the order are shown as escapes."""
+    best = Best(("a\x1b[2J", "b"), "van\nilla", "from:\u202ea", {"a\x1b[2J": 1.0}, 1.0, 1.0, {("t", "m\r"): (1, 1, 1)})
+    monkeypatch.setattr("experiments.commands.study._best", lambda *_, **__: [best])
+    told = call("best", "tiny", tmp_path).stdout
+    assert told.startswith(r"a\x1b[2J+b, van\nilla, BatchNorm from:\u202ea: 1.00 a\x1b[2J; joint 1.0000 on val, 1.0000")
+    assert told.endswith("t m\\r 100.00 [100.00, 100.00]\n")
+    assert told.count("\n") == 1
+
+
 def test_one_run_for_several_seeds_and_parts_of_a_study(home, tmp_path):
     with pytest.raises(StudyError, match=r"--seed one: give numbers, as 0 or 0,1,2"):
         call("run", "tiny", home, "--seed", "one")
@@ -116,6 +126,20 @@ def test_the_best_weights_are_the_merged_ones(home, tmp_path):
     weights = [name for name in merged if "running" not in name]
     assert all(torch.equal(saved[name], merged[name]) for name in weights)
     assert all(torch.equal(saved[name], ends[0][name]) for name in merged if "running" in name)
+
+
+@pytest.mark.parametrize(
+    ("name", "ending"), [("a.pth.tar", ".pth.tar"), ("v1.5.model", ".pt"), ("a.BIN", ".BIN"), ("v1.5", ".pt")]
+)
+def test_the_best_weights_have_a_suffix_of_their_format(tmp_path, name, ending):
+    """Whatever the first expert's file is called, and by what it holds."""
+    torch.save({"w": torch.zeros(2)}, tmp_path / name)
+    merge.save_checkpoint({"w": torch.ones(2)}, tmp_path / "b.safetensors")
+    inputs = {one: merge.Input(one, tmp_path / file) for one, file in (("a", name), ("b", "b.safetensors"))}
+    best = Best(("a", "b"), "vanilla", "average", {"a": 0.5, "b": 0.5}, 1.0, 1.0, {})
+    file = save_best(best, inputs, tmp_path, study="tiny", seed=0)
+    assert file.name == f"tiny-a+b-vanilla-seed-0{ending}"
+    assert merge.load_checkpoint(file)["w"].tolist() == [0.5, 0.5]
 
 
 def test_an_interrupt_ends_with_130_and_says_how_to_go_on(home, monkeypatch):

@@ -4,7 +4,7 @@ import pytest
 from typer.testing import CliRunner
 
 from experiments.commands import app
-from experiments.commands.search import report
+from experiments.commands.search import report, trial_line
 from experiments.errors import StudyError
 from experiments.grid.engines.local import evaluate
 from experiments.grid.grid import Grid, run_cells
@@ -13,6 +13,7 @@ from experiments.grid.rows import read_rows
 from experiments.searches.cells import Mixture
 from experiments.searches.driver import search
 from experiments.searches.methods import SEARCHES
+from experiments.searches.space import Space
 from experiments.unival.setups import PocketSetup
 from experiments.unival.studies import STUDIES, Choice
 from experiments.unival.subject import UnivalSubject
@@ -53,6 +54,14 @@ def test_points_are_rows_of_the_study_and_known_rows_cost_nothing(home, tmp_path
     told = report(history, mixture.space)
     assert "2 of 5 evaluations, 3 points were known: nothing more to ask" in told
     assert told.count("known") == 4
+
+
+def test_names_are_printed_as_they_can_be_seen():
+    space = Space({"a\x1b[31m": "t\n", "b": "b"})
+    history = search(space, "grid", lambda shares: dict.fromkeys(space.tasks, 0.5), 2)
+    lines = [*report(history, space).split("\n"), trial_line({"a\x1b[31m": 1.0}, {"t\n": 0.5})]
+    assert len(lines) == len(history.trials) + 3
+    assert all(line.isprintable() for line in lines)
 
 
 def test_the_command_searches_validation_splits_only(home, tmp_path):
