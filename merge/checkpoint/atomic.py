@@ -36,10 +36,11 @@ def replacing(
 
     The path is an empty file, or an empty directory with `folder`. `size` bytes must be free. An existing target is
     refused unless `overwrite`, and is then exchanged as a whole, if it is nothing but what this tool writes (`copied`:
-    files of a folder that are there again). With `recipe` a second file, `<path>.recipe.json`, takes its place beside
-    the target last: killed in between, an output has no recipe, and never that of another merge. Two runs into one
-    target follow each other: without `overwrite` the second is refused. What runs killed earlier have left is swept
-    away. Raises MergeError for a target that exists, a missing or read-only parent, a disk without room.
+    files of a folder that are there again). A link to a file is replaced by a file of its own: what it points to, as
+    the hub's cache does to what several models share, stays. With `recipe` a second file, `<path>.recipe.json`, takes
+    its place beside the target last: killed in between, an output has no recipe, and never that of another merge. Two
+    runs into one target follow each other: without `overwrite` the second is refused. What runs killed earlier have
+    left is swept away. Raises MergeError for a target that exists, a missing or read-only parent, a disk without room.
     """
     target = Path(target)
     kind: dict[str, Any] = {"folder": folder, "overwrite": overwrite, "recipe": recipe, "copied": copied}
@@ -123,8 +124,10 @@ def check_target(
 
 
 def _check_place(target: Path) -> None:
-    if target.name in ("", ".", "..") or (target.is_symlink() and not target.exists()):
+    if target.name in ("", ".", ".."):
         raise MergeError(f"{target}: not a name for an output")
+    if target.is_symlink() and not target.exists():
+        raise MergeError(f"{target}: is a link to what is not there; remove it or choose another output")
     if not target.parent.is_dir():
         raise MergeError(f"{target}: its folder {target.parent} does not exist; make it first")
 

@@ -215,8 +215,9 @@ def test_the_name_is_replaced_and_not_what_it_points_to(tmp_path: Path, command:
         (tmp_path / name).symlink_to(goal)
     first = command(*interpolate(tmp_path, 0.25), "-o", tmp_path / "latest.safetensors")
     assert first.code == 2, "a link to a file is an existing output"
-    codes = [command(*interpolate(tmp_path, 0.25), "-o", tmp_path / name, "--overwrite").code for name in links]
-    assert codes == [0, 2, 2]
+    ends = [command(*interpolate(tmp_path, 0.25), "-o", tmp_path / name, "--overwrite") for name in links]
+    assert [ended.code for ended in ends] == [0, 2, 2]
+    assert "nowhere.safetensors: is a link to what is not there; remove it or choose another" in ends[2].err
     assert not (tmp_path / "latest.safetensors").is_symlink()
     assert_tensors(
         load_checkpoint(tmp_path / "latest.safetensors"),
