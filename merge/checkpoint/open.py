@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from merge.checkpoint.folder import INDEX, MODULES, PIPELINE, is_another, parts_in, weights_in
+from merge.checkpoint.folder import INDEX, MODULES, PIPELINE, has_weights, is_another, parts_in, weights_in
 from merge.checkpoint.formats import FORMATS, format_of
 from merge.checkpoint.formats.elements import element_of
 from merge.checkpoint.formats.foreign import FOREIGN
@@ -291,8 +291,10 @@ def _in_folder(folder: Path) -> Found:
         return _joined(folder, parts)
     if own is not None:
         return own
+    others = [prefix.rstrip("/") for prefix in others]
+    others = others or [item.name for item in sorted(folder.iterdir()) if item.is_dir() and has_weights(item)]
     if others:
-        names = ", ".join(prefix.rstrip("/") for prefix in others[:SHOWN])
+        names = ", ".join(others[:SHOWN])
         raise MergeError(f"{folder}: has no weights itself; open one of the folders in it that have: {names}")
     _refuse_foreign(folder)
     raise MergeError(f"{folder}: no weights in this folder, by the first bytes of its files")

@@ -28,8 +28,7 @@ def with_parts(checkpoints: Sequence[Checkpoint]) -> Checkpoint:
     first = checkpoints[0]
     if not any(item.parts for item in checkpoints) or not first.path.is_dir() or first.format.index:
         return first
-    own = {"": replace(first, path=weights_in(first.path) or first.path)}
-    parts = dict(first.parts or own)
+    parts = dict(first.parts) or {"": replace(first, path=weights_in(first.path) or first.path)}
     for item in checkpoints[1:]:
         parts = {**item.parts, **parts}
     return replace(first, parts=parts)

@@ -65,6 +65,7 @@ def pipeline(folder: Path, seed: int) -> Path:
             "scheduler/scheduler_config.json": {"beta": 1},
             "tokenizer/vocab.json": {"a": 0},
             "whole.safetensors": tensors(seed + 9, "model.x"),
+            "vae_alone.safetensors": vae,
         },
     )
 
@@ -176,12 +177,28 @@ def test_the_state_of_a_training_is_left_out(weights: str, tmp_path: Path) -> No
     assert "note: left out of checkpoint-500: training state (global_step500, latest, optimizer.pt," in shown.err
 
 
+def test_shards_of_a_variant_are_not_the_plain_weights(tmp_path: Path) -> None:
+    shards = {f"model.fp32-0000{i}-of-00002.safetensors": tensors(i, f"{i}.w") for i in (1, 2)}
+    weight_map = {name: file for file, held in shards.items() for name in held}
+    plain = {name: value.half() for held in shards.values() for name, value in held.items()}
+    index = {"model.safetensors.index.fp32.json": {"weight_map": weight_map}}
+    folder = write(tmp_path / "a", {"config.json": {}, "model.safetensors": plain, **shards, **index})
+    opened = open_checkpoint(folder)
+    assert [file.name for file in opened.files] == ["model.safetensors"]
+    assert {entry.element.name for entry in opened.entries.values()} == {"float16"}
+    (folder / "model.safetensors").unlink()
+    assert len(open_checkpoint(folder).files) == 2
+
+
 def test_a_folder_of_checkpoints_lists_them(tmp_path: Path) -> None:
     runs = tmp_path / "run"
     for step in (500, 1000):
         write(runs / f"checkpoint-{step}", {**TRAINER, "model.safetensors": tensors(step, "w")})
     with pytest.raises(MergeError, match=r"run: has no weights itself; open one of .*checkpoint-1000, checkpoint-500"):
         open_checkpoint(runs)
+    write(tmp_path / "yolo" / "weights", {"best.pt": tensors(1, "w"), "last.pt": tensors(2, "w")})
+    with pytest.raises(MergeError, match="yolo: has no weights itself; open one of the folders in it that have: weig"):
+        open_checkpoint(tmp_path / "yolo")
     write(runs, {"model.safetensors": tensors(0, "w"), "config.json": {}, "notes/log.txt": "kept"})
     assert set(open_checkpoint(runs)) == {"w"}
     shown = done("average", runs, runs, "--name", "x", "--name", "y", "-o", tmp_path / "out")
