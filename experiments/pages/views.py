@@ -2,6 +2,7 @@
 
 import math
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,25 +11,33 @@ from experiments.grid.lines import entries
 from experiments.grid.notes import read_notes as read_notes
 from experiments.grid.rows import Records, Rows, names_in, read_rows, read_scores, records, scores_path
 from experiments.study.points import PRETRAINED as PRETRAINED
+from experiments.study.points import WHOLE, share_parameter
+from merge import METHODS
 
 POLICY = "average"  # the BatchNorm policy that figures show unless they compare policies
 REPORTED = "test"
 CHOOSING = ("val", "train")  # splits on which nothing is reported
-MIXING = ("single", "interpolate", "average")  # methods that give one set of weights
+SINGLE = "single"  # the method of a model as it is
+MIXING = (SINGLE, "interpolate", "average")  # methods that mix weights and do nothing more
 _TEXTS, _BOXES = ("name", "prompt", "answer", "reference"), ("box", "reference_box")  # of a sample
 Pair = tuple[str, str]
 Scores = dict[str, Any]
 
 
 def open_study(folder: str | Path, study: str) -> tuple[Records, Scores]:
-    """Read a study's rows in FOLDER/rows.jsonl, and the scores of examples by row key (empty if none)."""
+    """Read a study's rows in FOLDER/rows.jsonl, and the scores of examples by row key (empty if none).
+
+    Where FOLDER/study.json says whose own the tasks are, each row has the `owner` of its task.
+    """
     path = Path(folder) / "rows.jsonl"
     everything = records(read_rows(path))
     rows = [row for row in everything if row["study"] == study]
     if not rows:
         held = ", ".join(names_in(everything, "study")) or "nothing"
         raise StudyError(f"{path} holds rows of {held}, none of {study}: run the study first, or name another folder")
-    return rows, read_scores(path) if scores_path(path).is_file() else {}
+    tasks = read_notes(folder, study).tasks
+    owned = with_owners(rows, tasks) if tasks else rows
+    return owned, read_scores(path) if scores_path(path).is_file() else {}
 
 
 def read_samples(folder: str | Path) -> dict[str, list[dict[str, Any]]]:
@@ -58,26 +67,40 @@ def _is_share(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < sys.maxsize
 
 
-def main_metrics(rows: Rows) -> Records:
-    """Keep the computed rows of the metric that comes first for each task.
+def with_owners(rows: Rows, tasks: Mapping[str, str]) -> Records:
+    """Add to rows the `owner` of their task, an expert or "", by `Notes.tasks`.
 
-    A metric named after an expert, its reward ("Acc@0.5 small"), makes a task of its own, named after it.
+    Where these name no task an expert owns the task of its own name, and a metric named after an expert, its reward
+    ("Acc@0.5 small"), makes a task of its own.
     """
-    found = [row for row in records(rows) if not math.isnan(row["value"])]
+    found = records(rows)
+    if any(row["task"] in tasks for row in found):
+        return [{**row, "owner": tasks.get(row["task"], "")} for row in found]
     experts = {name for row in found for name in experts_of(row)}
-    first: dict[str, str] = {}
-    chosen: Records = []
+    named: Records = []
     for row in found:
         measure, _, reward = row["metric"].rpartition(" ")
-        named = {**row, "task": reward, "metric": measure} if reward in experts else row
-        if first.setdefault(named["task"], named["metric"]) == named["metric"]:
-            chosen.append(named)
-    return chosen
+        own = {**row, "task": reward, "metric": measure} if reward in experts else row
+        named.append({**own, "owner": own["task"] if own["task"] in experts else ""})
+    return named
 
 
-def experts_of(row: dict[str, Any]) -> list[str]:
+def main_metrics(rows: Rows) -> Records:
+    """Keep the computed rows of the metric that comes first for each task, each with the `owner` of its task."""
+    found = [row for row in records(rows) if not math.isnan(row["value"])]
+    owned = found if found and all("owner" in row for row in found) else with_owners(found, {})
+    first: dict[str, str] = {}
+    return [row for row in owned if first.setdefault(row["task"], row["metric"]) == row["metric"]]
+
+
+def experts_of(row: Mapping[str, Any]) -> list[str]:
     """Name the experts that have a share of a row's point."""
     return [name for name, share in row["shares"].items() if share]
+
+
+def is_single(row: Mapping[str, Any]) -> bool:
+    """Tell whether a row is of a model as it is, which some methods that take one expert's shares are not."""
+    return row["method"] == SINGLE
 
 
 def pairs_of(rows: Records) -> list[Pair]:
@@ -90,50 +113,87 @@ def pairs_of(rows: Records) -> list[Pair]:
     return list(found)
 
 
-def is_average(row: dict[str, Any]) -> bool:
+def tasks_of(rows: Records, names: Sequence[str]) -> list[str]:
+    """Name the tasks that are some experts' own, in the order of these, or all tasks where none is."""
+    owners = {row["task"]: row["owner"] for row in rows}
+    return [task for name in names for task, owner in owners.items() if owner == name] or [*owners]
+
+
+def is_average(row: Mapping[str, Any]) -> bool:
     """Tell whether a point is of three experts or more in equal shares."""
-    names = experts_of(row)
-    return len(names) > 2 and len({row["shares"][name] for name in names}) == 1
+    return len(experts_of(row)) > 2 and has_equal_shares(row)
+
+
+def has_equal_shares(row: Mapping[str, Any]) -> bool:
+    """Tell whether all experts of a point have the same share."""
+    return len({row["shares"][name] for name in experts_of(row)}) == 1
+
+
+def follows_shares(row: Mapping[str, Any]) -> bool:
+    """Tell whether the shares of a row's point say anything to its method, so that it lies on a line."""
+    return row["method"] not in METHODS or bool(share_parameter(row["method"]))
 
 
 def weights_only(rows: Records) -> Records:
-    """Keep rows of one set of weights each, so not of ensembles."""
+    """Keep rows of weights that are mixed and nothing more."""
     return [row for row in rows if row["method"] in MIXING]
 
 
 def references_of(rows: Records) -> list[str]:
     """Name the models that stand beside what is merged: neither they nor others of their kind have a part in it."""
-    kinds, merged = kinds_of(rows), {name for row in rows for name in experts_of(row) if len(experts_of(row)) > 1}
-    single = [row for row in rows if len(experts_of(row)) == 1 and row["experts"] not in kinds]
+    kinds, merged = kinds_of(rows), {name for row in rows if not is_single(row) for name in experts_of(row)}
+    single = [row for row in rows if is_single(row) and row["experts"] not in kinds]
     return [name for name in dict.fromkeys(experts_of(row)[0] for row in single) if name not in merged]
 
 
 def kinds_of(rows: Records) -> list[str]:
     """Name the kinds of experts: those that are merged, or where nothing is, all but the pretrained model."""
-    merged = names_in([row for row in rows if len(experts_of(row)) > 1], "experts")
+    merged = names_in([row for row in rows if not is_single(row)], "experts")
     return [kind for kind in names_in(rows, "experts") if kind in merged or not (merged or kind == PRETRAINED)]
 
 
-def with_series(rows: Records) -> Records:
-    """Add to rows a `series`: how the experts were trained, and the method where it does not mix weights."""
-    names = [row["experts"] if row["method"] in MIXING else f"{row['experts']}, {row['method']}" for row in rows]
-    return [{**row, "series": name} for row, name in zip(rows, names, strict=True)]
+def method_words(row: Mapping[str, Any]) -> str:
+    """Name the method of a row with its parameters: "ties, density 0.1"."""
+    given = row.get("parameters") or {}
+    return ", ".join([str(row["method"]), *(f"{name} {_value(value)}" for name, value in given.items())])
+
+
+def with_series(rows: Records, *, policies: bool = True) -> Records:
+    """Add to rows a `series`: how the model was made.
+
+    That is the kind of its experts where there are several, the method with its parameters where it is more than a
+    mean of weights or nothing else is said, and with `policies` the BatchNorm policy where there are several. Models
+    as they are go by their kind.
+    """
+    several, kinds = policies and len(policies_of(rows)) > 1, kinds_of(rows)
+    named: Records = []
+    for row in rows:
+        words = [row["experts"]] if len(kinds) > 1 or is_single(row) else []
+        if not is_single(row) and (row["method"] not in MIXING or not words):
+            words.append(method_words(row))
+        if several and is_merged(row):
+            words.append(f"BatchNorm {row['batchnorm']}")
+        named.append({**row, "series": ", ".join(words)})
+    return named
+
+
+def is_merged(row: Mapping[str, Any]) -> bool:
+    """Tell whether a row is of merged weights, under a BatchNorm policy."""
+    return row["method"] not in WHOLE
 
 
 def policies_of(rows: Records) -> list[str]:
-    """Name the BatchNorm policies of points between experts."""
-    return names_in([row for row in rows if len(experts_of(row)) > 1], "batchnorm")
+    """Name the BatchNorm policies of merged weights."""
+    return names_in([row for row in rows if is_merged(row)], "batchnorm")
 
 
 def one_policy(rows: Records, policy: str = "") -> Records:
-    """Keep rows of one policy (default: `average`, or the first there is), and all single models, whose own it is."""
+    """Keep rows of one policy (default: `average`, or the first there is), and models whose statistics are their own:
+    single ones and ensembles."""
     known = policies_of(rows)
     chosen = policy or (POLICY if POLICY in known or not known else known[0])
-    single = [row for row in rows if len(experts_of(row)) < 2]
-    exact = {_place(row) for row in single if row["batchnorm"] == chosen}
-    return [
-        row for row in rows if row["batchnorm"] == chosen or (len(experts_of(row)) < 2 and _place(row) not in exact)
-    ]
+    exact = {_place(row) for row in rows if row["batchnorm"] == chosen}
+    return [row for row in rows if row["batchnorm"] == chosen or not (is_merged(row) or _place(row) in exact)]
 
 
 def on_split(rows: Records, split: str) -> Records:
@@ -153,5 +213,9 @@ def shifted_splits(rows: Records, task: str | None = None) -> list[str]:
     return [split for split in named if split not in (REPORTED, *CHOOSING)]
 
 
-def _place(row: dict[str, Any]) -> tuple[Any, ...]:
-    return row["point"], row["experts"], row["task"], row["split"], row["metric"], row["seed"]
+def _place(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    return row["point"], row["method"], row["experts"], row["task"], row["split"], row["metric"], row["seed"]
+
+
+def _value(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,5 +1,6 @@
 """Series of points between two experts: their scores over the seeds, the straight line below them, what is kept."""
 
+import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -8,6 +9,8 @@ from numpy.typing import ArrayLike
 
 from experiments.errors import StudyError
 from experiments.grid.rows import Records, is_made_of, mean_of, names_in
+
+RATIO, LOWER, GAIN = "merged / expert", "expert / merged", "share of the expert's gain over the pretrained model"
 
 
 class Line(NamedTuple):
@@ -33,7 +36,7 @@ def lines_between(rows: Records, pair: tuple[str, str], *, by: str = "experts", 
     if not between:
         raise StudyError(f"no rows between {pair[0]} and {pair[1]}: run the study first")
     found: dict[str, Line] = {}
-    for name in names_in(between, by):
+    for name in names_in([row for row in between if row.get("method") != "single"] or between, by):
         series = [row for row in between if str(row[by]) == name]
         points = _by_share(series, pair[1])
         kinds = {row["experts"] for row in series}
@@ -62,6 +65,23 @@ def joint_score(scores: ArrayLike, experts: ArrayLike) -> np.ndarray:
     if not (own > 0).all():
         raise StudyError(f"an expert scores {own.min():g} on its own task: nothing can be measured by it")
     return (np.asarray(scores, dtype=np.float64) / own[:, None]).mean(axis=0)
+
+
+def retention(
+    scores: ArrayLike, expert: float, start: float = math.nan, *, rises: bool = True
+) -> tuple[np.ndarray, str]:
+    """Say what scores (m,) of one task keep of its expert's, where 1 is all, and how that is measured.
+
+    It is merged / expert, or expert / merged where lower is better. Where ratios mean nothing, as a score is negative
+    or what is divided by is zero, it is the share of the expert's gain over the pretrained model, which scores `start`;
+    NaN where there is none.
+    """
+    found = np.asarray(scores, dtype=np.float64)
+    known = found[np.isfinite(found)]
+    if expert > 0 and (known >= 0).all() and (rises or known.all()):
+        return (found / expert, RATIO) if rises else (expert / found, LOWER)
+    gained = expert > start if rises else expert < start
+    return (found - start) / (expert - start if gained else math.nan), GAIN
 
 
 def _by_share(rows: Iterable[dict], name: str) -> dict[float, Records]:

@@ -70,7 +70,7 @@ class Drawn(NamedTuple):
 
 def draw(rows: Rows) -> tuple[list[Drawn], list[str]]:
     """Draw every figure that the shape of a study's rows allows; one line for each that lacks rows."""
-    found = with_series(main_metrics(rows))
+    found = with_series(main_metrics(rows), policies=False)
     kinds = kinds_of(found)
     beside = dict.fromkeys([PRETRAINED, *names_in(found, "experts"), *references_of(found)])
     styles = study_styles(names_in(found, "series"), kinds, [name for name in beside if name not in kinds])

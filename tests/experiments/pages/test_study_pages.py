@@ -117,7 +117,8 @@ def test_rows_seen_side_by_side(pair):
     assert pairs_of(rows) == [("vqa", "caption")]
     assert shifted_splits(rows, "vqa") == ["novel", "lowquality", "printed", "knowledge"]
     one = one_policy(rows, "recalibrate:mixture")
-    assert {row["batchnorm"] for row in one if len(row["shares"]) == 2} == {"recalibrate:mixture"}
+    assert {row["batchnorm"] for row in one if row["method"] == "interpolate"} == {"recalibrate:mixture"}
+    assert "ensemble" in {row["method"] for row in one}
     assert {row["point"] for row in one if len(row["shares"]) == 1} == {
         "1.00 pretrained",
         "1.00 joint",
