@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from experiments.errors import StudyError
 
 if TYPE_CHECKING:
+    from experiments import tasks
     from experiments.grid.rows import read_rows, read_scores
     from experiments.pages.figures import accuracy_curves, save
     from experiments.results.results import Results, open_results
@@ -43,10 +44,13 @@ __all__ = [
     "read_scores",
     "run",
     "save",
+    "tasks",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "tasks":
+        return importlib.import_module("experiments.tasks")
     if name not in _HOME:
         raise AttributeError(f"module 'experiments' has no attribute {name!r}")
     value = globals()[name] = getattr(importlib.import_module(f"experiments.{_HOME[name]}"), name)

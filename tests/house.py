@@ -33,7 +33,18 @@ WINGS: dict[str, tuple[str, ...]] = {
         ),
         *("vocabulary", "inputs", "config", "errors"),
     ),
-    "experiments": ("commands", "unival", "results", "searches", "pages", "statistics", "grid", "study", "errors"),
+    "experiments": (
+        "commands",
+        "unival",
+        "results",
+        "searches",
+        "pages",
+        "statistics",
+        "tasks",
+        "grid",
+        "study",
+        "errors",
+    ),
 }
 BELOW = {"merge": (), "unival_core": ("merge",), "experiments": ("unival_core", "merge")}
 ROOMS = {"__init__", "__main__"}  # of a package: they may look at everything in it

@@ -32,6 +32,7 @@ class ModuleSubject:
     study: Study
     remake: tuple[Callable[..., ModuleSubject], tuple[Any, ...]] | None = None
     _places: Mapping[str, tuple[int, tuple[int, ...]]] | None = field(default=None, init=False, repr=False)
+    _seen: dict[str, str] = field(default_factory=dict[str, str], init=False, repr=False)
     _spare: nn.Module | None = field(default=None, init=False, repr=False)  # made to be looked at, not given yet
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -62,8 +63,14 @@ class ModuleSubject:
         return {"version": self.study.version}
 
     def recalibration(self, tasks: Sequence[str]) -> list[str]:
-        """Return the tasks whose inputs are seen."""
-        return self.inputs_of(tasks)
+        """Return the tasks whose inputs are seen, each with what these say of themselves by a method `digest()`."""
+        found: list[str] = []
+        for task in self.inputs_of(tasks):
+            digest = getattr(self.study.tasks[task].inputs, "digest", None)
+            if callable(digest) and task not in self._seen:
+                self._seen[task] = str(digest())
+            found += [task, self._seen[task]] if task in self._seen else [task]
+        return found
 
     def layout(self, checkpoint: Checkpoint, task: str) -> Hashable:
         """Return the one layout there is, once the checkpoint is known to fit the model."""
@@ -119,8 +126,7 @@ class ModuleSubject:
         """Measure BatchNorm statistics anew, on the inputs of tasks, in every batch some of each task."""
         given = [self.study.tasks[task].inputs for task in self.inputs_of(tasks)]
         batches = [list(one() if callable(one) else one or ()) for one in given]
-        device = next(model.parameters()).device
-        recalibrate_batchnorm(model, (moved(batch, device) for batch in joined(batches)), answer)
+        recalibrate_batchnorm(model, (placed(batch, model) for batch in joined(batches)), answer)
 
     def inputs_of(self, tasks: Sequence[str]) -> list[str]:
         """Return the tasks whose inputs are seen: those named, in the order of the study."""
@@ -218,7 +224,7 @@ def joined(batches: Sequence[Sequence[Any]]) -> Iterator[Any]:
 
 
 def concatenated(batches: Sequence[Any]) -> Any:
-    """Concatenate batches of one structure along the first axis. StudyError where they do not fit."""
+    """Put batches of one structure together along the first axis. StudyError where they do not fit."""
     first = batches[0]
     if isinstance(first, Mapping):
         return {name: concatenated([batch[name] for batch in batches]) for name in first}
@@ -230,13 +236,17 @@ def concatenated(batches: Sequence[Any]) -> Any:
         raise StudyError(f"inputs of tasks do not fit into one batch ({error}): use recalibrate:task") from None
 
 
-def moved(batch: Any, device: torch.device) -> Any:
-    """Put a batch on a device."""
+def placed(batch: Any, model: nn.Module) -> Any:
+    """Return a batch as tensors where the model is, numbers with a fraction in its dtype (NumPy's are float64)."""
     if isinstance(batch, Mapping):
-        return {name: moved(one, device) for name, one in batch.items()}
+        return {name: placed(one, model) for name, one in batch.items()}
     if isinstance(batch, (list, tuple)):
-        return [moved(one, device) for one in batch]
-    return batch.to(device) if hasattr(batch, "to") else batch
+        return [placed(one, model) for one in batch]
+    held = torch.as_tensor(batch) if isinstance(batch, np.ndarray) else batch
+    if not isinstance(held, Tensor):
+        return held.to(_first(model).device) if hasattr(held, "to") else held
+    like = _first(model)
+    return held.to(like.device, like.dtype if held.is_floating_point() else held.dtype)
 
 
 def answer(model: nn.Module, batch: Any) -> Any:
@@ -244,6 +254,11 @@ def answer(model: nn.Module, batch: Any) -> Any:
     if isinstance(batch, Mapping):
         return model(**batch)
     return model(*batch) if isinstance(batch, list) else model(batch)
+
+
+def _first(model: nn.Module) -> Tensor:
+    """The first parameter with a fraction, which says where a model is and in which dtype."""
+    return next((one for one in model.parameters() if one.is_floating_point()), torch.empty(0))
 
 
 def _more(names: Iterable[str]) -> str:
