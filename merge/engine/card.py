@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from merge.checkpoint.hub import hub_id
-from merge.engine.files import Target
-from merge.recipe.shares import describe, shares
 
 # The library that a folder with such a file is loaded by.
 _LIBRARIES = {
@@ -20,23 +18,24 @@ _LIBRARIES = {
 }
 
 
-def card(target: Target, recorded: Mapping[str, Any]) -> str:
-    """Write the card of an output whose recipe and digests are `recorded`, with the front matter that the hub reads."""
-    recipe, name = target.recipe, target.path.name
+def card(name: str, files: Collection[str], made: str, parts: Mapping[str, float], recorded: Mapping[str, Any]) -> str:
+    """Write the card of an output of these files whose recipe and digests are `recorded`.
+
+    `made` says how in a few words, `parts` are the shares by name. With the front matter that the hub reads.
+    """
     sources = [*([recorded["base"]] if recorded["base"] else []), *recorded["inputs"]]
     models = [hub_id(source["path"]) or source["name"] for source in sources]
-    library = next((word for file, word in _LIBRARIES.items() if file in target.layout.names), "")
+    library = next((word for file, word in _LIBRARIES.items() if file in files), "")
     front = ["base_model:", *(f"- {json.dumps(model, ensure_ascii=False)}" for model in dict.fromkeys(models))]
     front += [f"library_name: {library}"] if library else []
     front += ["tags:", *(["- merge"] if len(sources) > 1 else []), "- unival-merge"]
-    parts = shares(recipe) or {}
     rows = [
         f"| {_plain(source['name'])} | {_plain(model)} | {_share(source, parts, recorded)} | `{source['digest']}` |"
         for source, model in zip(sources, models, strict=True)
     ]
     version = recorded["provenance"]["unival-merge"]
     lines = ["---", *front, "---", "", f"# {_plain(name)}", ""]
-    lines += [f"Made by unival-merge {version}: {_plain(describe(recipe))}.", ""]
+    lines += [f"Made by unival-merge {version}: {_plain(made)}.", ""]
     lines += ["| checkpoint | model | share | digest of its weights |", "|---|---|---|---|", *rows, ""]
     lines += [f"Digest of the weights written: `{recorded['output']['digest']}`", ""]
     if recorded["output"]["notes"]:

@@ -243,25 +243,31 @@ def record(
     target: Target, plan: Plan, digests: Sequence[str], digest: str, nonfinite: Mapping[str, int]
 ) -> dict[str, Any]:
     """Give what `.recipe.json` holds: the recipe with its inputs' digests, the output's, and where it came from."""
-    import torch
-
-    output: dict[str, Any] = {
-        "file": target.path.name,
-        "digest": digest,
-        "notes": list(target.layout.notes),
-        "nonfinite": dict(sorted(nonfinite.items())),
-    }
-    if target.layout.folder:
-        output["files"] = [*target.layout.names, *([CARD] if target.layout.card else [])]
+    output = noted_output(target.path, target.layout, digest, nonfinite)
     if plan.findings:  # what the merge was warned of
         output["findings"] = [{"code": item.code, "text": str(item)} for item in plan.findings]
-    provenance = {
-        "command": plan.options.command,
+    return {**_traced(target.recipe, digests), "output": output, "provenance": provenance(plan.options.command)}
+
+
+def noted_output(path: Path, layout: Layout, digest: str, nonfinite: Mapping[str, int]) -> dict[str, Any]:
+    """Give what a record says of every output: `overwrite` replaces a folder only where it names all files."""
+    output: dict[str, Any] = {"file": path.name, "digest": digest, "notes": list(layout.notes)}
+    output["nonfinite"] = dict(sorted(nonfinite.items()))
+    if layout.folder:
+        output["files"] = [*layout.names, *([CARD] if layout.card else [])]
+    return output
+
+
+def provenance(command: str) -> dict[str, str]:
+    """Give what made an output: the command line and versions."""
+    import torch
+
+    return {
+        "command": command,
         "unival-merge": VERSION,
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
-    return {**_traced(target.recipe, digests), "output": output, "provenance": provenance}
 
 
 def _traced(recipe: Recipe, digests: Sequence[str]) -> dict[str, Any]:

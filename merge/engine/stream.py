@@ -66,7 +66,9 @@ def write(plan: Plan) -> dict[str, Any]:
     with replacing(target.path, plan.bytes_written, **kind) as partial:
         (recorded,) = stream(plan, [partial])
         if target.layout.card:
-            (partial / CARD).write_text(card(target, recorded), encoding="utf-8")
+            parts = shares(target.recipe) or {}
+            text = card(target.path.name, target.layout.names, describe(target.recipe), parts, recorded)
+            (partial / CARD).write_text(text, encoding="utf-8")
         recipe_path(partial).write_text(json.dumps(recorded, indent=2) + "\n", encoding="utf-8")
     return recorded
 

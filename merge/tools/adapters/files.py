@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from merge._version import VERSION
-from merge.checkpoint.atomic import check_target, replacing
+from merge.checkpoint.atomic import check_target
 from merge.checkpoint.digest import digest
-from merge.checkpoint.formats.tensors import Spec, raw_bytes
+from merge.checkpoint.formats.tensors import Spec
 from merge.checkpoint.open import Checkpoint, open_checkpoint
-from merge.checkpoint.save import Writer, lay_out
+from merge.checkpoint.save import lay_out
+from merge.engine.made import Made, write_made
 from merge.errors import MergeError
 from merge.plan.policy import Policy
 from merge.plan.sidecars import sidecars
 from merge.recipe.label import share_label
+from merge.tools.adapters.configuration import CONFIG
 from merge.tools.adapters.factors import MergedAdapter, merge_adapters, notes_on, shares_of
-from merge.tools.adapters.folder import Adapter, open_adapter, save_adapter
+from merge.tools.adapters.folder import WEIGHTS, Adapter, open_adapter, save_adapter
 from merge.tools.adapters.over_base import over_base
 
 
@@ -64,9 +66,9 @@ def adapters_to_file(folders: Sequence[Path], output: Path, options: AdapterOpti
     if options.base is not None:
         if options.mode != "exact" or options.rank is not None:
             raise MergeError("over a base the sum is exact and of any rank: leave mode=... and rank=... out")
-        _over_base(open_checkpoint(options.base, options.section), adapters, output, options)
+        notes = _over_base(open_checkpoint(options.base, options.section), adapters, output, options)
         told = f"{output}: {options.base.name} + {share_label(shares)}"
-        return AdapterReport(told, {**data, "base": str(options.base)}, notes_on(adapters))
+        return AdapterReport(told, {**data, "base": str(options.base)}, (*notes_on(adapters), *notes))
     check_target(output, 0, folder=True, overwrite=options.overwrite)
     if options.allow_nonfinite:
         raise MergeError("allow_nonfinite=... is for sums over a base: merged factors have to be finite")
@@ -74,8 +76,16 @@ def adapters_to_file(folders: Sequence[Path], output: Path, options: AdapterOpti
         raise MergeError(f"{'dequantize' if options.dequantize else 'accept'}=... is for sums over a base, base=...")
     merged = merge_adapters(adapters, weights=options.weights, mode=options.mode, rank=options.rank)
     metadata = {"unival_merge": json.dumps({**_identity(adapters, shares), "mode": options.mode, "rank": options.rank})}
+    made = Made("adapters", share_label(shares), {a.name: a.checkpoint for a in adapters}, shares=shares)
+
+    def card(digest: str) -> str:
+        recorded = made.record({"digest": digest, "notes": list(merged.notes)})
+        return made.card(output.name, (WEIGHTS, CONFIG), recorded)
+
     config = _config(adapters)
-    save_adapter(merged.modules, merged.saved, config, output, metadata=metadata, overwrite=options.overwrite)
+    save_adapter(
+        merged.modules, merged.saved, config, output, metadata=metadata, card=card, overwrite=options.overwrite
+    )
     data |= {"rank": merged.rank, "distance": merged.distance, "discarded": merged.discarded}
     return AdapterReport(_told(output, merged, shares, options), data, merged.notes)
 
@@ -100,24 +110,29 @@ def _config(adapters: Sequence[Adapter]) -> dict[str, object]:
     return {**adapters[0].config, "modules_to_save": whole or None}
 
 
-def _over_base(base: Checkpoint, adapters: Sequence[Adapter], output: Path, options: AdapterOptions) -> None:
+def _over_base(base: Checkpoint, adapters: Sequence[Adapter], output: Path, options: AdapterOptions) -> tuple[str, ...]:
+    """Write the base with the adapters' changes; gives notes for the user."""
     policy = Policy(
         dequantize=options.dequantize, accept=tuple(options.accept), allow_nonfinite=options.allow_nonfinite
     )
     applied = over_base(base, adapters, options.weights, policy)
+    shares = dict(zip([a.name for a in adapters], shares_of(adapters, options.weights), strict=True))
     metadata = dict(base.metadata)
     if set(metadata) <= {"format"}:  # some models rebuild themselves from their metadata: it is not added to
-        shares = dict(zip([a.name for a in adapters], shares_of(adapters, options.weights), strict=True))
         metadata = {"format": "pt", **metadata, "unival_merge": json.dumps(_identity(adapters, shares))}
     described = {name: Spec(unit.element, unit.shape, unit.name) for name, unit in applied.by_name().items()}
     beside = sidecars(base, [base], ["base"], applied.units, policy)
     layout = lay_out(output, described, like=base, metadata=metadata, sidecars=beside.files)
-    kind = {"folder": layout.folder, "overwrite": options.overwrite}
-    with replacing(output, layout.size, copied=layout.copied, **kind) as partial:
-        writer = Writer(layout, partial)
-        try:
-            for unit in applied.units:
-                writer.write(unit.names, 0, raw_bytes(applied.tensor(unit)))
-            writer.close()
-        finally:
-            writer.release()
+    notes = (*(beside.notes if layout.folder else ()), *layout.notes)
+    chosen = {"accept": list(options.accept), "dequantize": options.dequantize}
+    made = Made(
+        "adapters",
+        f"{base.path.name} + {share_label(shares)}",
+        {adapter.name: adapter.checkpoint for adapter in adapters},
+        base,
+        shares,
+        {**chosen, "allow_nonfinite": options.allow_nonfinite},
+    )
+    tensors = ((unit.names, applied.tensor(unit)) for unit in applied.units)
+    write_made(output, replace(layout, notes=notes), tensors, made, overwrite=options.overwrite)
+    return notes

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,9 @@ from typing import Any
 from torch import Tensor
 
 from merge.checkpoint.atomic import replacing
+from merge.checkpoint.digest import digest
 from merge.checkpoint.open import Checkpoint, open_checkpoint
+from merge.checkpoint.owned import CARD
 from merge.checkpoint.save import save_checkpoint
 from merge.errors import MergeError
 from merge.tools.adapters.configuration import CONFIG, rank_of, read_config, scale_of
@@ -129,11 +131,13 @@ def save_adapter(
     output: Path,
     *,
     metadata: Mapping[str, str] | None = None,
+    card: Callable[[str], str] | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Write an adapter of one rank and scale 1, with the other settings of the configuration `like`.
 
-    Modules are named whole in the configuration, so that peft finds exactly these. Raises MergeError.
+    Modules are named whole in the configuration, so that peft finds exactly these. `card` gives the text of
+    its model card by the digest of the tensors. Raises MergeError.
     """
     rank = next(iter(modules.values())).rank
     config = {**like, "r": rank, "lora_alpha": rank, "use_rslora": False, "target_modules": sorted(modules)}
@@ -150,4 +154,6 @@ def save_adapter(
     with replacing(output, size, folder=True, overwrite=overwrite) as partial:
         save_checkpoint(tensors, partial / WEIGHTS, metadata={"format": "pt", **(metadata or {})})
         (partial / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        if card is not None:
+            (partial / CARD).write_text(card(digest(tensors)), encoding="utf-8")
     return output

@@ -10,8 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from merge.checkpoint.formats.format import path_of
 from merge.checkpoint.open import Checkpoint, open_checkpoint, specs
-from merge.checkpoint.save import save_checkpoint
+from merge.checkpoint.save import lay_out
+from merge.engine.made import Made, write_made
 from merge.errors import MergeError
 from merge.tools.align.groups import derive_groups, read_groups
 from merge.tools.align.spec import PermutationSpec, apply_permutation
@@ -68,7 +70,14 @@ def align_checkpoint(
     spec = groups if isinstance(groups, PermutationSpec) else read_groups(groups, b)
     order = weight_matching(spec, a, b, progress=progress)
     aligned = apply_permutation(spec, order, b)
-    save_checkpoint(aligned, output, overwrite=overwrite, like=b, metadata=dict(b.metadata) or None)
+    described = specs(aligned)
+    tied: dict[Hashable, list[str]] = {}
+    for name, item in described.items():
+        tied.setdefault(item.tie or name, []).append(name)
+    layout = lay_out(path_of(output, "the output"), described, like=b, metadata=dict(b.metadata) or None)
+    made = Made("align", f"the units of {b.path.name} in the order of {a.path.name}", {"first": a, "second": b})
+    tensors = ((names, aligned[names[0]]) for names in tied.values())
+    write_made(Path(output), layout, tensors, made, overwrite=overwrite)
     moved = sum(int((each != torch.arange(each.shape[-1])).sum()) for each in order.values())
     units = sum(each.numel() for each in order.values())
     return Alignment(units, moved, _cosine(spec, a, b), _cosine(spec, a, aligned))

@@ -193,8 +193,9 @@ def _made(path: Path, checkpoint: Checkpoint | None) -> Made | None:
         return None
     try:
         recipe = read_recipe(file)
-        description = describe(recipe)
-        noted = json.loads(file.read_text(encoding="utf-8")).get("output", {}).get("digest", "")
+        output = json.loads(file.read_text(encoding="utf-8")).get("output", {})
+        noted, told = output.get("digest", ""), output.get("made")  # of what no method of recipes makes
+        description = f"{recipe.method}: {told}" if isinstance(told, str) else describe(recipe)
     except (MergeError, AttributeError, KeyError, TypeError, ValueError) as error:
         return Made(str(file), f"unreadable: {error}")
     fits = None

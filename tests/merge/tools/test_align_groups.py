@@ -140,3 +140,22 @@ def test_a_file_that_is_no_json_and_models_of_other_parts(tmp_path: Path) -> Non
     b = merge.save_checkpoint(perceptron(5, 8, 3).state_dict(), tmp_path / "b.safetensors")
     with pytest.raises(MergeError, match=r"differ in 3 tensors \(0.bias, 0.weight, 2.weight"):
         merge.align_checkpoint(a, b, tmp_path / "c.safetensors")
+
+
+def test_an_aligned_folder_says_what_it_is(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    state = perceptron(5, 8, 3).state_dict()
+    for name, tensors in (("a", state), ("b", shuffled(state, derive_groups(state)))):
+        (tmp_path / name).mkdir()
+        merge.save_checkpoint(tensors, tmp_path / name / "model.safetensors")
+        (tmp_path / name / "README.md").write_text(f"# the card of {name}")
+        (tmp_path / name / "config.json").write_text("{}")
+    out = tmp_path / "out"
+    for overwrite in (False, True):
+        merge.align_checkpoint(tmp_path / "a", tmp_path / "b", out, overwrite=overwrite)
+        assert sorted(path.name for path in out.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    card, noted = (out / "README.md").read_text(), json.loads((tmp_path / "out.recipe.json").read_text())
+    assert "align: the units of b in the order of a." in card
+    assert "the card of" not in card
+    assert noted["output"]["digest"] == merge.digest(out) == merge.digest(tmp_path / "a")
+    assert [item["digest"] for item in noted["inputs"]] == [merge.digest(tmp_path / name) for name in "ab"]

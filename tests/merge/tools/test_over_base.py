@@ -66,6 +66,50 @@ def test_the_command_asks_the_same_and_its_advice_works(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out" / "config.json").read_text()) == {"hidden_size": 5}
 
 
+def test_a_folder_gets_a_card_of_its_own_and_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    folder, model, out = lora(tmp_path / "vqa", 0), tmp_path / "model", tmp_path / "out"
+    model.mkdir()
+    merge.save_checkpoint(scaled(base_of(torch.bfloat16), Q), model / "model.safetensors")
+    (model / "config.json").write_text(json.dumps({"quantization_config": {"quant_method": "fp8"}}))
+    (model / "README.md").write_text("# the card of the base")
+    words = ["adapters", folder, "--base", model, "-w", 1, "--dequantize", "-o", out]
+    shown = done(*words)
+    assert "note: left out of model: model cards (README.md)" in shown.err
+    card, noted = (out / "README.md").read_text(), json.loads((tmp_path / "out.recipe.json").read_text())
+    assert "Made by unival-merge" in card
+    assert "adapters: model + 1.00 vqa." in card
+    assert "the card of the base" not in card
+    assert merge.digest(folder / "adapter_model.safetensors") in card
+    assert noted["output"]["digest"] == merge.digest(out)
+    assert noted["policy"] == {"accept": [], "dequantize": True, "allow_nonfinite": False}
+    assert "made by adapters: model + 1.00 vqa" in done("inspect", out).out
+    assert command(*words).code == 2
+    done(*words, "--overwrite")
+    (out / "thesis.tex").write_text("")
+    assert "holds thesis.tex" in command(*words, "--overwrite").err
+
+
+def test_merged_adapters_have_a_card_too(tmp_path: Path) -> None:
+    pair, out = [lora(tmp_path / name, seed) for seed, name in enumerate("ab")], tmp_path / "out"
+    for more in ([], ["--overwrite"]):
+        done("adapters", *pair, *more, "-o", out)
+        card = (out / "README.md").read_text()
+        assert "library_name: peft" in card
+        assert "adapters: 0.50 a + 0.50 b." in card
+        assert merge.digest(out / "adapter_model.safetensors") in card
+
+
+def test_the_record_of_another_merge_does_not_stay(tmp_path: Path) -> None:
+    folder, out = lora(tmp_path / "vqa", 0), tmp_path / "out.safetensors"
+    base = merge.save_checkpoint(base_of(), tmp_path / "base.safetensors")
+    done("average", base, base, "--name", "a", "--name", "b", "-o", out)
+    done("adapters", folder, "--base", base, "--overwrite", "-o", out)
+    noted = json.loads((tmp_path / "out.safetensors.recipe.json").read_text())
+    assert (noted["method"], noted["output"]["made"]) == ("adapters", "base.safetensors + 1.00 vqa")
+    shown = command("run", tmp_path / "out.safetensors.recipe.json", "-o", tmp_path / "again.safetensors")
+    assert (shown.code, shown.err.count("\n"), "adapters" in shown.err) == (2, 1, True)
+
+
 def test_weights_packed_by_other_tools_are_named_for_what_they_are(tmp_path: Path) -> None:
     packed = {name: value for name, value in base_of().items() if name != Q}
     packed |= {
