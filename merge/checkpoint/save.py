@@ -202,6 +202,11 @@ class Writer:
             crcs = self._crcs[number]
             crcs.update(dict.fromkeys(names, zlib.crc32(data, crcs.get(names[0], 0))))
 
+    def meet(self, first: Hashable, second: Hashable, size: int) -> bool:
+        """Whether one tensor, of `size` bytes, ends where the other begins, so that both may be written at once."""
+        ends = [(number, start + size) for number, start in self._places.get(first, ())]
+        return not self._sealed and ends == self._places.get(second, [])
+
     def close(self) -> None:
         """Write what a format wants last."""
         for number, file in enumerate(self._layout.files):

@@ -26,8 +26,9 @@ _WIDE = (torch.float64, torch.complex128)
 
 def merged(
     unit: Unit, tensors: Sequence[Tensor], method: Method, points: Iterable[Mapping[str, Any]], policy: Policy
-) -> Iterator[Tensor]:
-    """Yield one unit's result, in the unit's dtype, for every set of the method's parameters.
+) -> Iterator[tuple[Tensor, int]]:
+    """Yield one unit's result, in the unit's dtype, and how many infinite and NaN values it has, for every set of the
+    method's parameters.
 
     `tensors` are the unit's sources as they are stored; of an elementwise method's unit that has no assembly they may
     be a block of each, flat. A result may be one of them.
@@ -35,6 +36,7 @@ def merged(
     parts = aligned(tensors, unit.assembly)
     worked: list[Tensor] = []
     for parameters in points:
+        narrow: Tensor | None = None  # all finite
         # Parameters that mean one input alone give that input's own bits: nothing of the others can leak in.
         single = 0 if unit.kind == "copy" else method.single(len(parts), parameters)
         if single is not None:
@@ -50,7 +52,8 @@ def merged(
             result = method.function(worked, name=unit.name, **parameters)
             result = torch.view_as_complex(result) if unit.element.is_complex else result
             result = rounded(result, unit.dtype)
-        yield assembled(tensors, unit.assembly, result, unit.shape)
+        result = assembled(tensors, unit.assembly, result, unit.shape)
+        yield result, 0 if result is narrow else nonfinite(result)
 
 
 def _unwidened(
@@ -132,8 +135,7 @@ def nonfinite(result: Tensor) -> int:
     return int((~torch.isfinite(real)).sum().item())
 
 
-def refuse_nonfinite(unit: Unit, result: Tensor, policy: Policy) -> None:
-    """Raise MergeError where a tensor has infinite or NaN values that the policy does not allow."""
-    count = 0 if policy.allow_nonfinite else nonfinite(result)
-    if count:
+def refuse_nonfinite(unit: Unit, count: int, policy: Policy) -> None:
+    """Raise MergeError where a tensor has infinite or NaN values and the policy does not allow them."""
+    if count and not policy.allow_nonfinite:
         raise MergeError(f"{unit.name}: {count} infinite or NaN values in the result; pass allow_nonfinite=True")

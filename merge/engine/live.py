@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from merge.checkpoint.scaled import dequantized
 from merge.checkpoint.source import Source, StateDict, opened, opened_all
-from merge.engine.kernel import computing_dtype, merged, refuse_nonfinite
+from merge.engine.kernel import computing_dtype, merged, nonfinite, refuse_nonfinite
 from merge.engine.memory import Sources, unplaced_recipe
 from merge.errors import MergeError
 from merge.plan.policy import Policy
@@ -98,8 +98,8 @@ class LivePath:
                 if self._in_place(unit, target, tensors) and self._method.single(len(tensors), point) is None:
                     self._method.function(tensors, name=unit.name, out=target, **point)
                 else:
-                    (value,) = merged(unit, tensors, self._method, [point], recipe.policy)
-                    refuse_nonfinite(unit, value, recipe.policy)
+                    ((value, count),) = merged(unit, tensors, self._method, [point], recipe.policy)
+                    refuse_nonfinite(unit, count, recipe.policy)
                     target.copy_(value)
                 for other in others:  # tied in the checkpoints, not in the model
                     other.copy_(target)
@@ -139,7 +139,7 @@ class LivePath:
             tensors = [tensor.to(target.device) for tensor in tensors]
         tensors = [tensor.clone() if tensor.untyped_storage().data_ptr() in own else tensor for tensor in tensors]
         for tensor in tensors:
-            refuse_nonfinite(unit, tensor, self._recipe.policy)
+            refuse_nonfinite(unit, nonfinite(tensor), self._recipe.policy)
         return tuple(tensors)
 
     def _check_targets(self, sources: Sequence[StateDict]) -> None:

@@ -46,8 +46,8 @@ def merge_with(
     result: dict[str, Tensor] = {}
     for unit in units:
         tensors = [sources[index][unit.name].detach() for index in unit.sources]
-        (value,) = merged(unit, tensors, chosen, [resolved.get(unit.name, {})], recipe.policy)
-        refuse_nonfinite(unit, value, recipe.policy)
+        ((value, count),) = merged(unit, tensors, chosen, [resolved.get(unit.name, {})], recipe.policy)
+        refuse_nonfinite(unit, count, recipe.policy)
         value = value.clone() if any(value.data_ptr() == tensor.data_ptr() for tensor in tensors) else value
         result.update(dict.fromkeys(unit.names, value))
     return {name: result[name] for name in by_name(units, sources)}

@@ -1,8 +1,9 @@
 """Merges from files to files in one pass: any number of outputs, memory bounded by the largest tensor.
 
 `run` and `sweep_to_files` check everything (`merge.engine.files`), call `stream`, and let the outputs appear. `stream`
-starts the workers and finishes the files. Every worker, `work`, takes the next tensor, and block by block reads the
-inputs, hashes them, computes all results and writes them at their planned places. A block stays in the core's cache
+starts the workers and finishes the files. Every worker, `work`, takes the next tensor, or several that lie side by side
+(`merge.engine.stretches`), and block by block reads the inputs, hashes them, computes all results and writes them at
+their planned places. A block stays in the core's cache
 from the read to the write, and while one thread waits for the disk another computes: that is all the overlap there is,
 and no queue is needed.
 """
@@ -11,8 +12,9 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import threading
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +28,7 @@ from merge.checkpoint.owned import CARD, SWEEP, recipe_path
 from merge.checkpoint.save import Writer
 from merge.engine.card import card
 from merge.engine.files import Options, Plan, Target, identity, plan_run, plan_sweep, record
+from merge.engine.stretches import Contents, parts, stretches
 from merge.engine.summary import summary
 from merge.errors import MergeError
 from merge.plan.policy import dtype_named
@@ -37,11 +40,10 @@ from merge.recipe.shares import describe, shares
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Elements read, computed and written at a time: small enough for a core's cache, large enough that threads seldom meet
-# at the interpreter's lock (blocks of 32,704 made two threads slower than one).
-BLOCK = 1 << 17
+# Bytes of a result computed and written at a time: small enough for the caches, large enough that the interpreter takes
+# little of the time, and threads seldom meet at its lock (blocks of 128 KiB made two threads slower than one).
+BLOCK = 1 << 20
 WORTH_A_THREAD = 32 << 20  # bytes of output: many small tensors are quicker without a second thread at the lock
-WIDEST = 16  # bytes of the widest element, complex128
 
 
 def run(recipe: Recipe | str | Path, output: str | Path, options: Options | None = None) -> Path:
@@ -156,49 +158,52 @@ def _has_checksums(plan: Plan) -> bool:
 
 
 def work(job: _Pass) -> None:
-    """Take the next tensor until none is left: read it of every input, compute and write it for every output."""
+    """Take the next tensors until none is left: read them of every input, compute and write them for every output."""
     import torch
 
-    from merge.engine.kernel import merged, nonfinite
+    from merge.engine.kernel import merged
 
     torch.set_num_threads(1)  # of this thread: the workers are the parallelism
     buffers = _Buffers()
     recipe, outputs, options = job.plan.recipe, job.outputs, job.plan.options
     method = method_named(recipe.method)
     try:
-        while unit := job.next_unit():
+        while units := job.next_units():
+            unit = units[0]  # what is done to it is done to all of them
             whole = (unit.kind == "merge" and not method.elementwise) or unit.assembly is not None
-            readers = [job.readers(index, unit.names, whole, buffers) for index in range(len(job.sources))]
+            size = unit.element.itemsize
+            numel = sum(one.nbytes for one in units) // size  # bytes, where several elements share one
+            step = max(1, numel if whole else BLOCK // size)
+            names = [one.names for one in units]
+            most = sys.maxsize if whole else step
+            readers = [job.readers(index, names, most, buffers) for index in range(len(job.sources))]
             used = [_reader_of(unit.name, readers[index]) for index in unit.sources]
             distinct = list(dict.fromkeys(used))  # what an expert lacks is the base's: one reader, one turn
             points = [output.target.parameters.get(unit.name, {}) for output in outputs]
-            hashes = [output.digest.start() for output in outputs]
+            hashes = [Contents(output.digest.start, [one.nbytes for one in units]) for output in outputs]
             away = options.device != "cpu" and unit.kind != "copy"
-            floating = (unit.element.is_floating_point or unit.element.is_complex) and unit.element.bits >= 8
-            numel = unit.nbytes // unit.element.itemsize  # bytes, where several elements share one
-            for start in range(0, numel, max(numel, 1) if whole else BLOCK):
+            for start in range(0, numel, step):
                 if job.stop:
                     return
                 if whole:
                     read = {reader: reader.block(reader.numel).view(reader.entry.shape) for reader in distinct}
                 else:
-                    read = {reader: reader.block(min(start + BLOCK, numel)) for reader in distinct}
+                    read = {reader: reader.block(min(start + step, numel)) for reader in distinct}
                 tensors = [read[reader].to(options.device) if away else read[reader] for reader in used]
                 results = merged(unit, tensors, method, points, recipe.policy)
-                for output, content, result in zip(outputs, hashes, results, strict=True):
+                for output, content, (result, count) in zip(outputs, hashes, results, strict=True):
                     result = result.cpu() if away else result
-                    if floating and (count := nonfinite(result)):
-                        had = sum(map(nonfinite, tensors)) if options.carry_nonfinite else 0
-                        output.note_nonfinite(unit.name, count, count - had)
+                    if count:
+                        output.note_nonfinite(units, start, result, tensors if options.carry_nonfinite else ())
                     data = raw_bytes(result)
                     content.update(data)
-                    output.writer.write(unit.names, start * unit.element.itemsize, data)
+                    output.writer.write(unit.names, start * size, data)
             for index, mine in enumerate(readers):
                 job.note_digests(index, mine)
             for output, content in zip(outputs, hashes, strict=True):
-                digest = content.hexdigest()
-                for name in unit.names:
-                    output.digest.add(name, unit.element, unit.shape, digest)
+                for one, digest in zip(units, content.hexdigests(), strict=True):
+                    for name in one.names:
+                        output.digest.add(name, one.element, one.shape, digest)
     except BaseException:
         job.stop = True
         raise
@@ -214,11 +219,20 @@ class _Output:
     nonfinite: dict[str, int] = field(default_factory=dict[str, int])
     refused: dict[str, int] = field(default_factory=dict[str, int])
 
-    def note_nonfinite(self, name: str, count: int, refused: int) -> None:
-        """Note infinite and NaN values of a tensor, and how many of them its inputs do not excuse."""
-        self.nonfinite[name] = self.nonfinite.get(name, 0) + count
-        if refused > 0:
-            self.refused[name] = self.refused.get(name, 0) + refused
+    def note_nonfinite(self, units: Sequence[Unit], start: int, result: Tensor, excuses: Sequence[Tensor]) -> None:
+        """Note infinite and NaN values of a block, and how many of them the tensors that it was made of do not excuse.
+
+        The block begins `start` elements into the units.
+        """
+        from merge.engine.kernel import nonfinite
+
+        for unit, part in parts(units, start, start + len(result.reshape(-1))):
+            count, name = nonfinite(result[part]), unit.name
+            refused = count - sum(nonfinite(tensor[part]) for tensor in excuses)
+            if count:
+                self.nonfinite[name] = self.nonfinite.get(name, 0) + count
+            if refused > 0:
+                self.refused[name] = self.refused.get(name, 0) + refused
 
     def refuse_nonfinite(self, carried: bool) -> None:
         """Raise MergeError where there are infinite or NaN values that neither policy nor inputs allow."""
@@ -249,43 +263,45 @@ class _Pass:
         self.sources = [checkpoint.entries for checkpoint in plan.checkpoints]
         self._stored = [checkpoint.stored for checkpoint in plan.checkpoints]
         self._digests = [Digest(plan.options.digest) for _ in self.sources]
-        self._units = iter(plan.units)
+        self._stretches = stretches(plan, [output.writer for output in outputs])
         self._lock = threading.Lock()
 
-    def next_unit(self) -> Unit | None:
-        """Give the next unit; None when there is none left, or an error stops all."""
+    def next_units(self) -> list[Unit] | None:
+        """Give the next unit, or several that are worked on as one; None when all are taken, or an error stops all."""
         with self._lock:
-            return None if self.stop else next(self._units, None)
+            return None if self.stop else next(self._stretches, None)
 
-    def readers(self, index: int, names: Sequence[str], whole: bool, buffers: _Buffers) -> list[_Reader]:
-        """Give a reader for every stored tensor that input `index` has under these names; tied names share one."""
-        entries, digest = self.sources[index], self._digests[index]
-        here = [name for name in names if name in entries]
-        if len(here) == 1:
-            return [_Reader(entries[here[0]], here, whole, buffers, index, digest.start())]
+    def readers(self, index: int, names: Sequence[Sequence[str]], most: int, buffers: _Buffers) -> list[_Reader]:
+        """Give a reader for every stored tensor that input `index` has under the names of a unit; tied names share one.
+
+        Of several units that are worked on as one, all are of one reader. It reads at most `most` elements at a time.
+        """
+        entries, new = self.sources[index], self._digests[index].start
+        if len(names) > 1:
+            return [_Reader([(entries[mine[0]], mine) for mine in names], most, buffers, index, new)]
         found: dict[Hashable, list[str]] = {}
-        for name in here:
-            tie = entries[name].tie
-            found.setdefault(name if tie is None else tie, []).append(name)
-        return [_Reader(entries[tied[0]], tied, whole, buffers, index, digest.start()) for tied in found.values()]
+        for name in names[0]:
+            if name in entries:
+                tie = entries[name].tie
+                found.setdefault(name if tie is None else tie, []).append(name)
+        return [_Reader([(entries[tied[0]], tied)], most, buffers, index, new) for tied in found.values()]
 
     def note_digests(self, index: int, readers: Sequence[_Reader]) -> None:
         """Note the digests of tensors of input `index`, reading first what nobody needed."""
         digest, stored, progress = self._digests[index], self._stored[index], self.plan.options.progress
         for reader in readers:
-            content, entry = reader.finish(), reader.entry
-            for name in reader.names:  # a digest is the file's, whatever it is merged as
-                digest.add(stored.get(name, name), entry.element, entry.shape, content)
+            for (entry, names), content in zip(reader.parts, reader.finish(), strict=True):
+                for name in names:  # a digest is the file's, whatever it is merged as
+                    digest.add(stored.get(name, name), entry.element, entry.shape, content)
             if progress:
-                progress(entry.nbytes)
+                progress(sum(entry.nbytes for entry, _ in reader.parts))
 
     def finish(self) -> list[str]:
         """Read the tensors that no unit has; give the digest of every input, over all its tensors."""
         used = {name for unit in self.plan.units for name in unit.names}
         for index, entries in enumerate(self.sources):
-            self.note_digests(
-                index, self.readers(index, [name for name in entries if name not in used], False, _Buffers())
-            )
+            left = [name for name in entries if name not in used]
+            self.note_digests(index, self.readers(index, [left], BLOCK, _Buffers()))
         return [digest.text() for digest in self._digests]
 
 
@@ -295,8 +311,9 @@ class _Buffers:
     def __init__(self) -> None:
         self._all: list[tuple[Tensor, memoryview]] = []
 
-    def get(self, index: int, size: int = BLOCK * WIDEST) -> tuple[Tensor, memoryview]:
+    def get(self, index: int, size: int) -> tuple[Tensor, memoryview]:
         """Give memory of at least `size` bytes for one input: fresh pages cost more than the read into them."""
+        size = max(size, BLOCK)
         if index < len(self._all) and len(self._all[index][1]) >= size:
             return self._all[index]
         import torch
@@ -309,16 +326,27 @@ class _Buffers:
 
 
 class _Reader:
-    """One stored tensor with its names, read front to back in blocks and hashed on the way."""
+    """A stored tensor with its names, or several side by side, read front to back in blocks and hashed on the way."""
 
-    def __init__(self, entry: TensorEntry, names: list[str], whole: bool, buffers: _Buffers, index: int, content: Any):
-        self.entry, self.names, self.content, self.at = entry, names, content, 0
-        self.numel = entry.nbytes // entry.element.itemsize  # bytes, where several elements share one
+    def __init__(
+        self,
+        parts: Sequence[tuple[TensorEntry, Sequence[str]]],
+        most: int,
+        buffers: _Buffers,
+        index: int,
+        new: Callable[[], Any],
+    ):
+        self.parts, self.at = parts, 0
+        self.entry, self.names = parts[0]
+        sizes = [entry.nbytes for entry, _ in parts]
+        self.content = Contents(new, sizes)
+        self.numel = sum(sizes) // self.entry.element.itemsize  # bytes, where several elements share one
+        self.most = min(most, self.numel)
         self.flat: Tensor | None = None
-        if entry.stride is not None:
-            self.flat = entry.loaded().contiguous().reshape(-1)
+        if self.entry.stride is not None:
+            self.flat = self.entry.loaded().contiguous().reshape(-1)
         else:
-            self.buffer, self.view = buffers.get(index, entry.nbytes) if whole else buffers.get(index)
+            self.buffer, self.view = buffers.get(index, self.most * self.entry.element.itemsize)
 
     def block(self, stop: int) -> Tensor:
         """Read the elements from where the last block ended to `stop`; they are valid until the next call."""
@@ -335,11 +363,11 @@ class _Reader:
             self.buffer[: len(view)] if self.entry.element.bits < 8 else self.buffer[: len(view)].view(self.entry.dtype)
         )
 
-    def finish(self) -> str:
-        """Read what is left, for the digest alone; give the digest in hex."""
+    def finish(self) -> list[str]:
+        """Read what is left, for the digest alone; give the digest of every tensor in hex."""
         while self.at < self.numel:
-            self.block(min(self.at + BLOCK, self.numel))
-        return self.content.hexdigest()
+            self.block(min(self.at + self.most, self.numel))
+        return self.content.hexdigests()
 
 
 def _reader_of(name: str, readers: Sequence[_Reader]) -> _Reader:

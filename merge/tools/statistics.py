@@ -122,8 +122,8 @@ def merge_with_statistics(
             raise MergeError(f"{unit.name}: statistics are of whole tensors that all experts have; {leave(unit.name)}")
         if unit.kind == "merge":
             tensors += [_statistic(statistics[name], name, unit.name) for name in experts]
-        (value,) = merged(unit, tensors, chosen, [resolved.get(unit.name, {})], recipe.policy)
-        refuse_nonfinite(unit, value, recipe.policy)
+        ((value, count),) = merged(unit, tensors, chosen, [resolved.get(unit.name, {})], recipe.policy)
+        refuse_nonfinite(unit, count, recipe.policy)
         value = value.clone() if unit.kind == "copy" else value
         result.update(dict.fromkeys(unit.names, value))
     return result

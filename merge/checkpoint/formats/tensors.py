@@ -287,6 +287,12 @@ class TensorEntry:
         """Equal for names that are one and the same tensor; None where the format cannot share storages."""
         return None if self.storage is None else (self.storage, self.offset, self.element, self.shape, self.stride)
 
+    def meets(self, other: TensorEntry) -> bool:
+        """Whether another tensor of the same type begins in the same file where this one ends, neither a view."""
+        plain = self.stride is other.stride is self.storage is other.storage is None
+        alike = plain and self.file is other.file and self.element is other.element
+        return alike and self.offset + self.nbytes == other.offset
+
     def tensor(self) -> Tensor:
         """The tensor, backed by the file's map: pages are read when touched. Writes stay private."""
         return self._viewed(lambda size: self.file.part(self.offset, size))

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from merge.checkpoint.open import Checkpoint, specs
-from merge.engine.stream import BLOCK
 
 Progress = Callable[[int], object]
 # A tensor with as many elements has cosines to chance partners of 1 / sqrt(1024) = 0.03.
 LARGE = 1024
+BLOCK = 1 << 17  # elements measured at a time
 MIN_ROWS = 8  # fewer row norms say nothing about a permutation
 
 
