@@ -118,7 +118,7 @@ def run(
 
 def _save_best(grid: Grid, mixtures: list[dict[str, Expert]], folder: Path) -> None:
     """Write the weights of every mixture's best point, with each seed's experts; measured statistics are in no file."""
-    from experiments.statistics.selection import save_best
+    from experiments.statistics.selection import best_path, save_best
 
     for found in _best(folder, grid.study, mixtures, report=False):
         if found.batchnorm.startswith("recalibrate:"):
@@ -127,7 +127,10 @@ def _save_best(grid: Grid, mixtures: list[dict[str, Expert]], folder: Path) -> N
         experts = next(own for own in mixtures if tuple(own) == found.names and own[found.names[0]].kind == found.kind)
         for number in grid.seeds:
             inputs = {one: grid.subject.source(expert, number) for one, expert in experts.items()}
-            typer.echo(printable(f"{save_best(found, inputs, folder, study=grid.study, seed=number)}: {found}"))
+            path = best_path(found, inputs, folder, study=grid.study, seed=number)
+            # Not every expert has every encoder.
+            file = save_best(found, inputs, path, missing="keep-first", overwrite=True)
+            typer.echo(printable(f"{file}: {found}"))
 
 
 def best(name: Name, folder: Folder, only: Only = None, kinds: Kinds = None) -> None:
@@ -150,9 +153,8 @@ def _best(folder: Path, name: str, mixtures: list[dict[str, Expert]], *, report:
     from experiments.statistics.selection import best_points
 
     rows = read_rows(folder / ROWS)
-    experts = [expert for own in mixtures for expert in own.values()]
-    tasks, kinds = {one.name: one.task for one in experts}, list(dict.fromkeys(one.kind for one in experts))
-    return best_points(rows[rows["study"] == name], tasks, dict.fromkeys(map(tuple, mixtures)), kinds, report=report)
+    kinds = list(dict.fromkeys(expert.kind for own in mixtures for expert in own.values()))
+    return best_points(rows[rows["study"] == name], {}, dict.fromkeys(map(tuple, mixtures)), kinds, report=report)
 
 
 def _numbers(seeds: list[str] | None) -> tuple[int, ...]:

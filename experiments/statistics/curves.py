@@ -1,6 +1,5 @@
 """Series of points between two experts: their scores over the seeds, the straight line below them, what is kept."""
 
-import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -9,8 +8,6 @@ from numpy.typing import ArrayLike
 
 from experiments.errors import StudyError
 from experiments.grid.rows import Records, is_made_of, mean_of, names_in
-
-RATIO, LOWER, GAIN = "merged / expert", "expert / merged", "share of the expert's gain over the pretrained model"
 
 
 class Line(NamedTuple):
@@ -65,23 +62,6 @@ def joint_score(scores: ArrayLike, experts: ArrayLike) -> np.ndarray:
     if not (own > 0).all():
         raise StudyError(f"an expert scores {own.min():g} on its own task: nothing can be measured by it")
     return (np.asarray(scores, dtype=np.float64) / own[:, None]).mean(axis=0)
-
-
-def retention(
-    scores: ArrayLike, expert: float, start: float = math.nan, *, rises: bool = True
-) -> tuple[np.ndarray, str]:
-    """Say what scores (m,) of one task keep of its expert's, where 1 is all, and how that is measured.
-
-    It is merged / expert, or expert / merged where lower is better. Where ratios mean nothing, as a score is negative
-    or what is divided by is zero, it is the share of the expert's gain over the pretrained model, which scores `start`;
-    NaN where there is none.
-    """
-    found = np.asarray(scores, dtype=np.float64)
-    known = found[np.isfinite(found)]
-    if expert > 0 and (known >= 0).all() and (rises or known.all()):
-        return (found / expert, RATIO) if rises else (expert / found, LOWER)
-    gained = expert > start if rises else expert < start
-    return (found - start) / (expert - start if gained else math.nan), GAIN
 
 
 def _by_share(rows: Iterable[dict], name: str) -> dict[float, Records]:

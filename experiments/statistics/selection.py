@@ -1,33 +1,131 @@
-"""The best point of a study: picked on the validation split, reported on the test split."""
+"""The best point of a mixture: picked on the validation split, reported on the test split."""
 
 from __future__ import annotations
 
-import html
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
 import merge
 from experiments.errors import StudyError
-from experiments.grid.escapes import file_stem
+from experiments.grid.escapes import file_stem, html
 from experiments.grid.rows import Records, Rows, is_made_of, mean_of, names_in, records
-from experiments.statistics.curves import joint_score
-from merge import share_label
+from experiments.grid.units import Unit, unit_of
+from experiments.statistics.retention import form_of, retention
+from experiments.study.points import PRETRAINED, Expert, Point, share_parameter
+from merge import METHODS, share_label
 
 ON, REPORT = "val", "test"
-MERGES = ("single", "interpolate", "average")
-Column = tuple[str, str]  # task and metric
+KIND = "expert"  # of experts that differ in nothing but their names: not worth saying
+SHARES = Unit(100.0, "%")
+
+
+class Column(NamedTuple):
+    """A task by the metric that counts: whose own it is, and the form of its retention."""
+
+    task: str
+    metric: str
+    owner: str
+    unit: Unit
+    form: str
+
+
+class Series(NamedTuple):
+    """Models that differ in their shares alone; parameters are as JSON."""
+
+    method: str
+    parameters: str
+    batchnorm: str
+
+    @property
+    def label(self) -> str:
+        """Return the method with its parameters and BatchNorm policy in words."""
+        given = "".join(
+            f", {name} {value:g}" if isinstance(value, float) else f", {name} {value}"
+            for name, value in json.loads(self.parameters).items()
+        )
+        return f"{self.method}{given}" + f", BatchNorm {self.batchnorm}" * (self.batchnorm != "average")
+
+
+class Model(NamedTuple):
+    """One model of a mixture: its series and the share of every expert, in the order of the mixture."""
+
+    series: Series
+    shares: tuple[float, ...]
+
+
+@dataclass
+class Candidates:
+    """The models between some experts of one kind, with their rows on the experts' own tasks.
+
+    `cells` hold rows by training seed at (model, task, metric, split); `starts` the pretrained model's, at the last
+    three.
+    """
+
+    names: tuple[str, ...]
+    kind: str
+    columns: list[Column]
+    cells: dict[tuple[Model, str, str, str], dict[int, dict[str, Any]]] = field(default_factory=dict)
+    starts: dict[tuple[str, str, str], dict[int, dict[str, Any]]] = field(default_factory=dict)
+
+    @property
+    def models(self) -> list[Model]:
+        """Return the models, the experts themselves first, then by series and falling shares of the first experts."""
+        found = dict.fromkeys(model for model, *_ in self.cells)
+        order = list(dict.fromkeys(model.series for model in sorted(found, key=is_merged)))
+        return sorted(found, key=lambda model: (order.index(model.series), [-share for share in model.shares]))
+
+    def rows(self, model: Model, column: Column, split: str) -> dict[int, Records]:
+        """Return by seed a model's row, that of the task's own expert, and the pretrained model's if there is one.
+
+        An expert that several seeds share has one row, which serves them all.
+        """
+        place = (column.task, column.metric, split)
+        owner = Model(ALONE, tuple(float(name == column.owner) for name in self.names))
+        own, starts = self.cells.get((owner, *place), {}), self.starts.get(place, {})
+        found: dict[int, Records] = {}
+        for seed, row in self.cells.get((model, *place), {}).items():
+            beside = [rows.get(seed) or next(iter(rows.values())) for rows in (own, starts) if rows]
+            if own:
+                found[seed] = [row, *beside]
+        return found
+
+    def kept(self, model: Model, split: str) -> dict[int, np.ndarray]:
+        """Return a model's retention on a split by seed, (tasks,) each; of the seeds that have all tasks."""
+        tables = [self.rows(model, column, split) for column in self.columns]
+        seeds = [seed for seed in tables[0] if all(seed in table for table in tables)] if tables else []
+        return {
+            seed: np.array([reckoned(t[seed], column) for t, column in zip(tables, self.columns, strict=True)])
+            for seed in seeds
+        }
+
+    def joint(self, model: Model, split: str) -> float:
+        """Return the mean retention over tasks and seeds; NaN where a task has no score."""
+        found = self.kept(model, split)
+        return float(np.mean([*found.values()])) if found else math.nan
+
+    def pick(self, models: Iterable[Model], on: str = ON) -> Model | None:
+        """Return the model of highest joint retention on a split, of equal ones the first; None without scores."""
+        known = [(self.joint(model, on), model) for model in models]
+        known = [one for one in known if not math.isnan(one[0])]
+        return max(known, key=lambda one: one[0])[1] if known else None
+
+
+ALONE = Series("single", "{}", "average")
 
 
 @dataclass(frozen=True, repr=False)
 class Best:
-    """The best point of a mixture for one kind of experts and one BatchNorm policy.
+    """The best point of a mixture for one kind of experts.
 
-    Scores are joint ones: means over the tasks of merged over expert. `reported` is NaN, and `tasks` empty, where the
-    test split was not evaluated; `tasks` are value and 95 % interval on it (means over seeds) by task and metric.
+    `selected` and `reported` are joint retentions, means over the tasks (`experiments.statistics.retention`), on the
+    split that chose and on the test split. `reported` is NaN, and `tasks` empty, where the test split was not
+    evaluated; `tasks` are value and 95 % interval on it (means over seeds) by task and metric.
     """
 
     names: tuple[str, ...]
@@ -36,118 +134,249 @@ class Best:
     shares: Mapping[str, float]
     selected: float
     reported: float
-    tasks: Mapping[Column, tuple[float, float, float]]
+    tasks: Mapping[tuple[str, str], tuple[float, float, float]]
+    method: str = "interpolate"
+    parameters: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    seeds: tuple[int, ...] = (0,)
+    on: str = ON
+    units: Mapping[tuple[str, str], Unit] = field(default_factory=dict[tuple[str, str], Unit])
 
     def __repr__(self) -> str:
         return f"<Best: {self}>"
 
     def _repr_html_(self) -> str:
-        rows = [
-            (f"{task} {metric}", 100 * value, 100 * lo, 100 * hi)
-            for (task, metric), (value, lo, hi) in self.tasks.items()
-        ]
-        body = "".join(
-            f"<tr><th>{html.escape(name)}</th><td>{value:.2f}</td><td>[{lo:.2f}, {hi:.2f}]</td></tr>"
-            for name, value, lo, hi in rows
-        )
-        return f"<table><caption>{html.escape(str(self).partition(';')[0])}</caption>{body}</table>"
+        body = "".join(f"<tr><th>{html(name)}</th><td>{html(score)}</td></tr>" for name, score in self._scores())
+        return f"<table><caption>{html(str(self).partition(';')[0])}</caption>{body}</table>"
 
     def __str__(self) -> str:
-        policy = "" if self.batchnorm == "average" else f", BatchNorm {self.batchnorm}"
-        text = f"{'+'.join(self.names)}, {self.kind}{policy}: {share_label(self.shares)}"
-        text += f"; joint {self.selected:.4f} on {ON}"
+        series = Series(self.method, json.dumps(self.parameters), self.batchnorm)
+        plain = self.method in ("single", "interpolate", "average") and not self.parameters
+        how = [self.kind] * (self.kind != KIND)
+        how += [f"BatchNorm {self.batchnorm}"] * (self.batchnorm != "average") if plain else [series.label]
+        text = f"{', '.join(['+'.join(self.names), *how])}: {share_label(self.shares)}"
+        text += f"; joint {self.selected:.4f} on {self.on}"
         if not self.tasks:
             return text
-        own = ", ".join(
-            f"{task} {metric} {100 * value:.2f} [{100 * lo:.2f}, {100 * hi:.2f}]"
-            for (task, metric), (value, lo, hi) in self.tasks.items()
-        )
-        return f"{text}, {self.reported:.4f} on {REPORT}; {own}"
+        return f"{text}, {self.reported:.4f} on {REPORT}; {', '.join(map(' '.join, self._scores()))}"
+
+    def _scores(self) -> list[tuple[str, str]]:
+        return [
+            (f"{task} {metric}", in_words(*numbers, self.units.get((task, metric), SHARES)))
+            for (task, metric), numbers in self.tasks.items()
+        ]
 
 
 def best_points(
     rows: Rows,
-    experts: Mapping[str, str],
+    owners: Mapping[str, str],
     mixtures: Iterable[tuple[str, ...]],
     kinds: Sequence[str],
     *,
     report: bool = True,
 ) -> list[Best]:
-    """Pick the best point of every mixture, kind of experts and policy that has rows on the validation split.
+    """Pick the best point of every mixture, kind of experts and BatchNorm policy that has rows on the validation split.
 
-    `rows` are of one study, `experts` the task of every expert by name. StudyError where there is no such point, and
-    with `report` where the points there have no rows on the test split.
+    `rows` are of one study, `owners` say by task whose own it is (see `columns_of`). StudyError where there is no such
+    point, and with `report` where the points there have no rows on the test split.
     """
-    found = [row for row in records(rows) if row["method"] in MERGES and not math.isnan(row["value"])]
-    best: list[Best] = []
+    found, best = records(rows), list[Best]()
     for names in mixtures:
         for kind in kinds:
-            own = [row for row in found if row["experts"] == kind and is_made_of(row, names)]
-            for policy in names_in([row for row in own if row["method"] != "single"], "batchnorm"):
-                line = [row for row in own if row["method"] == "single" or row["batchnorm"] == policy]
-                if any(row["split"] == ON and row["method"] != "single" for row in line):
-                    columns = {name: _column(line, experts[name], name) for name in names}
-                    best.append(_best(line, columns, kind, policy, report=report))
+            among = candidates(found, names, kind, columns_of(found, owners))
+            models = [model for model in among.models if model.series.method != "ensemble"]
+            for policy in dict.fromkeys(model.series.batchnorm for model in models if is_merged(model)):
+                own = [model for model in models if not is_merged(model) or model.series.batchnorm == policy]
+                if any(is_merged(model) and not math.isnan(among.joint(model, ON)) for model in own):
+                    best.append(best_of(among, own, report=report))
     if not best:
-        raise StudyError(f"there are no merged points on {ON}: run the study with --split {ON} first")
+        raise StudyError(f"there are no merged points on {ON}: evaluate split {ON} first")
     return best
 
 
-def save_best(best: Best, inputs: Mapping[str, merge.Input], folder: Path, *, study: str, seed: int) -> Path:
-    """Write the weights of a best point, merged from its experts' files by name, with their recipe, to `folder/best`.
+def best_of(among: Candidates, models: Iterable[Model], on: str = ON, *, report: bool = True) -> Best:
+    """Pick the best of some models on a split for choosing, and report it on the test split.
 
-    They have the bits that were evaluated where the experts are stored in float32; else they are rounded to the files'.
-    StudyError for statistics that were recalibrated, which no recipe can tell.
+    StudyError for a split that is not for choosing, where no model has scores of all tasks there, and with `report`
+    where the best has none on the test split.
+    """
+    check_choosing(on)
+    models = list(models)
+    model = among.pick(models, on)
+    if model is None:
+        raise StudyError(f"{'+'.join(among.names)}: {_lacking(among, models, on)}")
+    reported, tasks = math.nan, dict[tuple[str, str], tuple[float, float, float]]()
+    if report:
+        reported = among.joint(model, REPORT)
+        if math.isnan(reported):
+            raise StudyError(f"{label_of(among, model)} has no score on {REPORT}: evaluate split {REPORT}")
+        for column in among.columns:
+            own = [row for row, *_ in among.rows(model, column, REPORT).values()]
+            tasks[column.task, column.metric] = (mean_of(own, "value"), mean_of(own, "lo"), mean_of(own, "hi"))
+    series, shares = model.series, dict(zip(among.names, model.shares, strict=True))
+    return Best(
+        names=among.names,
+        kind=among.kind,
+        method=series.method,
+        parameters=json.loads(series.parameters),
+        batchnorm=series.batchnorm,
+        shares=shares,
+        selected=among.joint(model, on),
+        reported=reported,
+        tasks=tasks,
+        seeds=tuple(among.kept(model, on)),
+        on=on,
+        units={(column.task, column.metric): column.unit for column in among.columns},
+    )
+
+
+def check_choosing(split: str) -> None:
+    """Raise StudyError for a split that is not for validation."""
+    if not split.startswith("val"):
+        raise StudyError(f"points chosen on split {split!r} look too good there: choose them on {ON!r}")
+
+
+def columns_of(rows: Records, owners: Mapping[str, str]) -> list[Column]:
+    """Name the tasks that are some expert's own, each by its first metric, with the form that retention has there.
+
+    `owners` name the expert by task; without any a task is the expert's of its name. A task that is nobody's may have
+    metrics named after experts, their rewards ("Acc@0.5 small"): each is an own task of that expert.
+    """
+    scored = [row for row in rows if not math.isnan(row["value"])]
+    experts = {name for row in scored for name, share in row["shares"].items() if share}
+    found: list[Column] = []
+    for task in names_in(scored, "task"):
+        here = [row for row in scored if row["task"] == task]
+        metrics = names_in(here, "metric")
+        owner = owners.get(task, "") if owners else task if task in experts else ""
+        own = {metrics[0]: owner} if owner else {metric: metric.rpartition(" ")[2] for metric in metrics}
+        for metric, name in own.items():
+            if name in experts:
+                found.append(_column([row for row in here if row["metric"] == metric], name))
+    return found
+
+
+def candidates(rows: Records, names: tuple[str, ...], kind: str, columns: Iterable[Column]) -> Candidates:
+    """Collect the models between experts of a kind: the experts as they are, and what all of them were merged into."""
+    own = [column for column in columns if column.owner in names]
+    found = Candidates(names, kind, own)
+    places = {(column.task, column.metric) for column in own}
+    for row in rows:
+        if math.isnan(row["value"]) or (row["task"], row["metric"]) not in places:
+            continue
+        place, seed = (row["task"], row["metric"], row["split"]), int(row.get("seed", 0))
+        held = {name for name, share in row["shares"].items() if share}
+        if held == {PRETRAINED}:
+            found.starts.setdefault(place, {})[seed] = row
+        if row["experts"] == kind and is_made_of(row, names) and (held == set(names) or _takes_some(row["method"])):
+            found.cells.setdefault((model_of(row, names), *place), {})[seed] = row
+    return found
+
+
+def model_of(row: Mapping[str, Any], names: Sequence[str]) -> Model:
+    """Return the model that a row is of, among experts in an order."""
+    shares = tuple(float(row["shares"].get(name, 0)) for name in names)
+    if row["method"] == "single":
+        return Model(ALONE, shares)
+    given = json.dumps(dict(row.get("parameters") or {}), sort_keys=True)
+    return Model(Series(row["method"], given, row["batchnorm"]), shares)
+
+
+def is_merged(model: Model) -> bool:
+    """Tell whether a model is more than an expert as it is."""
+    return model.series != ALONE
+
+
+def label_of(among: Candidates, model: Model) -> str:
+    """Return a model's shares in words."""
+    return share_label(dict(zip(among.names, model.shares, strict=True)))
+
+
+def reckoned(rows: Records, column: Column) -> float:
+    """Return the retention of a model's row, beside its expert's, and the pretrained model's if there is one."""
+    merged, expert, *start = (row["value"] for row in rows)
+    return float(retention(expert, merged, *start, higher_is_better=column.unit.rises, form=column.form))
+
+
+def in_words(value: float, lo: float, hi: float, unit: Unit) -> str:
+    """Write a score with its interval, if it has one: times 100 where it is a share of 1, else with its unit."""
+    form = ".2f" if unit.factor != 1 else ".4g"
+    bounds = "" if math.isnan(lo) else f" [{unit.factor * lo:{form}}, {unit.factor * hi:{form}}]"
+    return f"{unit.factor * value:{form}}{bounds}" + f" {unit.name}" * bool(unit.name and unit.factor == 1)
+
+
+def recipe_of(best: Best, inputs: Mapping[str, merge.Input], *, missing: str = "error") -> merge.Recipe:
+    """Return the recipe of a best point's weights, from its experts' files (and the pretrained model's) by name.
+
+    An expert as it is is the end of a line. StudyError for statistics that are measured, which no recipe can tell, and
+    for ensembles, which are no weights.
     """
     if best.batchnorm.startswith("recalibrate:"):
         raise StudyError(f"BatchNorm {best.batchnorm} is measured, not merged: save a point of average or from:NAME")
-    shares = [best.shares[name] for name in best.names]
-    method, given = ("interpolate", {"ratio": shares[1]}) if len(shares) == 2 else ("average", {"weights": shares})
-    policy = merge.Policy(batchnorm=best.batchnorm, missing="keep-first")  # not every expert has every encoder
-    recipe = merge.Recipe(method, tuple(inputs[name] for name in best.names), given, policy=policy)
-    policy_name = "" if best.batchnorm == "average" else f"-{best.batchnorm.replace(':', '-')}"
-    suffix = merge.suffix_like(Path(inputs[best.names[0]].path))
-    stem = file_stem(f"{study}-{'+'.join(best.names)}-{best.kind}{policy_name}-seed-{seed}")
-    target = folder / "best" / f"{stem}{suffix}"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    merge.run(recipe, target, merge.Options(overwrite=True))
-    return target
+    if best.method == "ensemble":
+        raise StudyError("an ensemble answers with several models and is no one set of weights: save a merged point")
+    method = best.method
+    if method in ("single", "interpolate"):
+        if len(best.names) == 1:
+            raise StudyError(f"{best.names[0]} is a model as it is: copy its file")
+        method = "interpolate" if len(best.names) == 2 else "average"
+    takes_all = method in ("interpolate", "average")  # an expert without a share counts too: the files must fit
+    shares = {name: share for name, share in best.shares.items() if share or takes_all}
+    base = Expert(PRETRAINED, "", PRETRAINED) if METHODS[method].takes_base else None
+    experts = {name: Expert(name, "", best.kind) for name in shares}
+    point = Point(experts, shares, method, best.batchnorm, best.parameters, base)
+    policy = merge.Policy(batchnorm=best.batchnorm, missing=missing)
+    start = inputs[PRETRAINED] if base is not None else None
+    return merge.Recipe(method, tuple(inputs[name] for name in shares), point.arguments, start, policy)
 
 
-def _best(rows: Records, columns: Mapping[str, Column], kind: str, policy: str, *, report: bool) -> Best:
-    names = tuple(columns)
-    cells: dict[tuple[tuple[float, ...], Column, str], Records] = {}  # one row a seed in each
+def save_best(
+    best: Best, inputs: Mapping[str, merge.Input], path: Path, *, missing: str = "error", overwrite: bool = False
+) -> Path:
+    """Write the weights of a best point, merged from its experts' files, to a path, with their recipe beside them.
+
+    They have the bits that were evaluated where the experts are stored in float32; else they are rounded to the files'.
+    StudyError as `recipe_of`, MergeError as `merge.run`.
+    """
+    recipe = recipe_of(best, inputs, missing=missing)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return merge.run(recipe, path, merge.Options(overwrite=overwrite))
+
+
+def best_path(best: Best, inputs: Mapping[str, merge.Input], folder: Path, *, study: str, seed: int) -> Path:
+    """Return where a best point of a study and seed is kept in its folder: under a name that tells it from others, with
+    a suffix of the first expert's format."""
+    policy = "" if best.batchnorm == "average" else f"-{best.batchnorm.replace(':', '-')}"
+    stem = file_stem(f"{study}-{'+'.join(best.names)}-{best.kind}{policy}-seed-{seed}")
+    return folder / "best" / f"{stem}{merge.suffix_like(Path(inputs[best.names[0]].path))}"
+
+
+def _column(rows: Records, owner: str) -> Column:
+    """Return the column of a task's rows by one metric."""
+    values: dict[bool, list[float]] = {True: [], False: []}
     for row in rows:
-        shares = tuple(float(row["shares"].get(name, 0)) for name in names)
-        cells.setdefault((shares, (row["task"], row["metric"]), row["split"]), []).append(row)
-    known = sorted({shares for shares, _, split in cells if split == ON}, reverse=True)
-    points = [shares for shares in known if all((shares, column, ON) in cells for column in columns.values())]
-    ends = [tuple(float(name == one) for name in names) for one in names]
-
-    def joint(split: str) -> np.ndarray:
-        """Return joint scores of the points on a split, means over seeds."""
-        tables: list[np.ndarray] = []
-        for group in (points, ends):
-            places = [[(shares, column, split) for shares in group] for column in columns.values()]
-            if lacking := [place[0] for own in places for place in own if place not in cells]:
-                label = share_label(dict(zip(names, lacking[0], strict=True)))
-                raise StudyError(f"{label} has no score on {split}: run the study with --split {split}")
-            tables.append(np.array([[mean_of(cells[place], "value") for place in own] for own in places]))
-        return joint_score(*tables)
-
-    on_val = joint(ON)
-    index = int(on_val.argmax())
-    shares = dict(zip(names, points[index], strict=True))
-    if not report:
-        return Best(names, kind, policy, shares, float(on_val[index]), math.nan, {})
-    reported, tasks = float(joint(REPORT)[index]), dict[Column, tuple[float, float, float]]()
-    for column in dict.fromkeys(columns.values()):
-        own = cells[points[index], column, REPORT]
-        tasks[column] = (mean_of(own, "value"), mean_of(own, "lo"), mean_of(own, "hi"))
-    return Best(names, kind, policy, shares, float(on_val[index]), reported, tasks)
+        held = [name for name, share in row["shares"].items() if share]
+        if held != [PRETRAINED]:
+            values[row["method"] == "single" and held == [owner]].append(row["value"])
+    has_start = any(row["experts"] == PRETRAINED for row in rows)
+    unit = unit_of(rows)
+    form = form_of(values[True], values[False], has_start=has_start, higher_is_better=unit.rises)
+    return Column(rows[0]["task"], rows[0]["metric"], owner, unit, form)
 
 
-def _column(rows: Records, task: str, name: str) -> Column:
-    """Name the task and metric of an expert: the metric that bears its name, else the task's first."""
-    metrics = names_in([row for row in rows if row["task"] == task], "metric")
-    return task, next((metric for metric in metrics if metric.endswith(f" {name}")), metrics[0])
+def _takes_some(method: str) -> bool:
+    """Tell whether a method's points between some of a mixture's experts are the mixture's too: where a share of 0
+    means no part, and where there is only ever one expert."""
+    if method not in METHODS:
+        return method == "single"
+    return share_parameter(method) == "weights" or METHODS[method].inputs[1] == 1
+
+
+def _lacking(among: Candidates, models: Sequence[Model], split: str) -> str:
+    """Say why no model can be picked on a split."""
+    if not among.columns:
+        return "no task is any of these experts' own, so nothing can be measured by them"
+    evaluated = any(among.kept(model, split) for model in models)
+    if not evaluated:
+        return f"no model has scores of all tasks on {split}: evaluate split {split} first"
+    forms = [column.form for column in among.columns]
+    return f"retention cannot be reckoned ({'; '.join(dict.fromkeys(forms))})"

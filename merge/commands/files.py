@@ -43,8 +43,6 @@ def convert(
     dtype: Dtype = None,
     shard_size: ShardSize = None,
     allow_nonfinite: AllowNonfinite = False,
-    dequantize: Dequantize = False,
-    accept: Accept = None,
     overwrite: Overwrite = False,
     json_: Json = False,
 ) -> None:
@@ -65,12 +63,9 @@ def convert(
         rename=rules_of(stem(checkpoint), [stem(checkpoint)], rename or ()),
         shard_size=byte_size(shard_size),
         allow_nonfinite=allow_nonfinite,
-        dequantize=dequantize,
-        accept=accept or (),
         command=command_line(),
     )
     asked = [f"the dtype is {dtype}"] * (dtype is not None) + ["tensors have other names"] * bool(rename)
-    asked += ["codes were multiplied by their scales"] * dequantize
     changed = f"{' and '.join(asked)}; the digest is {done.after}, the input's was {done.before}"
     same = f"the weights are the same, digest {done.after}"
     text = f"{done.path}: {same if done.before == done.after else changed}"

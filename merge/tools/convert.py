@@ -44,8 +44,6 @@ def convert(
     dtype: str | torch.dtype | None = None,
     shard_size: int | None = None,
     allow_nonfinite: bool = False,
-    dequantize: bool = False,
-    accept: str | Sequence[str] = (),
     command: str = "",
 ) -> Converted:
     """Write a checkpoint's file (or one section of it) in the format that the name of `output` says.
@@ -53,10 +51,8 @@ def convert(
     `.safetensors`, torch (`.pt .pth .bin .ckpt`), `.npz`, `.t5x` (a T5X folder), no suffix for a folder of safetensors.
     Ties stay where the format can hold them; `dtype` rounds the floating tensors, otherwise all bytes stay. Values that
     the dtype cannot hold are refused unless `allow_nonfinite` is set; infinities and NaNs of the source are its own.
-    With `dequantize`, 8-bit floats with scales beside them are written as what they stand for, in bfloat16 or `dtype`;
-    rounding codes apart from their scales is refused, unless that finding is in `accept`. `rename` gives tensors other
-    names, by rules as of `renamed`. With `shard_size`, in bytes, the output is a folder of safetensors; `command` is
-    noted in the recipe beside it.
+    `rename` gives tensors other names, by rules as of `renamed`. With `shard_size`, in bytes, the output is a folder of
+    safetensors; `command` is noted in the recipe beside it.
 
         >>> convert("unified-io.t5x", "unified-io.safetensors", dtype="float16")            # doctest: +SKIP
 
@@ -65,18 +61,13 @@ def convert(
     rules = (rename,) if isinstance(rename, str) else tuple(rename)
     if isinstance(source, Checkpoint):
         source, section, rules = source.path, source.section, (*source.rename, *rules)
-    policy = Policy(
-        dtype=dtype,
-        allow_nonfinite=allow_nonfinite or dtype is None,
-        dequantize=dequantize,
-        accept=(accept,) if isinstance(accept, str) else tuple(accept),
-    )
+    policy = Policy(dtype=dtype, allow_nonfinite=allow_nonfinite or dtype is None)
     recipe = Recipe("linear", (Input("input", _path(source), section, rename=rules),), policy=policy)
     options = Options(overwrite=overwrite, shard_size=shard_size, command=command, carry_nonfinite=True)
     plan = plan_run(recipe, output, options)
     path, record = plan.targets[0].path, write(plan)
     before, after = str(record["inputs"][0]["digest"]), str(record["output"]["digest"])
-    if dtype is None and not rules and not dequantize and before != after:
+    if dtype is None and not rules and before != after:
         raise MergeError(f"{path}: has other weights than {source}: their digests are {after} and {before}")
     return Converted(path, before, after, tuple(record["output"]["notes"]))
 

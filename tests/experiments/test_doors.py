@@ -43,7 +43,7 @@ def test_a_best_point_is_a_table_in_notebooks():
     best = Best(("a<b", "c"), "plain", "average", {"a<b": 0.5, "c": 0.5}, 0.9, 0.8, tasks)
     assert best._repr_html_() == (
         "<table><caption>a&lt;b+c, plain: 0.50 a&lt;b + 0.50 c</caption>"
-        "<tr><th>a&lt;b accuracy</th><td>50.00</td><td>[40.00, 60.00]</td></tr></table>"
+        "<tr><th>a&lt;b accuracy</th><td>50.00 [40.00, 60.00]</td></tr></table>"
     )
 
 

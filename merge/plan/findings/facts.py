@@ -72,8 +72,8 @@ class Facts:
 
     @functools.cached_property
     def merged(self) -> list[str]:
-        """Wanted names that a merge computes: those that at least two have, of one checkpoint those that it rounds."""
-        if self.same_names and (len(self.specs) > 1 or self.policy.dtype is not None):
+        """Wanted names that a merge computes: those that at least two have."""
+        if self.same_names and len(self.specs) > 1:
             return self.wanted
         return [name for name in self.wanted if sum(name in spec for spec in self.specs) > 1]
 

@@ -23,11 +23,12 @@ def finding(code: str, text: str, advice: str, tensors: Sequence[str] = ()) -> F
 def examine(facts: Facts) -> list[Finding]:
     """Everything that headers and what lies beside the weights tell, in the order of the table.
 
-    Of one checkpoint, or where one alone decides each tensor, no more than whether codes part from their scales.
+    Nothing of checkpoints of which one alone decides every tensor: that is no merge.
     """
-    kinds = FINDINGS if facts.wanted and len(facts.specs) > 1 else {"scaled-weights": FINDINGS["scaled-weights"]}
+    if not facts.wanted or len(facts.specs) < 2:
+        return []
     return [
-        finding(code, *seen) for code, kind in kinds.items() if kind.check is not None for seen in kind.check(facts)
+        finding(code, *seen) for code, kind in FINDINGS.items() if kind.check is not None for seen in kind.check(facts)
     ]
 
 

@@ -92,13 +92,13 @@ def _is_marker(name: str, leaf: str, spec: Description) -> bool:
 
 
 def scaled_weights(facts: Facts) -> Iterator[Seen]:
-    """Codes whose scales lie beside them: averaged apart, or taken from two checkpoints, they mean nothing."""
+    """Codes whose scales lie beside them: averaged apart they mean nothing."""
     if not any(map(may_be_code, facts.elements)):
         return
     merged = set(facts.merged)
     sidecars = facts.sidecars or [None] * len(facts.labels)
     for label, spec, beside, codes in zip(facts.labels, facts.specs, sidecars, codes_of(facts), strict=True):
-        found = {n: scale for n, scale in codes.items() if n in merged or scale in merged or _parted(n, scale, facts)}
+        found = {name: scale for name, scale in codes.items() if name in merged or scale in merged}
         said = beside.config.get("quantization_config") if beside is not None else None
         if not found and said:
             found = {
@@ -117,12 +117,6 @@ def scaled_weights(facts: Facts) -> Iterator[Seen]:
         )
         yield Seen(text, ways, tuple(dict.fromkeys((*found, *(s for s in found.values() if s in spec)))))
         return
-
-
-def _parted(name: str, scale: str, facts: Facts) -> bool:
-    """Whether codes and their scale come from two checkpoints, or one of them from none."""
-    places = {facts.decided[each].index for each in (name, scale) if each in facts.decided}
-    return len(facts.specs) > 1 and len(places) > 1
 
 
 def no_arithmetic(facts: Facts) -> Iterator[Seen]:

@@ -13,7 +13,7 @@ from experiments.errors import StudyError
 from experiments.grid import engines
 from experiments.grid.rows import Row, append_row
 from experiments.grid.rows import read_rows as rows_of
-from experiments.statistics.selection import Best, save_best
+from experiments.statistics.selection import Best, best_path, save_best
 from experiments.study.points import Expert
 from experiments.unival.setups import PocketSetup
 from experiments.unival.studies import STUDIES
@@ -118,8 +118,9 @@ def test_the_best_weights_are_the_merged_ones(home, tmp_path):
     experts = {name: Expert(name, name, "vanilla") for name in TINY.experts}
     best = Best(tuple(experts), "vanilla", "from:vqa", {"vqa": 0.25, "entailment": 0.75}, 1.0, 1.0, {})
     inputs = {name: PocketSetup(home).source(expert, 0) for name, expert in experts.items()}
-    file = save_best(best, inputs, tmp_path, study="tiny", seed=0)
-    assert file == tmp_path / "best" / "tiny-vqa+entailment-vanilla-from-vqa-seed-0.safetensors"
+    wanted = best_path(best, inputs, tmp_path, study="tiny", seed=0)
+    file = save_best(best, inputs, wanted, missing="keep-first")
+    assert file == wanted == tmp_path / "best" / "tiny-vqa+entailment-vanilla-from-vqa-seed-0.safetensors"
     saved = merge.load_checkpoint(file)
     ends = [merge.load_checkpoint(item.path) for item in inputs.values()]
     merged = merge.interpolate(*ends, 0.75)
@@ -137,7 +138,7 @@ def test_the_best_weights_have_a_suffix_of_their_format(tmp_path, name, ending):
     merge.save_checkpoint({"w": torch.ones(2)}, tmp_path / "b.safetensors")
     inputs = {one: merge.Input(one, tmp_path / file) for one, file in (("a", name), ("b", "b.safetensors"))}
     best = Best(("a", "b"), "vanilla", "average", {"a": 0.5, "b": 0.5}, 1.0, 1.0, {})
-    file = save_best(best, inputs, tmp_path, study="tiny", seed=0)
+    file = save_best(best, inputs, best_path(best, inputs, tmp_path, study="tiny", seed=0))
     assert file.name == f"tiny-a+b-vanilla-seed-0{ending}"
     assert merge.load_checkpoint(file)["w"].tolist() == [0.5, 0.5]
 

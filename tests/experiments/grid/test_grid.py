@@ -187,7 +187,7 @@ def test_cells_of_a_model_of_nan_have_no_score_and_the_others_go_on(home, tmp_pa
     page = write_report(tmp_path, TINY.name, tmp_path / "report.html")
     assert "layer_norm.weight holds NaN" in page.read_text()
     with pytest.raises(StudyError, match="no merged points on val"):
-        best_points(records, TASKS, [tuple(TASKS)], ["vanilla"])
+        best_points(records, {}, [tuple(TASKS)], ["vanilla"])
 
 
 def test_a_search_names_the_weights_that_give_no_score(home, tmp_path):

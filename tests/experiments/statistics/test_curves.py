@@ -5,7 +5,7 @@ import pytest
 
 from experiments.errors import StudyError
 from experiments.grid.rows import records
-from experiments.statistics.curves import GAIN, LOWER, RATIO, chord, joint_score, lines_between, retention
+from experiments.statistics.curves import chord, joint_score, lines_between
 
 
 def point(share, value, **fields):
@@ -49,17 +49,3 @@ def test_the_joint_score_weighs_tasks_by_their_experts():
     assert joint_score([[10, 6, 5], [1, 1.2, 2]], experts) == pytest.approx([0.75, 0.6, 0.75])
     with pytest.raises(StudyError, match="an expert scores 0 on its own task"):
         joint_score([[1.0], [1.0]], [[0.0, 1.0], [1.0, 1.0]])
-
-
-def test_retention_is_a_ratio_or_where_that_means_nothing_a_share_of_the_gain():
-    for given, wanted, how in (
-        (([0.4, 0.8, 0.0], 0.8), [0.5, 1, 0], RATIO),
-        (([4.0, 2.0], 2.0, 9.0, False), [0.5, 1], LOWER),
-        (([-1.0, 1.0, 3.0], 3.0, -1.0), [0, 0.5, 1], GAIN),
-        (([4.0, 0.0], 0.0, 8.0, False), [0.5, 1], GAIN),
-        (([-1.0, 1.0], -2.0, -1.0), [np.nan, np.nan], GAIN),  # an expert that gained nothing
-        (([-1.0], 1.0), [np.nan], GAIN),
-    ):
-        values, named = retention(*given[:3], rises=len(given) < 4)
-        assert values == pytest.approx(wanted, nan_ok=True)
-        assert named == how

@@ -19,7 +19,7 @@ import merge
 from merge.commands import main
 from merge.methods import METHODS, Method
 from tests import ROOT
-from tests.merge.methods.test_methods import VALUES, case
+from tests.merge.methods.test_methods import VALUES
 from tests.merge.ways import merged_every_way
 
 TIMINGS = ROOT / "benchmarks" / "results" / "methods.json"
@@ -61,14 +61,14 @@ def test_every_method_is_whole() -> None:
 
 def test_what_an_added_method_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     entry = Method(lambda tensors, *, name: tensors[0], "The first.", "A", "an example", edges="none", group="examples")
-    monkeypatch.setitem(METHODS, "first", entry)
+    monkeypatch.setitem(METHODS, "midpoint", entry)
     page = rendered()
-    assert lacking("first", page) == (
-        "method 'first': no value test: add a row to VALUES in tests/merge/methods/test_methods.py; "
-        "no timing in benchmarks/results/methods.json: run python benchmarks/methods.py --only first; "
+    assert lacking("midpoint", page) == (
+        "method 'midpoint': no value test: add a row to VALUES in tests/merge/methods/test_methods.py; "
+        "no timing in benchmarks/results/methods.json: run python benchmarks/methods.py --only midpoint; "
         "docs/methods.md is not regenerated: run python docs/write_methods.py"
     )
-    assert " not in mergekit's recordings | - | an example |" in row("first", page)
+    assert " not in mergekit's recordings | - | an example |" in row("midpoint", page)
 
 
 def test_summaries_are_sentences_that_fit_a_line() -> None:
@@ -90,15 +90,9 @@ def test_parameters_tell_their_defaults_and_ranges() -> None:
 # -- a method of one's own -------------------------------------------------------------------------------------------
 
 
-def documented() -> list[str]:
-    """The blocks of docs/methods.md: a file, a line of `METHODS` and a row of `VALUES`."""
-    section = PAGE.split("## A method of your own")[1].split("\n## ")[0]
-    return re.findall(r"```python\n(.*?)```", section, re.DOTALL)
-
-
 def from_page(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Method:
     """The file of docs/methods.md, imported, and its line, evaluated as part of `METHODS`."""
-    file, line, _ = documented()
+    file, line = re.findall(r"```python\n(.*?)```", PAGE.split("## A method of your own")[1], re.DOTALL)[:2]
     path = folder / "middle.py"
     path.write_text(file)
     spec = importlib.util.spec_from_file_location("merge.methods.middle", path)
@@ -138,13 +132,6 @@ def test_the_documented_method_runs_everywhere(
         assert ended.value.code in (0, None), capsys.readouterr().err
     assert torch.equal(merge.load_checkpoint(again)["weight"], made["weight"])
     assert "The middle of two checkpoints." in capsys.readouterr().out
-
-
-def test_the_documented_row_of_values_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    method = from_page(tmp_path, monkeypatch)
-    (row,) = eval("{" + documented()[2] + "}", {"case": case})["midpoint"]
-    inputs = [torch.tensor(values) for values in row.inputs]
-    assert method.function(inputs, name="w", **row.parameters).tolist() == row.wanted
 
 
 def test_a_method_is_a_table_in_notebooks() -> None:

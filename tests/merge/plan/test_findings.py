@@ -113,30 +113,6 @@ def test_what_one_input_alone_decides_is_no_merge(tmp_path: Path) -> None:
     )
 
 
-def test_codes_do_not_part_from_their_scales(tmp_path: Path) -> None:
-    a, b = (
-        merge.save_checkpoint(state, tmp_path / f"{name}.safetensors")
-        for name, state in zip(LABELS, (FIRST, SECOND), strict=True)
-    )
-    for words in (
-        ["graft", a, b, "--pick", "*.weight"],
-        ["average", a, b, "--pick", "l.weight=b", "--pick", "l.weight_scale_inv=a"],
-        ["average", a, b, "--keep", "l.weight", "--drop", "l.weight_scale_inv"],
-        ["convert", a, "--dtype", "float16"],
-    ):
-        told = command(*words, "-o", tmp_path / "out.safetensors")
-        assert told.code == 2
-        assert "l.weight means something only with l.weight_scale_inv; multiply" in told.err
-        assert "with --dequantize" in told.err
-    for words in (["graft", a, b, "--pick", "*.weight"], ["convert", a, "--dtype", "float16"]):
-        done(*words, "--dequantize", "-o", tmp_path / "out.safetensors", "--overwrite")
-        assert "l.weight_scale_inv" not in merge.open_checkpoint(tmp_path / "out.safetensors")
-    done("convert", a, "-o", tmp_path / "same.safetensors")
-    merge.convert(a, tmp_path / "wide.safetensors", dequantize=True)
-    wide = merge.load_checkpoint(tmp_path / "wide.safetensors")["l.weight"]
-    assert torch.equal(wide, (FIRST["l.weight"].float() * FIRST["l.weight_scale_inv"]).bfloat16())
-
-
 # -- accepting and warning ---------------------------------------------------------------------------------------------
 
 
