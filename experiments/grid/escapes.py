@@ -7,9 +7,10 @@ r"""Names and notes of rows as each form of a page can hold them: rows may come 
 import hashlib
 import re
 from html import escape
+from textwrap import wrap
 
 LONGEST = 200  # bytes of the stem of a file
-SHORT = 28  # signs of a name in a figure
+SHORT, WORD = 28, 16  # signs of a name in a figure: by itself, and in a sentence
 _LATEX = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
@@ -52,10 +53,16 @@ def csv_cell(text: str) -> str:
     return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
 
 
-def figure(text: str, longest: int = SHORT) -> str:
-    """Write text without formulas, which the legend of a figure does not leave out."""
-    seen = one_line(text) or "(no name)"
-    shown = (seen if len(seen) <= longest else f"{seen[: longest - 1]}…").replace("$", r"\$")
+def figure(text: str, longest: int = SHORT, width: int = 0) -> str:
+    """Write text without formulas, which the legend of a figure does not leave out.
+
+    Of text with more signs than `longest` the middle is left out, as names often differ at their ends. With `width` it
+    is in lines of so many signs at most.
+    """
+    seen, half = one_line(text) or "(no name)", longest // 2
+    if len(seen) > longest:
+        seen = f"{seen[:half]}…{seen[half + 1 - longest :]}"
+    shown = "\n".join(wrap(seen, width or longest)).replace("$", r"\$")
     return f" {shown}" if shown.startswith("_") else shown
 
 

@@ -8,12 +8,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.errors import StudyError
-from experiments.grid.escapes import SHORT
+from experiments.grid.escapes import SHORT, WORD
 from experiments.grid.escapes import figure as shown
 from experiments.grid.rows import Records, Rows, names_in, records, scored
 from experiments.pages.figures.style import (
     GREEN,
     GREY,
+    LINE,
     SERIES,
     SMALL,
     TEXT,
@@ -54,7 +55,8 @@ def accuracy_curves(
         for name, style in styles_of(lines, styles).items():
             share = float(lines[name].share[lines[name].value.argmax()])
             best = share_label({pair[0]: 1 - share, pair[1]: share})
-            _draw_curve(axis, lines[name], style, f"{shown(name)}, highest at {shown(best, 3 * SHORT)}")
+            label = f"{shown(name, WORD)}, highest at {shown(best, 2 * SHORT, LINE)}"
+            _draw_curve(axis, lines[name], style, label)
         for name, style in styles_of(levels, styles).items():
             height = level(chosen, name)
             if height is not None:
@@ -86,7 +88,7 @@ def batchnorm_panels(
             axis.label_outer()
     legend_below(figure, grid.flat)
     for axis, policy in zip(grid[0], policies, strict=True):
-        axis.set_title(f"BatchNorm {shown(policy)}", fontsize=TEXT)
+        axis.set_title(f"BatchNorm {shown(policy, SHORT, SHORT - 4)}", fontsize=TEXT)
     return figure
 
 
@@ -123,7 +125,7 @@ def tradeoff_plane(
     tidy(axis)
     axis.set_xlabel(score_name(across), fontsize=TEXT)
     axis.set_ylabel(score_name(up), fontsize=TEXT)
-    title = f"points in order of the share of {shown(x)} in {shown(y)} → {shown(x)}"
+    title = f"points in order of the share of {shown(x, WORD)} in {shown(y, WORD)} → {shown(x, WORD)}"
     shares = [line.share.tolist() for line in horizontal.values()]
     steps = np.diff(shares[0])
     if all(own == shares[0] for own in shares) and np.allclose(steps, steps[0]):
@@ -146,9 +148,11 @@ def _draw_curve(axis: Axes, line: Line, style: Style, label: str) -> None:
 def _name_curve_axes(axis: Axes, rows: Records, pair: Pair) -> None:
     tidy(axis)
     axis.set_xlim(-0.04, 1.04)
-    first, second = map(shown, pair)
-    axis.set_xticks([0, 0.25, 0.5, 0.75, 1], [f"0\n{first}\nexpert", "0.25", "0.5", "0.75", f"1\n{second}\nexpert"])
-    axis.set_xlabel(f"share of {second} in {first} → {second}", fontsize=TEXT)
+    first, second = (f"{number}\n{shown(name, 2 * WORD - 6, WORD - 2)}\nexpert" for number, name in enumerate(pair))
+    axis.set_xticks([0, 0.25, 0.5, 0.75, 1], [first, "0.25", "0.5", "0.75", second])
+    first, second = (shown(name, WORD) for name in pair)
+    between = f" in {first} → {second}" if len(first) + 2 * len(second) <= LINE else ""
+    axis.set_xlabel(f"share of {second}{between}", fontsize=TEXT)
     axis.set_ylabel(score_name(rows), fontsize=TEXT)
 
 
@@ -169,5 +173,7 @@ def _draw_corner(axis: Axes, across: Line, up: Line, names: Pair) -> None:
     inward = across.value[0] - left < 0.25 * (axis.get_xlim()[1] - left)
     upper = {"xytext": (0, -9), "ha": "left"} if inward else {"xytext": (-9, -5), "ha": "right"}
     style: dict[str, Any] = {"textcoords": "offset points", "fontsize": SMALL}
-    axis.annotate(f"{shown(names[1])} expert", (across.value[0], y), va="top", **upper, **style)
-    axis.annotate(f"{shown(names[0])} expert", (x, up.value[-1]), xytext=(-9, 0), ha="right", va="center", **style)
+    axis.annotate(f"{shown(names[1], WORD)} expert", (across.value[0], y), va="top", **upper, **style)
+    axis.annotate(
+        f"{shown(names[0], WORD)} expert", (x, up.value[-1]), xytext=(-9, 0), ha="right", va="center", **style
+    )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from textwrap import fill
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -67,5 +66,5 @@ def _draw(axes: Axes, panel: Panel, width: int) -> None:
         axes.add_patch(Rectangle((x0 - 0.5, y0 - 0.5), x1 - x0, y1 - y0, fill=False, color="white", linewidth=1.5))
     for x, y, word in panel.marks:
         axes.text(x - 0.5, y - 0.5, shown(word), color="white", fontsize=6, ha="center", va="center")
-    text = "\n".join(fill(shown(line, TOLD), width) for line in panel.lines)
+    text = "\n".join(shown(line, TOLD, width) for line in panel.lines)
     axes.text(0.5, -0.03, text, transform=axes.transAxes, ha="center", va="top", fontsize=8)

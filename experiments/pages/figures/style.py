@@ -14,12 +14,14 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from experiments.grid.escapes import WORD
 from experiments.grid.escapes import figure as shown
 from experiments.grid.rows import Records, is_made_of, mean_of
 from experiments.study.points import PRETRAINED
 
 GREY, GREEN = "#666666", "#009E73"
 SMALL, TEXT = 7.5, 8.5  # points
+LINE = 40  # signs of an axis's name in one line
 _UNDATED: dict[str, dict[str, Any] | None] = {".png": None, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
 
 
@@ -70,21 +72,34 @@ def study_styles(series: Iterable[str], kinds: Iterable[str], beside: Iterable[s
 
 
 def save(figure: Figure, stem: str | Path, suffixes: Sequence[str] = tuple(_UNDATED)) -> list[Path]:
-    """Write STEM.png, .svg and .pdf, or some of them, and return their paths. Equal figures give equal bytes."""
+    """Write STEM.png, .svg and .pdf, or some of them, and return their paths. Equal figures give equal bytes.
+
+    A figure whose names leave its axes no room is made larger.
+    """
     written = [Path(f"{stem}{suffix}") for suffix in suffixes]
     with matplotlib.rc_context({"svg.hashsalt": "unival-merge", "pdf.fonttype": 42}), warnings.catch_warnings():
-        # Signs that the font lacks are drawn as boxes; of names that leave no room the axes keep their place.
-        warnings.filterwarnings("ignore", r"Glyph \d+ .*missing|constrained_layout not applied")
+        warnings.filterwarnings("ignore", r"Glyph \d+ .*missing")  # signs that the font lacks are drawn as boxes
         for file in written:
-            figure.savefig(file, dpi=200, metadata=_UNDATED[file.suffix])
+            _write(figure, file)
     return written
+
+
+def _write(figure: Figure, file: Path) -> None:
+    for larger in (2, 2, 0):
+        warnings.filterwarnings("error" if larger else "ignore", "constrained_layout not applied")
+        try:
+            return figure.savefig(file, dpi=200, metadata=_UNDATED[file.suffix])
+        except UserWarning:
+            figure.set_size_inches(*(figure.get_size_inches() * larger))
+    return None
 
 
 def score_name(rows: Records) -> str:
     """Name the scores of rows of one task, split and metric, with their unit."""
     unit = "%" if "acc" in rows[0]["metric"].lower() else "× 100"
-    task, split, metric = (shown(rows[0][name]) for name in ("task", "split", "metric"))
-    return f"{task}, {split}: {metric} ({unit})"
+    task, split, metric = (shown(rows[0][name], WORD) for name in ("task", "split", "metric"))
+    told = [f"{task}, {split}:", f"{metric} ({unit})"]
+    return (" " if sum(map(len, told)) < LINE else "\n").join(told)
 
 
 def level(rows: Records, name: str) -> float | None:

@@ -189,3 +189,20 @@ def test_signs_of_formulas_are_drawn_as_they_are() -> None:
     axis = curves.figure.axes[0]
     assert axis.get_ylabel().count(r"\$m\$") == 1
     assert axis.get_legend() is not None
+
+
+def test_long_names_keep_both_ends_and_leave_room(tmp_path: Path) -> None:
+    """The middle is left out; where names still leave the axes no room, the figure is larger."""
+    assert figure("checkpoints/model-of-vqa-after-9-epochs") == "checkpoints/mo…fter-9-epochs"
+    assert figure("one two three four", width=9) == "one two\nthree\nfour"
+    assert figure("$" * 20, 20, 9).replace("\n", "") == r"\$" * 20  # no escape is cut in two
+    long = [f"{sign} {'WORD ' * 20}" for sign in "abcdefghijklmnop"]
+    for row, scores in rows_with(long):
+        append_row(tmp_path / "rows.jsonl", row, scores)
+    (curves, *_), _ = draw(open_study(tmp_path, "hostile")[0])
+    width = curves.figure.get_size_inches()[0]
+    save(curves.figure, tmp_path / "curves", (".png",))
+    assert width < curves.figure.get_size_inches()[0] <= 2 * width
+    axis = curves.figure.axes[0].get_position()
+    assert axis.width > 0.1
+    assert axis.height > 0.4
