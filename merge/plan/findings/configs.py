@@ -21,7 +21,7 @@ MEANING = re.compile(
     | num_key_value_heads | n_kv_heads | multi_query(_group_num)? | head_dim | d_kv | (qk|v)_(nope_|rope_)?head_dim
     | rope_\w+ | rotary_\w+ | partial_rotary_factor | position_embedding_type | alibi | use_alibi
     | relative_attention_max_distance | hidden_act(ivation)? | activation(_function|_fn)? | act(_fn|ivation_type)?
-    | feed_forward_proj | mlp_activation | \w+_act
+    | feed_forward_proj | mlp_activation | \w+_act | quick_gelu | pooling_mode_\w+
     | (do_layer_norm_before|pre_?norm|norm_first|(\w+_)?normalize_before|norm_position|norm_type|qk_norm|layernorm_type)
     | apply_residual_connection_post_layernorm | (use_)?parallel_(residual|attn) | new_decoder_architecture
     | (embedding|residual|attention|logits?|lm_head|key|query|mlp|ssm|ffn)(_in|_out)?_multipliers? | logits_scaling

@@ -18,7 +18,10 @@ from merge.checkpoint.formats.pickle.values import Opaque
 from merge.checkpoint.open import Checkpoint
 
 # Files that say what the tensors are. Generation settings and templates do not.
-CONFIGS = ("config.json", "scheduler_config.json", "preprocessor_config.json", "adapter_config.json")
+CONFIGS = (
+    *("config.json", "scheduler_config.json", "preprocessor_config.json", "adapter_config.json"),
+    *("params.json", "open_clip_config.json"),  # of Llama's own files, of OpenCLIP
+)
 TOKENIZERS = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model")
 PIPELINES = ("model_index.json", "modules.json")  # folders of parts, some of which have no weights
 # Entries of training files that describe the model: fairseq, Lightning, whisper, nanoGPT, nnU-Net, detectors, ...

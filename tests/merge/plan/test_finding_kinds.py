@@ -298,6 +298,28 @@ def test_tokens_without_a_row_and_signs_that_end_lines(tmp_path: Path) -> None:
     assert "1 rows are other tokens, as row 1" in found.text
 
 
+@pytest.mark.parametrize(
+    ("name", "one", "two"),
+    [
+        ("params", {"n_heads": 4, "rope_theta": 1e4}, {"n_heads": 4, "rope_theta": 5e5}),
+        ("open_clip_config", {"model_cfg": {"quick_gelu": True}}, {"model_cfg": {}}),
+    ],
+)
+def test_configurations_of_other_programs(tmp_path: Path, name: str, one: Any, two: Any) -> None:
+    pair = [
+        folder(tmp_path / label, model(), **{name: config}) for label, config in zip(LABELS, (one, two), strict=True)
+    ]
+    assert codes(pair) == GRAVE
+
+
+def test_modules_that_pool_otherwise(tmp_path: Path) -> None:
+    pair = [folder(tmp_path / name, model(), modules=[]) for name in LABELS]
+    for path in pair:
+        (path / "1_Pooling").mkdir()
+        (path / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_cls_token": path.name == "a"}))
+    assert codes(pair) == GRAVE
+
+
 def test_a_pipeline_says_what_it_predicts(tmp_path: Path) -> None:
     pair: list[Path] = []
     for name, kind in (("a", "epsilon"), ("b", "v_prediction")):
