@@ -202,7 +202,7 @@ def _checked(recipe: Recipe, outputs: Sequence[tuple[Recipe, Path]], options: Op
             metadata[DICTIONARY] = json.dumps(tokens)
         rest: dict[str, Any] = {"metadata": metadata, "shard_size": options.shard_size, "sidecars": beside.files}
         layout = lay_out(path, specs, like=like, others=checkpoints[1:], **rest)
-        notes = told(checkpoints, labels, units, entries_kept=layout.like)
+        notes = told(checkpoints, labels, entries_kept=layout.like)
         layout = replace(layout, notes=(*notes, *(beside.notes if layout.folder else ()), *layout.notes))
         targets.append(Target(item, values, path, layout))
     return Plan(recipe, checkpoints, units, targets, options, found)

@@ -22,32 +22,29 @@ def summary(plan: Plan) -> list[str]:
     fates: dict[str, list[str]] = {}
     for unit in plan.units:
         fates.setdefault(_fate(unit, labels), []).extend(unit.names)
-    order = sorted(fates, key=lambda fate: not fate.startswith("{} {} merged"))
-    lines = [fate.format(_counted(len(fates[fate])), "was" if len(fates[fate]) == 1 else "were") for fate in order]
     made = {name for unit in plan.units for name in unit.names}
-    absent = list(dict.fromkeys(name for one in plan.checkpoints for name in one if name not in made))
-    left = f"{_counted(len(absent))} {'was' if len(absent) == 1 else 'were'} left out: {_listed(absent)}"
-    return lines + [left] * bool(absent)
+    if absent := list(dict.fromkeys(name for one in plan.checkpoints for name in one if name not in made)):
+        fates["was left out"] = absent
+    return [_line(names, fate) for fate, names in sorted(fates.items(), key=lambda item: "was merged" not in item[0])]
 
 
 def _fate(unit: Unit, labels: Sequence[str]) -> str:
-    """What happens to a unit's tensors, with places for their number and "was" or "were"."""
+    """What happens to a unit's tensors, told of one."""
     if unit.kind == "maximum":
-        return "{} took the largest count"
+        return "took the largest count"
     if len(labels) == 1:
-        return "{} {} copied"
+        return "was copied"
     if unit.kind == "copy" and len(unit.sources) == 1 and unit.why:
         reason = _REASONS.get(unit.why, "BatchNorm" if unit.why.startswith("from:") else "")
-        return f"{{}} came unmerged from {labels[unit.sources[0]]}" + (f" ({reason})" if reason else "")
+        return f"came unmerged from {labels[unit.sources[0]]}" + (f" ({reason})" if reason else "")
     if unit.kind == "copy":
-        return "{} {} copied, equal in all"
-    return " ".join(["{} {} merged", *filter(None, [_WAYS.get(unit.why)])])
+        return "was copied, equal in all"
+    return " ".join(["was merged", *filter(None, [_WAYS.get(unit.why)])])
 
 
-def _counted(count: int) -> str:
-    return f"{count:,} tensor{'s' * (count != 1)}"
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = len(names) - _LISTED
-    return ", ".join(names[:_LISTED]) + (f" and {more:,} more" if more > 0 else "")
+def _line(names: Sequence[str], fate: str) -> str:
+    """A fate with the number of its tensors, and the first names of those that nothing was merged into."""
+    many, more = len(names) > 1, len(names) - _LISTED
+    told = f"{len(names):,} tensor{'s' * many} {'were ' + fate[4:] if many and fate.startswith('was ') else fate}"
+    shown = ", ".join(names[:_LISTED]) + (f" and {more:,} more" if more > 0 else "")
+    return f"{told}: {shown}" if fate.startswith(("came", "was left")) else told

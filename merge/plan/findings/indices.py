@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from merge.plan.findings.facts import Facts
+from merge.plan.findings.facts import Description, Facts
 from merge.plan.findings.kinds import Seen, chosen, listed
 from merge.plan.policy import Origin
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from merge.plan.findings.facts import Description
 
 # Tables of positions and buckets that a module keeps as a buffer; `model.half()` makes floats of some.
 INDEX = re.compile(r"(.*_)?(ids|idx|index|indices|bucket|buckets)")
@@ -57,7 +56,7 @@ def is_index(name: str, sources: Sequence[Mapping[str, Tensor]], specs: Sequence
     held = [(source, spec[name]) for source, spec in zip(sources, specs, strict=True) if name in spec]
     if not any(item.element.is_floating_point for _, item in held):
         return False
-    small = [source[name] for source, item in held if _elements(item.shape) <= LARGEST]
+    small = [source[name] for source, item in held if math.prod(item.shape) <= LARGEST]
     return len(small) == len(held) and any(_whole(tensor) for tensor in small)
 
 
@@ -78,13 +77,6 @@ def equal_indices(name: str, sources: Sequence[Mapping[str, Tensor]]) -> int | N
 def _whole(tensor: Tensor) -> bool:
     numbers = tensor.detach().double()
     return bool(((numbers - numbers.round()).abs() <= NEAR).all()) and numbers.numel() > 0
-
-
-def _elements(shape: Sequence[int]) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count
 
 
 def indices_differ(facts: Facts) -> Iterator[Seen]:

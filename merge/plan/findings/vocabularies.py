@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -219,8 +219,3 @@ def _is_tied(index: int, name: str, partner: str, facts: Facts) -> bool:
     stored = spec[name].tie is not None and spec[name].tie == spec[partner].tie
     said = facts.sidecars[index].config.get("tie_word_embeddings") if facts.sidecars else None
     return stored or said is True
-
-
-def head_rows(names: Sequence[str]) -> list[str]:
-    """Of names those whose rows follow the task."""
-    return [name for name in names if any(map(HEAD.fullmatch, name.split(".")))]

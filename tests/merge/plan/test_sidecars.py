@@ -137,18 +137,24 @@ def test_what_was_not_merged_is_said(tmp_path: Path) -> None:
     torch.save({"model": {"w": torch.zeros(2), "x": torch.ones(1)}, "epoch": 3}, tmp_path / "a.pt")
     torch.save({"model": {"w": torch.ones(2), "y": torch.ones(1)}, "epoch": 4, "lr": 1.0}, tmp_path / "b.pt")
     shown = done("average", tmp_path / "a.pt", tmp_path / "b.pt", "--missing", "keep-first", "-o", tmp_path / "o.pt")
-    assert shown.err.splitlines() == [
-        "note: 1 tensor (x) came unmerged from a (missing: keep-first)",
-        "note: 1 tensor (y) came unmerged from b (missing: keep-first)",
-        "note: left out of b, beside the weights: epoch, lr",
-    ]
+    assert shown.err.splitlines() == ["note: left out of b, beside the weights: epoch, lr"]
+    alone = "1 tensor came unmerged from {} (others lack them): {}"
+    assert shown.out.splitlines()[1] == (f"  1 tensor was merged; {alone.format('a', 'x')}; {alone.format('b', 'y')}")
     argv = ["average", tmp_path / "a.pt", tmp_path / "b.pt", "--drop", "[xy]", "-o", tmp_path / "o.safetensors"]
-    assert done(*argv).err.splitlines() == [
-        "note: 1 tensor (x) of a left out",
-        "note: 1 tensor (y) of b left out",
+    shown = done(*argv)
+    assert shown.err.splitlines() == [
         "note: left out of a, beside the weights: epoch",
         "note: left out of b, beside the weights: epoch, lr",
     ]
+    assert shown.out.splitlines()[1] == "  1 tensor was merged; 2 tensors were left out: x, y"
+
+
+def test_braces_in_a_name_are_no_format(tmp_path: Path) -> None:
+    paths = [tmp_path / "a{x}.pt", tmp_path / "b{.pt"]
+    for seed, path in enumerate(paths):
+        torch.save({"w": torch.ones(1), f"n{seed}": torch.ones(1)}, path)
+    shown = done("average", *paths, "--missing", "keep-first", "-o", tmp_path / "o.pt")
+    assert "came unmerged from a{x} (others lack them): n0" in shown.out
 
 
 def test_a_note_that_shares_itself_takes_no_time() -> None:
