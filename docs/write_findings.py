@@ -13,9 +13,9 @@ functions of Python, sweeps, task vectors and live models; `unival-merge doctor`
 `python docs/write_findings.py` from `merge.plan.findings.FINDINGS`.
 
 - **refuse**: nothing is merged. `--accept CODE` (`Policy(accept="CODE")`) merges all the same; the recipe says so.
-- **warn**: merged, and told in one line on stderr (in Python a `merge.MergeWarning`) and in the recipe's `output`;
+- **warn**: merged, with one line on stderr (in Python a `merge.MergeWarning`) and in the recipe's `output`;
   `--accept CODE` silences it.
-- **note**: told by `doctor` alone.
+- **note**: shown by `doctor` alone.
 
 Checks of a merge read headers and the files beside the weights, of tensors only small tables of indices and codebooks.
 Of configurations, keys on a list of neutral ones may differ (names, versions, dropout, settings of generation, ...).
@@ -39,7 +39,7 @@ def page() -> str:
             "",
             *_table(asked),
             "",
-            "## Told by `doctor`, which reads the values",
+            "## Shown by `doctor` alone, which reads the values",
             "",
             "Those that refuse and cannot be accepted are errors of every merge too, all listed at once.",
             "",

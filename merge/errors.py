@@ -11,7 +11,7 @@ _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother, _SHORT.maxlong = 2, 60, 60, 
 
 
 class MergeError(ValueError):
-    """A user's mistake or a bad input, told in one line: what, where, both values, the way out.
+    """A user's mistake or a bad input, said in one line: what, where, both values, the way out.
 
     The library raises it; the command line prints it without a traceback and exits with code 2.
     """

@@ -125,10 +125,7 @@ def generate(
         cache.select(kept)
         logits = model.decode(tokens.unsqueeze(1), cache)[:, -1]
         check_logits(model, logits)
-    for sample, sentences in enumerate(found):
-        if not sentences:
-            raise UnivalError(f"sample {sample}: no allowed answer ends within {limits.longest[sample] + 1} tokens")
-    return [sorted(sentences, key=lambda sentence: -sentence.score) for sentences in found]
+    return _best_first(found, limits)
 
 
 @torch.no_grad()
@@ -265,6 +262,14 @@ def _next_scores(
     token = limits.prefix[rows.sample, rows.step].unsqueeze(1)
     only = torch.full_like(scores, NEVER).scatter(1, token, free.log_softmax(-1).gather(1, token))
     return torch.where(token == PAD, scores, only)
+
+
+def _best_first(found: list[list[Hypothesis]], limits: Limits) -> list[list[Hypothesis]]:
+    """Sort the sentences of every sample, the best first. Raises UnivalError for a sample without any."""
+    for sample, sentences in enumerate(found):
+        if not sentences:
+            raise UnivalError(f"sample {sample}: no allowed answer ends within {limits.longest[sample] + 1} tokens")
+    return [sorted(sentences, key=lambda sentence: -sentence.score) for sentences in found]
 
 
 def _finish(rows: Rows, row: int, total: Tensor, options: GenerationOptions, limits: Limits) -> Hypothesis:

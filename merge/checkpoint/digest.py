@@ -23,7 +23,7 @@ class Digest:
     """Collects the tensors of one checkpoint, in any order, one hash a tensor.
 
     `algorithm` is a name of `ALGORITHMS`; with "/1" it gives the digests of before, in which a name of many lines could
-    stand for several tensors. Now every field is told with its length.
+    stand for several tensors. Now every field is hashed with its length.
     """
 
     def __init__(self, algorithm: str = DEFAULT):

@@ -257,8 +257,8 @@ def graft(
         raise MergeError("graft needs --pick GLOB: which tensors come from the second checkpoint")
     _refuse_arithmetic("graft", choices)
     recipe = _recipe("interpolate", [target, source], {"ratio": 0.0}, choices)
-    to, whence = (item.name for item in recipe.inputs)
-    rules = [rule if "=" in rule else f"{rule}={whence}" for rule in choices.pick]
+    to, giver = (item.name for item in recipe.inputs)
+    rules = [rule if "=" in rule else f"{rule}={giver}" for rule in choices.pick]
     _merge(_picking(recipe, [*rules, f"*={to}"]), output, running)
 
 

@@ -1,4 +1,4 @@
-"""The way from a table of commands to a command line: lazy, listed in groups, every mistake told in one line."""
+"""The way from a table of commands to a command line: lazy, listed in groups, every mistake one line on stderr."""
 
 # What typer hands over (contexts, formatters) has public names in some of its versions only.
 # pyright: reportUnknownParameterType=false, reportMissingParameterType=false, reportIncompatibleMethodOverride=false

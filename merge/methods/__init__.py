@@ -1,6 +1,6 @@
 """Merging methods: a method is a pure function, one line in `METHODS` and one row in the tests.
 
-The table names its functions by "module:name": what there is to know of methods is told without importing torch.
+The table names its functions by "module:name", so that methods are listed and described without importing torch.
 """
 
 from __future__ import annotations

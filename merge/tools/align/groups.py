@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
+from merge.checkpoint.formats.format import path_of
 from merge.checkpoint.open import specs
 from merge.errors import MergeError
 from merge.tools.align.spec import FREE, PermutationSpec, permutation_spec
@@ -23,7 +24,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def read_groups(path: str | Path, tensors: Mapping[str, Tensor]) -> PermutationSpec:
-    """The groups of a JSON file: by group, the axis of every tensor whose units move together.
+    """Read the groups of a JSON file: by group, the axis of every tensor whose units move together.
 
         {"hidden": {"fc1.weight": 0, "fc1.bias": 0, "fc2.weight": 1}}
 
@@ -34,8 +35,9 @@ def read_groups(path: str | Path, tensors: Mapping[str, Tensor]) -> PermutationS
     Raises MergeError for what the tensors do not have, sizes that contradict each other, an axis of two groups, and
     where a bias or norm of a layer whose outputs move would stay behind.
     """
+    path = path_of(path, "groups")
     try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise MergeError(f"{path}: not a JSON file of groups: {error}") from error
     if not isinstance(data, dict) or not all(isinstance(axes, dict) and axes for axes in data.values()):
@@ -52,7 +54,7 @@ def read_groups(path: str | Path, tensors: Mapping[str, Tensor]) -> PermutationS
 
 
 def derive_groups(tensors: Mapping[str, Tensor]) -> PermutationSpec:
-    """The groups of a plain chain of linear or convolutional layers with norms between them.
+    """Derive the groups of a plain chain of linear or convolutional layers with norms between them.
 
     Every width between two layers must appear once, so that shapes alone tell the order of the layers, and no residual
     connection can join two widths. Raises MergeError where anything is in doubt, with an example of a file of groups.
@@ -90,7 +92,8 @@ def derive_groups(tensors: Mapping[str, Tensor]) -> PermutationSpec:
 
 def _doubt(reason: str) -> MergeError:
     return MergeError(
-        f"names and shapes do not tell which units move together ({reason}): give the groups, as {EXAMPLE}"
+        f"names and shapes do not tell which units move together ({reason}): give groups=..., a JSON file such as "
+        f"{EXAMPLE}"
     )
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from merge.checkpoint.digest import digest, kind_of
-from merge.checkpoint.formats.tensors import TensorEntry
-from merge.checkpoint.open import Checkpoint, find_checkpoint
+from merge.checkpoint.formats.format import WHOLE, Specs
+from merge.checkpoint.formats.tensors import Spec, TensorEntry
+from merge.checkpoint.open import Checkpoint, find_checkpoint, specs
 from merge.checkpoint.owned import recipe_path
+from merge.checkpoint.source import Source, opened
 from merge.errors import MergeError
 from merge.plan.checks import COUNTERS
 from merge.plan.findings.kinds import counted
@@ -98,15 +101,15 @@ class Inspection(Shown):
         return "\n".join(_lines(self))
 
 
-def inspect(source: str | Path | Checkpoint, section: str = "auto", *, check_digest: bool = False) -> Inspection:
+def inspect(source: Source, section: str = "auto", *, check_digest: bool = False) -> Inspection:
     """Describe a checkpoint from its headers; of several sections none needs to be chosen.
 
     `check_digest` reads the tensors and compares them with the digest in the recipe beside the file.
-    An open checkpoint stands for its file and section. Raises MergeError for what has no file (state dicts, modules),
-    for a file that cannot be opened and for a section that it does not have.
+    An open checkpoint stands for its file and section. Raises MergeError for what is no checkpoint, for a file that
+    cannot be opened and for a section that it does not have.
     """
-    if not isinstance(source, (str, Path, Checkpoint)):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise MergeError(f"a {type(source).__name__} has no file to inspect: give a path or an open Checkpoint")
+    if not isinstance(source, (str, Path, Checkpoint)):
+        return _in_memory(source)
     if isinstance(source, Checkpoint):
         section = source.section if section == "auto" else section
         source = source.path
@@ -125,18 +128,43 @@ def inspect(source: str | Path | Checkpoint, section: str = "auto", *, check_dig
         sections=tuple(_group(name, found) for name, found in sections.items()),
         section=checkpoint.section if chosen else None,
         total=_group(checkpoint.section, entries) if chosen else None,
-        dtypes=_groups(entries, lambda name: entries[name].element.name),
-        modules=_groups(entries, module_of),
-        ties=_ties(entries),
-        integers=tuple(
-            Stored(name, _kind_of_tensor(entry))
-            for name, entry in entries.items()
-            if not (entry.element.is_floating_point or entry.element.is_complex)
-        ),
+        **_tensors(entries),
         metadata={key: _short(value) for key, value in checkpoint.metadata.items()},
         others=tuple(Stored(name, kind) for name, kind in found.content.others.items()),
         made=_made(path, checkpoint if chosen and check_digest else None),
     )
+
+
+def _in_memory(source: Source) -> Inspection:
+    """Describe a state dict or a module, which have no file, sections or metadata."""
+    entries = specs(opened(source))
+    whole = _group(WHOLE, entries)
+    return Inspection(
+        path=type(source).__name__,
+        layout="in memory",
+        files=(),
+        sections=(whole,),
+        section=WHOLE,
+        total=whole,
+        **_tensors(entries),
+        metadata={},
+        others=(),
+        made=None,
+    )
+
+
+def _tensors(entries: Specs) -> dict[str, Any]:
+    """The fields of an inspection that follow from the tensors."""
+    return {
+        "dtypes": _groups(entries, lambda name: entries[name].element.name),
+        "modules": _groups(entries, module_of),
+        "ties": _ties(entries),
+        "integers": tuple(
+            Stored(name, f"{entry.element} {list(entry.shape)}")
+            for name, entry in entries.items()
+            if not (entry.element.is_floating_point or entry.element.is_complex)
+        ),
+    }
 
 
 def _files(checkpoint: Checkpoint) -> tuple[Group, ...]:
@@ -153,33 +181,29 @@ def _file(file: Path, checkpoint: Checkpoint) -> Group:
     return Group(file.name, group.tensors, group.parameters, file.stat().st_size)
 
 
-def _group(name: str, entries: Mapping[str, TensorEntry]) -> Group:
-    once: dict[Hashable, TensorEntry] = {
+def _group(name: str, entries: Specs) -> Group:
+    once: dict[Hashable, Spec | TensorEntry] = {
         key if entry.tie is None else entry.tie: entry for key, entry in entries.items()
     }
     parameters = sum(
-        entry.numel for entry in once.values() if entry.element.is_floating_point or entry.element.is_complex
+        math.prod(entry.shape) for entry in once.values() if entry.element.is_floating_point or entry.element.is_complex
     )
     return Group(name, len(entries), parameters, sum(entry.nbytes for entry in once.values()))
 
 
-def _groups(entries: Mapping[str, TensorEntry], key: Callable[[str], str]) -> tuple[Group, ...]:
-    parts: dict[str, dict[str, TensorEntry]] = {}
+def _groups(entries: Specs, key: Callable[[str], str]) -> tuple[Group, ...]:
+    parts: dict[str, dict[str, Spec | TensorEntry]] = {}
     for name, entry in entries.items():
         parts.setdefault(key(name), {})[name] = entry
     return tuple(_group(name, part) for name, part in parts.items())
 
 
-def _ties(entries: Mapping[str, TensorEntry]) -> tuple[tuple[str, ...], ...]:
+def _ties(entries: Specs) -> tuple[tuple[str, ...], ...]:
     groups: dict[Hashable, list[str]] = {}
     for name, entry in entries.items():
         if entry.tie is not None:
             groups.setdefault(entry.tie, []).append(name)
     return tuple(tuple(names) for names in groups.values() if len(names) > 1)
-
-
-def _kind_of_tensor(entry: TensorEntry) -> str:
-    return f"{entry.element} {list(entry.shape)}"
 
 
 def _short(value: str) -> str:
@@ -209,7 +233,7 @@ def _made(path: Path, checkpoint: Checkpoint | None) -> Made | None:
 
 def _lines(seen: Inspection) -> list[str]:
     on_disk = sum(file.nbytes for file in seen.files)
-    lines = [f"{seen.path}: {seen.layout}, {size(on_disk)} on disk"]
+    lines = [f"{seen.path}: {seen.layout}" + (f", {size(on_disk)} on disk" if seen.files else "")]
     if len(seen.files) > 1:
         lines += _table("files", seen.files)
     if len(seen.sections) > 1:

@@ -182,7 +182,7 @@ def _median(values: Sequence[float | None]) -> float | None:
 
 
 def relation_findings(facts: Facts, relations: Sequence[Relation]) -> list[Finding]:
-    """What the pairs tell, one finding of a kind. Pairs that are one and the same are told as such and left there."""
+    """Give what the pairs show, one finding of a kind. Pairs that are one and the same give that finding alone."""
     distinct = [relation for relation in relations if not relation.pair.twins]
     strange = differences(relations)
     found = [*_twins(relations), _differences(distinct, strange)]

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from typer.testing import CliRunner
 
 import merge
 from merge import MergeError, read_groups
+from merge.commands import app
 from merge.tools.align import derive_groups
 from tests.merge.made import assert_same
 
@@ -159,3 +161,12 @@ def test_an_aligned_folder_says_what_it_is(tmp_path: Path) -> None:
     assert "the card of" not in card
     assert noted["output"]["digest"] == merge.digest(out) == merge.digest(tmp_path / "a")
     assert [item["digest"] for item in noted["inputs"]] == [merge.digest(tmp_path / name) for name in "ab"]
+
+
+def test_groups_that_are_no_path_are_an_error_and_the_command_names_its_option(tmp_path: Path) -> None:
+    files = [merge.save_checkpoint({"w": torch.ones(4)}, tmp_path / f"{name}.safetensors") for name in "ab"]
+    with pytest.raises(MergeError, match="groups must be a path, not a dict"):
+        merge.align_checkpoint(*files, tmp_path / "c.safetensors", groups={})  # type: ignore[arg-type]
+    done = CliRunner().invoke(app, ["align", *map(str, files), "-o", str(tmp_path / "c.safetensors")])
+    assert done.exit_code == 2
+    assert "give --groups, a JSON file such as {" in done.stderr

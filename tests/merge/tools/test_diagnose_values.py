@@ -310,9 +310,19 @@ def test_inspect_errors_are_those_of_opening(tmp_path: Path) -> None:
         inspect(tmp_path / "broken.pt")
 
 
-def test_inspect_an_open_checkpoint_and_nothing_without_a_file(tmp_path: Path) -> None:
+def test_inspect_an_open_checkpoint(tmp_path: Path) -> None:
     path = training_file(tmp_path)
     assert inspect(merge.open_checkpoint(path, "model")) == inspect(path, "model")
-    for wrong in ({"w": torch.ones(2)}, torch.nn.Linear(2, 2), 3, None):
-        with pytest.raises(merge.MergeError, match="has no file to inspect: give a path or an open Checkpoint"):
+
+
+def test_inspect_what_is_in_memory(tmp_path: Path) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3))
+    seen = inspect(model)
+    assert seen.text().startswith("Sequential: in memory\n")
+    stored = inspect(merge.save_checkpoint(model, tmp_path / "model.safetensors"))
+    assert (seen.total, set(seen.dtypes), seen.integers) == (stored.total, set(stored.dtypes), stored.integers)
+    tied = torch.ones(2)
+    assert inspect({"a": tied, "b": tied}).ties == (("a", "b"),)
+    for wrong in (3, None, {"w": 1.0}):
+        with pytest.raises(merge.MergeError, match=r"is no checkpoint: give|w is a float, not a tensor"):
             inspect(wrong)  # type: ignore[arg-type]

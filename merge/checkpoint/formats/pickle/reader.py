@@ -41,7 +41,7 @@ _ITEM, _PAIR = 10, 100  # units for an item of a list, of a set or dictionary
 
 
 class Machine:
-    """The stack machine; what its parts are given is told at `loads`."""
+    """Runs a pickle's opcodes on a stack; `loads` describes the arguments."""
 
     def __init__(self, reduce: Reduce, refer: Callable[[Any], Any], allowed: re.Pattern[str], units: int):
         self.reduce, self.refer, self.allowed, self.units = reduce, refer, allowed, units

@@ -55,7 +55,7 @@ def read_tree(path: Path, data: bytes | BinaryIO, leaves: Leaves) -> Any:
 class Leaves:
     """Turns the calls in a torch pickle into tensor leaves, checking every size against the file.
 
-    `record(key)` says where a storage's bytes begin and how many they are; None: this is told at the pickle's end, and
+    `record(key)` says where a storage's bytes begin and how many they are; None: only the pickle's end says so, and
     places are counted from the storage's beginning. It raises PickleBroken for a storage that is not there.
     """
 
@@ -68,7 +68,7 @@ class Leaves:
         self._claimed = 0
 
     def from_the_beginning(self, key: str) -> tuple[int, int]:
-        """A storage's size, as far as the pickle has told it."""
+        """Give place 0 and a storage's size, as far as the pickle was read."""
         return 0, math.prod(self.storages[key])
 
     def reduce(self, factory: Global, args: Any) -> Any:
