@@ -469,7 +469,7 @@ def test_a_training_file_keeps_everything_else(
     ambiguous = command("interpolate", "vqa.pt", "caption.pt", "--ratio", 0.4, "-o", "m.pt")
     assert ambiguous.code == 2
     assert "model (11 tensors), extra_state.ema (9 tensors)" in ambiguous.err
-    assert "choose one, as --section model" in ambiguous.err
+    assert "choose one, as --section extra_state.ema" in ambiguous.err
     outcome = command("interpolate", "vqa.pt", "caption.pt", "--ratio", 0.4, "--section", section, "-o", "m.pt")
     assert outcome.code == 0
     assert f"note: {note}" in outcome.err
