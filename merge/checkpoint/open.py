@@ -154,6 +154,10 @@ def open_checkpoint(path: str | Path, section: str = "auto") -> Checkpoint:
     way to an array, joined with dots. Pickles are never executed. `section` names a part of a training file, as
     listed by `.sections`; "auto" takes the only one.
 
+    A mapped tensor is the file: while a script holds it, nobody may cut the file short (the system ends the script, by
+    SIGBUS) or write into it. `Checkpoint.read` and `load_checkpoint` give tensors of their own, and merges, in memory
+    too, read so. A live path that holds endpoints of files on the CPU maps them.
+
         >>> checkpoint = open_checkpoint("vqa.pt", section="model")        # doctest: +SKIP
         >>> checkpoint["encoder.layer_norm.weight"].dtype                  # doctest: +SKIP
         torch.float16

@@ -64,6 +64,11 @@ def dense(value: object, name: str) -> Tensor:
     return value.detach()
 
 
+def whole(tensors: StateDict, name: str) -> Tensor:
+    """Give a tensor to use all of: of an open file in memory of its own, so that the file may change meanwhile."""
+    return tensors.read(name) if isinstance(tensors, Checkpoint) else tensors[name].detach()
+
+
 def renamed(source: Source, rules: str | Sequence[str], section: str = "auto") -> StateDict:
     """Give a checkpoint's tensors under other names; an open Checkpoint stays one, nothing is read or copied.
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from merge.checkpoint.scaled import dequantized
-from merge.checkpoint.source import Source, opened, opened_all
+from merge.checkpoint.source import Source, opened, opened_all, whole
 from merge.engine.kernel import merged, refuse_nonfinite
 from merge.plan.policy import Policy, policy_of
 from merge.plan.units import by_name, plan
@@ -45,7 +45,7 @@ def merge_with(
     resolved = parameters_for(recipe, units)
     result: dict[str, Tensor] = {}
     for unit in units:
-        tensors = [sources[index][unit.name].detach() for index in unit.sources]
+        tensors = [whole(sources[index], unit.name) for index in unit.sources]
         ((value, count),) = merged(unit, tensors, chosen, [resolved.get(unit.name, {})], recipe.policy)
         refuse_nonfinite(unit, count, recipe.policy)
         value = value.clone() if any(value.data_ptr() == tensor.data_ptr() for tensor in tensors) else value

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from merge.checkpoint.scaled import dequantized
-from merge.checkpoint.source import Source, opened
+from merge.checkpoint.source import Source, opened, whole
 from merge.engine.kernel import nonfinite, to_compute
 from merge.errors import MergeError
 from merge.plan.checks import leave
@@ -54,7 +54,7 @@ class TaskVector:
                 continue
             if unit.assembly is not None:
                 raise MergeError(f"{unit.name}: its parts are of different origins; {leave(unit.name)}")
-            tensors = [ends[index][unit.name].detach() for index in unit.sources]
+            tensors = [whole(ends[index], unit.name) for index in unit.sources]
             start, end = to_compute(unit, tensors, method, policy)
             difference = torch.view_as_complex(end - start) if unit.dtype.is_complex else end - start
             vectors.update(dict.fromkeys(unit.names, difference))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from merge.checkpoint.formats.elements import element_of
 from merge.checkpoint.scaled import dequantized, stated
-from merge.checkpoint.source import Source, StateDict, opened
+from merge.checkpoint.source import Source, StateDict, opened, whole
 from merge.engine.kernel import refuse_nonfinite, rounded
 from merge.errors import MergeError
 from merge.plan.findings import Facts, examine, refuse, warn
@@ -68,7 +68,9 @@ class OverBase:
     def tensor(self, unit: Unit) -> Tensor:
         """The result's tensor. Raises MergeError for infinite and NaN values that the policy does not allow."""
         change = self.changes.get(unit.name)
-        value = self.base[unit.name] if change is None else change(self.base.get(unit.name))
+        own = whole(self.base, unit.name) if unit.name in self.base else None
+        value = own if change is None else change(own)
+        assert value is not None
         value = rounded(value, unit.dtype)
         refuse_nonfinite(unit, value, self.policy)
         return value

@@ -19,6 +19,7 @@ import torch
 import merge
 from merge import MergeError, open_checkpoint
 from merge.checkpoint.formats.foreign import FOREIGN
+from merge.checkpoint.formats.tensors import TensorEntry
 from tests.merge.handmade import assert_tensors, write_safetensors
 from tests.merge.made import weights
 from tests.merge.running import Server
@@ -211,6 +212,29 @@ def test_a_file_cut_short_while_it_is_compared(tmp_path: Path, call: object) -> 
     os.truncate(tmp_path / "b.safetensors", 4000)
     with pytest.raises(MergeError, match=r"b\.safetensors: truncated"):
         call(a, b)  # pyright: ignore[reportCallIssue]
+
+
+def test_merges_in_memory_map_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is mapped ends the process where its file shrinks meanwhile; what is read by position is an error."""
+    states = [weights(seed) for seed in range(2)]
+    paths = [merge.save_checkpoint(state, tmp_path / f"{seed}.safetensors") for seed, state in enumerate(states)]
+    wanted = [
+        merge.interpolate(*states, 0.3),
+        merge.average(states),
+        merge.TaskVector.between(*states).apply(states[0]),
+    ]
+
+    def mapped(entry: TensorEntry) -> None:
+        raise AssertionError(f"{entry.file.path} is mapped")
+
+    monkeypatch.setattr(TensorEntry, "tensor", mapped)
+    assert_tensors(merge.interpolate(*paths, 0.3), wanted[0])
+    assert_tensors(merge.average(paths), wanted[1])
+    assert_tensors(merge.TaskVector.between(*paths).apply(merge.load_checkpoint(paths[0])), wanted[2])
+    pair = [open_checkpoint(path) for path in paths]
+    os.truncate(paths[1], 200)
+    with pytest.raises(MergeError, match=r"1\.safetensors: truncated"):
+        merge.interpolate(*pair, 0.3)
 
 
 def test_more_shards_than_files_may_be_open(tmp_path: Path) -> None:
