@@ -31,7 +31,7 @@ class Digest:
         if self.algorithm not in ALGORITHMS or version not in ("", "1", "2"):
             raise MergeError(f"unknown digest {algorithm!r}; known are {', '.join(ALGORITHMS)}")
         self._framed = version != "1"
-        self._tensors: dict[str, tuple[str, ...]] = {}
+        self._tensors: dict[str, tuple[Element, tuple[int, ...], str]] = {}
 
     def start(self):
         """A fresh hash for one tensor's row-major bytes."""
@@ -39,15 +39,21 @@ class Digest:
 
     def add(self, name: str, element: Element, shape: tuple[int, ...], content: str) -> None:
         """File one tensor's finished hash under its name."""
-        self._tensors[name] = (name, f"torch.{element}", str(list(shape)), content)
+        self._tensors[name] = (element, shape, content)
+
+    def _field(self, text: str, end: bytes = b"\0") -> bytes:
+        data = text.encode()
+        return len(data).to_bytes(8, "little") + data if self._framed else data + end
 
     def text(self) -> str:
         """`"<algorithm>/2:<hex>"` over all tensors in the order of their names; of version 1 without "/2"."""
         whole = self.start()
-        for _, fields in sorted(self._tensors.items()):
-            encoded = [field.encode() for field in fields]
-            framed = b"".join(len(field).to_bytes(8, "little") + field for field in encoded)
-            whole.update(framed if self._framed else b"\0".join(encoded) + b"\n")
+        kinds: dict[tuple[Element, tuple[int, ...]], bytes] = {}
+        for name, (element, shape, content) in sorted(self._tensors.items()):
+            kind = kinds.get((element, shape))  # many tensors are of few kinds
+            if kind is None:
+                kind = kinds[element, shape] = self._field(f"torch.{element}") + self._field(str(list(shape)))
+            whole.update(self._field(name) + kind + self._field(content, b"\n"))
         return f"{self.algorithm}{'/2' if self._framed else ''}:{whole.hexdigest()}"
 
 

@@ -28,6 +28,7 @@ from merge.checkpoint.formats.tensors import MappedFile, Spec, TensorEntry, chec
 from merge.errors import MergeError
 
 _LONGEST_HEADER = 100_000_000  # bytes: the format's own limit
+_FIELDS, _INTEGER = {"dtype", "shape", "data_offsets"}, {int}
 CODES = {element.safetensors: element for element in ELEMENTS.values() if element.safetensors}
 
 
@@ -77,13 +78,13 @@ def _header(file: MappedFile) -> tuple[dict[str, Any], int]:
 def _tensor(item: tuple[str, Any]) -> tuple[tuple[int, int], str, Element, tuple[int, ...]]:
     """Where a tensor lies, its name, type and shape. Raises ValueError for what the header must not say."""
     name, info = item
-    if not isinstance(info, dict) or not {"dtype", "shape", "data_offsets"} <= set(info):
+    if not isinstance(info, dict) or not info.keys() >= _FIELDS:
         raise ValueError(f"{name!r} lacks a dtype, a shape or offsets")
     code, shape, offsets = info["dtype"], info["shape"], info["data_offsets"]
     if not isinstance(code, str) or code not in CODES:
         raise ValueError(f"tensor {name!r} has dtype {str(code)[:40]}, which is not one of {', '.join(CODES)}")
     for value in (shape, offsets):
-        if not isinstance(value, list) or not all(type(number) is int for number in value):
+        if not isinstance(value, list) or not _INTEGER.issuperset(map(type, value)):
             raise ValueError(f"tensor {name!r} has sizes or offsets that are no integers: {str(value)[:80]}")
     if len(offsets) != 2 or not 0 <= offsets[0] <= offsets[1]:
         raise ValueError(f"tensor {name!r} has offsets {str(offsets)[:80]}")

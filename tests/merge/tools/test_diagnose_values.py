@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 import merge
-from merge.engine.stream import BLOCK
 from merge.tools.diagnose.difference import diff
 from merge.tools.diagnose.inspection import inspect
-from merge.tools.diagnose.measure import _blocks, measure, measure_all, row_mismatch
+from merge.tools.diagnose.measure import BLOCK, _blocks, measure, measure_all, row_mismatch
 from tests.merge.broken import SHAPES, World, batchnorm, tuned, weights
 
 # -- measuring ---------------------------------------------------------------------------------------------------------
