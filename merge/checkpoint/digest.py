@@ -58,7 +58,7 @@ class Digest:
 
 
 def kind_of(text: str) -> str:
-    """The kind that a digest is of, as `Digest` takes it: `"xxh3_128/1"` of `"xxh3_128:..."`."""
+    """Give the kind that a digest is of, as `Digest` takes it: `"xxh3_128/1"` of `"xxh3_128:..."`."""
     kind = text.partition(":")[0]
     return kind if "/" in kind else f"{kind}/1"
 

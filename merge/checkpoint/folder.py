@@ -83,12 +83,12 @@ def _is_variant(name: str, of: str) -> bool:
 
 
 def is_state(name: str) -> bool:
-    """Whether a file is the state of a training, by its name."""
+    """Tell whether a file is the state of a training, by its name."""
     return _STATE.fullmatch(name) is not None
 
 
 def has_weights(folder: Path) -> bool:
-    """Whether weights lie in a folder, without those below it."""
+    """Tell whether weights lie in a folder, without those below it."""
     try:
         return weights_in(folder) is not None
     except MergeError:  # several
@@ -96,7 +96,7 @@ def has_weights(folder: Path) -> bool:
 
 
 def parts_in(folder: Path, *, strict: bool, deep: int = 0) -> dict[str, Path]:
-    """Where the weights of the folders below lie, by `prefix/`: what tensors of that part are called by.
+    """Give where the weights of the folders below lie, by `prefix/`: what tensors of that part are called by.
 
     Left out are folders that hold training states, the same weights for other programs, and (an error with `strict`)
     several files of which none is the weights. Other checkpoints of one training are among them: `is_another`.
@@ -123,7 +123,7 @@ def _is_no_part(name: str) -> bool:
 
 
 def is_another(prefix: str) -> bool:
-    """Whether a part lies, by its name, in one of several checkpoints of a training."""
+    """Tell whether a part lies, by its name, in one of several checkpoints of a training."""
     return any(_ANOTHER.fullmatch(name) for name in prefix.split("/"))
 
 

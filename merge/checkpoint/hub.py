@@ -26,7 +26,7 @@ _TORCH = (".bin", ".pt", ".pth", ".ckpt")
 
 
 def hub_id(path: str | Path) -> str:
-    """The `org/name` that a path means: marked as the hub's, or lying in the hub's cache; empty for any other."""
+    """Give the `org/name` that a path means: marked as the hub's, or lying in the hub's cache; empty for any other."""
     found = _MARKED.fullmatch(str(path)) or _CACHED.fullmatch(Path(path).as_posix())
     return f"{found['org']}/{found['name']}" if found else ""
 
@@ -43,7 +43,7 @@ def _meant(path: Path) -> re.Match[str] | None:
 
 
 def is_hub(path: Path) -> bool:
-    """Whether a path is the name of a model of the hub."""
+    """Tell whether a path is the name of a model of the hub."""
     return _meant(path) is not None
 
 

@@ -25,7 +25,7 @@ _ADAPTER = ("adapter_model.safetensors", "adapter_config.json", CARD)
 
 
 def recipe_path(output: Path) -> Path:
-    """Where the recipe of an output lies: beside it."""
+    """Give where the recipe of an output lies: beside it."""
     return output.with_name(output.name + RECIPE)
 
 

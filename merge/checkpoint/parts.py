@@ -24,7 +24,7 @@ _LISTED = 8  # file names in a note
 
 
 def with_parts(checkpoints: Sequence[Checkpoint]) -> Checkpoint:
-    """The first checkpoint with the parts that only later ones have, so that an output has a place for them."""
+    """Give the first checkpoint with the parts that only later ones have, so that an output has a place for them."""
     first = checkpoints[0]
     if not any(item.parts for item in checkpoints) or not first.path.is_dir() or first.format.index:
         return first

@@ -135,7 +135,7 @@ def save_checkpoint(
 
 
 def suffix_like(path: Path) -> str:
-    """The suffix for files made from one: its own format's where that keeps ties, else the first format's."""
+    """Give the suffix for files made from one: its own format's where that keeps ties, else the first format's."""
     format = format_of(Glimpse.of(path)) if path.is_file() else None
     if format is None or not format.keeps_ties or format.planner is None:
         format = next(iter(FORMATS.values()))

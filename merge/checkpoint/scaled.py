@@ -42,7 +42,7 @@ class Dequantized(dict[str, "Tensor"]):
 
 
 def pairs_of(tensors: Mapping[str, Spec | TensorEntry]) -> dict[str, str]:
-    """Names of 8-bit codes that a scale lies beside, each with the scale's name."""
+    """Give names of 8-bit codes that a scale lies beside, each with the scale's name."""
     found: dict[str, str] = {}
     for name, spec in tensors.items():
         if spec.element.name.startswith(("float8_e4m3", "float8_e5m2")) and spec.shape:
@@ -82,7 +82,7 @@ def dequantized(tensors: Checkpoint) -> Checkpoint: ...
 @overload
 def dequantized(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]: ...
 def dequantized(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """The same checkpoint with codes and scales as the weights that they stand for; others as they are.
+    """Give the same checkpoint with codes and scales as the weights that they stand for; others as they are.
 
     Of an open checkpoint nothing is read before a tensor is asked for. Raises MergeError where the sizes of blocks
     cannot be told.
@@ -110,7 +110,7 @@ def dequantized(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
 
 
 def left_over(described: Collection[str], pairs: Mapping[str, str]) -> list[str]:
-    """Names that belong to these codes beside the scales, and mean nothing without them."""
+    """Give names that belong to these codes beside the scales, and mean nothing without them."""
     modules = {name.rpartition(".")[0] for name in pairs}
     modules |= {module.rpartition(".")[0] for module in modules}
     return [

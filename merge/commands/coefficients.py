@@ -41,7 +41,7 @@ class Weights:
     weights_from: WeightsFrom = None
 
     def of(self, names: Sequence[str]) -> dict[str, list[float]]:
-        """The parameter `weights` for inputs of these names, nothing where none are given. Raises MergeError."""
+        """Give the parameter `weights` for inputs of these names, nothing where none are given. Raises MergeError."""
         if self.weights_from is None:
             return {"weights": numbers("--weight", self.weight)} if self.weight else {}
         if self.weight:
@@ -50,7 +50,7 @@ class Weights:
 
 
 def number(option: str, text: str) -> float:
-    """A number written as 0.4, 40% or 2/5.
+    """Give a number written as 0.4, 40% or 2/5.
 
         >>> number("--ratio", "40%"), number("--ratio", "1/4")
         (0.4, 0.25)
@@ -116,7 +116,7 @@ def summing_to_one(weights: Sequence[float], count: int, *, normalize: bool, ext
 
 
 def parameters_of(name: str, method: Method, given: Sequence[str]) -> dict[str, Any]:
-    """The parameters of a method from NAME=VALUE and NAME=GLOB=VALUE; globs in turn, the value for the rest last.
+    """Give the parameters of a method from NAME=VALUE and NAME=GLOB=VALUE; globs in turn, the value for the rest last.
 
     Raises MergeError for a name that the method does not have, a value that it cannot take, a glob without a rest.
     """
@@ -158,7 +158,7 @@ def _value(key: str, text: str, parameter: Parameter) -> Any:
 
 
 def takes(name: str, method: Method) -> str:
-    """What a method takes, for errors: "ties takes density (0 to 1), weights (any), ..."."""
+    """Give what a method takes, for errors: "ties takes density (0 to 1), weights (any), ..."."""
     listed = ", ".join(f"{key} ({parameter.range})" for key, parameter in method.parameters.items())
     return f"{name} takes {listed or 'no parameters'}"
 

@@ -43,7 +43,7 @@ Normalize = Annotated[bool, typer.Option("--normalize", help="Divide the weights
 
 
 def known_methods() -> list[str]:
-    """The names of all methods, for shells to complete."""
+    """Give the names of all methods, for shells to complete."""
     from merge.methods import METHODS
 
     return list(METHODS)

@@ -32,7 +32,7 @@ DIGESTS = ("xxh3_128", "sha256")
 
 
 def one_of(words: Sequence[str], option: str, help: str, *, panel: str | None = None) -> Any:
-    """An option that takes one of some words: its help lists them, its errors name them, shells complete them."""
+    """Give an option that takes one of some words: its help lists them, its errors name them, shells complete them."""
 
     def check(value: str | None) -> str | None:
         if value is None or value in words:
@@ -51,7 +51,7 @@ def one_of(words: Sequence[str], option: str, help: str, *, panel: str | None = 
 
 
 def shown(value: str) -> str:
-    """A value as errors show it: not longer than a line."""
+    """Give a value as errors show it: not longer than a line."""
     return value if len(value) <= LONGEST else f"{value[: LONGEST - 3]}..."
 
 
@@ -229,7 +229,7 @@ class Running:
 
 
 def policy_of(choices: Choices) -> Policy:
-    """The policy that the options say."""
+    """Give the policy that the options say."""
     from merge.plan.policy import Policy
 
     return Policy(
@@ -256,7 +256,7 @@ def inputs_of(
     base: Path | None = None,
     rename: Sequence[str] | None = None,
 ) -> tuple[tuple[Input, ...], Input | None]:
-    """The checkpoints and their base with names, sections and rules for their tensors' names.
+    """Give the checkpoints and their base with names, sections and rules for their tensors' names.
 
     A section for all is the file itself for one that holds nothing but a state dict, beside others that have sections:
     a note says so. Raises MergeError where the names given are not as many as the checkpoints, and for a section of no
@@ -302,7 +302,7 @@ def _is_plain(path: Path) -> bool:
 
 
 def rules_of(name: str, names: Sequence[str], rules: Sequence[str]) -> tuple[str, ...]:
-    """The rules for the names of one input's tensors: NAME:FROM=TO for the input NAME, FROM=TO for all.
+    """Give the rules for the names of one input's tensors: NAME:FROM=TO for the input NAME, FROM=TO for all.
 
     >>> rules_of("vqa", ["vqa", "caption"], ["vqa:module.=", "caption:model.=", "=encoder."])
     ('module.=', '=encoder.')
@@ -316,7 +316,7 @@ def rules_of(name: str, names: Sequence[str], rules: Sequence[str]) -> tuple[str
 
 
 def names_of(paths: Sequence[Path]) -> list[str]:
-    """Names by which checkpoints are told apart: file names without suffix, where those are equal the folders'.
+    """Give names by which checkpoints are told apart: file names without suffix, where those are equal the folders'.
 
     Of equal file names each is called by the nearest folder above it that no other of them shares, and where there is
     none by several folders in a row, or by them and the file.
@@ -347,7 +347,7 @@ def names_of(paths: Sequence[Path]) -> list[str]:
 
 
 def stem(path: Path) -> str:
-    """A checkpoint's name without suffix, a folder's as it is, and a model's of the hub."""
+    """Give a checkpoint's name without suffix, a folder's as it is, and a model's of the hub."""
     from merge.checkpoint.hub import is_hub
 
     if is_hub(path):
@@ -358,7 +358,7 @@ def stem(path: Path) -> str:
 
 
 def command_line() -> str:
-    """The command line, to note in recipes."""
+    """Give the command line, to note in recipes."""
     return shlex.join(["unival-merge", *sys.argv[1:]])
 
 
@@ -379,7 +379,7 @@ def byte_size(text: str | None) -> int | None:
 
 @contextmanager
 def progress_bar(sources: Sequence[Input], label: str) -> Generator[Callable[[int], object] | None]:
-    """A progress bar over the inputs' bytes on a terminal, None elsewhere."""
+    """Give a progress bar over the inputs' bytes on a terminal, None elsewhere."""
     if not sys.stderr.isatty():
         yield None
         return

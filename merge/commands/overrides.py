@@ -22,7 +22,7 @@ else:  # the same options, of which none is chosen by default: what is given sta
 
 
 def overridden(recipe: Recipe, given: Overrides) -> Recipe:
-    """A recipe with the names, sections, rules and choices that the options give instead of its own."""
+    """Give a recipe with the names, sections, rules and choices that the options give instead of its own."""
     from merge.plan.policy import Policy
 
     names = given.name or [item.name for item in recipe.inputs]

@@ -59,7 +59,7 @@ class Page(TyperCommand):
     prints = True
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
-        """The arguments, what options must be given, and then the rest."""
+        """Give the arguments, what options must be given, and then the rest."""
         pieces: list[str] = []
         for param in self.params:
             if param.param_type_name == "argument":
@@ -95,11 +95,11 @@ class Group(TyperGroup):
     came: Sequence[int] = ()  # the signal that ended it
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """The first words of the commands."""
+        """Give the first words of the commands."""
         return list(dict.fromkeys(name.split()[0] for name in self.entries))
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """The command of this name or the group that it begins, None if there is neither."""
+        """Give the command of this name or the group that it begins, None if there is neither."""
         first = f"{cmd_name} "
         inner = {name[len(first) :]: entry for name, entry in self.entries.items() if name.startswith(first)}
         if cmd_name in self.entries:
@@ -246,7 +246,7 @@ def _kind(annotation: Any) -> Any:
 def application(
     commands: Mapping[str, Command], text: str, errors: tuple[type[Exception], ...] = (), *, name: str = ""
 ) -> typer.Typer:
-    """A table of commands as a typer application. `errors` are the exceptions that are users' mistakes.
+    """Make a table of commands a typer application. `errors` are the exceptions that are users' mistakes.
 
     Without a name it is the whole program, with `--version` and shell completion.
     """

@@ -86,7 +86,7 @@ def rounded(result: Tensor, dtype: torch.dtype) -> Tensor:
 
 @functools.cache
 def rounds_once(dtype: torch.dtype) -> bool:
-    """Whether this torch's lerp of 16-bit tensors computes in float32 and rounds once; without AVX2 it may not.
+    """Tell whether this torch's lerp of 16-bit tensors computes in float32 and rounds once; without AVX2 it may not.
 
     Asked once, of every finite value of the dtype beside another.
     """

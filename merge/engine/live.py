@@ -106,7 +106,7 @@ class LivePath:
         self._set = parameters
 
     def resolution(self) -> str:
-        """A table of every merged tensor, the rule that decided it and its coefficient at the point last set."""
+        """Give a table of every merged tensor, the rule that decided it and its coefficient at the point last set."""
         if self._set is None:
             raise MergeError("no point has been set yet")
         kinds = {name: unit.kind for unit in self._units for name in unit.names}

@@ -52,5 +52,5 @@ def dot(first: Tensor, second: Tensor) -> float:
 
 
 def identical(tensors: Sequence[Tensor]) -> bool:
-    """Whether all tensors are equal: frozen ones, which no method may move by a rounding."""
+    """Tell whether all tensors are equal: frozen ones, which no method may move by a rounding."""
     return all(torch.equal(tensors[0], other) for other in tensors[1:])

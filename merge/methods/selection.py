@@ -41,7 +41,7 @@ class Cut:
         return kept
 
     def keep(self, values: Tensor, part: slice) -> Tensor:
-        """The block `part` of a tensor with what is not kept set to zero; NaNs stay."""
+        """Give the block `part` of a tensor with what is not kept set to zero; NaNs stay."""
         pieces = [torch.hardshrink(values[piece], limit) for piece, limit in self._pieces(part)]
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
@@ -84,7 +84,7 @@ def find_cut(magnitudes: Magnitudes, like: Tensor, keep: int) -> Cut:
 
 
 def kth_largest(magnitudes: Magnitudes, like: Tensor, keep: int) -> Kth:
-    """The keep-th largest value of `find_cut`'s magnitudes."""
+    """Give the keep-th largest value of `find_cut`'s magnitudes."""
     if like.device.type != "cpu" or like.dtype not in (torch.float32, torch.float64):
         values = torch.cat([magnitudes(part) for part in blocks(like)]).to(
             torch.promote_types(like.dtype, torch.float32)
@@ -103,7 +103,7 @@ def kth_largest(magnitudes: Magnitudes, like: Tensor, keep: int) -> Kth:
 
 
 def ascending(magnitudes: Tensor) -> Tensor:
-    """The order of each row's non-negative values, of equal ones the lower index first."""
+    """Give the order of each row's non-negative values, of equal ones the lower index first."""
     if magnitudes.dtype != torch.float32 or magnitudes.device.type != "cpu":
         return magnitudes.argsort(dim=1, stable=True)
     # Bits of non-negative floats are ordered as the floats are; whole integers sort ten times faster than by index.

@@ -66,16 +66,16 @@ def never(count: int, parameters: Mapping[str, Any]) -> bool:
 
 
 def always(count: int, parameters: Mapping[str, Any]) -> bool:
-    """One lerp, whatever the parameters."""
+    """Give the lerp, whatever the parameters."""
     return True
 
 
 def two_inputs(count: int, parameters: Mapping[str, Any]) -> bool:
-    """An average of two is one: no weight is negative and their sum is 1."""
+    """Give the lerp that an average of two is, if no weight is negative and their sum is 1."""
     weights = [weight for weight in parameters["weights"] if weight != 0]
     return len(weights) == 2 and min(weights) > 0 and math.isclose(sum(weights), 1.0, rel_tol=1e-12)
 
 
 def one_expert(count: int, parameters: Mapping[str, Any]) -> bool:
-    """One task vector added to the base is one."""
+    """Give the lerp that one task vector added to the base is."""
     return len(parameters["weights"]) == 1

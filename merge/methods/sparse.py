@@ -68,7 +68,7 @@ def sparse(
 
 
 def add(vectors: Sequence[Tensor], weights: Sequence[float] = (), normalize: bool = False) -> Tensor:
-    """The sum of weighted vectors, in their order."""
+    """Give the sum of weighted vectors, in their order."""
     result = vectors[0]
     for vector in vectors[1:]:
         result = result + vector
@@ -76,7 +76,7 @@ def add(vectors: Sequence[Tensor], weights: Sequence[float] = (), normalize: boo
 
 
 def elect(vectors: Sequence[Tensor], weights: Sequence[float], normalize: bool) -> Tensor:
-    """The sum of the entries that have the sign of the sum of all (TIES, arXiv 2306.01708, section 3).
+    """Give the sum of the entries that have the sign of the sum of all (TIES, arXiv 2306.01708, section 3).
 
     With `normalize` over the sum of the weights that agree. A sum of exactly zero elects the positive sign; a zero
     agrees with none.

@@ -72,7 +72,7 @@ def nuslerp_base(
 
 
 def multislerp(tensors: Tensors, *, weights: Sequence[float], name: str = "") -> Tensor:
-    """One step towards the mean on the sphere: from the normalized mean of the directions along the mean of their
+    """Take one step towards the mean on the sphere: from the normalized mean of the directions along the mean of their
     logarithms there; the length is the mean length (Goddard, "Multi-SLERP", 2025).
 
     Raises MergeError where the directions balance out, so that no mean direction exists.
@@ -88,7 +88,7 @@ def multislerp_base(tensors: Tensors, *, weights: Sequence[float], name: str = "
 
 
 def karcher(tensors: Tensors, *, weights: Sequence[float], iterations: int, tolerance: float, name: str = "") -> Tensor:
-    """The Karcher (Riemannian) mean of the directions times the mean length (Karcher 1977).
+    """Give the Karcher (Riemannian) mean of the directions times the mean length (Karcher 1977).
 
     Iterated until a step is shorter than `tolerance`. A zero vector has no direction, but its length counts. Where the
     directions balance out, the first one is where the search starts.

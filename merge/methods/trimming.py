@@ -34,7 +34,7 @@ def generator_for(seed: int, name: str) -> torch.Generator:
 
 
 def largest(base: Tensor, expert: Tensor, draw: Draw, *, density: float) -> Trim:
-    """The `density * n` entries of largest magnitude, at least one unless the density is 0.
+    """Keep the `density * n` entries of largest magnitude, at least one unless the density is 0.
 
     TIES (arXiv 2306.01708), section 3, step 1.
     """
@@ -43,7 +43,7 @@ def largest(base: Tensor, expert: Tensor, draw: Draw, *, density: float) -> Trim
 
 
 def without_extremes(base: Tensor, expert: Tensor, draw: Draw, *, density: float, gamma: float) -> Trim:
-    """All but the `gamma * n` largest entries and the smallest, so that `density * n` remain.
+    """Keep all but the `gamma * n` largest entries and the smallest, so that `density * n` remain.
 
     Where both do not fit, fewer of the largest are left out. Of equal magnitudes the lower index counts as the larger.
     Model Breadcrumbs (arXiv 2312.06795), section 3.
@@ -55,7 +55,7 @@ def without_extremes(base: Tensor, expert: Tensor, draw: Draw, *, density: float
 
 
 def at_random(base: Tensor, expert: Tensor, draw: Draw, *, density: float) -> Trim:
-    """Every entry with the same probability, the density, and divided by it if `rescale`.
+    """Keep every entry with the same probability, the density, divided by it if `rescale`.
 
     DARE (arXiv 2311.03099), section 3.
     """
@@ -92,7 +92,7 @@ def by_rank(base: Tensor, expert: Tensor, draw: Draw, *, density: float, epsilon
 
 
 def rescaled(trim: Trim, base: Tensor, expert: Tensor) -> Trim:
-    """The trim with what it keeps brought back to the L1 norm of the whole task vector."""
+    """Give the trim with what it keeps brought back to the L1 norm of the whole task vector."""
     whole = left = 0.0
     for part in blocks(base):
         delta = expert[part] - base[part]

@@ -89,12 +89,12 @@ def conflict(name: str, sources: Sequence[int], case: Case, *, rows: bool = Fals
 
 
 def leave(name: str) -> str:
-    """The way out for a tensor that cannot be merged."""
+    """Give the way out for a tensor that cannot be merged."""
     return f"pass keep={name!r} or drop={name!r}"
 
 
 def never_merged(name: str, spec: Spec | TensorEntry) -> bool:
-    """Whether a tensor is no arithmetic: integers, and the version of a module's layout."""
+    """Tell whether a tensor is no arithmetic: integers, and the version of a module's layout."""
     version = name.endswith("version") and math.prod(spec.shape) == 1 and bool(_VERSION.fullmatch(name))
     return version or not spec.element.arithmetic or not (spec.element.is_floating_point or spec.element.is_complex)
 
@@ -114,7 +114,7 @@ def integer_problem(name: str, sources: Sequence[int], assembly: Assembly | None
 
 
 def equal(case: Case, first: tuple[int, str], second: tuple[int, str], assembly: Assembly | None = None) -> bool:
-    """Whether two tensors, each an input and a name, hold the same numbers, but where an assembly patches them.
+    """Tell whether two tensors, each an input and a name, hold the same numbers, but where an assembly patches them.
 
     Of files bytes are compared first: the usual case, which needs no torch.
     """
@@ -135,7 +135,7 @@ def equal(case: Case, first: tuple[int, str], second: tuple[int, str], assembly:
 
 
 def rows_policy(policy: Policy) -> str:
-    """What happens to rows that some lack: as is said for rows, else for all that is missing."""
+    """Give what happens to rows that some lack: as is said for rows, else for all that is missing."""
     if policy.vocab_rows != "error":
         return policy.vocab_rows
     return {"union": "keep-first"}.get(policy.missing, policy.missing)

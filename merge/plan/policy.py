@@ -167,7 +167,7 @@ def statistics_source(batchnorm: object, labels: Sequence[str]) -> int | None:
 
 
 def matches(name: str, patterns: Sequence[str]) -> bool:
-    """Whether a tensor's name fits one of the globs (`*` crosses dots, case counts)."""
+    """Tell whether a tensor's name fits one of the globs (`*` crosses dots, case counts)."""
     return bool(patterns) and any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 

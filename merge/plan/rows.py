@@ -50,7 +50,7 @@ class Assembly:
 
 
 def aligned(tensors: Sequence[Tensor], assembly: Assembly | None) -> list[Tensor]:
-    """The parts of the sources that are merged with each other, in one shape."""
+    """Give the parts of the sources that are merged with each other, in one shape."""
     if assembly is None or not assembly.rows:
         return list(tensors)
     import torch
@@ -70,7 +70,7 @@ def aligned(tensors: Sequence[Tensor], assembly: Assembly | None) -> list[Tensor
 
 
 def assembled(tensors: Sequence[Tensor], assembly: Assembly | None, merged: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The whole result: what was merged of the aligned parts at its place, and the patches."""
+    """Give the whole result: what was merged of the aligned parts at its place, and the patches."""
     if assembly is None:
         return merged
     if assembly.put is None:
@@ -86,7 +86,7 @@ def assembled(tensors: Sequence[Tensor], assembly: Assembly | None, merged: Tens
 def patches_for(
     name: str, slices: Sequence[Slice], sources: tuple[int, ...], shape: tuple[int, ...]
 ) -> tuple[tuple[Patch, ...], str]:
-    """The patches that slices of one tensor mean, or why they cannot be."""
+    """Give the patches that slices of one tensor mean, or why they cannot be."""
     import torch
 
     patches: list[Patch] = []
@@ -120,11 +120,11 @@ class Vocabulary:
     axis: int = 0
 
     def among(self, sources: Sequence[int]) -> Vocabulary:
-        """The same of some inputs."""
+        """Give the same of some inputs."""
         return Vocabulary(tuple(self.sizes[index] for index in sources), self.rows[list(sources)], self.tokens)
 
     def fits(self, shapes: Sequence[tuple[int, ...]]) -> bool:
-        """Whether tensors of these shapes, one of each input, have these rows."""
+        """Tell whether tensors of these shapes, one of each input, have these rows."""
         return all(shape[:1] == (size,) for shape, size in zip(shapes, self.sizes, strict=True))
 
     def lacking(self, labels: Sequence[str]) -> str:
@@ -142,7 +142,7 @@ class Vocabulary:
         return "; ".join(parts)
 
     def assembly(self, policy: str) -> Assembly:
-        """How a tensor with these rows is put together; `policy` is "keep-first" or "zero-delta"."""
+        """Give how a tensor with these rows is put together; `policy` is "keep-first" or "zero-delta"."""
         import torch
 
         present = self.rows >= 0
@@ -157,12 +157,12 @@ class Vocabulary:
         return Assembly(tuple(row[put] for row in self.rows), put, tuple(patches), self.axis)
 
     def shape(self, like: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape of the result of a tensor that has the shape `like` in one input."""
+        """Give the shape of the result of a tensor that has the shape `like` in one input."""
         return (*like[: self.axis], self.rows.shape[1], *like[self.axis + 1 :])
 
 
 def by_token(dictionaries: Sequence[Mapping[str, int] | None], labels: Sequence[str]) -> Vocabulary | None:
-    """The vocabulary of inputs with dictionaries that differ: the first's rows, then what only later ones have.
+    """Give the vocabulary of inputs with dictionaries that differ: the first's rows, then what only later ones have.
 
     None where there are no dictionaries or all are equal. Raises MergeError where one input of several has none, and
     for a dictionary whose rows are not 0, 1, 2, ...
@@ -188,7 +188,7 @@ def by_token(dictionaries: Sequence[Mapping[str, int] | None], labels: Sequence[
 
 
 def by_position(sizes: Sequence[int], axis: int = 0) -> Vocabulary:
-    """The vocabulary of inputs that only differ in how many rows follow: row i is token i everywhere."""
+    """Give the vocabulary of inputs that only differ in how many rows follow: row i is token i everywhere."""
     import torch
 
     positions = torch.arange(max(sizes))

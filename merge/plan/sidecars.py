@@ -88,7 +88,7 @@ class _Changes:
         ]
 
     def holder(self) -> int | None:
-        """The input whose rows the result has, where they are not simply the first's."""
+        """Give the input whose rows the result has, where they are not simply the first's."""
         for name, unit in self.vocabulary:
             whole = self.prefix + name
             if unit.kind == "copy" and len(unit.sources) == 1 and unit.assembly is None:

@@ -44,7 +44,7 @@ _WITHOUT_EFFECT = ("int8_mask", "eps")
 
 
 def read_mergekit(path: Path) -> Recipe:
-    """A YAML recipe of mergekit. Relative paths of models are relative to the recipe's folder.
+    """Read a YAML recipe of mergekit. Relative paths of models are relative to the recipe's folder.
 
     Raises MergeError naming what is unknown (with the nearest known key) or unsupported, and without PyYAML.
     """

@@ -150,7 +150,7 @@ def check_inputs(recipe: Recipe, method: Method) -> None:
 
 
 def is_rules(value: Any) -> bool:
-    """Whether a parameter's value is given by module: a mapping from globs with a "*"."""
+    """Tell whether a parameter's value is given by module: a mapping from globs with a "*"."""
     return isinstance(value, Mapping) and "*" in value
 
 

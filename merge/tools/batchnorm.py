@@ -215,7 +215,7 @@ def _own_affine(layer: nn.Module, owners: Mapping[int, int]) -> bool:
 
 
 def channel_axis(layer: nn.Module) -> int:
-    """Where the channels are in a layer's output."""
+    """Give where the channels are in a layer's output."""
     if isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
         return -1 - len(layer.kernel_size)
     return 1 if isinstance(layer, BatchNorm) else -1
@@ -228,7 +228,7 @@ def _broadcast(value: Tensor, layer: nn.Module, output: Tensor) -> Tensor:
 
 
 def named_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """Every module of a model by its first name; MergeError for what is no module."""
+    """Give every module of a model by its first name; MergeError for what is no module."""
     if not isinstance(cast("Any", model), nn.Module):
         raise MergeError(f"model={type(model).__name__}: give a torch.nn.Module")
     return dict(cast("Iterable[tuple[str, nn.Module]]", model.named_modules()))

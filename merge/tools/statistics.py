@@ -29,7 +29,7 @@ Batch = TypeVar("Batch")
 def fisher_information(
     model: nn.Module, batches: Iterable[Batch], losses: Callable[[nn.Module, Batch], Tensor]
 ) -> dict[str, Tensor]:
-    """The diagonal of the empirical Fisher information: each parameter's mean squared gradient over examples.
+    """Give the diagonal of the empirical Fisher information: each parameter's mean squared gradient over examples.
 
     `losses(model, batch)` returns the negative log-likelihood of every example of a batch, as a vector (Matena and
     Raffel 2022, section 3.1; with labels drawn from the model it is the true Fisher information). The model is put into

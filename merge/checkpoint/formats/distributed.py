@@ -96,7 +96,7 @@ class _Reader:
         return tree
 
     def entry(self, name: str, kind: dict[str, Any]) -> TensorEntry:
-        """Where a tensor's chunks lie. Raises PickleBroken where they do not make it up."""
+        """Give where a tensor's chunks lie. Raises PickleBroken where they do not make it up."""
         properties = kind["properties"]
         dtype = properties.state[0] if isinstance(properties.state, tuple) else properties.attributes["dtype"]
         element, shape = element_named(dtype), sizes_in(kind["size"])

@@ -17,7 +17,7 @@ IsLeaf = Callable[[Any], bool]
 
 
 def flatten(path: Path, tree: Any, is_leaf: IsLeaf) -> dict[str, Any]:
-    """Every leaf of a tree by its dotted name, in the order of the tree.
+    """Give every leaf of a tree by its dotted name, in the order of the tree.
 
     What is neither leaf nor dictionary is skipped. Raises MergeError, naming the file, where two leaves have one name,
     a key is no text or the tree is too deep.

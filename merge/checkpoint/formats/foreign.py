@@ -29,15 +29,15 @@ class Foreign:
     beside: bool = False
 
     def matches(self, look: Glimpse) -> bool:
-        """Whether a file is of this kind."""
+        """Tell whether a file is of this kind."""
         return look.fits(self.signature, self.inside) or self.names_fit(look.name)
 
     def is_inside(self, look: Glimpse) -> bool:
-        """Whether a zip file is of this kind."""
+        """Tell whether a zip file is of this kind."""
         return look.fits(b"", self.inside)
 
     def names_fit(self, name: str) -> bool:
-        """Whether files of this kind are called so."""
+        """Tell whether files of this kind are called so."""
         return any(fnmatch(name.lower(), glob) for glob in self.names)
 
     def __str__(self) -> str:

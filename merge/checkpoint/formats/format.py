@@ -64,7 +64,7 @@ def noted_ties(metadata: Mapping[str, str] | None, names: Container[str]) -> dic
 
 
 def is_tie(name: str, kept: str) -> bool:
-    """Whether a note in metadata may mean two tied tensors: names of modules' tensors, or of one last part."""
+    """Tell whether a note in metadata may mean two tied tensors: names of modules' tensors, or of one last part."""
     return ("." in name and "." in kept) or name.rpartition(".")[2] == kept.rpartition(".")[2]
 
 
@@ -88,7 +88,7 @@ class Glimpse:
             return cls(path.name, start, file.read(_ZIP_END))
 
     def fits(self, signature: bytes, inside: bytes = b"") -> bool:
-        """Whether the first bytes match one regular expression or another is found at a zip file's end."""
+        """Tell whether the first bytes match one regular expression or another is found at a zip file's end."""
         if signature and re.match(signature, self.start, re.DOTALL):
             return True
         return bool(inside) and re.search(inside, self.end, re.DOTALL) is not None
@@ -208,11 +208,11 @@ class Format:
     inside: bytes = b""
 
     def matches(self, look: Glimpse) -> bool:
-        """Whether a file is of this format, as far as that tells."""
+        """Tell whether a file is of this format, as far as that tells."""
         return look.fits(self.signature, self.inside)
 
     def named(self, path: Path) -> bool:
-        """Whether a file's name has a suffix of this format, in whatever case."""
+        """Tell whether a file's name has a suffix of this format, in whatever case."""
         return path.name.lower().endswith(self.suffixes)
 
     def read(self, path: Path) -> Content:

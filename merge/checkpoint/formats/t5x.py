@@ -88,11 +88,11 @@ class T5XIndex(Mapping[str, Mapping[str, TensorEntry]]):
         return len(list(iter(self)))
 
     def leaves(self, section: str) -> dict[str, Any]:
-        """Every array of a section by its dotted name, as the index describes it."""
+        """Give every array of a section by its dotted name, as the index describes it."""
         return flatten(self.folder / INDEX, self.part(section), is_array)
 
     def part(self, section: str) -> dict[str, Any]:
-        """The tree below a section's name; empty where there is none."""
+        """Give the tree below a section's name; empty where there is none."""
         part: Any = self.tree
         for key in section.split(".") if section != WHOLE else ():
             part = part.get(key, {}) if isinstance(part, dict) else {}
@@ -176,7 +176,7 @@ def _relative(folder: Path, path: str) -> str:
 
 
 def is_array(value: Any) -> bool:
-    """Whether a value of the index is an array: a TensorStore spec or an array packed inside."""
+    """Tell whether a value of the index is an array: a TensorStore spec or an array packed inside."""
     if isinstance(value, dict):
         return {"driver", "kvstore", "metadata"} <= set(value)
     return getattr(value, "code", None) == _NDARRAY

@@ -218,7 +218,7 @@ class Decoded:
         self._held: memoryview | None = None
 
     def bytes(self) -> Tensor:
-        """The tensor's bytes, not shared with anything."""
+        """Give the tensor's bytes, not shared with anything."""
         import torch
 
         return torch.frombuffer(self._decode(), dtype=torch.uint8)
@@ -288,13 +288,13 @@ class TensorEntry:
         return None if self.storage is None else (self.storage, self.offset, self.element, self.shape, self.stride)
 
     def meets(self, other: TensorEntry) -> bool:
-        """Whether another tensor of the same type begins in the same file where this one ends, neither a view."""
+        """Tell whether another tensor of the same type begins in the same file where this one ends, neither a view."""
         plain = self.stride is other.stride is self.storage is other.storage is None
         alike = plain and self.file is other.file and self.element is other.element
         return alike and self.offset + self.nbytes == other.offset
 
     def tensor(self) -> Tensor:
-        """The tensor, backed by the file's map: pages are read when touched. Writes stay private."""
+        """Give the tensor, backed by the file's map: pages are read when touched. Writes stay private."""
         return self._viewed(lambda size: self.file.part(self.offset, size))
 
     def loaded(self) -> Tensor:
@@ -302,7 +302,7 @@ class TensorEntry:
         return self._viewed(lambda size: self.file.loaded(self.offset, size))
 
     def raw(self) -> Tensor:
-        """The bytes of a tensor without gaps, where its elements are only carried along."""
+        """Give the bytes of a tensor without gaps, where its elements are only carried along."""
         return self.file.loaded(self.offset, self.nbytes)
 
     def _viewed(self, read: Callable[[int], Tensor]) -> Tensor:
@@ -334,7 +334,7 @@ def same_bytes(first: TensorEntry, second: TensorEntry) -> bool:
 
 
 def last_index(shape: tuple[int, ...], stride: tuple[int, ...]) -> int:
-    """Where the last element of a view lies, counted from its first."""
+    """Give where the last element of a view lies, counted from its first."""
     return sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
 
 
@@ -350,7 +350,7 @@ def raw_bytes(value: Tensor) -> memoryview:
 
 
 def check_shape(shape: tuple[int, ...], element: Element) -> str:
-    """What is wrong with a shape that a file claims: sizes that torch cannot hold. Empty where nothing is."""
+    """Give what is wrong with a shape that a file claims: sizes that torch cannot hold. Empty where nothing is."""
     product = math.prod(shape) or math.prod(filter(None, shape))
     if 0 < product * element.itemsize < LARGEST and min(shape, default=0) >= 0:
         return ""
@@ -375,6 +375,6 @@ def contiguous_stride(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def is_contiguous(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
-    """Whether the strides mean row-major order without gaps (axes of one element may say anything)."""
+    """Tell whether the strides mean row-major order without gaps (axes of one element may say anything)."""
     wanted = contiguous_stride(shape)
     return all(size == 1 or step == want for size, step, want in zip(shape, stride, wanted, strict=True))

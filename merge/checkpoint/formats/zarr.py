@@ -146,7 +146,7 @@ def _read_chunk(array: _Array, path: Path) -> bytes:
 
 
 def one_chunk(element: Element, shape: tuple[int, ...]) -> tuple[dict[str, Any], str]:
-    """The header of an array in one uncompressed chunk, and that chunk's file name.
+    """Give the header of an array in one uncompressed chunk, and that chunk's file name.
 
     Raises MergeError for a dtype without a code.
     """

@@ -87,7 +87,7 @@ def _central_directory(entries: list[tuple[str, int, int, int]], start: int) -> 
 
 
 def joined_crc(first: int, second: int, length: int) -> int:
-    """The CRC-32 of two pieces one after the other; `length` is the second's (zlib's crc32_combine).
+    """Give the CRC-32 of two pieces one after the other; `length` is the second's (zlib's crc32_combine).
 
     >>> joined_crc(zlib.crc32(b"in "), zlib.crc32(b"two"), 3) == zlib.crc32(b"in two")
     True

@@ -54,7 +54,7 @@ class Facts:
         return {item.element for spec in self.specs for item in spec.values()}
 
     def holds(self, *parts: str) -> bool:
-        """Whether some name has one of these parts."""
+        """Tell whether some name has one of these parts."""
         return any(part in self.text for part in parts)
 
     @functools.cached_property
@@ -88,5 +88,5 @@ class Facts:
         return [sidecars_of(item) for item in self.inputs]
 
     def first_of(self, name: str) -> Spec | TensorEntry:
-        """The tensor in the first that has it."""
+        """Give the tensor in the first that has it."""
         return next(spec[name] for spec in self.specs if name in spec)

@@ -50,7 +50,7 @@ def index_origins(
 
 
 def is_index(name: str, sources: Sequence[Mapping[str, Tensor]], specs: Sequence[Description]) -> bool:
-    """Whether floats of this name are indices: it says so, and one input has nothing but whole numbers there."""
+    """Tell whether floats of this name are indices: it says so, and one input has nothing but whole numbers there."""
     if not INDEX.fullmatch(name.rpartition(".")[2]):
         return False
     held = [(source, spec[name]) for source, spec in zip(sources, specs, strict=True) if name in spec]

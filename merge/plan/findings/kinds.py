@@ -70,7 +70,7 @@ class Kind:
 
 
 def listed(names: Collection[str], shown: int = SHOWN) -> str:
-    """The first few names and how many more there are."""
+    """Give the first few names and how many more there are."""
     more = len(names) - shown
     return ", ".join(list(names)[:shown]) + (f" and {more:,} more" if more > 0 else "")
 
@@ -89,7 +89,7 @@ def by_value(labels: Sequence[str], values: Sequence[str]) -> str:
 
 
 def chosen(option: str, names: Collection[str], among: Collection[str]) -> str:
-    """An argument whose globs match these names and no other of `among`, at most three globs.
+    """Give an argument whose globs match these names and no other of `among`, at most three globs.
 
     >>> chosen("keep", ["head.weight", "head.bias", "scale"], ["head.weight", "head.bias", "scale", "body.scale"])
     "keep=['head.*', 'scale']"
@@ -112,5 +112,5 @@ def prefixes(name: str) -> list[str]:
 
 
 def tally(kinds: Mapping[str, str]) -> str:
-    """How many names of each kind there are: `3 float8_e4m3fn`."""
+    """Give how many names of each kind there are: `3 float8_e4m3fn`."""
     return ", ".join(f"{count:,} {kind}" for kind, count in Counter(kinds.values()).items())

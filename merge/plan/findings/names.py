@@ -87,7 +87,7 @@ def placeholders(facts: Facts) -> Iterator[Seen]:
 
 
 def nothing_shared(facts: Facts) -> Iterator[Seen]:
-    """A checkpoint that shares no name with any other: whatever is missing, this is no merge."""
+    """Give a checkpoint that shares no name with any other: whatever is missing, this is no merge."""
     if facts.same_names or not all(facts.specs) or not facts.wanted:
         return
     if next(prefixed(facts), None) is not None:
@@ -107,7 +107,7 @@ def nothing_shared(facts: Facts) -> Iterator[Seen]:
 
 
 def prefixed(facts: Facts) -> Iterator[Seen]:
-    """Names of one that are another's with other components in front, a wrapper's inside, or another spelling."""
+    """Give names of one that are another's with other components in front, a wrapper's inside, or another spelling."""
     if facts.same_names:
         return
     named = [[name for name in spec if name not in facts.decided] for spec in facts.specs]

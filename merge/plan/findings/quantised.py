@@ -34,17 +34,17 @@ BEFORE = (
 
 
 def without_arithmetic(spec: Spec | TensorEntry) -> bool:
-    """Whether nothing can be computed with a dtype: 4-bit numbers, bare exponents."""
+    """Tell whether nothing can be computed with a dtype: 4-bit numbers, bare exponents."""
     return spec.element.bits < 8 or spec.element.name.startswith(("float4_", "float6_", "float8_e8m0"))
 
 
 def is_code(spec: Spec | TensorEntry) -> bool:
-    """Whether a tensor may be codes: 8-bit floats or less, or packed integers, of one axis at least."""
+    """Tell whether a tensor may be codes: 8-bit floats or less, or packed integers, of one axis at least."""
     return may_be_code(spec.element) and len(spec.shape) > 0
 
 
 def may_be_code(element: Element) -> bool:
-    """Whether a dtype is one of codes: 8-bit floats or less, packed integers."""
+    """Tell whether a dtype is one of codes: 8-bit floats or less, packed integers."""
     return element.bits <= 8 if element.is_floating_point else element.name in INTEGER_CODES
 
 
@@ -56,7 +56,7 @@ def codes_of(facts: Facts) -> list[dict[str, str]]:
 
 
 def scaled_codes(spec: Description) -> dict[str, str]:
-    """Names of codes, and of the scale or marker that each is known by."""
+    """Give names of codes, and of the scale or marker that each is known by."""
     names = {name: name.rpartition(".")[2].rpartition(":")[2] for name in spec}
     found = {name: name for name, leaf in names.items() if MARKERS.fullmatch(leaf) and _is_marker(name, leaf, spec)}
     codes = [name for name in spec if is_code(spec[name])]

@@ -82,7 +82,7 @@ NOTHING = Sidecars({}, {}, {}, {})
 
 
 def sidecars_of(source: object) -> Sidecars:
-    """What lies beside a checkpoint; nothing beside a state dict."""
+    """Give what lies beside a checkpoint; nothing beside a state dict."""
     if not isinstance(source, Checkpoint):
         return NOTHING
     tree = getattr(source.content.kept, "tree", None)
@@ -113,7 +113,7 @@ def _read(path: Path) -> Any:
 
 
 def rows_of(path: Path) -> dict[int, str]:
-    """The token of every row, from a tokenizer file; empty where the file does not say."""
+    """Give the token of every row, from a tokenizer file; empty where the file does not say."""
     return _rows_at(path, path.stat().st_mtime_ns)
 
 

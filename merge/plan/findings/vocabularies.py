@@ -156,7 +156,7 @@ def _heads(facts: Facts, classes: int) -> list[str]:
 
 
 def tied_and_untied(facts: Facts) -> Iterator[Seen]:
-    """A name that some tie to another, which all have, and that others lack or give values of its own."""
+    """Give a name that some tie to another, which all have, and that others lack or give values of its own."""
     lacking = [] if facts.same_names else [n for n in facts.wanted if any(n not in spec for spec in facts.specs)]
     found = {name: partner for name in lacking if (partner := _partner(name, facts))}
     if found:

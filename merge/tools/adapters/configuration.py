@@ -59,7 +59,7 @@ _MOST_CHOICES, _LONGEST_NAME = 3, 200
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The configuration of a folder's adapter. Raises MergeError where it is broken or no plain LoRA's."""
+    """Read the configuration of a folder's adapter. Raises MergeError where it is broken or no plain LoRA's."""
     path = folder / CONFIG
     if not path.is_file():
         raise MergeError(f"{folder}: not the folder of an adapter: it has no {CONFIG}")
@@ -105,7 +105,7 @@ def _refuse(folder: Path, config: Mapping[str, Any]) -> None:
 
 
 def scale_of(config: Mapping[str, Any], module: str, rank: int) -> float:
-    """The number s of `s B A`. Raises MergeError for an alpha that is no number."""
+    """Give the number s of `s B A`. Raises MergeError for an alpha that is no number."""
     alpha = _pattern(config, "alpha_pattern", module, config["lora_alpha"])
     if not _is_finite(alpha):
         told = repr(alpha)[:80]
@@ -114,7 +114,7 @@ def scale_of(config: Mapping[str, Any], module: str, rank: int) -> float:
 
 
 def rank_of(config: Mapping[str, Any], module: str) -> Any:
-    """The rank that the configuration gives a module."""
+    """Give the rank that the configuration gives a module."""
     return _pattern(config, "rank_pattern", module, config["r"])
 
 

@@ -106,7 +106,7 @@ def merge_adapters(
 
 
 def shares_of(adapters: Sequence[Adapter], weights: Sequence[float] | None) -> list[float]:
-    """The weight of every adapter, checked. Raises MergeError also for adapters that cannot belong together."""
+    """Give the weight of every adapter, checked. Raises MergeError also for adapters that cannot belong together."""
     names = [adapter.name for adapter in adapters]
     if not names or len(set(names)) < len(names):
         raise MergeError(f"adapters need names that differ (name=...): {', '.join(names) or 'none were given'}")
@@ -122,7 +122,7 @@ def shares_of(adapters: Sequence[Adapter], weights: Sequence[float] | None) -> l
 
 
 def notes_on(adapters: Sequence[Adapter]) -> tuple[str, ...]:
-    """A warning where the adapters name different bases."""
+    """Give a warning where the adapters name different bases."""
     if len({adapter.base for adapter in adapters}) < 2:
         return ()
     told = ", ".join(f"{adapter.base or 'none'} ({adapter.name})" for adapter in adapters)
@@ -130,7 +130,7 @@ def notes_on(adapters: Sequence[Adapter]) -> tuple[str, ...]:
 
 
 def parts_of(adapters: Sequence[Adapter], shares: Sequence[float]) -> dict[str, list[Part]]:
-    """Every module with the factors of the adapters that have it and whose share is not 0.
+    """Give every module with the factors of the adapters that have it and whose share is not 0.
 
     Raises MergeError where their shapes differ beyond the rank.
     """
@@ -155,7 +155,7 @@ def _outer(factors: Factors) -> tuple[list[int], list[int], str]:
 
 
 def saved_of(adapters: Sequence[Adapter], weights: Sequence[float] | None) -> dict[str, Tensor]:
-    """The weighted average of what the adapters trained whole (peft's `modules_to_save`).
+    """Give the weighted average of what the adapters trained whole (peft's `modules_to_save`).
 
     Infinite and NaN values are looked for where the result is used. Raises MergeError where some adapters lack what
     others have, and for weights that do not sum to 1.

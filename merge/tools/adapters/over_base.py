@@ -66,7 +66,7 @@ class OverBase:
     policy: Policy
 
     def tensor(self, unit: Unit) -> Tensor:
-        """The result's tensor. Raises MergeError for infinite and NaN values that the policy does not allow."""
+        """Give the result's tensor. Raises MergeError for infinite and NaN values that the policy does not allow."""
         change = self.changes.get(unit.name)
         own = whole(self.base, unit.name) if unit.name in self.base else None
         value = own if change is None else change(own)
@@ -76,7 +76,7 @@ class OverBase:
         return value
 
     def by_name(self) -> dict[str, Unit]:
-        """Every name of the result with its unit, in the order of the base."""
+        """Give every name of the result with its unit, in the order of the base."""
         found = {name: unit for unit in self.units for name in unit.names}
         return {name: found[name] for name in dict.fromkeys((*self.base, *found))}
 

@@ -29,7 +29,7 @@ class Rows:
 
 
 def read_rows(place: object, config: Mapping[str, Any], found: Mapping[str, Tensor]) -> dict[str, Rows]:
-    """The rows by module, of the tensors `found` by module and the configuration's `trainable_token_indices`.
+    """Read the rows by module, of the tensors `found` by module and the configuration's `trainable_token_indices`.
 
     Raises MergeError where the two do not fit together.
     """
@@ -51,7 +51,7 @@ def read_rows(place: object, config: Mapping[str, Any], found: Mapping[str, Tens
 
 
 def averaged_rows(adapters: Mapping[str, Mapping[str, Rows]], shares: Sequence[float]) -> dict[str, Tensor]:
-    """The weighted averages of the adapters' rows, named as peft names them.
+    """Give the weighted averages of the adapters' rows, named as peft names them.
 
     Raises MergeError where adapters have other rows than the first, and for weights that do not sum to 1: then only a
     base says what the other rows are.
@@ -96,7 +96,7 @@ def with_rows(value: Tensor, parts: Sequence[tuple[float, Rows]]) -> Tensor:
 
 
 def common_copies(adapters: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The copies of the base's embeddings, named as peft names them. Raises MergeError where they differ."""
+    """Give the copies of the base's embeddings, named as peft names them. Raises MergeError where they differ."""
     result: dict[str, Tensor] = {}
     holder: dict[str, str] = {}
     for name, copies in adapters.items():

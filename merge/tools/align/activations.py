@@ -30,7 +30,7 @@ def activation_matching(
     batches: Iterable[Batch],
     forward: Forward[Batch] | None = None,
 ) -> dict[str, Tensor]:
-    """The order of the second network's units in which their activations correlate most with the first's.
+    """Give the order of the second network's units in which their activations correlate most with the first's.
 
     Units are looked at in the outputs of the linear, convolutional and normalising modules (in evaluation mode) whose
     weight the specification names; each group is then solved by itself. Constant units correlate with none. Both

@@ -16,7 +16,7 @@ from merge.tools.align.spec import PermutationSpec
 
 
 def assign(gain: Tensor) -> Tensor:
-    """The permutation p that makes the sum of `gain[i, p[i]]` largest.
+    """Find the permutation p that makes the sum of `gain[i, p[i]]` largest.
 
     Raises MergeError for infinite and NaN gains, and without SciPy.
     """
@@ -31,7 +31,7 @@ def assign(gain: Tensor) -> Tensor:
 
 
 def assign_blocks(spec: PermutationSpec, group: str, gain: Tensor, within: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The best order of a group and of all groups within its units, where these do not depend on each other.
+    """Find the best order of a group and of all groups within its units, where these do not depend on each other.
 
     `gain` (n x n) is what the units have in common, `within` (n x m x n x m) what the inner units have, by inner group.
     Every pair of outer units is worth its own gain and that of the best assignment of their inner units.

@@ -11,7 +11,7 @@ Patterns = dict[str, str]
 
 
 def linear(name: str, leaving: str, entering: str, *, bias: bool = True, kernel: int = 0) -> Patterns:
-    """A linear layer, or a convolution with `kernel` spatial axes.
+    """Describe a linear layer, or a convolution with `kernel` spatial axes.
 
     >>> linear("fc1", "hidden", "width")
     {'fc1.weight': 'hidden width', 'fc1.bias': 'hidden'}
@@ -22,7 +22,7 @@ def linear(name: str, leaving: str, entering: str, *, bias: bool = True, kernel:
 
 
 def norm(name: str, group: str, *, running: bool = False) -> Patterns:
-    """A layer norm or, with `running` statistics, a batch norm. Both treat all units alike."""
+    """Describe a layer norm or, with `running` statistics, a batch norm. Both treat all units alike."""
     keys = ("weight", "bias", *(("running_mean", "running_var") if running else ()))
     return {f"{name}.{key}": group for key in keys}
 
@@ -58,7 +58,7 @@ def attention(name: str, heads: str, entering: str, leaving: str, memory: str = 
 
 
 def bottleneck(name: str, entering: str, leaving: str, *, dims: int, grouped: bool, downsample: bool) -> Patterns:
-    """A residual block of three bias-free convolutions with batch norms (ResNet-50 and deeper, ResNeXt).
+    """Describe a residual block of three bias-free convolutions with batch norms (ResNet-50 and deeper, ResNeXt).
 
     `grouped`: the middle convolution works in groups, which can be exchanged as wholes, and their channels within.
     """

@@ -45,18 +45,18 @@ class PermutationSpec:
         return [name for name, outer in self.outer.items() if outer == group]
 
     def dims(self, name: str) -> list[str]:
-        """The group of every axis of the unfolded tensor, "" where it is free."""
+        """Give the group of every axis of the unfolded tensor, "" where it is free."""
         return [group for axis in self.axes[name] for group in axis or ("",)]
 
     def unfold(self, name: str, tensor: Tensor) -> Tensor:
-        """The tensor with one axis for every group."""
+        """Give the tensor with one axis for every group."""
         shape: list[int] = []
         for size, axis in zip(tensor.shape, self.axes[name], strict=True):
             shape += [self.sizes[group] for group in axis] or [size]
         return tensor.reshape(shape)
 
     def reorder(self, name: str, unfolded: Tensor, permutation: Permutation) -> Tensor:
-        """An unfolded tensor with its units in another order; groups that `permutation` lacks stay."""
+        """Give an unfolded tensor with its units in another order; groups that `permutation` lacks stay."""
         dims, result = self.dims(name), unfolded
         for axis, group in enumerate(dims):
             if group in permutation and group not in self.outer:
@@ -70,7 +70,7 @@ class PermutationSpec:
 
 
 def permutation_spec(patterns: Mapping[str, str], tensors: Source) -> PermutationSpec:
-    """A specification written as one pattern for each tensor, in the manner of einops; sizes are read off `tensors`.
+    """Make a specification of one pattern for each tensor, in the manner of einops; sizes are read off `tensors`.
 
     A pattern names the group of every axis in turn: `_` for an axis that stays, `(heads values)` for blocks of units
     (of heads, each with an order of values of its own).
@@ -135,7 +135,7 @@ def _sizes(axes: Mapping[str, Axes], shapes: Mapping[str, tuple[int, ...]]) -> d
 
 
 def apply_permutation(spec: PermutationSpec, permutation: Permutation, tensors: Source) -> dict[str, Tensor]:
-    """The tensors with their units in another order; values keep their bits, ties stay ties, the rest is passed on.
+    """Put tensors' units in another order; values keep their bits, ties stay ties, the rest is passed on.
 
     Raises MergeError for a permutation that is not one of every group, and tensors that do not fit the specification.
     """
@@ -160,7 +160,7 @@ def apply_permutation(spec: PermutationSpec, permutation: Permutation, tensors: 
 
 
 def random_permutation(spec: PermutationSpec, seed: int) -> dict[str, Tensor]:
-    """A random order of every group. A network permuted by it computes the same, or its specification is wrong."""
+    """Give a random order of every group. A network permuted by it computes the same, or its specification is wrong."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(size: int) -> Tensor:
@@ -175,7 +175,7 @@ def random_permutation(spec: PermutationSpec, seed: int) -> dict[str, Tensor]:
 
 
 def identity(spec: PermutationSpec) -> dict[str, Tensor]:
-    """The order as it is."""
+    """Give the order as it is."""
     return {
         group: torch.arange(size).expand(*([spec.sizes[spec.outer[group]]] if group in spec.outer else []), size)
         for group, size in spec.sizes.items()

@@ -23,7 +23,7 @@ def weight_matching(
     *,
     progress: Callable[[str], object] | None = None,
 ) -> dict[str, Tensor]:
-    """The order of the second network's units in which its weights have the largest inner product with the first's.
+    """Find the order of the second network's units in which its weights have the largest product with the first's.
 
     Coordinate descent: each group is solved exactly, given all others, until nothing improves. It starts from the fixed
     axes (inputs, words, outputs): the group with the most weights per unit towards settled axes comes first. A permuted
@@ -141,7 +141,7 @@ class _Current:
         return assign_blocks(self.spec, group, gain, within)
 
     def solved_within(self, inner: str, known: Collection[str]) -> dict[str, Tensor]:
-        """The best step of an inner group, its outer units staying where they are."""
+        """Give the best step of an inner group, its outer units staying where they are."""
         outer = self.spec.outer[inner]
         shape = self.spec.sizes[outer], self.spec.sizes[inner], -1
         gain = torch.zeros(*shape[:2], shape[1], dtype=torch.float64)

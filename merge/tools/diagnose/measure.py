@@ -85,7 +85,7 @@ def _finite(value: float) -> float | None:
 
 
 def pooled(contrasts: Iterable[Contrast]) -> Contrast:
-    """The sums over several tensors, as if they were one vector."""
+    """Give the sums over several tensors, as if they were one vector."""
     keys = [key for key in Contrast.__dataclass_fields__ if key != "row_mismatch"]
     listed = list(contrasts)
     return Contrast(**{key: sum(getattr(contrast, key) for contrast in listed) for key in keys})
@@ -121,7 +121,7 @@ def measure_all(
     base: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Measured]:
-    """Every named tensor measured, read once; names that are tied in all sources are read once together.
+    """Give every named tensor measured, read once; names that are tied in all sources are read once together.
 
     Sources must have all the names, with equal shapes. With `base` the first source is the others' ancestor.
     """
@@ -181,7 +181,7 @@ def measure(tensors: Sequence[Tensor], *, base: bool = False) -> Measured:
 
 
 def is_large_matrix(shape: Sequence[int]) -> bool:
-    """Whether cosines of tensors of this shape tell related weights from unrelated ones."""
+    """Tell whether cosines of tensors of this shape tell related weights from unrelated ones."""
     return len(shape) > 1 and math.prod(shape) >= LARGE
 
 
@@ -268,7 +268,7 @@ def _raw(block: Tensor) -> Tensor:
 
 
 def row_mismatch(first: Tensor, second: Tensor) -> float | None:
-    """How differently the norms of two matrices' rows are distributed, given their squares, in whatever order.
+    """Give how differently the norms of two matrices' rows are distributed, given their squares, in whatever order.
 
     `||sorted(first) - sorted(second)|| / spread`, the spread being the norms' standard deviation. 0 for the same rows
     in another order (of columns in another order, too); about 2 for rows drawn anew from one distribution, whatever

@@ -115,7 +115,7 @@ class Relation:
 
 
 def relate_all(facts: Facts, measured: Mapping[str, Measured]) -> list[Relation]:
-    """Every pair of checkpoints."""
+    """Give every pair of checkpoints."""
     floating = {name: item for name, item in measured.items() if item.floating}
     return [_relate(facts, floating, pair) for pair in itertools.combinations(range(len(facts.labels)), 2)]
 

@@ -13,7 +13,7 @@ BASE = "base"
 
 
 def labels_for(sources: Sequence[Source], names: Sequence[str] | None = None) -> tuple[str, ...]:
-    """Names as given, else file stems; files of one stem are told apart by their paths.
+    """Give names as given, else file stems; files of one stem are told apart by their paths.
 
     Raises MergeError where names are given and are not as many as the sources, or not unique.
     """

@@ -45,7 +45,7 @@ def size(count: int) -> str:
 
 
 def amount(count: int) -> str:
-    """A number of parameters.
+    """Write a number of parameters.
 
     >>> amount(257_600_000), amount(768)
     ('257.60 M', '768')
@@ -58,12 +58,12 @@ def _scaled(count: int, units: Sequence[tuple[str, int]], small: str) -> str:
 
 
 def number(value: float | None, digits: int = 4) -> str:
-    """A measured number, "-" where it is undefined."""
+    """Write a measured number, "-" where it is undefined."""
     return "-" if value is None else f"{value:.{digits}f}"
 
 
 def module_of(name: str) -> str:
-    """The module that a tensor is listed under: at most two components of what holds it.
+    """Give the module that a tensor is listed under: at most two components of what holds it.
 
     >>> module_of("encoder.layers.0.fc1.weight"), module_of("classifier.bias"), module_of("scale")
     ('encoder.layers', 'classifier', 'scale')

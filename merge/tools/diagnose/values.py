@@ -24,7 +24,7 @@ SHORTER = (torch.bfloat16, torch.float16)
 def value_findings(
     facts: Facts, measured: Mapping[str, Measured], sources: Sequence[Mapping[str, Tensor]], *, weights: bool = True
 ) -> list[Finding]:
-    """What the tensors themselves tell; where not all are `weights`, BatchNorm statistics are not compared."""
+    """Give what the tensors themselves tell; where not all are `weights`, BatchNorm statistics are not compared."""
     return [
         *_nonfinite(facts, measured),
         *_constant(facts, measured),

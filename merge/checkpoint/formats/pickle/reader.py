@@ -144,7 +144,7 @@ class Machine:
         return [self.key(value) for value in values]
 
     def key(self, value: Any, depth: int = 3) -> Any:
-        """A dictionary key or set item, if hashing and comparing it is harmless.
+        """Give a dictionary key or set item, if hashing and comparing it is harmless.
 
         Deep or shared tuples would crash or never end; the hashes of tuples and of long integers can be chosen alike.
         """

@@ -54,7 +54,7 @@ def read(path: Path) -> Content:
 
 
 def content_of(path: Path, name: str, tree: Any) -> Content:
-    """What a tree means. Raises MergeError where there are no weights in it."""
+    """Give what a tree means. Raises MergeError where there are no weights in it."""
     sections = sections_of(path, tree)
     dictionary = tree.get(DICTIONARY) if isinstance(tree, dict) else None
     kept = Archive(name, tree, sections)
@@ -100,7 +100,7 @@ class Records:
             raise MergeError(f"{path}: not a whole torch zip file of {self.size} bytes: {error}") from error
 
     def content(self, info: zipfile.ZipInfo) -> bytes:
-        """A record's bytes. Raises PickleBroken for damaged ones."""
+        """Give a record's bytes. Raises PickleBroken for damaged ones."""
         start = self.start(info, info.orig_filename[:80])
         data = self.file.read(start, info.file_size)
         if info.CRC not in (0, zlib.crc32(data)):
@@ -108,7 +108,7 @@ class Records:
         return data
 
     def place(self, key: str) -> tuple[int, int]:
-        """Where a storage's bytes begin in the file, and how many they are. Raises PickleBroken."""
+        """Give where a storage's bytes begin in the file, and how many they are. Raises PickleBroken."""
         if key not in self.places:
             info = self.members.get(key)
             if info is None:

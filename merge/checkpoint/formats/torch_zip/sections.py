@@ -288,7 +288,7 @@ def stale(tree: Any, merged: Section) -> tuple[set[tuple[int, Any]], list[str]]:
 
 
 def in_words(value: Any) -> str:
-    """A value in a few words."""
+    """Give a value in a few words."""
     if isinstance(value, TensorLeaf):
         return f"{value.entry.element} {list(value.entry.shape)}"
     if isinstance(value, Opaque):
@@ -306,7 +306,7 @@ def in_words(value: Any) -> str:
 
 
 def called(key: Any) -> str:
-    """A key as it is printed."""
+    """Give a key as it is printed."""
     return _printable(key[: 2 * TEXT]) if isinstance(key, str) else in_words(key)
 
 

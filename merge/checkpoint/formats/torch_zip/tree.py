@@ -106,7 +106,7 @@ class Leaves:
     def entry(
         self, reference: Any, element: Element | None, offset: Any, shape: tuple[int, ...], stride: tuple[int, ...]
     ) -> TensorEntry:
-        """Where a tensor lies that views a storage, whose own type of elements it has where `element` is None."""
+        """Give where a tensor lies that views a storage, whose own type of elements it has where `element` is None."""
         _, storage_type, key, _, numel, *view = reference.id
         stored = STORAGES[storage_type.name]
         element = element or stored
