@@ -171,9 +171,9 @@ def mean(outputs: Sequence[Any], shares: Sequence[float]) -> Any:
     if isinstance(first, Tensor) and first.is_floating_point():
         return torch.stack([share * output for share, output in zip(shares, outputs, strict=True)]).sum(0)
     if isinstance(first, Mapping):
-        found = {name: mean([output[name] for output in outputs], shares) for name in first}
-        made = copy.copy(first)
-        made.update(found)  # pyright: ignore[reportAttributeAccessIssue]  # as dicts and outputs of transformers do
+        made: Any = copy.copy(first)
+        for name in first:  # one by one: outputs of transformers have no update
+            made[name] = mean([output[name] for output in outputs], shares)
         return made
     if isinstance(first, (list, tuple)):
         found = [mean(parts, shares) for parts in zip(*outputs, strict=True)]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import io
 import itertools
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ from torch import nn
 from experiments.errors import StudyError
 from experiments.study.study import Task
 from experiments.tasks.data import Scored, digest_of
+
+FEWSHOT_SEED = 1234  # the harness's own
 
 
 def lm_harness(
@@ -39,7 +43,8 @@ def lm_harness(
     task. `metric` is by default the first that the task names; metrics without a score per document, as F1, give the
     one number of the whole. Documents of a group count alike.
 
-    Raises StudyError for tasks that the harness does not have, and for models that are not of transformers.
+    Raises StudyError for tasks that the harness does not have. A model that is not of transformers, as an ensemble is
+    not, costs its own rows.
     """
     names = {"val": task, "test": task} if isinstance(task, str) else dict(task)
     paths = (include_path,) if isinstance(include_path, (str, Path)) else tuple(include_path or ())
@@ -81,21 +86,15 @@ class Harnessed(Scored):
         """Return the scores of documents by the metric, or one number."""
         config = getattr(model, "config", None)
         if not hasattr(config, "model_type") or not hasattr(model, "device"):
-            raise StudyError(f"lm_harness asks models of transformers; this is a {type(model).__name__}")
+            raise TypeError(f"lm_harness asks models of transformers; this is a {type(model).__name__}")
         evaluator, models = imported("lm_eval.evaluator"), imported("lm_eval.models.huggingface")
         tasks = self.tasks(split)
-        with quiet():
+        for one in tasks:
+            one.set_fewshot_seed(seed=FEWSHOT_SEED)
+        with quiet():  # `simple_evaluate` would look through the whole machine each time, and set global seeds
             live = models.HFLM(pretrained=model, tokenizer=self.tokenizer, batch_size=self.batch_size)
-            answers = evaluator.simple_evaluate(
-                live,
-                tasks=tasks,
-                num_fewshot=self.num_fewshot,
-                limit=self.limit,
-                bootstrap_iters=0,
-                random_seed=None,
-                numpy_random_seed=None,
-                torch_random_seed=None,
-            )
+            given = {"tasks": {one.config.task: one for one in tasks}}
+            answers = evaluator.evaluate(live, given, limit=self.limit, bootstrap_iters=0)
         name, _ = self.shown(split)
         scores: list[float] = []
         for task, samples in answers["samples"].items():
@@ -111,13 +110,8 @@ class Harnessed(Scored):
     def tasks(self, split: str) -> list[Any]:
         """Return the tasks of the harness for a split, loaded once."""
         if split not in self._loaded:
-            name, manager = self.of(split), imported("lm_eval.tasks").TaskManager
-            with quiet():
-                try:
-                    found = manager(include_path=list(self.include) or None).load([name])["tasks"]
-                except KeyError:
-                    where = f" nor in {', '.join(self.include)}" if self.include else "; include_path= names folders"
-                    raise StudyError(f"lm_harness: no task {name!r} in the harness{where}") from None
+            name = self.of(split)
+            found = tasks_named(name, self.include)
             for one in found.values() if self.divided and split == "val" else ():
                 before = one.config.validation_split if one.config.test_split else one.config.training_split
                 if before is None:
@@ -126,6 +120,9 @@ class Harnessed(Scored):
                         f"{{'val': ..., 'test': {name!r}}}"
                     )
                 one.set_config("test_split", before)
+            for one in found.values():
+                shots = one.get_config("num_fewshot") if self.num_fewshot is None else self.num_fewshot
+                one.set_config("num_fewshot", shots or 0)
             self._loaded[split] = [*found.values()]
         return self._loaded[split]
 
@@ -141,15 +138,34 @@ class Harnessed(Scored):
         """Return what tells the tasks, with the documents that are asked, from others."""
         parts: list[Any] = [self.limit, imported("lm_eval").__version__]
         for task in self.tasks(split):
-            config = {**task.dump_config(), "num_fewshot": self.num_fewshot}  # which the harness writes into it
             documents = itertools.islice(task.eval_docs, self.limit)
-            parts.append(json.dumps([config, *documents], default=_named, sort_keys=True))
+            parts.append(json.dumps([task.dump_config(), *documents], default=_named, sort_keys=True))
         return digest_of(parts)
 
 
 def _named(value: Any) -> str:
     """What JSON does not hold, without its place in memory."""
     return getattr(value, "__qualname__", type(value).__name__)
+
+
+def tasks_named(name: str, include: tuple[str, ...]) -> dict[str, Any]:
+    """Return a task of the harness, or those of a group, by name; folders are looked into first, which is quick."""
+    manager = imported("lm_eval.tasks").TaskManager
+    with quiet():
+        if include:
+            with suppress(KeyError, ValueError):
+                return manager(include_path=list(include), include_defaults=False).load([name])["tasks"]
+        try:
+            return every_task(include).load([name])["tasks"]
+        except KeyError:
+            where = f" nor in {', '.join(include)}" if include else "; include_path= names folders"
+            raise StudyError(f"lm_harness: no task {name!r} in the harness{where}") from None
+
+
+@cache
+def every_task(include: tuple[str, ...]) -> Any:
+    """Return the harness's index of its own tasks and those of folders: half a minute, so once a process."""
+    return imported("lm_eval.tasks").TaskManager(include_path=list(include) or None)
 
 
 def imported(name: str) -> Any:
@@ -162,10 +178,11 @@ def imported(name: str) -> Any:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep back what the harness tells about its work."""
+    """Keep back what the harness tells about its work, and its bars: a study has one of its own."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        yield
+        with redirect_stderr(io.StringIO()):
+            yield
     finally:
         logging.disable(before)

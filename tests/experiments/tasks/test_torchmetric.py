@@ -1,0 +1,65 @@
+"""Metrics of torchmetrics: one number a split, as the metric itself would say."""
+
+import pickle
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+import experiments
+from experiments import StudyError
+from experiments.tasks import torchmetric
+from tests.experiments.made_study import inputs, make_model, weights
+
+torchmetrics = pytest.importorskip("torchmetrics")
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def loader(split):
+    x = inputs(split)
+    return DataLoader(TensorDataset(x, (x[:, 0] > 0).long()), batch_size=16)
+
+
+def test_rows_of_a_metric_and_of_a_collection(tmp_path):
+    f1 = torchmetrics.F1Score("multiclass", num_classes=2, average="macro")
+    both = torchmetrics.MetricCollection(
+        {"f1": f1.clone(), "error": torchmetrics.HammingDistance("multiclass", num_classes=2)}
+    )
+    study = experiments.Study(
+        "signs",
+        make_model,
+        {"up": weights(1), "down": weights(2)},
+        {"up": torchmetric(f1, loader, name="f1"), "down": torchmetric(both, {"test": loader("test")})},
+        splits="test",
+        points=3,
+    )
+    results = experiments.run(pickle.loads(pickle.dumps(study)), tmp_path, progress=False)
+    assert results.ran.failed == 0
+    assert results.rows["n"].eq(0).all()
+    assert dict(zip(results.rows["metric"], results.rows["higher_is_better"], strict=True)) == {
+        "f1": True,
+        "error": False,
+    }
+    model = make_model().eval()
+    model.load_state_dict(weights(1))
+    x = inputs("test")
+    wanted = f1(model(x), (x[:, 0] > 0).long())
+    row = results.rows.query("point == '1.00 up' and task == 'up'")
+    assert row["value"].tolist() == [float(wanted)]
+    assert experiments.run(study, tmp_path, progress=False).ran.evaluated == 0
+
+
+def test_what_is_no_single_number_is_one_line():
+    each = torchmetrics.F1Score("multiclass", num_classes=2, average="none")
+    with pytest.raises(StudyError, match="f1 computes 2 numbers: choose an average of them"):
+        torchmetric(each, loader, name="f1").score(make_model().eval(), "test")
+    with pytest.raises(StudyError, match="MeanMetric does not say whether higher is better: give higher_is_better="):
+        torchmetric(torchmetrics.MeanMetric(), loader)
+    task = torchmetric(
+        torchmetrics.MeanSquaredError(), {"test": (inputs(), inputs()[:, 0])}, unit="m2", output=lambda out: out[:, 0]
+    )
+    assert (task.metric, task.unit, task.higher_is_better) == ("MeanSquaredError", "m2", {"MeanSquaredError": False})
+    model = make_model().eval()
+    with torch.no_grad():
+        mean = ((model(inputs())[:, 0] - inputs()[:, 0]) ** 2).mean()
+        assert task.score(model, "test")["MeanSquaredError"] == pytest.approx(float(mean))
