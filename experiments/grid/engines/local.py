@@ -42,7 +42,8 @@ def in_this_process(groups: Sequence[Sequence[Job]], subject: Subject, device: s
 def in_processes(groups: Sequence[Sequence[Job]], subject: Subject, device: str, count: int) -> Generator[Done]:
     """Start processes that take the next group when they are free."""
     start = multiprocessing.get_context("spawn")
-    waiting, finished = start.Queue(), start.Queue()
+    with shielded():  # this starts the process that frees them however this one ends: it must outlive the terminal
+        waiting, finished = start.Queue(), start.Queue()
     for group in [*groups, *[None] * count]:
         waiting.put(group)
     given = (waiting, finished, subject, device)

@@ -247,7 +247,9 @@ def in_processes(
                 torch.set_num_threads(threads)
         elif waiting:
             start, others = multiprocessing.get_context("spawn"), multiprocessing.active_children()
-            with ProcessPoolExecutor(processes, start, initializer=_begin) as pool:
+            with shielded():  # this starts the process that frees its queues however this one ends
+                pool = ProcessPoolExecutor(processes, start, initializer=_begin)
+            with pool:
                 try:
                     for _ in finished(pool, work, waiting, first):
                         bar.update()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -44,9 +45,9 @@ def test_stopped_at_random_it_always_goes_on(tmp_path: Path) -> None:
     assert set(result["left"]) == FILES
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda number: number.name)
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
 def test_no_worker_outlives_its_run(tmp_path: Path, number: signal.Signals) -> None:
-    """Two workers in the middle of a cell that would take a minute."""
+    """Two workers in the middle of a cell that would take a minute. A terminal that goes tells all processes of it."""
     make_experts(tmp_path / "experts")
     script = tmp_path / "go.py"
     script.write_text(
@@ -59,13 +60,15 @@ def test_no_worker_outlives_its_run(tmp_path: Path, number: signal.Signals) -> N
         "    with ending_on_signals():\n"
         f"        run_cells(grid, cells, Path({str(tmp_path / 'rows')!r}), partial(evaluate, processes=2))\n"
     )
-    process = subprocess.Popen([sys.executable, str(script), "slow"], cwd=ROOT, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, str(script), "slow"], cwd=ROOT, stderr=subprocess.PIPE, start_new_session=True
+    )
     workers: set[int] = set()
     while len(workers) < 2 and process.poll() is None:
         time.sleep(0.05)
         workers = {pid for pid in children(process.pid) if b"spawn_main" in command_of(pid)}
     time.sleep(0.3)
-    process.send_signal(number)
+    os.kill(-process.pid if number == signal.SIGHUP else process.pid, number)
     _, errors = process.communicate(timeout=60)  # waits for the workers too, who hold the pipe
     assert process.returncode == (-number if number == signal.SIGKILL else 128 + number), errors.decode()
     assert b"Traceback" not in errors
