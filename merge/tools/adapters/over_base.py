@@ -11,7 +11,7 @@ from torch import Tensor
 from merge.checkpoint.formats.elements import element_of
 from merge.checkpoint.scaled import dequantized, stated
 from merge.checkpoint.source import Source, StateDict, opened, whole
-from merge.engine.kernel import refuse_nonfinite, rounded
+from merge.engine.kernel import nonfinite, refuse_nonfinite, rounded
 from merge.errors import MergeError
 from merge.plan.findings import Facts, examine, refuse, warn
 from merge.plan.findings.kinds import prefixes
@@ -72,7 +72,7 @@ class OverBase:
         value = own if change is None else change(own)
         assert value is not None
         value = rounded(value, unit.dtype)
-        refuse_nonfinite(unit, value, self.policy)
+        refuse_nonfinite(unit, nonfinite(value), self.policy)
         return value
 
     def by_name(self) -> dict[str, Unit]:
