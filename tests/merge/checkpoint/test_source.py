@@ -67,7 +67,9 @@ def test_a_section_of_a_training_file(fairseq_pair: tuple[Path, Path], tmp_path:
         assert merge.digest(saved) == merge.digest(wanted)
     again = merge.save_checkpoint(wanted, tmp_path / "like.pt", like=path, section="model")
     assert merge.open_checkpoint(again, "model").content.others
-    with pytest.raises(MergeError, match=r"several sections with weights: model .*; choose one, as section='extra_state.ema'$"):
+    with pytest.raises(
+        MergeError, match=r"several sections with weights: model .*; choose one, as section='extra_state.ema'$"
+    ):
         merge.digest(path)
 
 
