@@ -136,7 +136,11 @@ def notes_of(study: Study) -> Notes:
     for name in given:
         sources = {seed: study.source_of(name, seed) for seed in study.all_seeds}
         files[name] = {
-            str(seed): [str(source.path.absolute() if source.path.exists() else source.path), source.section]
+            str(seed): [
+                str(source.path.absolute() if source.path.exists() else source.path),
+                source.section,
+                *source.rename,
+            ]
             for seed, source in sources.items()
             if isinstance(source, Input)
         }

@@ -16,9 +16,11 @@ from experiments.errors import StudyError
 from experiments.grid.escapes import file_stem, html
 from experiments.grid.rows import Records, Rows, is_made_of, mean_of, names_in, records
 from experiments.grid.units import Unit, unit_of
+from experiments.statistics.bootstrap import NOWHERE
 from experiments.statistics.retention import form_of, retention
 from experiments.study.points import PRETRAINED, Expert, Point, share_parameter
 from merge import METHODS, share_label
+from unival_core.metrics import Interval
 
 ON, REPORT = "val", "test"
 KIND = "expert"  # of experts that differ in nothing but their names: not worth saying
@@ -104,6 +106,11 @@ class Candidates:
             for seed in seeds
         }
 
+    def inputs(self, model: Model, split: str) -> dict[int, Mapping[str, str]]:
+        """Return the digests of what a model is made of, by seed and name, as its rows on a split say."""
+        rows = self.rows(model, self.columns[0], split)
+        return {seed: rows[seed][0].get("inputs", {}) for seed in self.kept(model, split)}
+
     def joint(self, model: Model, split: str) -> float:
         """Return the mean retention over tasks and seeds; NaN where a task has no score."""
         found = self.kept(model, split)
@@ -124,8 +131,9 @@ class Best:
     """The best point of a mixture for one kind of experts.
 
     `selected` and `reported` are joint retentions, means over the tasks (`experiments.statistics.retention`), on the
-    split that chose and on the test split. `reported` is NaN, and `tasks` empty, where the test split was not
-    evaluated; `tasks` are value and 95 % interval on it (means over seeds) by task and metric.
+    split that chose and on the test split, there with a 95 % `interval` where it was asked for. `reported` is NaN, and
+    `tasks` empty, where the test split was not evaluated; `tasks` are value and 95 % interval on it (means over seeds)
+    by task and metric. `inputs` are digests of the files that it is made of, by training seed and name.
     """
 
     names: tuple[str, ...]
@@ -137,8 +145,9 @@ class Best:
     tasks: Mapping[tuple[str, str], tuple[float, float, float]]
     method: str = "interpolate"
     parameters: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    seeds: tuple[int, ...] = (0,)
+    inputs: Mapping[int, Mapping[str, str]] = field(default_factory=dict[int, Mapping[str, str]])
     on: str = ON
+    interval: Interval = NOWHERE
     units: Mapping[tuple[str, str], Unit] = field(default_factory=dict[tuple[str, str], Unit])
 
     def __repr__(self) -> str:
@@ -149,15 +158,21 @@ class Best:
         return f"<table><caption>{html(str(self).partition(';')[0])}</caption>{body}</table>"
 
     def __str__(self) -> str:
-        series = Series(self.method, json.dumps(self.parameters), self.batchnorm)
         plain = self.method in ("single", "interpolate", "average") and not self.parameters
         how = [self.kind] * (self.kind != KIND)
-        how += [f"BatchNorm {self.batchnorm}"] * (self.batchnorm != "average") if plain else [series.label]
+        how += [f"BatchNorm {self.batchnorm}"] * (self.batchnorm != "average") if plain else [self.model.series.label]
         text = f"{', '.join(['+'.join(self.names), *how])}: {share_label(self.shares)}"
         text += f"; joint {self.selected:.4f} on {self.on}"
         if not self.tasks:
             return text
-        return f"{text}, {self.reported:.4f} on {REPORT}; {', '.join(map(' '.join, self._scores()))}"
+        bounds = "" if math.isnan(self.interval.lo) else f" [{self.interval.lo:.4f}, {self.interval.hi:.4f}]"
+        return f"{text}, {self.reported:.4f}{bounds} on {REPORT}; {', '.join(map(' '.join, self._scores()))}"
+
+    @property
+    def model(self) -> Model:
+        """Return the model that it is, among the candidates of its mixture."""
+        series = Series(self.method, json.dumps(self.parameters, sort_keys=True), self.batchnorm)
+        return Model(series, tuple(self.shares.get(name, 0.0) for name in self.names))
 
     def _scores(self) -> list[tuple[str, str]]:
         return [
@@ -223,7 +238,7 @@ def best_of(among: Candidates, models: Iterable[Model], on: str = ON, *, report:
         selected=among.joint(model, on),
         reported=reported,
         tasks=tasks,
-        seeds=tuple(among.kept(model, on)),
+        inputs=among.inputs(model, on),
         on=on,
         units={(column.task, column.metric): column.unit for column in among.columns},
     )

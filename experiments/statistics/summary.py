@@ -43,24 +43,24 @@ class Kept:
     """
 
     mixture: str
-    experts: str
     method: str
-    point: str
-    chosen: str
-    is_best: bool
     task: str
     split: str
-    is_shifted: bool
-    metric: str
-    unit: str
-    value: float
     retention: float
     lo: float
     hi: float
+    point: str
+    chosen: str
+    is_best: bool
+    is_shifted: bool
+    value: float
+    metric: str
+    unit: str
     form: str
+    interval: str
     seeds: int
     n: int
-    interval: str
+    experts: str
     key: str
 
 

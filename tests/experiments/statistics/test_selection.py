@@ -61,7 +61,7 @@ def test_kinds_and_policies_have_their_own_best():
 def test_seeds_are_averaged_before_the_choice():
     second = sweep("val", {0.0: (0.8, 0.1), 0.25: (0.8, 0.5), 0.5: (0.2, 0.1), 1.0: (0.2, 0.5)}, seed=1)
     (best,) = best_points(ROWS + second, EXPERTS, *ALL, report=False)
-    assert (best.shares["b"], best.seeds) == (0.25, (0, 1))
+    assert (best.shares["b"], [*best.inputs]) == (0.25, [0, 1])
     assert best.selected == pytest.approx((0.8 + 1) / 2)
 
 
