@@ -66,7 +66,7 @@ def dense(value: object, name: str) -> Tensor:
 
 def whole(tensors: StateDict, name: str) -> Tensor:
     """Give a tensor to use all of: of an open file in memory of its own, so that the file may change meanwhile."""
-    return tensors.read(name) if isinstance(tensors, Checkpoint) else tensors[name].detach()
+    return tensors.read(name) if isinstance(tensors, Checkpoint) else tensors[name]
 
 
 def renamed(source: Source, rules: str | Sequence[str], section: str = "auto") -> StateDict:

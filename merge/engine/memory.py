@@ -45,7 +45,7 @@ def merge_with(
     resolved = parameters_for(recipe, units)
     result: dict[str, Tensor] = {}
     for unit in units:
-        tensors = [whole(sources[index], unit.name) for index in unit.sources]
+        tensors = [whole(sources[index], unit.name).detach() for index in unit.sources]
         ((value, count),) = merged(unit, tensors, chosen, [resolved.get(unit.name, {})], recipe.policy)
         refuse_nonfinite(unit, count, recipe.policy)
         value = value.clone() if any(value.data_ptr() == tensor.data_ptr() for tensor in tensors) else value

@@ -117,7 +117,7 @@ def merge_with_statistics(
     chosen = method_named(method)
     result: dict[str, Tensor] = {}
     for unit in units:
-        tensors = [whole(list(experts.values())[index], unit.name) for index in unit.sources]
+        tensors = [whole(list(experts.values())[index], unit.name).detach() for index in unit.sources]
         if unit.assembly is not None or 1 < len(unit.sources) < len(experts):
             raise MergeError(f"{unit.name}: statistics are of whole tensors that all experts have; {leave(unit.name)}")
         if unit.kind == "merge":

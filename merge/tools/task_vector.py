@@ -54,7 +54,7 @@ class TaskVector:
                 continue
             if unit.assembly is not None:
                 raise MergeError(f"{unit.name}: its parts are of different origins; {leave(unit.name)}")
-            tensors = [whole(ends[index], unit.name) for index in unit.sources]
+            tensors = [whole(ends[index], unit.name).detach() for index in unit.sources]
             start, end = to_compute(unit, tensors, method, policy)
             difference = torch.view_as_complex(end - start) if unit.dtype.is_complex else end - start
             vectors.update(dict.fromkeys(unit.names, difference))

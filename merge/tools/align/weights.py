@@ -71,7 +71,7 @@ class _Current:
             if any(spec.axes[name]) and tie not in ties and first[name].dtype.is_floating_point:
                 self.names.append(name)
             ties |= {tie} - {None}
-        self.first = {name: spec.unfold(name, whole(first, name).cpu()) for name in self.names}
+        self.first = {name: spec.unfold(name, whole(first, name).detach().cpu()) for name in self.names}
         self.second = {name: spec.unfold(name, second[name].cpu()) for name in self.names}
 
     def others(self, name: str, group: str) -> set[str]:
