@@ -12,6 +12,7 @@ from unival_core import UnivalError
 COMMANDS = {
     "study list": Command("experiments.commands.study:list_studies", "Study", "List the studies.", prints=True),
     "study run": Command("experiments.commands.study:run", "Study", "Evaluate merged models at every point."),
+    "study new": Command("experiments.commands.study:new", "Study", "Write a study of your own to start from."),
     "study best": Command(
         "experiments.commands.study:best", "Study", "Print the best ratio, chosen on split val.", prints=True
     ),

@@ -24,6 +24,7 @@ running = partial(typer.Option, rich_help_panel=RUNNING)
 SETUPS = ("pocket", "base")
 SPLITS = ("test", "val")
 ENGINES = ("local", "ray")
+PRECISIONS = ("fp32", "bf16", "fp16")
 SEARCHES = ("grid", "random", "coordinate", "adaptive", "cma", "greedy-soup")
 OBJECTIVES = ("joint", "hypervolume")
 FORMATS = ("markdown", "csv", "latex")
@@ -32,9 +33,6 @@ DEMOS = ("quick", "full")
 SIZES = ("full", "quick", "micro")
 DOMAINS = ("shared", "split")
 
-Name = Annotated[str, typer.Argument(metavar="NAME", help="A study, as `study list` names it.")]
-Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Where rows are kept; at setup pocket the models too.")]
-Rows = Annotated[Path, typer.Argument(metavar="DIR", help="Folder that holds its rows.jsonl.")]
 Only = Annotated[str | None, which(metavar="NAME+NAME", help="One mixture, as vqa+caption.")]
 Kinds = Annotated[
     str | None, which(metavar="KIND,...", help="Kinds of experts, as vanilla,ratatouille; default: the study's.")
@@ -64,7 +62,9 @@ class Place:
 class Cells:
     """Options that choose of a study's cells."""
 
-    split: Annotated[str, one_of(SPLITS, "--split", "What to evaluate on; val to choose a ratio.")] = "test"
+    split: Annotated[
+        str | None, typer.Option(metavar="SPLIT", help="test, or val to choose a ratio; default: what the study says.")
+    ] = None
     points: Annotated[int | None, typer.Option(min=2, help="Points on every line, its ends included.")] = None
     only: Only = None
     kinds: Kinds = None
@@ -75,10 +75,14 @@ class Cells:
         ),
     ] = None
 
+    @property
+    def policies(self) -> tuple[str, ...]:
+        """Return the BatchNorm policies that were given."""
+        return tuple(one for text in self.batchnorm or ["average"] for one in text.split(","))
+
     def at(self, setup: str) -> Choice:
         """Make the choice at a setup. Raises StudyError for what there is not."""
         from experiments.unival.studies import Choice
 
         kinds = None if self.kinds is None else tuple(self.kinds.split(","))
-        policies = tuple(one for text in self.batchnorm or ["average"] for one in text.split(","))
-        return Choice(setup, self.split, self.points, kinds, self.only, policies)
+        return Choice(setup, self.split or "test", self.points, kinds, self.only, self.policies)

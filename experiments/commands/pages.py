@@ -8,14 +8,19 @@ from typing import Annotated
 
 import typer
 
-from experiments.commands.options import FORMATS, Name, Rows
+from experiments.commands.asked import Words, asked
+from experiments.commands.options import FORMATS
 from merge.commands import one_of, printable
 
 
 def plot(
-    name: Name,
-    folder: Rows,
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder to write.")],
+    words: Words,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="DIR", show_default=False, help="Folder to write; default: DIR/figures."
+        ),
+    ] = None,
 ) -> None:
     """Draw every figure of a study from its rows alone, as PNG, SVG and PDF.
 
@@ -26,12 +31,14 @@ def plot(
     from experiments.pages.figures import draw, save
     from experiments.pages.views import open_study
 
-    drawn, missing = draw(open_study(folder, name)[0])
+    found = asked(words)
+    drawn, missing = draw(open_study(found.folder, found.name)[0])
     if not drawn and not missing:
         raise StudyError(
-            f"{folder}: nothing to draw of {name}: its rows have no points between experts, no averages and no shifted "
-            "splits; `study table` and `study report` show them"
+            f"{found.folder}: nothing to draw of {found.name}: its rows have no points between experts, no averages "
+            "and no shifted splits; `study table` and `study report` show them"
         )
+    output = found.folder / "figures" if output is None else output
     output.mkdir(parents=True, exist_ok=True)
     for one in drawn:
         typer.echo(" ".join(str(path) for path in save(one.figure, output / one.stem)))
@@ -40,8 +47,7 @@ def plot(
 
 
 def table(
-    name: Name,
-    folder: Rows,
+    words: Words,
     form: Annotated[str, one_of(FORMATS, "--format", "How the table is written.")] = "markdown",
 ) -> None:
     """Print the scores of a study with their intervals.
@@ -53,6 +59,8 @@ def table(
     from experiments.pages.views import experts_of, open_study, read_notes
     from experiments.unival.costs import costs_table
 
+    found = asked(words)
+    name, folder = found.name, found.folder
     rows, scores = open_study(folder, name)
     typer.echo(written(rows, scores, form, read_notes(folder, name).tables), nl=False)
     costs = costs_table(folder, {one for row in rows for one in experts_of(row)}) if form == "markdown" else ""
@@ -60,9 +68,11 @@ def table(
 
 
 def report(
-    name: Name,
-    folder: Rows,
-    output: Annotated[Path, typer.Option("--output", "-o", help="HTML file to write.")],
+    words: Words,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", show_default=False, help="HTML file to write; default: DIR/report.html."),
+    ] = None,
 ) -> None:
     """Write one HTML page of a study: findings, sliders between experts, figures, tables, the rows behind them.
 
@@ -71,13 +81,14 @@ def report(
     """
     from experiments.pages.report import write_report
 
-    words = ["unival-merge", "study", "report", name, str(folder), "-o", str(output)]
-    typer.echo(write_report(folder, name, output, command=shlex.join(words)))
+    found = asked(words)
+    output = found.folder / "report.html" if output is None else output
+    command = ["unival-merge", "study", "report", found.name, str(found.folder), "-o", str(output)]
+    typer.echo(write_report(found.folder, found.name, output, command=shlex.join(command)))
 
 
 def samples(
-    name: Name,
-    folder: Rows,
+    words: Words,
     pocket: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the models, made by `unival-merge pocket`.")],
     count: Annotated[int, typer.Option(min=1, help="Examples of every task.")] = 8,
 ) -> None:
@@ -90,5 +101,6 @@ def samples(
     from experiments.unival.setups import PocketSetup
     from experiments.unival.subject import UnivalSubject
 
-    made = make_samples(folder, name, UnivalSubject(PocketSetup(pocket)), count)
-    typer.echo(f"{folder / 'samples.jsonl'}: {made} rows more")
+    found = asked(words)
+    made = make_samples(found.folder, found.name, UnivalSubject(PocketSetup(pocket)), count)
+    typer.echo(f"{found.folder / 'samples.jsonl'}: {made} rows more")

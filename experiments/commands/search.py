@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from experiments.commands.options import OBJECTIVES, SEARCHES, Device, Folder, Limit, Name, Only, Place, which
+from experiments.commands.asked import Words, asked
+from experiments.commands.options import OBJECTIVES, SEARCHES, Device, Limit, Only, Place, which
 from experiments.errors import StudyError
 from merge.commands import one_of, printable
 
@@ -18,8 +19,7 @@ if TYPE_CHECKING:
 
 
 def search(
-    name: Name,
-    folder: Folder,
+    words: Words,
     place: Place,
     only: Only = None,
     method: Annotated[
@@ -51,6 +51,8 @@ def search(
     from experiments.unival.subject import UnivalSubject
 
     Space.check_split(split)
+    found = asked(words)
+    name, folder = found.name, found.folder
     study, choice = study_named(name), Choice(place.setup, split, kinds=(kind,), only=only, batchnorm=(batchnorm,))
     mixtures = study.mixtures_of(choice)
     if len(mixtures) != 1:

@@ -19,7 +19,8 @@ FILE = "study.json"
 class Notes:
     """A study in words. `tables` hold by title the models to compare, by name, each with its tasks; `contender` is the
     kind of experts whose average findings compare with those of other kinds on shifted data. `tasks` are by name whose
-    own they are ("" for nobody's); `files` where experts lie, by name and seed: path and section."""
+    own they are ("" for nobody's); `files` where experts lie, by name and seed: path and section; `code` the file that
+    defines the study (FILE.py:NAME), if one does."""
 
     question: str = ""
     source: str = ""
@@ -27,11 +28,17 @@ class Notes:
     contender: str = ""
     tasks: Mapping[str, str] = field(default_factory=dict[str, str])
     files: Mapping[str, Mapping[str, Sequence[str]]] = field(default_factory=dict[str, Mapping[str, Sequence[str]]])
+    code: str = ""
 
 
 def read_notes(folder: str | Path, study: str) -> Notes:
     """Read what a folder says of a study; nothing if it says nothing."""
     return Notes(**_read(Path(folder) / FILE).get(study, {}))
+
+
+def studies_in(folder: str | Path) -> list[str]:
+    """Name the studies that a folder says something of."""
+    return list(_read(Path(folder) / FILE))
 
 
 def write_notes(folder: str | Path, study: str, notes: Notes) -> None:
@@ -49,7 +56,15 @@ def _read(path: Path) -> dict[str, Any]:
         known = json.loads(path.read_bytes()) if path.exists() else {}
         for own in known.values():
             notes = Notes(**own)
-            words = [notes.question, notes.source, *notes.tables, *notes.tasks, *notes.tasks.values(), *notes.files]
+            words = [
+                notes.question,
+                notes.source,
+                notes.code,
+                *notes.tables,
+                *notes.tasks,
+                *notes.tasks.values(),
+                *notes.files,
+            ]
             words += [word for seeds in notes.files.values() for place in seeds.values() for word in list[str](place)]
             for models in notes.tables.values():
                 words += [*models, *(task for tasks in models.values() for task in list[str](tasks))]

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 
 from experiments.errors import StudyError
 from experiments.grid.engines import engine_named
-from experiments.grid.grid import Grid, Summary, experts_of, run_cells
-from experiments.grid.modules import ModuleSubject
+from experiments.grid.grid import Engine, Grid, experts_of, run_cells
 from experiments.grid.notes import Notes
 from experiments.grid.subject import Subject, opened
 from experiments.grid.worker import PRECISIONS, check_device
+from experiments.results.files import subject_of
 from experiments.results.sources import settled
 from experiments.study.cells import cells_of
 from experiments.study.points import PRETRAINED, Expert
@@ -57,61 +57,56 @@ def run(
     """
     if not isinstance(study, Study):
         raise StudyError(f"a {type(study).__name__} is no study: give experiments.Study(...)")
-    summary = evaluate(
-        ModuleSubject(study),
-        Path(folder),
-        points=points,
-        only=only,
-        seeds=seeds,
-        split=split,
-        processes=processes,
-        device=device,
-        precision=precision,
-        engine=engine,
-        progress=progress,
-    )
+    folder = Path(folder)
+    wanted = cells_of(study, points=points, only=only, split=split)
+    grid = grid_of(study, folder, seeds=seeds, device=device, precision=precision)
+    chosen = engine_for(grid, engine, processes)
+    check_experts(grid, experts_of(wanted))
+    summary = run_cells(grid, wanted, folder, chosen, progress=progress)
+    if summary.failed:
+        warnings.warn(f"{summary.failed} cells could not be scored: {summary.note}", stacklevel=2)
     from experiments.results.results import open_results
 
     return open_results(folder, study.name, ran=summary)
 
 
-def evaluate(
-    subject: ModuleSubject,
+def grid_of(
+    study: Study,
     folder: Path,
     *,
-    points: int | None,
-    only: str | Mixture | Sequence[str | Mixture] | None,
-    seeds: int | Sequence[int] | None,
-    split: str | Sequence[str] | None,
-    processes: int,
-    device: str,
-    precision: str,
-    engine: str,
-    progress: bool,
-) -> Summary:
-    """Evaluate what a folder lacks (see `run`); say what was done."""
-    given = subject.study
-    study = given if seeds is None else replace(given, seeds=seeds)
-    wanted = cells_of(study, points=points, only=only, split=split)
+    file: str = "",
+    seeds: int | Sequence[int] | None = None,
+    device: str = "cpu",
+    precision: str = "fp32",
+) -> Grid:
+    """Return the grid of a study whose rows are in a folder, where experts that lie in no file are written.
+
+    `file` (FILE.py:NAME) is what defines the study, for other processes and later sessions.
+    """
     if precision not in PRECISIONS:
         raise StudyError(f"precision={precision!r}: choose one of {', '.join(PRECISIONS)}")
+    chosen = study if seeds is None else replace(study, seeds=seeds)
+    lying = settled(chosen, folder)
+    notes = replace(notes_of(lying), code=file)
+    return Grid(study.name, subject_of(lying, file), chosen.all_seeds, device, notes, precision)
+
+
+def engine_for(grid: Grid, engine: str, processes: int | None, address: str | None = None) -> Engine:
+    """Return the engine that is named; this process alone where no other can make the subject, with a warning.
+
+    StudyError for a device that this machine lacks.
+    """
     if engine == "local":
-        check_device(device)
-    chosen = engine_named(engine, processes)
-    subject = replace(subject, study=settled(study, folder))
-    if (processes > 1 or engine != "local") and not is_importable(subject):
-        warnings.warn(
-            f"study {study.name}: its model or a scoring function is defined in __main__, a notebook or a lambda, "
-            "which other processes cannot import: everything runs in this one",
-            stacklevel=3,
-        )
-        chosen = engine_named("local", 1)
-    grid = Grid(study.name, subject, study.all_seeds, device, notes_of(subject.study), precision)
-    check_experts(grid, experts_of(wanted))
-    summary = run_cells(grid, wanted, folder, chosen, progress=progress)
-    if summary.failed:
-        warnings.warn(f"{summary.failed} cells could not be scored: {summary.note}", stacklevel=3)
-    return summary
+        check_device(grid.device)
+    chosen = engine_named(engine, processes, address)
+    if (engine == "local" and processes in (None, 1)) or is_importable(grid.subject):
+        return chosen
+    warnings.warn(
+        f"study {grid.study}: its model or a scoring function is defined in __main__, a notebook or a lambda, which "
+        "other processes cannot import: everything runs in this one",
+        stacklevel=3,
+    )
+    return engine_named("local", 1)
 
 
 def is_importable(subject: Subject) -> bool:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     Source: TypeAlias = "str | Path | Input | Checkpoint | Mapping[str, Tensor] | nn.Module"
 
 Mixture = tuple[str, ...] | Mapping[str, float]
-Sweep = tuple[str, Mapping[str, tuple[Any, ...]]]  # a method, and the values to try of its parameters by name
+Sweep = tuple[str, Mapping[str, Sequence[Any]]]  # a method, and the values to try of its parameters by name
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from tests.experiments.study_rows import write_study
 from unival_core import TASKS
 from unival_core.training import STAGES
 
-CHAINED = ("study run", "study samples")
+CHAINED = ("study new", "study run", "study samples")
 ELSEWHERE = ("pocket", "demo", "world make", "world show")
 NAMES = [name for name in (*unival_core.commands.COMMANDS, *COMMANDS) if name not in (*CHAINED, *ELSEWHERE)]
 PAIR = {"vqa": "vqa", "caption": "caption"}
@@ -100,7 +100,9 @@ def test_a_study_is_run_and_sampled_by_the_words_of_its_help(folder: Path) -> No
     for name in (*CHAINED, "study report"):
         for words in examples(page(app, name)):
             here = ["pocket-full" if word.startswith("results/") else word for word in words]
-            ran = CliRunner().invoke(app, [*here, *(["--processes", "1"] if name == "study run" else [])])
+            ran = CliRunner().invoke(
+                app, [*here, *(["--processes", "1", "--points", "3"] if name == "study run" else [])]
+            )
             assert ran.exit_code == 0, ran.output
     assert set(read_rows("pocket-full/rows.jsonl")["study"]) == {"interpolation"}
     assert (folder / "pocket-full" / "samples.jsonl").stat().st_size > 500

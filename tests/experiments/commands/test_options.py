@@ -44,7 +44,7 @@ def test_the_model_lists_what_there_is(name: str) -> None:
     ("words", "told"),
     [
         ("study run interpolation here --setup bases", "'bases' is not one of pocket, base (did you mean base?)"),
-        ("study run interpolation here --split tset", "'tset' is not one of test, val (did you mean test?)"),
+        ("study run interpolation here --split tset", "no split 'tset': choose test, or val"),
         ("study run interpolation here --save worst", "'worst' is not one of best"),
         ("study run interpolation here --engine rays", "is not one of local, ray (did you mean ray?)"),
         ("study search interpolation here --method adaptve", "(did you mean adaptive?)"),

@@ -1,0 +1,118 @@
+"""`unival-merge study` on a file that defines a study: written, run, gone on with, shown by the folder alone."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from experiments.commands import app
+from experiments.grid.rows import read_rows
+from tests import ROOT
+
+FILE = """
+import experiments
+from tests.experiments import made_study
+study = made_study.study()
+second = made_study.study(name="second", points=3)
+"""
+
+
+def call(*arguments):
+    return CliRunner().invoke(app, ["study", *map(str, arguments)])
+
+
+def told(*arguments):
+    """The one line of an error."""
+    ran = call(*arguments)
+    assert (ran.exit_code, ran.stdout, ran.stderr.count("\n")) == (2, "", 1), ran.output
+    return ran.stderr
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "signs.py"
+    path.write_text(FILE)
+    return path
+
+
+def contents(folder):
+    return read_rows(folder / "rows.jsonl").drop(columns=["seconds"]).sort_values("key").reset_index(drop=True)
+
+
+def test_a_file_is_run_and_gone_on_with(file, tmp_path):
+    folder = tmp_path / "rows"
+    dry = call("run", file, folder, "--dry-run")
+    assert "30 cells to evaluate at 5 points" in dry.stdout
+    assert not folder.exists()
+    first = call("run", file, folder, "--split", "test", "--only", "down+up", "--points", "3")
+    assert "6 cells evaluated" in first.stdout
+    assert "24 cells evaluated, 0 taken from other studies, 6 there already" in call("run", folder).stdout
+    assert "0 cells evaluated" in call("run", "signs", folder).stdout
+    assert json.loads((folder / "study.json").read_text())["signs"]["code"] == str(file)
+    assert call("report", folder).stdout == f"{folder / 'report.html'}\n"
+    assert (folder / "figures").exists() is False
+    assert call("plot", folder).exit_code == 0
+    assert any((folder / "figures").iterdir())
+    assert "interpolate" in call("table", folder).stdout or "0.50 up + 0.50 down" in call("table", folder).stdout
+
+
+def test_one_of_several_studies_of_a_file(file, tmp_path):
+    folder = tmp_path / "rows"
+    assert call("run", f"{file}:second", folder, "--batchnorm", "from:up").exit_code == 0
+    assert set(read_rows(folder / "rows.jsonl")["batchnorm"]) == {"average", "from:up"}
+    assert set(read_rows(folder / "rows.jsonl")["study"]) == {"second"}
+    assert call("run", file, folder).exit_code == 0
+    assert "holds second, signs: give a study and a folder" in told("report", folder)
+    assert call("report", "second", folder).exit_code == 0
+
+
+def test_processes_of_the_command_line_give_the_same_rows(file, tmp_path):
+    assert call("run", file, tmp_path / "one").exit_code == 0
+    command = [
+        sys.executable,
+        "-m",
+        "experiments",
+        "study",
+        "run",
+        str(file),
+        str(tmp_path / "two"),
+        "--processes",
+        "2",
+    ]
+    ran = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert ran.returncode == 0, ran.stderr
+    assert "everything runs in this one" not in ran.stderr
+    assert contents(tmp_path / "two").equals(contents(tmp_path / "one"))
+
+
+def test_mistakes_are_one_line(file, tmp_path):
+    folder = tmp_path / "rows"
+    assert "no such file: `unival-merge study new" in told("run", tmp_path / "none.py", folder)
+    assert "say also in which folder" in told("run", file)
+    assert "holds no rows of a study: give a study and a folder" in told("report", folder)
+    assert "--limit is for the studies of `study list`" in told("run", file, folder, "--limit", "3")
+    assert "defines no study 'third': choose one of" in told("run", f"{file}:third", folder)
+    assert "no split 'tset'" in told("run", file, folder, "--split", "tset")
+    assert "give a study and a folder" in told("run", file, folder, "more")
+    broken = tmp_path / "broken.py"
+    broken.write_text("import experiments\n\nstudy = experiments.Studdy()\n")
+    assert "broken.py:3: AttributeError" in told("run", broken, folder)
+    broken.write_text("study = (\n")
+    assert "broken.py:1: SyntaxError" in told("run", broken, folder)
+    empty = tmp_path / "empty.py"
+    empty.write_text("")
+    assert "defines no study: write `study = experiments.Study(...)`" in told("run", empty, folder)
+
+
+def test_a_new_study_is_a_file_that_runs(tmp_path):
+    """That it runs is seen by test_examples."""
+    file = tmp_path / "mine" / "digits_study.py"
+    assert call("new", file).stdout.startswith(f"{file}: run it with unival-merge study run")
+    compile(file.read_text(), str(file), "exec")
+    assert "exists: name another file" in told("new", file)
+    assert "call it study.txt.py" in told("new", tmp_path / "study.txt")
+    assert Path(file).read_text().count("experiments.Study(") == 1
