@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import sys
+import types
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -173,3 +174,17 @@ def test_trees_of_jax(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
     flat = ran(re.findall(r"flax\.traverse_util\.flatten_dict\(.*?\)", text)[0], flax=flax, tree=tree)
     save_file(flat, tmp_path / "out.safetensors")
     holds(tmp_path / "out.safetensors", WEIGHTS)
+
+
+def test_a_model_pickled_whole_by_a_program_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As YOLOv5 saves it, in a dict: the code works where the program's modules can be imported, as in its clone."""
+    package, module = types.ModuleType("models"), types.ModuleType("models.yolo")
+    monkeypatch.setitem(sys.modules, "models", package)
+    monkeypatch.setitem(sys.modules, "models.yolo", module)
+    kind = type("Model", (Network,), {"__module__": "models.yolo"})
+    module.Model = kind  # pyright: ignore[reportAttributeAccessIssue]
+    model = kind().eval().half()
+    torch.save({"epoch": -1, "model": model, "ema": None}, tmp_path / "yolov5.pt")
+    (code,) = re.findall(r"torch\.save\(.*, OUTPUT\)", told(tmp_path / "yolov5.pt"))
+    ran(code, torch=torch, FILE=tmp_path / "yolov5.pt", OUTPUT=tmp_path / "out.pt")
+    holds(tmp_path / "out.pt", {name: value.detach().float() for name, value in model.state_dict().items()})

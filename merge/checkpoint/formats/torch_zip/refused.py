@@ -20,7 +20,9 @@ REFUSED = {
     "torch.distributed.checkpoint and give that folder",
     r"torch\.storage\._load_from_bytes": "pickle.dump wrote it, not torch.save: "
     "torch.save(pickle.load(open(FILE, 'rb')), OUTPUT), if you trust it",
-    r"(ultralytics|models\.yolo|models\.common)\..*": "it holds a whole model: if you trust it, "
+    r"models\.(yolo|common)\..*": "it holds a whole model: if you trust it, in the clone of YOLOv5 "
+    "torch.save(torch.load(FILE, weights_only=False)['model'].float().state_dict(), OUTPUT)",
+    r"ultralytics\..*": "it holds a whole model: if you trust it, "
     "torch.save(YOLO(FILE).model.float().state_dict(), OUTPUT)",
     r"transformers\.(training_args|trainer)\w*\..*": "it holds a training's arguments: give the model's file",
     r"torch\.optim\..*": f"it holds a whole optimizer: if you trust it, {_PROGRAM} and save only the weights",
