@@ -46,11 +46,11 @@ def search(
     from experiments.grid.grid import Grid
     from experiments.searches.cells import Mixture
     from experiments.searches.driver import search as look
-    from experiments.searches.space import Space
+    from experiments.statistics.selection import check_choosing
     from experiments.unival.studies import Choice, study_named
     from experiments.unival.subject import UnivalSubject
 
-    Space.check_split(split)
+    check_choosing(split)
     found = asked(words)
     name, folder = found.name, found.folder
     study, choice = study_named(name), Choice(place.setup, split, kinds=(kind,), only=only, batchnorm=(batchnorm,))

@@ -12,9 +12,10 @@ from experiments.errors import StudyError
 from experiments.searches.methods import SEARCHES
 from experiments.searches.space import OBJECTIVES, Key, Scores, Shares, Space, Trial
 from experiments.statistics.fronts import relative_hypervolume
+from merge import share_label
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class History:
     """A search from its first point to its last.
 
@@ -30,6 +31,13 @@ class History:
     evaluations: int
     cached: int
     ended: str
+
+    def __repr__(self) -> str:
+        best, told = self.best, ""
+        if best is not None:
+            told = f"best {share_label(best.shares)} ({self.objective} {best.value:.4f}), "
+        cost = f"{self.evaluations} of {self.budget} evaluations, {self.cached} points were known"
+        return f"<History of {self.method}: {told}{cost}; ended by {self.ended}>"
 
     @property
     def best(self) -> Trial | None:
@@ -50,10 +58,10 @@ def search(
 ) -> History:
     """Look for good shares with at most `budget` evaluations.
 
-    `evaluate` takes shares by expert and returns scores by task, larger is better. The ends (each expert alone) come
-    first, because every score is measured by them. `known` are points evaluated before: like points asked for twice
-    they are not evaluated and cost no budget. The objective is "joint" (mean of merged over expert) or "hypervolume"
-    (what a point dominates alone, of the box up to the corner of the specialists). Ctrl-C ends the search and keeps
+    `evaluate` takes shares by expert and returns scores by task. The ends (each expert alone) come first, because every
+    score is measured by them. `known` are points evaluated before: like points asked for twice
+    they are not evaluated and cost no budget. The objective is "joint" (mean retention) or "hypervolume" (what a
+    point dominates alone, of the box up to the corner of the experts' own scores). Ctrl-C ends the search and keeps
     what was evaluated. Raises StudyError for unknown names, a budget below 1 and scores that are missing.
     """
     for name, table in ((method, SEARCHES), (objective, OBJECTIVES)):
@@ -130,14 +138,15 @@ class _Session:
         row = self._space.row(scores)
         if self._ends is None:
             return Trial(shares, scores, math.nan, math.nan, math.nan, cached)
-        value = self._worth(row, self._ends)
+        value = self._worth(self._space, row, self._ends)
         best = max([value, *(trial.value for trial in self.trials.values())])
         rows = [*(self._space.row(trial.scores) for trial in self.trials.values()), row]
         return Trial(shares, scores, value, best, self._volume(rows), cached)
 
     def _volume(self, rows: list[list[float]]) -> float:
-        ends = self._ends
-        assert ends is not None
-        if not (np.diag(ends) > ends.min(axis=0)).all():
+        assert self._ends is not None
+        rising = self._space.rising
+        try:
+            return relative_hypervolume(rising(rows), rising(self._ends), self._space.owners)
+        except StudyError:  # some expert is not the best of its own task
             return math.nan
-        return relative_hypervolume(rows, ends)

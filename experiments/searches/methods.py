@@ -71,12 +71,12 @@ def adaptive(space: Space, ends: Sequence[Trial], budget: int, rng: np.random.Ge
     scores are monotonous, no point between them can add more. Scores are scaled by the range of the ends. Neighbours
     are points without a third that is nearer to both; with two experts that is the order of the ratio.
     """
-    table = np.array([space.row(trial.scores) for trial in ends])
+    table = space.rising([space.row(trial.scores) for trial in ends])
     low, span = table.min(axis=0), np.ptp(table, axis=0)
     trials = [*ends, *(yield [space.point([1] * len(ends))])]
     while True:
         places = np.array([space.counts(trial.shares) for trial in trials])
-        scores = (np.array([space.row(trial.scores) for trial in trials]) - low) / np.where(span > 0, span, 1)
+        scores = (space.rising([space.row(trial.scores) for trial in trials]) - low) / np.where(span > 0, span, 1)
         asked = _promising(space, places, scores)
         if asked is None:
             return

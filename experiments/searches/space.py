@@ -1,15 +1,16 @@
-"""What is searched: shares of experts, each a specialist of one task, and what a point is worth."""
+"""What is searched: shares of experts, each with tasks of its own, and what a point is worth."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from experiments.errors import StudyError
-from experiments.statistics.curves import joint_score
 from experiments.statistics.fronts import scaled
+from experiments.statistics.retention import NONE, form_of, retention
+from experiments.statistics.selection import check_choosing
 from experiments.study.points import Shares
 
 Scores = Mapping[str, float]
@@ -18,7 +19,7 @@ Key = tuple[float, ...]
 
 @dataclass(frozen=True)
 class Trial:
-    """One point: its shares by expert, its scores by task, and its worth by the objective (larger is better).
+    """One point: its shares by expert, its scores by task, and its worth by the objective (of which larger is better).
 
     `best` is the best worth so far, `hypervolume` the relative hypervolume of all points so far; both NaN until every
     end is known, and the latter also where a specialist does not beat the others on its own task. `cached` marks
@@ -37,28 +38,26 @@ class Trial:
 class Space:
     """Convex combinations of experts.
 
-    `specialists` names every expert with the task it was finetuned for. `steps` is the finest division of the whole
-    (shares are i / steps, or i / n for fewer parts), and `split` the one that is evaluated. Raises StudyError for
-    fewer than two experts, a task with two specialists, and a split that is not for validation.
+    `specialists` names every expert with the task, or the tasks, that are its own. `steps` is the finest division of
+    the whole (shares are i / steps, or i / n for fewer parts), and `split` the one that is evaluated. `lower_is_better`
+    names tasks of such scores, `pretrained` the scores of the model that the experts started from, which worth is
+    measured by where ratios of scores mean nothing. Raises StudyError for fewer than two experts, none with a task, a
+    task of two experts, and a split that is not for validation.
     """
 
-    specialists: Mapping[str, str]
+    specialists: Mapping[str, str | Sequence[str]]
     steps: int = 100
     split: str = "val"
+    lower_is_better: Collection[str] = ()
+    pretrained: Scores | None = None
 
     def __post_init__(self) -> None:
-        self.check_split(self.split)
-        if len(self.specialists) < 2 or len(set(self.tasks)) < len(self.specialists):
-            named = ", ".join(f"{name} for {task}" for name, task in self.specialists.items())
+        check_choosing(self.split)
+        if len(self.specialists) < 2 or not self.tasks or len(set(self.tasks)) < len(self.tasks):
+            named = ", ".join(f"{name} for {'+'.join(own) or 'none'}" for name, own in self.own_tasks.items())
             raise StudyError(f"experts {named or 'none'}: a search needs two or more, each for a task of its own")
         if self.steps < 2:
             raise StudyError(f"steps {self.steps}: give 2 or more")
-
-    @staticmethod
-    def check_split(split: str) -> None:
-        """Raise StudyError for a split that is not for validation."""
-        if not split.startswith("val"):
-            raise StudyError(f"points chosen on split {split!r} look too good there: search on 'val'")
 
     @property
     def names(self) -> list[str]:
@@ -66,9 +65,19 @@ class Space:
         return list(self.specialists)
 
     @property
+    def own_tasks(self) -> dict[str, tuple[str, ...]]:
+        """Return the tasks of every expert."""
+        return {name: (own,) if isinstance(own, str) else tuple(own) for name, own in self.specialists.items()}
+
+    @property
     def tasks(self) -> list[str]:
-        """Return the tasks, in the order of their specialists."""
-        return list(self.specialists.values())
+        """Return the tasks, in the order of their experts."""
+        return [task for own in self.own_tasks.values() for task in own]
+
+    @property
+    def owners(self) -> list[int]:
+        """Return the place of every task's own expert among the names."""
+        return [place for place, own in enumerate(self.own_tasks.values()) for _ in own]
 
     def point(self, counts: Sequence[int]) -> dict[str, float]:
         """Return the shares `counts[i] / sum(counts)`.
@@ -106,16 +115,33 @@ class Space:
             raise StudyError(f"no score of {missing[0]} on {self.split}: a search needs one at every point")
         return [float(scores[task]) for task in self.tasks]
 
-
-def joint(row: Sequence[float], ends: np.ndarray) -> float:
-    """Return the mean over the tasks of merged over expert: 1 keeps every skill whole."""
-    return float(joint_score(np.array(row)[:, None], ends)[0])
-
-
-def volume(row: Sequence[float], ends: np.ndarray) -> float:
-    """Return the volume that the point alone dominates, of the box from the worst experts to the corner of all
-    specialists."""
-    return float(np.prod(np.maximum(0, scaled([row], ends)[0])))
+    def rising(self, rows: Sequence[Sequence[float]] | np.ndarray) -> np.ndarray:
+        """Return rows (m, tasks) with the sign that makes larger better in every task."""
+        return np.array(rows, dtype=np.float64) * [-1 if task in self.lower_is_better else 1 for task in self.tasks]
 
 
-OBJECTIVES: dict[str, Callable[[Sequence[float], np.ndarray], float]] = {"joint": joint, "hypervolume": volume}
+def joint(space: Space, row: Sequence[float], ends: np.ndarray) -> float:
+    """Return the mean retention over the tasks: 1 keeps every skill whole. `ends` are (experts, tasks).
+
+    StudyError where a task's retention cannot be reckoned (`experiments.statistics.retention`).
+    """
+    kept: list[float] = []
+    for place, (task, owner) in enumerate(zip(space.tasks, space.owners, strict=True)):
+        own, start = ends[owner, place], None if space.pretrained is None else space.pretrained.get(task)
+        better = {"higher_is_better": task not in space.lower_is_better}
+        form = form_of(own, ends[:, place], has_start=start is not None, **better)  # one form for all points
+        value = float(retention(own, row[place], start, form=form, **better))
+        if np.isnan(value):
+            why = form if form == NONE else f"its expert scores {own:g}, the pretrained model {start:g}"
+            raise StudyError(f"retention of {task} cannot be reckoned ({why})")
+        kept.append(value)
+    return float(np.mean(kept))
+
+
+def volume(space: Space, row: Sequence[float], ends: np.ndarray) -> float:
+    """Return the volume that the point alone dominates, of the box from the worst experts to the corner where each task
+    is at its own expert's score."""
+    return float(np.prod(np.maximum(0, scaled(space.rising([row]), space.rising(ends), space.owners)[0])))
+
+
+OBJECTIVES: dict[str, Callable[[Space, Sequence[float], np.ndarray], float]] = {"joint": joint, "hypervolume": volume}

@@ -1,8 +1,11 @@
 """Fronts: which of many points are worth having when several tasks count. Larger scores are better.
 
-A front is `points` (m, d), one column a task. `experts` is (d, d): row i holds the scores of task i's expert on every
-task, so that its diagonal is the corner where all skills are whole.
+A front is `points` (m, d), one column a task. `experts` is (k, d): a row holds the scores of an expert on every task.
+`owners` (d,) are the rows of every task's own expert, by default row i of task i; their scores on it are the corner
+where all skills are whole.
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -33,21 +36,21 @@ def hypervolume(points: ArrayLike, reference: ArrayLike) -> float:
     return float(sum(height * area for height, area in zip(heights[heights > 0], slices, strict=True)))
 
 
-def scaled(points: ArrayLike, experts: ArrayLike) -> np.ndarray:
+def scaled(points: ArrayLike, experts: ArrayLike, owners: Sequence[int] | None = None) -> np.ndarray:
     """Scale every task of the points to 0 at the worst expert and 1 at its own; StudyError where that is not best."""
     p, table = _points(points), np.asarray(experts, dtype=np.float64)
-    low, corner = table.min(axis=0), np.diag(table)
+    low, corner = table.min(axis=0), table[range(len(table)) if owners is None else owners, range(p.shape[1])]
     if not (corner > low).all():
         raise StudyError(f"experts {corner.tolist()} do not beat the other experts {low.tolist()} on their own task")
     return (p - low) / (corner - low)
 
 
-def relative_hypervolume(points: ArrayLike, experts: ArrayLike) -> float:
+def relative_hypervolume(points: ArrayLike, experts: ArrayLike, owners: Sequence[int] | None = None) -> float:
     """Measure what the points dominate of the box from the worst experts to the corner of all experts' own scores.
 
     With two tasks the whole straight line between the experts gives 0.5, and m even points of it (m - 2) / (2 m - 2).
     """
-    p = scaled(points, experts)
+    p = scaled(points, experts, owners)
     return hypervolume(p, np.zeros(p.shape[1]))
 
 

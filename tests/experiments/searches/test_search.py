@@ -224,3 +224,49 @@ def test_a_projection_lies_on_the_simplex_and_moves_no_point_of_it(values: list[
     assert math.isclose(point.sum(), 1, abs_tol=1e-9)
     assert point.min() >= 0
     assert onto_simplex(point) == pytest.approx(point)
+
+
+def losses(point: Mapping[str, float]) -> dict[str, float]:
+    """Two tasks of the first expert, one of them a loss, and a loss of the second; best at 0.5."""
+    far = abs(point["b"] - 0.5)
+    return {"s": 1 - point["b"] / 2, "t": 1 + point["b"] + far, "u": 2 - point["b"] + far}
+
+
+def test_an_expert_may_have_several_tasks_and_scores_may_be_better_lower() -> None:
+    space = Space({"a": ("s", "t"), "b": "u"}, lower_is_better={"t", "u"})
+    history = search(space, "grid", losses, 5)
+    assert [trial.shares["b"] for trial in history.trials] == [0, 1, 0.75, 0.5, 0.25]
+    wanted = [
+        1 - 0.5 * b + 1.5 / (1 + b + abs(b - 0.5)) + 1.5 / (2 - b + abs(b - 0.5)) for b in (0, 1, 0.25, 0.5, 0.75)
+    ]
+    assert [trial.value for trial in history.trials] == pytest.approx([own / 3 for own in wanted])
+    assert history.best is not None
+    assert history.best.shares == {"a": 0.5, "b": 0.5}
+    assert repr(history).startswith("<History of grid: best 0.50 a + 0.50 b (joint 0.91")
+    volumes = search(space, "adaptive", losses, 5, objective="hypervolume")
+    assert volumes.best is not None
+    assert volumes.trials[2].shares == {"a": 0.5, "b": 0.5}
+    alone = (0.75 - 0.5) / 0.5 * (2.5 - 1.5) / (2.5 - 1.5) * (2.5 - 1.5) / (2.5 - 1.5)
+    assert volumes.trials[2].value == pytest.approx(alone)
+
+
+def test_an_expert_without_tasks_takes_part() -> None:
+    space = Space({"a": "s", "b": "t", "c": ()})
+    counting = Counting(lambda point: {"s": 0.5 + point["a"] / 2 + point["c"], "t": 0.5 + point["b"] / 2 + point["c"]})
+    best = search(space, "grid", counting, 10).best
+    assert best is not None
+    assert best.shares["c"] == 1
+
+
+def test_where_ratios_mean_nothing_worth_is_the_share_of_the_gain() -> None:
+    def scores(point: Mapping[str, float]) -> dict[str, float]:
+        return {"vqa": -1 - 2 * point["caption"], "caption": -3 + 2 * point["caption"]}
+
+    space = Space({"vqa": "vqa", "caption": "caption"}, pretrained={"vqa": -5.0, "caption": -5.0})
+    middle = search(space, "grid", scores, 3).trials[2]
+    assert middle.value == pytest.approx(0.75)
+    with pytest.raises(StudyError, match=r"retention of vqa cannot be reckoned \(none: scores of 0 or less"):
+        search(PAIR, "grid", scores, 3)
+    poor = Space({"vqa": "vqa", "caption": "caption"}, pretrained={"vqa": 0.0, "caption": -5.0})
+    with pytest.raises(StudyError, match=r"retention of vqa .* \(its expert scores -1, the pretrained model 0\)"):
+        search(poor, "grid", scores, 3)
