@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from experiments.pages.figures import accuracy_curves, save
     from experiments.results.results import Results, open_results
     from experiments.results.run import run
+    from experiments.results.search import search
     from experiments.study.study import Study, Task
 
 _HOME = {
@@ -31,6 +32,7 @@ _HOME = {
     "read_scores": "grid.rows",
     "run": "results.run",
     "save": "pages.figures",
+    "search": "results.search",
 }
 
 __all__ = [
@@ -44,6 +46,7 @@ __all__ = [
     "read_scores",
     "run",
     "save",
+    "search",
     "tasks",
 ]
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -18,6 +18,7 @@ from experiments.grid.grid import ROWS, Summary
 from experiments.grid.notes import Notes, read_notes
 from experiments.grid.rows import ROW_DIGEST, Records, names_in, read_rows, read_scores, records, scores_path
 from experiments.grid.subject import opened
+from experiments.results.search import Named, search
 from experiments.statistics.selection import (
     ON,
     REPORT,
@@ -37,8 +38,8 @@ if TYPE_CHECKING:
     from collections.abc import Hashable, Mapping
 
     from experiments.pages.figures import Drawn, Figure
-
-Named = str | Sequence[str]  # a mixture: "a+b", or the names of its experts, in any order
+    from experiments.searches.driver import History
+    from experiments.study.study import Study
 
 
 @dataclass(frozen=True, repr=False)
@@ -49,11 +50,13 @@ class Results:
         folder: where `rows.jsonl` lies.
         study: the study's name.
         ran: what the run that returned this did; None where the folder was opened only.
+        given: the study that was run, for searches; None where the folder was opened only.
     """
 
     folder: Path
     study: str
     ran: Summary | None = None
+    given: Study | None = None
 
     def __repr__(self) -> str:
         told = self.rows
@@ -105,8 +108,8 @@ class Results:
     def best(
         self, mixture: Named | None = None, on: str = ON, *, method: str = "", batchnorm: str = "", kind: str = ""
     ) -> Best | list[Best]:
-        """Return the best point of a mixture: of highest mean retention on split val, reported on split test; without a
-        mixture a list, the best of each.
+        """Return the best point of a mixture: of highest mean retention on split val, reported on split test, if that
+        was evaluated; without a mixture a list, the best of each.
 
         All methods, their parameters and BatchNorm policies compete, unless one is named, and so do the experts as they
         are; ensembles only by name. `kind` is needed where the rows hold experts of several.
@@ -177,6 +180,22 @@ class Results:
                 raise StudyError(f"{inputs[name].path} has changed since {name} was evaluated: run the study again")
         return save_best(best, inputs, Path(path), overwrite=overwrite)
 
+    def search(
+        self, mixture: Named | None = None, method: str = "adaptive", budget: int = 12, **options: Any
+    ) -> History:
+        """Look for good shares of a mixture with at most `budget` evaluations on split val; `options` are those of
+        `experiments.search`.
+
+        Points with rows cost nothing, and what is evaluated becomes rows. StudyError where the folder was only opened.
+        """
+        if self.given is None:
+            raise StudyError(f"a search evaluates models: give experiments.search the study of {self.folder}")
+        try:
+            return search(self.given, mixture, self.folder, method=method, budget=budget, **options)
+        finally:
+            for read in ("rows", "_records", "_examples", "_summary"):  # they are read anew
+                self.__dict__.pop(read, None)
+
     # -- how it is found
 
     @cached_property
@@ -224,6 +243,7 @@ class Results:
                 label = f"{'+'.join(among.names)} has no points of {what} {wanted!r}"
                 raise StudyError(f"{label}: choose of {', '.join(known)}")
             models = [model for model in models if wanted in ("", getattr(model.series, what))]
+        report = report and REPORT in names_in(self._records, "split")
         best = best_of(among, models, on, report=report)
         if not report:
             return best
@@ -269,7 +289,9 @@ class Results:
         return [one for one in draw(own)[0] if not kinds or one.stem.startswith(tuple(kinds))]
 
 
-def open_results(folder: str | Path, study: str | None = None, *, ran: Summary | None = None) -> Results:
+def open_results(
+    folder: str | Path, study: str | None = None, *, ran: Summary | None = None, given: Study | None = None
+) -> Results:
     """Open what a folder holds of a study; its name is needed only where the folder holds several.
 
     Raises StudyError where there are no rows.
@@ -281,7 +303,7 @@ def open_results(folder: str | Path, study: str | None = None, *, ran: Summary |
     name = names[0] if study is None else study
     if name not in names:
         raise StudyError(f"{folder / ROWS} holds rows of {', '.join(names) or 'nothing'}, none of {name}")
-    return Results(folder, name, ran)
+    return Results(folder, name, ran, given)
 
 
 def _table(kept: Sequence[Kept]) -> str:
