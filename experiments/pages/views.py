@@ -113,9 +113,22 @@ def pairs_of(rows: Records) -> list[Pair]:
     return list(found)
 
 
+def between(rows: Records, pair: Pair) -> Records:
+    """Keep the rows of two experts as they are, and of all that is made of both."""
+    return [
+        row for row in rows if (experts_of(row)[0] in pair if is_single(row) else set(experts_of(row)) == set(pair))
+    ]
+
+
+def reported(rows: Rows) -> Records:
+    """Keep what figures show unless they compare it: main metrics on the reported split under one BatchNorm policy."""
+    found = main_metrics(rows)
+    return with_series(one_policy(on_split(found, reported_split(found))))
+
+
 def tasks_of(rows: Records, names: Sequence[str]) -> list[str]:
     """Name the tasks that are some experts' own, in the order of these, or all tasks where none is."""
-    owners = {row["task"]: row["owner"] for row in rows}
+    owners = {row["task"]: row.get("owner", row["task"]) for row in rows}
     return [task for name in names for task, owner in owners.items() if owner == name] or [*owners]
 
 

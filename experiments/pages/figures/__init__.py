@@ -4,33 +4,43 @@
 >>> save(accuracy_curves(experiments.read_rows("DIR/rows.jsonl"), ("upright", "turned")), "curves")  # doctest: +SKIP
 
 Every function that draws takes a frame of `read_rows`, filtered as you like, or a list of such rows. Scores are drawn
-times 100. Lines of several training seeds are their mean: small dots show the seeds, and the band is the mean 95 %
-interval, which is evaluation noise only. `by` names the column whose values are the series; a column of your own
-(`rows.assign(series=...)`) does too. Single models that lie on no line (`levels`: pretrained, joint) are found by name.
+in the unit of their metric (`experiments.grid.units`), an axis a metric. Lines of several training seeds are their
+mean: small dots show the seeds, and the band is the mean 95 % interval, which is evaluation noise only. `by` names the
+column whose values are the series; a column of your own (`rows.assign(series=...)`) does too. Without it they are how
+the models were made. Single models that lie on no line (`levels`: pretrained, joint) are found by name.
 """
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
 from experiments.errors import StudyError
 from experiments.grid.escapes import file_stem
 from experiments.grid.rows import Records, Rows, is_made_of, names_in
-from experiments.pages.figures.charts import ood_scatter, radar, ternary
-from experiments.pages.figures.lines import accuracy_curves, batchnorm_panels, tradeoff_plane
-from experiments.pages.figures.style import Styles, study_styles
+from experiments.pages.figures.charts import radar, ternary
+from experiments.pages.figures.compare import retention_map, score_dots
+from experiments.pages.figures.lines import accuracy_curves, batchnorm_panels, parameter_curves
+from experiments.pages.figures.plane import tradeoff_plane
+from experiments.pages.figures.scatter import ood_scatter
+from experiments.pages.figures.style import EXPERT, Styles, study_styles
 from experiments.pages.figures.style import save as save
+from experiments.pages.models import Model, is_chosen_on_val, merges_of, singles_of
 from experiments.pages.views import (
     PRETRAINED,
     Pair,
+    between,
     experts_of,
+    follows_shares,
+    has_equal_shares,
     is_average,
+    is_single,
     kinds_of,
     main_metrics,
+    method_words,
     on_split,
     one_policy,
     pairs_of,
@@ -38,11 +48,16 @@ from experiments.pages.views import (
     references_of,
     reported_split,
     shifted_splits,
+    tasks_of,
     weights_only,
+    with_owners,
     with_series,
 )
 
-Subject = tuple[str, ...]  # the names of what one figure is of: experts, a task, or nothing
+_MOST_ROWS = 40  # of a heat map; with more it is of one BatchNorm policy
+_MOST_LINES = 8  # of mixtures in one figure of a parameter
+
+Subject = tuple[str, ...]  # the names of what one figure is of: experts, a task, a method, or nothing
 Found = Iterator[tuple[Subject, Callable[[], Figure]]]
 
 
@@ -52,11 +67,13 @@ class Kind:
 
     `figures` finds what there is in the rows that it can be drawn of, a figure each, and how to draw it; nothing where
     the rows have another shape. `title` holds the names of the subject, `caption` says how the figure is to be read.
+    Kinds that are `optional` are drawn only where they are asked for.
     """
 
     title: str
     caption: str
     figures: Callable[[Records, Styles], Found]
+    optional: bool = False
 
 
 class Drawn(NamedTuple):
@@ -68,13 +85,24 @@ class Drawn(NamedTuple):
     figure: Figure
 
 
-def draw(rows: Rows) -> tuple[list[Drawn], list[str]]:
-    """Draw every figure that the shape of a study's rows allows; one line for each that lacks rows."""
-    found = with_series(main_metrics(rows), policies=False)
-    kinds = kinds_of(found)
-    beside = dict.fromkeys([PRETRAINED, *names_in(found, "experts"), *references_of(found)])
-    styles = study_styles(names_in(found, "series"), kinds, [name for name in beside if name not in kinds])
-    wanted = [(name, *one) for name, kind in FIGURES.items() for one in kind.figures(found, styles)]
+def draw(
+    rows: Rows, tasks: Mapping[str, str] | None = None, *, also: Sequence[str] = ()
+) -> tuple[list[Drawn], list[str]]:
+    """Draw every figure that the shape of a study's rows allows; one line for each that lacks rows.
+
+    `tasks` says whose own each task is (`Notes.tasks`), where the rows do not (`open_study`); without it experts own
+    the tasks of their names. `also` names optional kinds to draw.
+    """
+    if unknown := [name for name in also if name not in FIGURES]:
+        raise StudyError(f"no figure {unknown[0]!r}: choose one of {', '.join(FIGURES)}")
+    found = with_series(main_metrics(with_owners(rows, tasks) if tasks else rows), policies=False)
+    styles = _styles(found)
+    wanted = [
+        (name, *one)
+        for name, kind in FIGURES.items()
+        if name in also or not kind.optional
+        for one in kind.figures(found, styles)
+    ]
     order = list(dict.fromkeys(subject for _, subject, _ in wanted))  # the figures of one subject stand together
     drawn: list[Drawn] = []
     missing: list[str] = []
@@ -85,6 +113,51 @@ def draw(rows: Rows) -> tuple[list[Drawn], list[str]]:
         except StudyError as error:
             missing.append(f"{stem}: {error}")
     return drawn, missing
+
+
+def _styles(rows: Records) -> Styles:
+    """Give every series the style that it has in all figures: first those that mix weights, then other lines."""
+    kinds = kinds_of(rows)
+    beside = dict.fromkeys([PRETRAINED, *names_in(rows, "experts"), *references_of(rows)])
+    merged = sorted((row for row in rows if not is_single(row)), key=lambda row: not follows_shares(row))
+    main = kinds if len(kinds) > 1 else names_in(weights_only(merged), "series") or kinds
+    series = [*names_in(merged, "series"), *names_in(rows, "series")]
+    styles = study_styles(dict.fromkeys(series), main, [name for name in beside if name not in kinds])
+    return styles if len(kinds) > 1 or set(main) == set(kinds) else {**styles, kinds[0]: EXPERT}
+
+
+def _retention(rows: Records, styles: Styles) -> Found:
+    """Draw the models that were merged, one of each mixture and way to make it, and those beside them."""
+    if any(not is_single(row) for row in rows):
+        named = with_series(rows)
+        merged = merges_of(named)
+        if len(merged) > _MOST_ROWS:
+            named = with_series(one_policy(rows))
+            merged = merges_of(named)
+        yield (), partial(retention_map, named, [*_beside(named), *merged])
+
+
+def _dots(rows: Records, styles: Styles) -> Found:
+    """Draw every mixture of which something lies on no line: of three experts or more, or by task vectors."""
+    shown = one_policy(rows)
+    beside = _beside(shown)
+    groups: dict[frozenset[str], Records] = {}
+    for row in shown:
+        if not is_single(row):
+            groups.setdefault(frozenset(experts_of(row)), []).append(row)
+    for experts, own in groups.items():
+        if len(experts) > 2 or not all(map(follows_shares, own)):
+            singles = [row for row in shown if is_single(row) and experts_of(row)[0] in experts]
+            models = [*beside, *merges_of([*singles, *own])]
+            named = [model._replace(name=model.name.partition(", ")[2]) for model in models[len(beside) :]]
+            if len(models) > 1:
+                subject = ("+".join(experts_of(own[0])),)
+                yield subject, partial(score_dots, shown, [*beside, *named], styles=styles)
+
+
+def _beside(rows: Records) -> list[Model]:
+    """Return the pretrained model and others that no expert of a mixture is."""
+    return [model for model in singles_of(rows) if model.name in references_of(rows)]
 
 
 def _ternaries(rows: Records, styles: Styles) -> Found:
@@ -100,32 +173,51 @@ def _ternaries(rows: Records, styles: Styles) -> Found:
 
 
 def _curves(rows: Records, styles: Styles) -> Found:
-    for pair in pairs_of(rows):
+    for pair in _lines(rows):
         own, levels = _of_pair(rows, pair)
-        tasks = _tasks(own, pair)
+        tasks = tasks_of(between(own, pair), pair)
         yield pair, partial(accuracy_curves, own, pair, tasks=tasks, by="series", levels=levels, styles=styles)
 
 
 def _planes(rows: Records, styles: Styles) -> Found:
-    """Draw the pairs of experts that each have a task of their own name."""
-    for first, second in pairs_of(rows):
+    """Draw the pairs of experts that each have a task of their own, of several the first."""
+    for first, second in _lines(rows):
         own, levels = _of_pair(rows, (first, second))
-        if set(_tasks(own, (first, second))) == {first, second}:
-            draw_plane = partial(tradeoff_plane, own, second, first, by="series", levels=levels, styles=styles)
-            yield (first, second), draw_plane
+        owners = {row["owner"]: row["task"] for row in reversed(own) if not is_single(row)}
+        if {first, second} <= set(owners):
+            x, y, experts = owners[second], owners[first], (second, first)
+            plane = partial(tradeoff_plane, own, x, y, experts=experts, by="series", levels=levels, styles=styles)
+            yield (first, second), plane
+
+
+def _sweeps(rows: Records, styles: Styles) -> Found:
+    """Draw the methods of which a parameter was tried at several values, of shares at equal ones."""
+    own = [row for row in _shown(rows) if is_single(row) or has_equal_shares(row)]
+    merged = [row for row in own if row.get("parameters")]
+    for method in names_in(merged, "method"):
+        of_method = [row for row in merged if row["method"] == method]
+        for parameter in _swept(of_method):
+            mixtures = list(dict.fromkeys("+".join(experts_of(row)) for row in of_method))
+            for some in [mixtures] if len(mixtures) <= _MOST_LINES else [[one] for one in mixtures]:
+                kept = [row for row in own if is_single(row) or "+".join(experts_of(row)) in some]
+                tasks = [task for task in names_in(kept, "task") if any(row["task"] == task for row in of_method)]
+                subject = (method, parameter, *(some if len(some) < len(mixtures) else ()))
+                levels = references_of(rows)
+                make = partial(parameter_curves, kept, method, parameter, tasks=tasks, levels=levels, styles=styles)
+                yield subject, make
 
 
 def _policies(rows: Records, styles: Styles) -> Found:
     """Draw the pairs whose experts of some kind were merged under several BatchNorm policies."""
     everything = weights_only(on_split(rows, reported_split(rows)))
-    for pair in pairs_of(rows):
-        between = [row for row in everything if set(experts_of(row)) <= set(pair)]
-        for kind in names_in(between, "experts"):
-            own = [row for row in between if row["experts"] == kind]
+    for pair in pairs_of(everything):
+        inside = between(everything, pair)
+        for kind in names_in(inside, "experts"):
+            own = [row for row in inside if row["experts"] == kind]
             known = policies_of(own)
             if len(known) > 1:  # single models have a policy of their own: they stand with the first
                 own = [row if row["batchnorm"] in known else {**row, "batchnorm": known[0]} for row in own]
-                yield pair, partial(batchnorm_panels, own, pair, tasks=_tasks(own, pair))
+                yield pair, partial(batchnorm_panels, own, pair, tasks=tasks_of(own, pair))
                 break
 
 
@@ -147,22 +239,28 @@ def _averages(rows: Records, styles: Styles) -> Found:
 
 
 def _shifted(rows: Records, styles: Styles) -> Found:
-    shown, reported = one_policy(rows), reported_split(rows)
+    shown, reported = one_policy(_settled(rows)), reported_split(rows)
     for task in names_in(rows, "task"):
         if splits := shifted_splits(rows, task):
             yield (task,), partial(ood_scatter, shown, task, splits, in_split=reported, by="series", styles=styles)
 
 
 FIGURES = {
+    "retention": Kind(
+        "What merged models keep of the experts",
+        "Scores over those of each task's own expert, in %, on reported and on shifted data. Of every mixture and way "
+        "to make it there is the point chosen on val, or without val the one of equal shares.",
+        _retention,
+    ),
     "ternary": Kind(
         "Scores over the shares of {}, {} and {}",
-        "Corners are the experts, dots the evaluated points; ringed is the highest of them.",
+        "Corners are the experts, dots the evaluated points; ringed is the best of them.",
         _ternaries,
     ),
     "curves": Kind(
         "Scores between the {} and the {} expert",
-        "Thin dashes are the straight line between the two ends, the band is the mean 95 % interval of the examples, "
-        "small dots are training seeds. Ringed is the highest point.",
+        "Thin dashes are the straight line between the two ends; single marks are methods that shares say nothing to. "
+        "Ringed is the best point of each line.",
         _curves,
     ),
     "plane": Kind(
@@ -171,19 +269,32 @@ FIGURES = {
         "where both skills would be whole.",
         _planes,
     ),
+    "sweep": Kind(
+        "{}: scores over its {}",
+        "A line a mixture, at equal shares; ringed is the best value of each, chosen on the scores that are shown.",
+        _sweeps,
+    ),
     "batchnorm": Kind(
         "BatchNorm policies between the {} and the {} expert",
         "A column a policy for the statistics of merged weights; dotted in grey is the first one.",
         _policies,
     ),
+    "dots": Kind(
+        "Models of {} on every task",
+        "Dots are scores with their 95 % intervals, an axis a task in its unit, reported data above and shifted data "
+        "below; the dotted line is the task's own expert.",
+        _dots,
+    ),
     "radar": Kind(
         "Averages of all experts and the pretrained model",
-        "Each axis has a scale of its own, from the lowest of its scores in the centre to the highest at the rim.",
+        "All axes have one scale: % of the best score on each axis.",
         _averages,
+        optional=True,
     ),
     "ood": Kind(
         "{}: out of distribution against in distribution",
-        "A mark a model; on the dotted line both scores are equal.",
+        "A mark a model, on logit axes where scores are shares. The dashed line is what single models trace: beyond it "
+        "a model is better on shifted data than its reported score foretells. On the dotted line both are equal.",
         _shifted,
     ),
 }
@@ -194,17 +305,39 @@ def _shown(rows: Records) -> Records:
     return one_policy(on_split(rows, reported_split(rows)))
 
 
+def _lines(rows: Records) -> list[Pair]:
+    """The pairs between which shares were tried."""
+    return pairs_of([row for row in _shown(rows) if follows_shares(row)])
+
+
 def _of_pair(rows: Records, pair: Pair) -> tuple[Records, list[str]]:
     """The shown rows of a pair and of the models that are no pair's expert, and the names of these."""
-    own = _shown(rows)
+    own = _shown(_settled(rows))
     levels = references_of(own)
-    return [row for row in own if set(experts_of(row)) <= set(pair) or experts_of(row)[0] in levels], levels
+    return [*between(own, pair), *(row for row in own if is_single(row) and experts_of(row)[0] in levels)], levels
 
 
-def _tasks(rows: Records, pair: Pair) -> list[str]:
-    """The tasks of a pair's experts, or all that its points were evaluated on."""
-    there = names_in([row for row in rows if set(experts_of(row)) == set(pair)], "task")
-    return list(pair) if set(pair) <= set(there) else there
+def _settled(rows: Records) -> Records:
+    """Leave of methods whose parameters were swept the values chosen on val, for each mixture; none without val."""
+    swept = {method for method in names_in(rows, "method") if _swept([row for row in rows if row["method"] == method])}
+
+    def place(row: Mapping[str, Any]) -> tuple[Any, ...]:
+        return frozenset(experts_of(row)), row["experts"], row["batchnorm"], method_words(row)
+
+    own = [row for row in rows if is_single(row) or row["method"] in swept]
+    chosen = {
+        place(model.rows[0]) for model in (merges_of(own, by_method=True) if swept and is_chosen_on_val(rows) else ())
+    }
+    return [row for row in rows if row["method"] not in swept or place(row) in chosen]
+
+
+def _swept(rows: Records) -> list[str]:
+    """The parameters of a method of which rows have several values."""
+    values: dict[str, set[str]] = {}
+    for row in rows:
+        for name, value in (row.get("parameters") or {}).items():
+            values.setdefault(name, set()).add(str(value))
+    return [name for name, own in values.items() if len(own) > 1]
 
 
 def _radar_groups(rows: Records, reported: str) -> dict[str, list[tuple[str, str]]]:

@@ -4,6 +4,8 @@ Colours are Okabe and Ito's, and every series has its own marker and dashes, so 
 and a grey printer.
 """
 
+import textwrap
+import unicodedata
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle
@@ -11,17 +13,20 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib
+import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.grid.escapes import WORD
+from experiments.grid.escapes import SHORT, WORD
 from experiments.grid.escapes import figure as shown
-from experiments.grid.rows import Records, is_made_of, mean_of
+from experiments.grid.rows import Records, is_made_of, mean_of, names_in
+from experiments.grid.units import unit_of
+from experiments.pages.views import is_single
 from experiments.study.points import PRETRAINED
 
 GREY, GREEN = "#666666", "#009E73"
 SMALL, TEXT = 7.5, 8.5  # points
-LINE = 40  # signs of an axis's name in one line
 _UNDATED: dict[str, dict[str, Any] | None] = {".png": None, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
 
 
@@ -29,7 +34,7 @@ class Style(NamedTuple):
     """How a series is drawn: colour, marker, dashes of its line, size of its marker in points."""
 
     color: str
-    marker: str
+    marker: Any
     dashes: Any
     size: float
 
@@ -44,7 +49,8 @@ SERIES = (
     Style("#E69F00", "s", (0, (5, 1.5)), 5),
     Style("#D55E00", "^", (0, (1, 1)), 5.5),
 )
-BESIDE = (Style("#9A8FBF", "*", (0, (1, 2)), 9), Style("#009E73", "P", (0, (4, 2, 1, 2)), 7))
+EXPERT = Style("#444444", "*", "-", 9)  # experts that are all of one kind
+BESIDE = (Style("#9A8FBF", "p", (0, (1, 2)), 7), Style("#009E73", "P", (0, (4, 2, 1, 2)), 7))
 OTHERS = (
     Style("#CC79A7", "D", (0, (3, 1, 1, 1)), 4.5),
     Style("#56B4E9", "v", (0, (6, 1)), 5.5),
@@ -52,6 +58,10 @@ OTHERS = (
     Style("#009E73", "X", (0, (1, 1)), 5.5),
     Style("#D55E00", "<", (0, (5, 2)), 5.5),
     Style("#0072B2", ">", (0, (3, 1, 1, 1, 1, 1)), 5.5),
+    Style("#E69F00", (4, 1, 0), (0, (4, 1)), 7),
+    Style("#CC79A7", (3, 1, 0), (0, (2, 2)), 7),
+    Style("#56B4E9", (6, 1, 0), (0, (7, 2, 1, 2)), 7),
+    Style("#000000", "H", (0, (1, 3)), 5.5),
 )
 Styles = Mapping[str, Style]
 
@@ -95,25 +105,67 @@ def _write(figure: Figure, file: Path) -> None:
 
 
 def score_name(rows: Records) -> str:
-    """Name the scores of rows of one task, split and metric, with their unit."""
-    unit = "%" if "acc" in rows[0]["metric"].lower() else "× 100"
-    task, split, metric = (shown(rows[0][name], WORD) for name in ("task", "split", "metric"))
-    told = [f"{task}, {split}:", f"{metric} ({unit})"]
-    return (" " if sum(map(len, told)) < LINE else "\n").join(told)
+    """Name the scores of rows of one task, split and metric, with their unit and, where lower is better, that."""
+    words = unit_of(rows).words
+    task, split, metric = (shown(rows[0][name], WORD + 4) for name in ("task", "split", "metric"))
+    return f"{task}, {split}: {metric}" + f" ({shown(words, 3 * SHORT)})" * bool(words)
+
+
+def seeds_of(rows: Records) -> str:
+    """Say of how many training seeds rows are."""
+    count = len(names_in(rows, "seed"))
+    return "one training seed" if count == 1 else f"{count} training seeds"
+
+
+def sides(value: np.ndarray, lo: np.ndarray, hi: np.ndarray) -> list[np.ndarray] | None:
+    """Return how far intervals reach below and above scores, as error bars want it; None without intervals."""
+    return None if np.isnan(lo).any() else [np.maximum(value - lo, 0), np.maximum(hi - value, 0)]
 
 
 def level(rows: Records, name: str) -> float | None:
-    """Return the mean score, times 100, of a model by itself; None if it has no rows."""
-    own = [row for row in rows if is_made_of(row, [name])]
-    return 100 * mean_of(own, "value") if own else None
+    """Return the mean score of a model by itself, as it is shown; None if it has no rows."""
+    own = [row for row in rows if is_single(row) and is_made_of(row, [name])]
+    return unit_of(rows).factor * mean_of(own, "value") if own else None
 
 
-def legend_below(figure: Figure, axes: Iterable[Axes], title: str | None = None) -> None:
-    """Add one legend for all axes under them, every label once."""
+def wrapped(text: str, inches: float, size: float = TEXT) -> str:
+    """Break text, whose signs of formulas are escaped, into lines of so many inches."""
+    plain = text.replace(r"\$", "\ue000")  # one sign, so that no line ends within it
+    wide = 2 if any(unicodedata.east_asian_width(sign) in "WF" for sign in plain) else 1
+    width = max(4, int(inches * 72 / (0.56 * wide * size)))
+    return "\n".join(textwrap.fill(line, width) for line in plain.split("\n")).replace("\ue000", r"\$")
+
+
+def panels(count: int, width: float, height: float, most: int = 4) -> tuple[Figure, list[Axes]]:
+    """Return a figure of so many axes of a size in inches, at most so many beside each other."""
+    columns = min(count, most)
+    lines = -(-count // columns)
+    figure = Figure(figsize=(width * columns, height * lines), layout="constrained")
+    every = list(figure.subplots(lines, columns, squeeze=False).flat)
+    for axis in every[count:]:
+        axis.remove()
+    return figure, every[:count]
+
+
+def name_axes(axis: Axes, x: str, y: str, width: float = 3, height: float = 2) -> None:
+    """Write what is on the axes of so many inches, in as many lines as their lengths ask for."""
+    axis.set_xlabel(wrapped(x, width), fontsize=TEXT)
+    axis.set_ylabel(wrapped(y, height), fontsize=TEXT)
+
+
+def legend_below(figure: Figure, axes: Iterable[Axes], title: str | None = None, more: Iterable[Artist] = ()) -> None:
+    """Add one legend under all axes: every label of theirs once, and `more` that only explain."""
     found = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    found |= {str(handle.get_label()): handle for handle in more}
+    if not found and not title:
+        return
+    width = 0.95 * figure.get_figwidth()
+    labels = [wrapped(label, width - 0.6, SMALL) for label in found]
+    longest = max((len(line) for label in labels for line in label.split("\n")), default=1)
+    columns = max(1, min(5, int(width / (0.6 + longest * 0.56 * SMALL / 72))))
     style: dict[str, Any] = {"loc": "outside lower center", "fontsize": SMALL, "frameon": False}
-    columns = max(1, min(5, int(figure.get_size_inches()[0] / 1.4)))
-    figure.legend(list(found.values()), list(found), ncols=columns, title=title, title_fontsize=SMALL, **style)
+    title = title and wrapped(title, width, SMALL)
+    figure.legend(list(found.values()), labels, ncols=columns, title=title, title_fontsize=SMALL, **style)
 
 
 def tidy(axis: Axes) -> None:

@@ -18,7 +18,9 @@ PAIR = ("vqa", "caption")
 
 
 def row(**fields):
-    base = {"study": "s", "experts": "vanilla", "method": "linear", "batchnorm": "average", "split": "test", "seed": 0}
+    held = [share for share in fields.get("shares", {"all": 1}).values() if share]
+    method = "single" if len(held) == 1 else "interpolate"
+    base = {"study": "s", "experts": "vanilla", "method": method, "batchnorm": "average", "split": "test", "seed": 0}
     scored = {"metric": METRIC[fields["task"]], "lo": fields["value"] - 0.02, "hi": fields["value"] + 0.02, "key": "k"}
     return {**base, **scored, **fields}
 
@@ -57,7 +59,8 @@ def published(x_task, y_task):
             shares = {"pretrained": 1.0} if experts == "pretrained" else {y_task: 1 - share, x_task: share}
             for task, metric, value in ((x_task, point.x_metric, point.x), (y_task, point.y_metric, point.y)):
                 bare = {"lo": np.nan, "hi": np.nan, "metric": metric}
-                rows.append({**row(task="vqa", value=0), "task": task, "experts": experts, "shares": shares, **bare})
+                made = {**row(task="vqa", value=0, shares=shares), "task": task, "experts": experts}
+                rows.append({**made, **bare})
                 rows[-1]["value"] = value / 100
     return rows
 
@@ -120,13 +123,15 @@ def radar_rows():
     }
 
 
-def test_radar_prints_the_published_rings():
+def test_radar_axes_have_one_scale():
     figure = plots.radar(*radar_rows())
     chart, table = figure.axes[0], figure.axes[2]
-    rings = [text.get_text() for text in chart.texts]
-    assert rings == ["72.0", "73.7", "103.2", "115.3", "73.3", "75.8", "44.0", "51.7"]
-    assert chart.get_xticklabels()[0].get_text() == "vqa, ID\nVQA accuracy\ncentre 70.2, rim 75.5"
-    assert curves_with_label(chart, "vanilla").get_ydata() == pytest.approx([1 / 3] * 5)
+    assert [text.get_text() for text in chart.get_yticklabels()] == ["62.5 %", "75 %", "87.5 %", "100 %"]
+    assert chart.get_xticklabels()[0].get_text() == "vqa, ID\nVQA accuracy"
+    published = pd.read_csv(PAPER / "radar.csv")
+    vqa = published[(published.task == "vqa") & (published.group == "ID")].iloc[0]
+    assert curves_with_label(chart, "ratatouille").get_ydata() == pytest.approx([1] * 5)
+    assert curves_with_label(chart, "pretrained").get_ydata()[0] == pytest.approx(vqa.low / vqa.high)
     cells = {place: cell.get_text().get_text() for place, cell in table.tables[0].get_celld().items()}
     assert cells[3, 0] == "75.5\n[73.5, 77.5]"
     assert cells[3, -1] == "ratatouille"
@@ -143,11 +148,11 @@ def ood_rows():
 
 def test_ood_scatter_pairs_the_splits_of_each_point():
     figure = plots.ood_scatter(ood_rows(), "vqa", ["novel", "printed"])
-    for axis, drop in zip(figure.axes, (10, 30), strict=True):
+    for axis, drop in zip(figure.axes, (0.1, 0.3), strict=True):
         marks = curves_with_label(axis, "vanilla").get_xydata()
-        assert len(marks) == 11
+        assert len(marks) == 9
         assert marks[:, 0] - marks[:, 1] == pytest.approx(drop)
-        assert axis.get_xlim() == axis.get_ylim()
+        assert (axis.get_xscale(), axis.get_yscale()) == ("logit", "logit")
     with pytest.raises(StudyError, match="no scores of vqa on split blurred"):
         plots.ood_scatter(ood_rows(), "vqa", ["blurred"])
 
@@ -230,13 +235,13 @@ def test_a_series_looks_the_same_in_every_figure_of_a_study():
 def test_errors_say_what_to_do():
     mixed = [*sweep(), row(task="vqa", value=0.5, shares={"vqa": 1.0}, split="val")]
     with pytest.raises(StudyError, match="rows of vqa mix split test, val: keep one of them"):
-        plots.accuracy_curves(mixed, PAIR)
+        plots.accuracy_curves(mixed, PAIR, by="experts")
     with pytest.raises(StudyError, match="no scores of audio"):
         plots.accuracy_curves(sweep(), PAIR, tasks=["audio"])
     with pytest.raises(StudyError, match="no rows between entailment and grounding"):
         plots.accuracy_curves(sweep(), ("entailment", "grounding"), tasks=["vqa"])
     holes = [line for line in sweep() if line["task"] == "vqa" or line["shares"]["vqa"] != 0.5]
-    with pytest.raises(StudyError, match="vanilla: vqa and caption are not scored at the same shares"):
+    with pytest.raises(StudyError, match="interpolate: vqa and caption are not scored at the same shares"):
         plots.tradeoff_plane(holes, "vqa", "caption")
     rows, groups = radar_rows()
     with pytest.raises(StudyError, match="no score of vanilla on vqa ID"):

@@ -77,7 +77,7 @@ class Outside(html.parser.HTMLParser):
 def test_the_page_needs_nothing_outside(page):
     reader = Outside()
     reader.feed(page.read_text(encoding="utf-8"))
-    assert len(reader.loaded) == 5  # curves, plane, policies, and two tasks out of distribution
+    assert len(reader.loaded) == 6  # retention, curves, plane, policies, and two tasks out of distribution
     assert all(address.startswith("data:image/svg+xml;base64,") for address in reader.loaded)
     assert len(reader.ids) == len(set(reader.ids))
     assert reader.links

@@ -34,16 +34,16 @@ def pair():
 def test_every_figure_of_a_pair(pair):
     names, missing = stems(pair)
     own = ["curves_vqa_caption", "plane_vqa_caption", "batchnorm_vqa_caption"]
-    assert names == [*own, "ood_vqa", "ood_caption", "ood_grounding", "ood_entailment"]
+    assert names == ["retention", *own, "ood_vqa", "ood_caption", "ood_grounding", "ood_entailment"]
     assert missing == []
 
 
 def test_figures_show_one_policy_and_all_models(pair):
     drawn, _ = draw(pair)
-    curves, plane, policies = (one.figure for one in drawn[:3])
+    curves, plane, policies = (one.figure for one in drawn[1:4])
     labels = [text.get_text().split(",")[0] for text in curves.axes[0].get_legend().get_texts()]
     assert labels == ["vanilla", "vanilla", "ratatouille", "pretrained", "joint"]  # the second one is the ensemble
-    assert len(plane.legends[0].get_texts()) == 5
+    assert len(plane.legends[0].get_texts()) == 6  # and the stars
     assert [axis.get_title() for axis in policies.axes[:2]] == [f"BatchNorm {name}" for name in RECALIBRATED]
 
 
@@ -54,8 +54,9 @@ def test_figures_of_the_other_studies(study):
     shifted = [f"ood_{task}" for task in ("vqa", "caption", "grounding", "entailment")]
     pairs = ("small_medium", "small_large", "medium_large")
     planes = [f"{name}_{pair}" for pair in pairs for name in ("curves", "plane")]
-    expected = {"averaging": ["radar", *shifted], "ood": shifted, "rewarded-soups": [SIMPLEX, *planes]}
-    assert (names, missing) == (expected[study], [])
+    average = "dots_vqa+caption+grounding+entailment"
+    expected = {"averaging": [average, *shifted], "ood": shifted, "rewarded-soups": [SIMPLEX, *planes]}
+    assert (names, missing) == ((["retention"] if study != "ood" else []) + expected[study], [])
 
 
 def test_figures_follow_from_the_rows_whatever_the_study_is_called(pair):
@@ -65,7 +66,10 @@ def test_figures_follow_from_the_rows_whatever_the_study_is_called(pair):
         row["shares"] = {turned.get(name, name): share for name, share in row["shares"].items()}
         row["task"] = turned[row["task"]]
     names, missing = stems(own)
-    assert (names, missing) == ([f"{name}_upright_turned" for name in ("curves", "plane", "batchnorm")], [])
+    assert (names, missing) == (
+        ["retention", *(f"{name}_upright_turned" for name in ("curves", "plane", "batchnorm"))],
+        [],
+    )
 
 
 def test_a_third_of_a_triangle_is_no_simplex():
@@ -79,9 +83,11 @@ def test_every_kind_of_figure_is_whole(name):
     """An entry says when it applies, what is drawn and how it is read, and the rows of some study have its shape."""
     kind = FIGURES[name]
     assert kind.caption.endswith("."), f"figure {name} does not say how it is to be read"
-    studies = {"ternary": "rewarded-soups", "radar": "averaging"}
+    studies = {"ternary": "rewarded-soups", "radar": "averaging", "dots": "averaging"}
     options = {"only": "vqa+caption", "batchnorm": RECALIBRATED} if name not in studies else {}
     rows = with_series(main_metrics(in_memory(studies.get(name, "interpolation"), **options)[0]))
+    if name == "sweep":
+        rows = [{**row, "parameters": {"t": t}} for t in (0.1, 0.2) for row in rows if row["method"] != "single"]
     subjects = [subject for subject, _ in kind.figures(rows, {})]
     assert subjects, f"no rows of a study have the shape of figure {name}"
     title = kind.title.format(*subjects[0])
@@ -91,8 +97,10 @@ def test_every_kind_of_figure_is_whole(name):
 
 
 def test_radar_has_charts_that_can_be_read():
-    figure = draw(in_memory("averaging")[0])[0][0].figure
-    titles = [axis.get_title() for axis in figure.axes if axis.name == "polar"]
+    rows = in_memory("averaging")[0]
+    assert "radar" not in stems(rows)[0]
+    (figure,) = [one.figure for one in draw(rows, also=["radar"])[0] if one.stem == "radar"]
+    titles = [axis.get_title().partition(": %")[0] for axis in figure.axes if axis.name == "polar"]
     inside, outside = "in distribution", "out of distribution: "
     assert titles == [inside, f"{outside}novel", f"{outside}lowquality", f"{outside}printed, knowledge"]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [
@@ -149,7 +157,7 @@ def test_a_table_a_pair():
 
 
 def test_what_helps_show_runs_and_needs_nothing_but_the_rows_file(tmp_path, monkeypatch):
-    choice = {"split": "val", "kinds": ("vanilla",), "tasks": ["vqa"]}  # one figure
+    choice = {"split": "val", "kinds": ("vanilla",), "tasks": ["vqa"]}  # two figures
     written = write_study(tmp_path / "made", "interpolation", only="vqa+caption", points=3, **choice)
     write_study(written, "averaging", **choice)
     for name in ("interpolation", "averaging"):
@@ -163,7 +171,7 @@ def test_what_helps_show_runs_and_needs_nothing_but_the_rows_file(tmp_path, monk
         assert run.exit_code == 0, f"{example}: {run.output}"
         shown[function.__name__] = run.output
     written = {file.name for file in Path("figures").iterdir()}
-    assert written == {f"curves_vqa_caption.{suffix}" for suffix in ("png", "svg", "pdf")}
+    assert written == {f"{name}.{end}" for name in ("curves_vqa_caption", "retention") for end in ("png", "svg", "pdf")}
     assert r"\begin{tabular}" in shown["table"]
     assert Path(shown["report"].strip()).is_file()
     table = ["study", "table", "interpolation", "made", "--format"]

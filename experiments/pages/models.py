@@ -1,0 +1,120 @@
+"""Which models a page compares: experts as they are, and of everything that was merged the point chosen on val."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments.grid.rows import Records, names_in
+from experiments.grid.units import unit_of
+from experiments.pages.views import (
+    CHOOSING,
+    PRETRAINED,
+    experts_of,
+    has_equal_shares,
+    is_single,
+    kinds_of,
+    method_words,
+    reported_split,
+    tasks_of,
+)
+from experiments.statistics.retention import form_of, retention
+
+VAL = CHOOSING[0]
+
+
+class Model(NamedTuple):
+    """A model that others are compared with: its name, its experts, and its rows on all tasks and splits."""
+
+    name: str
+    experts: tuple[str, ...]
+    rows: Records
+
+    @property
+    def kind(self) -> str:
+        """Say how its experts were trained."""
+        return str(self.rows[0]["experts"])
+
+
+def singles_of(rows: Records) -> list[Model]:
+    """Return the models as they are, the pretrained one first; experts of several kinds with their kind."""
+    several = len(kinds_of(rows)) > 1
+    found: dict[tuple[str, str], Records] = {}
+    for row in sorted(filter(is_single, rows), key=lambda row: row["experts"] != PRETRAINED):
+        found.setdefault((experts_of(row)[0], str(row["experts"])), []).append(row)
+    merged = kinds_of(rows)
+    return [
+        Model(f"{name}, {kind}" if several and kind in merged else name, (name,), own)
+        for (name, kind), own in found.items()
+    ]
+
+
+def merges_of(rows: Records, *, by_method: bool = False) -> list[Model]:
+    """Return of every mixture, kind of experts, method with its parameters, and BatchNorm policy the point with the
+    highest mean retention on val; with `by_method` the parameters are chosen there too.
+
+    Without scores on val it is the one of equal shares. Rows have their `series`; only those of the main metric count.
+    """
+    groups: dict[tuple[Any, ...], Records] = {}
+    for row in rows:
+        if not is_single(row):
+            method = row["method"] if by_method else method_words(row)
+            groups.setdefault((frozenset(experts_of(row)), row["experts"], method, row["batchnorm"]), []).append(row)
+    return [model for own in groups.values() for model in _chosen(own, rows)]
+
+
+def is_chosen_on_val(rows: Records) -> bool:
+    """Tell whether points of merged models were scored on val, so that they can be chosen there."""
+    return any(row["split"] == VAL and not is_single(row) for row in rows)
+
+
+def kept_on(models: Sequence[Model], rows: Records, task: str, splits: Sequence[str]) -> tuple[np.ndarray, str]:
+    """Measure what models keep of the score of a task's own expert, means over seeds and splits (m,), and say how.
+
+    The expert is that of the model's own kind, where there is one. NaN where a score is missing, and "" for a task that
+    is nobody's.
+    """
+    here = [row for row in rows if row["task"] == task and row["split"] in splits]
+    owner = here[0]["owner"] if here else ""
+    experts = [row for row in here if is_single(row) and experts_of(row) == [owner]]
+    if not experts:
+        return np.full(len(models), np.nan), ""
+    kinds = names_in(experts, "experts")
+    start = [row for row in here if is_single(row) and experts_of(row) == [PRETRAINED]]
+    places = list(dict.fromkeys((row["split"], row["seed"]) for row in here))
+    by_kind = {kind: _column([row for row in experts if row["experts"] == kind], places) for kind in kinds}
+    own = np.array([by_kind.get(model.kind, by_kind[kinds[0]]) for model in models])
+    found = np.array([_column([row for row in model.rows if row["task"] == task], places) for model in models])
+    known = np.isfinite(found) & np.isfinite(own)
+    begun, rises = np.array(_column(start, places)), unit_of(here).rises
+    form = form_of(own[known], found[known], has_start=bool(start), higher_is_better=rises)
+    kept = retention(own, found, begun if start else None, higher_is_better=rises, form=form)
+    return np.array([line[np.isfinite(line)].mean() if np.isfinite(line).any() else np.nan for line in kept]), form
+
+
+def _column(rows: Records, places: Sequence[tuple[Any, Any]]) -> list[float]:
+    """Return the scores of a model on splits by seed, NaN where one is missing."""
+    found = {(row["split"], row["seed"]): float(row["value"]) for row in rows}
+    return [found.get(place, np.nan) for place in places]
+
+
+def _chosen(rows: Records, everything: Records) -> list[Model]:
+    """Return the models of rows of one mixture and method, that differ in shares and parameters."""
+    points: dict[str, Records] = {}
+    for row in rows:
+        points.setdefault(f"{row['point']}, {method_words(row)}", []).append(row)
+    names = experts_of(rows[0])
+    every = [Model(_name(own[0]), tuple(names), own) for own in points.values()]
+    split = VAL if any(row["split"] == VAL for row in rows) else reported_split(rows)
+    if (len(every) > 1 and split == VAL) or not any(has_equal_shares(row) for row in rows):
+        tables = [kept_on(every, everything, task, [split])[0] for task in tasks_of(everything, names)]
+        means = np.mean(tables, axis=0)
+        return [every[int(np.nanargmax(means))]] if np.isfinite(means).any() else every[:1]
+    return [model for model in every if has_equal_shares(model.rows[0])]
+
+
+def _name(row: Mapping[str, Any]) -> str:
+    """Name a merged model: its experts, their shares where these differ, and how it was made."""
+    held = experts_of(row)
+    shares = "" if has_equal_shares(row) else " " + "/".join(f"{row['shares'][name]:.2f}" for name in held)
+    return f"{'+'.join(held)}{shares}, {row['series']}"
