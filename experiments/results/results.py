@@ -115,8 +115,11 @@ class Results:
         are; ensembles only by name. `kind` is needed where the rows hold experts of several.
         StudyError for a split that is not for choosing, and where there are no such points.
         """
-        if mixture is None:
-            return [self._best(own, on, method, batchnorm) for own in self._candidates(None, kind)]
+        check_choosing(on)
+        if mixture is None:  # of mixtures without scores on the split nothing can be said, but for one there must be
+            every = self._candidates(None, kind)
+            known = [own for own in every if own.pick(own.models, on) is not None] or every
+            return [self._best(own, on, method, batchnorm) for own in known]
         return self._best(self._one(mixture, kind), on, method, batchnorm)
 
     def findings(self) -> list[str]:

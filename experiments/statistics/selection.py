@@ -47,11 +47,9 @@ class Series(NamedTuple):
     @property
     def label(self) -> str:
         """Return the method with its parameters and BatchNorm policy in words."""
-        given = "".join(
-            f", {name} {value:g}" if isinstance(value, float) else f", {name} {value}"
-            for name, value in json.loads(self.parameters).items()
-        )
-        return f"{self.method}{given}" + f", BatchNorm {self.batchnorm}" * (self.batchnorm != "average")
+        given = json.loads(self.parameters).items()
+        words = [f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in given]
+        return ", ".join([self.method, *words, *[f"BatchNorm {self.batchnorm}"] * (self.batchnorm != "average")])
 
 
 class Model(NamedTuple):
@@ -85,26 +83,24 @@ class Candidates:
     def rows(self, model: Model, column: Column, split: str) -> dict[int, Records]:
         """Return by seed a model's row, that of the task's own expert, and the pretrained model's if there is one.
 
-        An expert that several seeds share has one row, which serves them all.
+        They are of the same weights, by their digests: an expert that changed is not measured by its old rows. One that
+        several seeds share has one row, which serves them all.
         """
         place = (column.task, column.metric, split)
         owner = Model(ALONE, tuple(float(name == column.owner) for name in self.names))
         own, starts = self.cells.get((owner, *place), {}), self.starts.get(place, {})
         found: dict[int, Records] = {}
         for seed, row in self.cells.get((model, *place), {}).items():
-            beside = [rows.get(seed) or next(iter(rows.values())) for rows in (own, starts) if rows]
-            if own:
-                found[seed] = [row, *beside]
+            expert, start = _of_same(own, seed, row, column.owner), _of_same(starts, seed, row, PRETRAINED)
+            if expert is not None:
+                found[seed] = [row, expert] if start is None else [row, expert, start]
         return found
 
     def kept(self, model: Model, split: str) -> dict[int, np.ndarray]:
         """Return a model's retention on a split by seed, (tasks,) each; of the seeds that have all tasks."""
-        tables = [self.rows(model, column, split) for column in self.columns]
-        seeds = [seed for seed in tables[0] if all(seed in table for table in tables)] if tables else []
-        return {
-            seed: np.array([reckoned(t[seed], column) for t, column in zip(tables, self.columns, strict=True)])
-            for seed in seeds
-        }
+        tables = [(column, self.rows(model, column, split)) for column in self.columns]
+        seeds = [seed for seed in tables[0][1] if all(seed in table for _, table in tables)] if tables else []
+        return {seed: np.array([reckoned(table[seed], column) for column, table in tables]) for seed in seeds}
 
     def inputs(self, model: Model, split: str) -> dict[int, Mapping[str, str]]:
         """Return the digests of what a model is made of, by seed and name, as its rows on a split say."""
@@ -378,6 +374,13 @@ def _column(rows: Records, owner: str) -> Column:
     return Column(rows[0]["task"], rows[0]["metric"], owner, unit, form)
 
 
+def _of_same(rows: Mapping[int, dict[str, Any]], seed: int, row: dict[str, Any], name: str) -> dict[str, Any] | None:
+    """Return the row of a seed, else of any, of the weights that another row was made of under a name."""
+    wanted = row.get("inputs", {}).get(name)
+    order = sorted(rows, key=lambda one: one != seed)
+    return next((rows[one] for one in order if wanted in (None, rows[one].get("inputs", {}).get(name))), None)
+
+
 def _takes_some(method: str) -> bool:
     """Tell whether a method's points between some of a mixture's experts are the mixture's too: where a share of 0
     means no part, and where there is only ever one expert."""
@@ -390,8 +393,6 @@ def _lacking(among: Candidates, models: Sequence[Model], split: str) -> str:
     """Say why no model can be picked on a split."""
     if not among.columns:
         return "no task is any of these experts' own, so nothing can be measured by them"
-    evaluated = any(among.kept(model, split) for model in models)
-    if not evaluated:
+    if not any(among.kept(model, split) for model in models):
         return f"no model has scores of all tasks on {split}: evaluate split {split} first"
-    forms = [column.form for column in among.columns]
-    return f"retention cannot be reckoned ({'; '.join(dict.fromkeys(forms))})"
+    return f"retention cannot be reckoned ({'; '.join(dict.fromkeys(column.form for column in among.columns))})"

@@ -157,7 +157,11 @@ def drawn(rows: Sequence[Records], column: Column, scores: Examples) -> np.ndarr
         np.stack([means[:, unique.index(str(own[i]["key"]))] for own in rows], axis=1) for i in range(len(rows[0]))
     ]
     merged, expert, *start = models
-    return retention(expert, merged, *start, higher_is_better=column.unit.rises, form=column.form)
+    how: dict[str, Any] = {"higher_is_better": column.unit.rises, "form": column.form}
+    # The value of a corpus metric is not the mean of its examples' scores: draws are moved onto it.
+    means_of = [np.array([scores[str(own[i]["key"])].mean() for own in rows]) for i in range(len(rows[0]))]
+    off = np.array([reckoned(own, column) for own in rows]) - retention(*means_of[1::-1], *means_of[2:], **how)
+    return retention(expert, merged, *start, **how) + np.where(np.isfinite(off), off, 0)
 
 
 def _measured(values: np.ndarray, draws: np.ndarray | None, rows: Sequence[Records]) -> dict[str, Any]:

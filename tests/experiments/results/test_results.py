@@ -299,3 +299,26 @@ def test_scores_that_failed_leave_a_summary_of_the_others(tmp_path):
         assert own["task"].tolist() == ["a"]
         assert results.best("a+b").method == "single"
         assert "<table>" in results._repr_html_()
+
+
+def test_an_expert_that_changed_is_not_measured_by_its_old_rows(tmp_path):
+    """Rows of weights that are no more stay in the file; points are set beside the expert that they were made of."""
+    first = study(points=5, splits="val")
+    experiments.run(first, tmp_path, progress=False)
+    changed = study(experts={"up": weights(1), "down": weights(9)}, points=3, splits="val")
+    results = experiments.run(changed, tmp_path, progress=False)
+    own = results.summary().query("method == 'interpolate'")
+    fresh = experiments.run(changed, tmp_path / "fresh", progress=False).summary().query("method == 'interpolate'")
+    assert set(own["point"]) == set(fresh["point"]) == {"0.50 up + 0.50 down"}
+    assert own["retention"].tolist() == fresh["retention"].tolist()
+
+
+def test_draws_of_a_corpus_metric_lie_around_its_value(tmp_path):
+    rng = np.random.default_rng(0)
+    rows = both([(0.8, 0.1), (0.1, 0.8), (0.6, 0.6), (0.1, 0.1)])
+    for one in rows:
+        append_row(tmp_path / "rows.jsonl", dataclasses.replace(one, n=50), rng.uniform(size=50))
+    own = experiments.open_results(tmp_path).summary().query("method == 'interpolate' and split == 'test'")
+    assert own["retention"].tolist() == pytest.approx([0.75, 0.75, 0.75])
+    assert (own["lo"] < 0.75).all()
+    assert (own["hi"] > 0.75).all()

@@ -29,7 +29,7 @@ def test_a_function_of_shares():
     assert named.trials[2].value == pytest.approx(2 / 2.5)
     assert named.best.value == pytest.approx((1 + 2 / 3) / 2)
     again = experiments.search(
-        counted, ("a", "b"), budget=3, known=[(one.shares, one.scores) for one in history.trials]
+        counted, ("a", "b"), method="grid", budget=3, known=[(one.shares, one.scores) for one in history.trials]
     )
     assert (again.evaluations, again.cached, len(asked)) == (0, 3, 5)
 
