@@ -164,6 +164,21 @@ def records(rows: Rows) -> Records:
     return [{"point": share_label(row["shares"]), **{str(name): value for name, value in row.items()}} for row in found]
 
 
+def latest(rows: Records) -> Records:
+    """Keep the last of the rows that say the same: of one study, point, task, split, metric and seed.
+
+    What was evaluated before weights, data, version, limit, device or precision changed does not count any more.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        said = [row["study"], row["experts"], row["method"], row["batchnorm"], row["task"], row["split"], row["metric"]]
+        point = [sorted(row["shares"].items()), row.get("parameters") or {}, row["seed"]]
+        name = json.dumps([said, point], sort_keys=True, default=str)
+        found.pop(name, None)
+        found[name] = row
+    return list(found.values())
+
+
 def names_in(rows: Records, column: str) -> list[str]:
     """Return the values of a column as text, each once, in order of appearance."""
     return list(dict.fromkeys(str(row[column]) for row in rows))

@@ -64,6 +64,7 @@ class Worker:
         for job in jobs:
             began = time.perf_counter()
             model = self.model_for(job)
+            wait_for(self.device)  # what was only asked of a GPU is done when it is measured
             switched = time.perf_counter()
             rows = self.rows(job, model)
             yield Done(job, rows, time.perf_counter() - began, switched - began)
@@ -218,7 +219,26 @@ def path_between(
     drop = tuple(glob for glob in unused if fnmatch.filter(names, glob))
     # Experts may be stored in different dtypes. One that is not finite costs the cells it has a share of, no others.
     policy = Policy(drop=drop, batchnorm=batchnorm, dtype=torch.float32, allow_nonfinite=True)
-    return LivePath(model, method, files, base, policy=policy)
+    ends = [*files.values(), *([] if base is None else [base])]
+    return LivePath(model, method, files, base, policy=policy, resident=fits(model, ends))
+
+
+def fits(model: nn.Module, files: Sequence[Checkpoint]) -> bool:
+    """Tell whether a model's device has room for the endpoints besides what its answers take, once as much as itself.
+
+    On a processor the files' maps are as near as copies of them would be.
+    """
+    device = next((tensor.device for tensor in model.state_dict().values() if isinstance(tensor, torch.Tensor)), None)
+    if device is None or device.type != "cuda":
+        return True
+    free, _ = torch.cuda.mem_get_info(device)
+    return sum(file.nbytes for file in files) + max(file.nbytes for file in files) <= free
+
+
+def wait_for(device: str) -> None:
+    """Wait until a GPU has done what was asked of it."""
+    if kind_of(device) == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def keys_of(keys: Mapping[str, str], metrics: Sequence[str]) -> dict[str, str]:

@@ -9,7 +9,7 @@ from typing import Any
 from experiments.errors import StudyError
 from experiments.grid.lines import entries
 from experiments.grid.notes import read_notes as read_notes
-from experiments.grid.rows import Records, Rows, names_in, read_rows, read_scores, records, scores_path
+from experiments.grid.rows import Records, Rows, latest, names_in, read_rows, read_scores, records, scores_path
 from experiments.study.points import PRETRAINED as PRETRAINED
 from experiments.study.points import WHOLE, share_parameter
 from merge import METHODS
@@ -31,7 +31,7 @@ def open_study(folder: str | Path, study: str) -> tuple[Records, Scores]:
     """
     path = Path(folder) / "rows.jsonl"
     everything = records(read_rows(path))
-    rows = [row for row in everything if row["study"] == study]
+    rows = latest([row for row in everything if row["study"] == study])
     if not rows:
         held = ", ".join(names_in(everything, "study")) or "nothing"
         raise StudyError(f"{path} holds rows of {held}, none of {study}: run the study first, or name another folder")

@@ -16,7 +16,7 @@ from experiments.errors import StudyError
 from experiments.grid.escapes import html
 from experiments.grid.grid import ROWS, Summary
 from experiments.grid.notes import Notes, read_notes
-from experiments.grid.rows import ROW_DIGEST, Records, names_in, read_rows, read_scores, records, scores_path
+from experiments.grid.rows import ROW_DIGEST, Records, latest, names_in, read_rows, read_scores, records, scores_path
 from experiments.grid.subject import opened
 from experiments.results.search import Named, search
 from experiments.statistics.selection import (
@@ -73,9 +73,14 @@ class Results:
 
     @cached_property
     def rows(self) -> pd.DataFrame:
-        """Return the rows (`experiments.grid.rows.Row`) as a frame, `shares` a mapping, `point` in words."""
+        """Return the rows (`experiments.grid.rows.Row`) as a frame, `shares` a mapping, `point` in words.
+
+        Of rows that say the same of one point the last: `read_rows` returns also those that a changed expert, version,
+        device or precision has made old.
+        """
         found = read_rows(self.folder / ROWS)
-        return found.loc[found["study"] == self.study].reset_index(drop=True)
+        keys = {row["key"] for row in latest(records(found)) if row["study"] == self.study}
+        return found.loc[found["key"].isin(keys)].reset_index(drop=True)
 
     def scores(self, row: Mapping[Hashable, object] | pd.Series | str) -> np.ndarray:
         """Return the scores of the examples (n,) of a row, or of its key; empty where the task gave one number."""

@@ -34,7 +34,8 @@ class LivePath:
         inputs: checkpoints (paths, open ones, state dicts or modules), by name or in a list.
         base: the common ancestor, for methods that take one.
         policy: see `Policy`; with `dtype=None` values are rounded to the checkpoints' dtype, as in a file.
-        resident: keep the endpoints on the model's device; else they are read from the file's map at every `set`.
+        resident: keep the endpoints on the model's device; else they are read from the file's map at every `set`, for a
+            GPU from pinned memory.
 
     Leaving its `with` block restores the weights that the model had on entering. Infinite and NaN values are refused
     as in files, but for one short cut: sums of finite float32 endpoints within [0, 1] are not looked at again. Raises
@@ -94,7 +95,7 @@ class LivePath:
                 point = resolved.get(unit.name, {})
                 ways = {self._targets[name].data_ptr(): self._targets[name] for name in unit.names}
                 target, *others = ways.values()
-                tensors = [tensor.to(target.device) for tensor in endpoints]
+                tensors = [tensor.to(target.device, non_blocking=True) for tensor in endpoints]
                 if self._in_place(unit, target, tensors) and self._method.single(len(tensors), point) is None:
                     self._method.function(tensors, name=unit.name, out=target, **point)
                 else:
@@ -137,6 +138,8 @@ class LivePath:
         tensors = [sources[index][unit.name].detach() for index in unit.sources]
         if resident:
             tensors = [tensor.to(target.device) for tensor in tensors]
+        elif target.device.type == "cuda":  # from here a GPU fetches them while it computes
+            tensors = [tensor.pin_memory() for tensor in tensors]
         tensors = [tensor.clone() if tensor.untyped_storage().data_ptr() in own else tensor for tensor in tensors]
         for tensor in tensors:
             refuse_nonfinite(unit, nonfinite(tensor), self._recipe.policy)

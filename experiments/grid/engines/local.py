@@ -8,6 +8,8 @@ from collections.abc import Generator, Sequence
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+import torch
+
 from experiments.errors import StudyError
 from experiments.grid.children import be_child, end, shielded
 from experiments.grid.subject import Subject
@@ -46,8 +48,8 @@ def in_processes(groups: Sequence[Sequence[Job]], subject: Subject, device: str,
         waiting, finished = start.Queue(), start.Queue()
     for group in [*groups, *[None] * count]:
         waiting.put(group)
-    given = (waiting, finished, subject, device)
-    workers = [start.Process(target=_work, args=given) for _ in range(count)]
+    places = spread(device, count)
+    workers = [start.Process(target=_work, args=(waiting, finished, subject, place)) for place in places]
     try:
         with shielded():
             for worker in workers:
@@ -61,6 +63,16 @@ def in_processes(groups: Sequence[Sequence[Job]], subject: Subject, device: str,
         for channel in (waiting, finished):
             channel.cancel_join_thread()
             channel.close()
+
+
+def spread(device: str, count: int) -> list[str]:
+    """Return a device for each of some processes: "cuda" is all visible GPUs in turn, "cuda:1" that one.
+
+    >>> spread("cpu", 2)
+    ['cpu', 'cpu']
+    """
+    visible = torch.cuda.device_count() if device == "cuda" else 0
+    return [f"{device}:{number % visible}" if visible else device for number in range(count)]
 
 
 def _next(finished: Any, workers: Sequence[BaseProcess]) -> Done:

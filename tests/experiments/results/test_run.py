@@ -72,8 +72,10 @@ def test_a_second_run_evaluates_nothing_and_changes_redo_their_own(tmp_path):
     assert not CALLS
     run(replace(given, version="2"), tmp_path)
     assert len(CALLS) == 5 * 2 * 3
-    run(study(experts={"up": weights(1), "down": weights(9)}), tmp_path)
+    changed = run(study(experts={"up": weights(1), "down": weights(9)}), tmp_path)
     assert len(CALLS) == 4 * 2 * 3  # all but the expert that is the same
+    assert len(changed.rows) == len(first.rows) < len(experiments.read_rows(tmp_path / "rows.jsonl"))
+    assert changed.rows["inputs"].iloc[-1] != contents(first)[-1]["inputs"]  # what is old is not shown any more
 
 
 def test_points_and_their_tasks(tmp_path, three):
