@@ -12,6 +12,7 @@ import typer
 from merge.commands import one_of
 
 if TYPE_CHECKING:
+    from experiments.study.methods import Sweep
     from experiments.unival.setups import Setup
     from experiments.unival.studies import Choice
 
@@ -68,6 +69,14 @@ class Cells:
     points: Annotated[int | None, typer.Option(min=2, help="Points on every line, its ends included.")] = None
     only: Only = None
     kinds: Kinds = None
+    method: Annotated[
+        list[str] | None,
+        which(
+            metavar="METHOD",
+            help="How experts are merged, as ties or ties:density=0.1,0.3 (`methods` lists all); may be repeated; "
+            "default: what the study says.",
+        ),
+    ] = None
     batchnorm: Annotated[
         list[str] | None,
         which(
@@ -80,9 +89,17 @@ class Cells:
         """Return the BatchNorm policies that were given."""
         return tuple(one for text in self.batchnorm or ["average"] for one in text.split(","))
 
+    @property
+    def methods(self) -> tuple[str | Sweep, ...] | None:
+        """Return the methods that were given, with the values to try of their parameters. StudyError for no words of
+        one."""
+        from experiments.study.methods import sweep_in
+
+        return tuple(map(sweep_in, self.method)) if self.method else None
+
     def at(self, setup: str) -> Choice:
         """Make the choice at a setup. Raises StudyError for what there is not."""
         from experiments.unival.studies import Choice
 
         kinds = None if self.kinds is None else tuple(self.kinds.split(","))
-        return Choice(setup, self.split or "test", self.points, kinds, self.only, self.policies)
+        return Choice(setup, self.split or "test", self.points, kinds, self.only, self.policies, self.methods)

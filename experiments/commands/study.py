@@ -116,6 +116,8 @@ def _run_open(found: Asked, cells: Cells, engine: Engine, seeds: tuple[int, ...]
     assert study is not None
     if cells.batchnorm:
         study = replace(study, batchnorm=cells.policies)
+    if cells.methods:
+        study = replace(study, methods=cells.methods)
     wanted = cells_of(study, points=cells.points, only=cells.only, split=cells.split)
     with TemporaryDirectory() if dry_run else nullcontext(found.folder) as folder:
         options = {"seeds": seeds, "device": engine.device, "precision": engine.precision}

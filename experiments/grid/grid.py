@@ -209,8 +209,9 @@ def missing_jobs(jobs: Sequence[Job], file: Path) -> list[Job]:
 
 
 def experts_of(cells: Sequence[Cell]) -> list[Expert]:
-    """Return the experts that take part, each once."""
-    return list({expert.id: expert for cell in cells for expert in cell.point.experts.values()}.values())
+    """Return the experts that take part, and the bases of their merges, each once."""
+    points = {cell.point.id: cell.point for cell in cells}.values()
+    return list({one.id: one for point in points for one in (*point.experts.values(), *point.files.values())}.values())
 
 
 def copy_known(grid: Grid, jobs: Sequence[Job], file: Path) -> tuple[list[Job], int]:

@@ -18,7 +18,7 @@ from experiments.grid.rows import Records, Rows, is_made_of, mean_of, names_in, 
 from experiments.grid.units import Unit, unit_of
 from experiments.statistics.bootstrap import NOWHERE
 from experiments.statistics.retention import form_of, retention
-from experiments.study.points import PRETRAINED, Expert, Point, share_parameter
+from experiments.study.points import PRETRAINED, START, Expert, Point, share_parameter
 from merge import METHODS, share_label
 from unival_core.metrics import Interval
 
@@ -332,7 +332,7 @@ def recipe_of(best: Best, inputs: Mapping[str, merge.Input], *, missing: str = "
         method = "interpolate" if len(best.names) == 2 else "average"
     takes_all = method in ("interpolate", "average")  # an expert without a share counts too: the files must fit
     shares = {name: share for name, share in best.shares.items() if share or takes_all}
-    base = Expert(PRETRAINED, "", PRETRAINED) if METHODS[method].takes_base else None
+    base = START if METHODS[method].takes_base else None
     experts = {name: Expert(name, "", best.kind) for name in shares}
     point = Point(experts, shares, method, best.batchnorm, best.parameters, base)
     policy = merge.Policy(batchnorm=best.batchnorm, missing=missing)

@@ -1,13 +1,13 @@
 """What is evaluated, as data: experts, points between them, cells. Nothing here knows a model, a task or a study.
 
 >>> experts = {task: Expert(task, task, "plain") for task in ("upright", "turned")}
->>> [point.label for point in points_of(experts, line([*experts], 3))][1:]
-['1.00 turned (plain, single)', '0.50 upright + 0.50 turned (plain, interpolate)']
+>>> [merged(experts, shares).label for shares in line([*experts], 3)][1]
+'0.50 upright + 0.50 turned (plain, interpolate)'
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,6 +33,9 @@ class Expert:
     def id(self) -> str:
         """Tell experts of different kinds apart."""
         return self.kind if self.kind == PRETRAINED else f"{self.kind}/{self.name}"
+
+
+START = Expert(PRETRAINED, "", PRETRAINED)
 
 
 @dataclass(frozen=True)
@@ -131,24 +134,6 @@ def share_parameter(method: str) -> str:
         return "ratio"
     weights = parameters.get("weights")
     return "weights" if weights is not None and (weights.simplex or weights.relative) else ""
-
-
-def points_of(
-    experts: Mapping[str, Expert],
-    mixtures: Iterable[Shares],
-    policies: Sequence[str] = ("average",),
-    *,
-    ensembles: bool = False,
-) -> Iterator[Point]:
-    """Yield the experts as they are, then every mixture of two or more under every policy ("all": each there is), then
-    the ensembles of the same shares. Statistics from an expert that is not one of these are left out."""
-    merges = [shares for shares in mixtures if sum(map(bool, shares.values())) > 1]
-    every = ["average", *(f"from:{name}" for name in experts), *POLICIES[1:]]
-    yield from map(single, experts.values())
-    for policy in every if "all" in policies else [policy for policy in every if policy in policies]:
-        yield from (merged(experts, shares, policy) for shares in merges)
-    if ensembles:
-        yield from (Point(experts, shares, "ensemble") for shares in merges)
 
 
 def line(names: Sequence[str], points: int) -> list[dict[str, float]]:

@@ -15,8 +15,8 @@ from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
 from experiments.errors import StudyError
+from experiments.study.methods import Sweep, sweeps_of
 from experiments.study.points import POLICIES, PRETRAINED
-from merge import METHODS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     Source: TypeAlias = "str | Path | Input | Checkpoint | Mapping[str, Tensor] | nn.Module"
 
 Mixture = tuple[str, ...] | Mapping[str, float]
-Sweep = tuple[str, Mapping[str, Sequence[Any]]]  # a method, and the values to try of its parameters by name
 
 
 @dataclass(frozen=True)
@@ -91,9 +90,10 @@ class Study:
         pretrained: what the experts were finetuned from: the base of methods that take one, and a model of its own.
         splits: `val` is for choosing, `test` for reporting, any other is shifted data.
         mixtures: names ("a+b", or a tuple) or shares by name; by default every pair, and all where there are three or
-            more. A pair is a line of points; of three or more there is the one of equal shares.
+            more. A pair is a line of points; of three or more there is the one of equal shares, or the `simplex`.
         methods: keys of METHODS, or `(name, {parameter: [values]})`, which is tried at every combination of the values.
         points: on the line of a pair, the ends included.
+        simplex: whether mixtures of three or more have as many points along every edge, and the lattice inside.
         seeds: those of the experts to use; by default all there are.
         batchnorm: policies of merged weights: average, from:<expert>, recalibrate:mixture, recalibrate:task, or all.
         ensembles: whether models that answer with the mean of the experts' outputs stand beside every mixture; or
@@ -117,6 +117,7 @@ class Study:
     seeds: Sequence[int] | None = None
     batchnorm: Sequence[str] = ("average",)
     ensembles: bool | Callable[..., nn.Module] = False
+    simplex: bool = False
     question: str = ""
     source: str = ""
     version: str = ""
@@ -147,7 +148,7 @@ class Study:
         if self.mixtures is not None:
             given = (self.mixtures,) if isinstance(self.mixtures, (str, Mapping)) else self.mixtures
             put("mixtures", tuple(map(self._mixture, given)))
-        put("methods", tuple(map(self._sweep, (self.methods,) if isinstance(self.methods, str) else self.methods)))
+        put("methods", sweeps_of(self.methods, self.name, has_base=self.pretrained is not None))
         if isinstance(self.seeds, int):
             put("seeds", (self.seeds,))
         assert self.all_seeds
@@ -224,33 +225,6 @@ class Study:
         if len(set(mixture)) < max(2, len(mixture)):
             raise StudyError(f"study {self.name}: mixture {given!r}: name two experts or more, each once")
         return mixture
-
-    def _sweep(self, given: Any) -> Sweep:
-        method, values = (given, {}) if isinstance(given, str) else given if isinstance(given, tuple) else (given, None)
-        if method not in METHODS:
-            raise self.unknown("no method", method, METHODS)
-        entry = METHODS[method]
-        if entry.statistics:
-            raise StudyError(f"study {self.name}: {method} needs statistics of every expert: merge it to a file first")
-        if entry.takes_base and self.pretrained is None:
-            raise StudyError(f"study {self.name}: {method} starts from a base: give pretrained=")
-        if not isinstance(values, Mapping):
-            raise StudyError(
-                f"study {self.name}: method {given!r:.80}: give a name, or (name, {{parameter: [values]}})"
-            )
-        for name in values:
-            if name not in entry.parameters or name == "ratio":
-                raise self.unknown(
-                    f"{method} has no parameter to sweep", name, (n for n in entry.parameters if n != "ratio")
-                )
-        lacking = [name for name, one in entry.parameters.items() if one.required and name not in (*values, "ratio")]
-        if lacking:
-            example = f"({method!r}, {{{lacking[0]!r}: [{entry.parameters[lacking[0]].example}]}})"
-            raise StudyError(f"study {self.name}: {method} needs {lacking[0]}: give {example}")
-        listed = {name: tuple(own) if isinstance(own, (list, tuple)) else (own,) for name, own in values.items()}
-        if empty := [name for name, own in listed.items() if not own]:
-            raise StudyError(f"study {self.name}: {method} has no value of {empty[0]} to try")
-        return method, listed
 
     def _texts(self, name: str) -> tuple[str, ...]:
         given = getattr(self, name)

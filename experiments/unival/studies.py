@@ -14,14 +14,20 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from experiments.errors import StudyError
 from experiments.grid.notes import Notes
-from experiments.study.points import POLICIES, PRETRAINED, Cell, Expert, Point, line, points_of, single, together
+from experiments.study.cells import Outline, is_even
+from experiments.study.methods import Sweep, sweeps_of
+from experiments.study.points import POLICIES, START, Cell, Expert, Point, single, together
 from experiments.unival.pocket.families import families
 from experiments.unival.pocket.kinds import KINDS
 from experiments.unival.pocket.pretrainings import COMPARISONS, comparisons_of, tasks_of
 from experiments.unival.setups import SETUPS
+
+if TYPE_CHECKING:
+    from experiments.study.study import Mixture
 
 SHAPES = ("single", "uniform", "line")
 FAMILIES = families()
@@ -31,7 +37,8 @@ ALL_TASKS = {task: task for family in FAMILIES.values() for task in family}
 @dataclass(frozen=True)
 class Choice:
     """What is wanted of a study: `points` along every line (None: the study's own), `kinds` of experts (None: all),
-    `only` one mixture ("vqa+caption"), `batchnorm` policies of merged points ("all": every one)."""
+    `only` one mixture ("vqa+caption"), `batchnorm` policies of merged points ("all": every one), `methods` of merging
+    (None: the study's)."""
 
     setup: str = "pocket"
     split: str = "test"
@@ -39,6 +46,7 @@ class Choice:
     kinds: tuple[str, ...] | None = None
     only: str | None = None
     batchnorm: tuple[str, ...] = ("average",)
+    methods: tuple[str | Sweep, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.setup not in SETUPS:
@@ -82,7 +90,8 @@ class MixtureStudy(UnivalStudy):
 
     `experts` are tasks by name, each of every one of `kinds`. `shape` says which points of a mixture there are: the
     `single` experts, the `uniform` average, or a `line` of `points` along every edge between two (of three or more
-    experts a simplex). Points are evaluated on their experts' tasks; the singles and the middle (equal shares) also on
+    experts a simplex); `methods` how they are merged (`experiments.Study`), those with a base from the pretrained
+    model. Points are evaluated on their experts' tasks; the singles and the middle (equal shares) also on
     the other tasks of the experts' family, one of `families`, and with `shifts` on shifted data. Of the kinds in
     `ensembles` every merge has the prediction ensemble at the same shares beside it; the pretrained model is beside
     everything, and so are models of a whole family where `kinds` has such. Findings compare the average of experts of
@@ -93,6 +102,7 @@ class MixtureStudy(UnivalStudy):
     mixtures: tuple[tuple[str, ...], ...]
     shape: str = "line"
     points: int = 11
+    methods: tuple[str | Sweep, ...] = ("interpolate",)
     kinds: tuple[str, ...] = ("vanilla",)
     ensembles: tuple[str, ...] = ()
     families: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
@@ -109,6 +119,7 @@ class MixtureStudy(UnivalStudy):
         for what, names in strange.items():
             if names:
                 raise StudyError(f"study {self.name}: no {what} {min(names)!r}: choose of {', '.join(known[what])}")
+        sweeps_of(self.methods, self.name, has_base=True)
 
     @property
     def notes(self) -> Notes:
@@ -117,14 +128,29 @@ class MixtureStudy(UnivalStudy):
 
     def cells(self, choice: Choice) -> list[Cell]:
         """List every cell once, those of one point together; StudyError where the choice names what there is not."""
-        found: list[Cell] = []
-        for experts in self.mixtures_of(choice):
-            (kind,) = {expert.kind for expert in experts.values()}
-            shares = self.shares_of(list(experts), choice)
-            for point in points_of(experts, shares, choice.batchnorm, ensembles=kind in self.ensembles):
-                found += self.cells_of(point, [expert.task for expert in experts.values()], choice)
+        found = [cell for outline in self.outlines(choice) for cell in outline.cells()]
         whole = [kind for kind in self.kinds_of(choice) if KINDS[kind].is_whole]
         return together([*self.references(found, whole), *found])
+
+    def outlines(self, choice: Choice) -> Iterator[Outline]:
+        """Yield what is mixed of the experts of each kind."""
+        named = self.names_of(choice)
+        shaped: dict[str, list[Mixture]] = {
+            "single": [(name,) for names in named for name in names],
+            "uniform": [dict.fromkeys(names, 1 / len(names)) for names in named],
+            "line": [*named],
+        }
+        for kind in self.mixed_kinds(choice):
+            yield Outline(
+                experts={name: Expert(name, task, kind) for name, task in self.experts.items()},
+                mixtures=shaped[self.shape],
+                ask=lambda point: self.cells_of(point, named, choice),
+                points=choice.points or self.points,
+                simplex=True,
+                methods=sweeps_of(choice.methods or self.methods, self.name, has_base=True),
+                policies=choice.batchnorm,
+                ensembles=kind in self.ensembles,
+            )
 
     def kinds_of(self, choice: Choice) -> list[str]:
         """Return the kinds wanted of those that there are at the setup."""
@@ -133,30 +159,38 @@ class MixtureStudy(UnivalStudy):
             raise StudyError(f"study {self.name} has no experts {unknown[0]!r}: choose of {', '.join(self.kinds)}")
         return [kind for kind in wanted if choice.setup == "pocket" or not KINDS[kind].is_whole]
 
-    def mixtures_of(self, choice: Choice) -> list[dict[str, Expert]]:
-        """List the experts of every mixture wanted by name, of every kind apart, but for models of whole families."""
+    def mixed_kinds(self, choice: Choice) -> list[str]:
+        """Return the kinds wanted but for models of whole families."""
+        return [kind for kind in self.kinds_of(choice) if not KINDS[kind].is_whole]
+
+    def names_of(self, choice: Choice) -> list[tuple[str, ...]]:
+        """Return the experts of every mixture wanted by name."""
         found = [names for names in self.mixtures if choice.only is None or set(choice.only.split("+")) == set(names)]
         if not found:
             known = ", ".join("+".join(names) for names in self.mixtures)
             raise StudyError(f"study {self.name} has nothing of {choice.only!r}: choose one of {known}")
-        kinds = [kind for kind in self.kinds_of(choice) if not KINDS[kind].is_whole]
-        return [{name: Expert(name, self.experts[name], kind) for name in names} for names in found for kind in kinds]
+        return found
 
-    def shares_of(self, names: Sequence[str], choice: Choice) -> list[dict[str, float]]:
-        """Return the shares of every point of a mixture."""
-        if self.shape == "line":
-            return line(names, choice.points or self.points)
-        return [dict.fromkeys(names, 1 / len(names))] if self.shape == "uniform" else []
+    def mixtures_of(self, choice: Choice) -> list[dict[str, Expert]]:
+        """List the experts of every mixture wanted by name, of every kind apart, but for models of whole families."""
+        kinds = self.mixed_kinds(choice)
+        return [
+            {name: Expert(name, self.experts[name], kind) for name in names}
+            for names in self.names_of(choice)
+            for kind in kinds
+        ]
 
-    def cells_of(self, point: Point, tasks: Sequence[str], choice: Choice) -> Iterator[Cell]:
-        """Yield a point of experts of tasks on these; shifted data are for reporting, so there are none beside split
-        val."""
-        wide = len(set(point.shares.values())) == 1
-        family = next((own for own in self.families.values() if tasks[0] in own), ()) if wide else ()
-        for task in dict.fromkeys([*tasks, *family]):
-            has_shifts = self.shifts and wide and choice.split == "test"
-            for split in (choice.split, *(SETUPS[choice.setup].shifts(task) if has_shifts else ())):
-                yield Cell(point, task, split, self.metrics.get(task, ()))
+    def cells_of(self, point: Point, mixtures: Iterable[tuple[str, ...]], choice: Choice) -> Iterator[Cell]:
+        """Yield a point on the tasks of its experts, an expert as it is on those of all its mixtures; shifted data are
+        for reporting, so there are none beside split val."""
+        wide, own = is_even(point), set(point.experts)
+        for names in [names for names in mixtures if own <= {*names}] if point.method == "single" else [point.experts]:
+            tasks = [self.experts[name] for name in names]
+            family = next((one for one in self.families.values() if tasks[0] in one), ()) if wide else ()
+            for task in dict.fromkeys([*tasks, *family]):
+                has_shifts = self.shifts and wide and choice.split == "test"
+                for split in (choice.split, *(SETUPS[choice.setup].shifts(task) if has_shifts else ())):
+                    yield Cell(point, task, split, self.metrics.get(task, ()))
 
     def references(self, cells: Sequence[Cell], whole: Sequence[str]) -> Iterator[Cell]:
         """Yield the pretrained model on all that cells ask, family by family, with the models of the whole family."""
@@ -164,7 +198,7 @@ class MixtureStudy(UnivalStudy):
         known = {task for family in self.families.values() for task in family}
         rest = tuple(dict.fromkeys(task for task, _ in asked if task not in known))
         for number, (name, family) in enumerate([*self.families.items(), ("", rest)]):
-            models = [Expert(PRETRAINED, "", PRETRAINED)]
+            models = [START]
             if name:  # those of the first family are called by their kind alone
                 models += [Expert(f"{kind}-{name}" if number else kind, "+".join(family), kind) for kind in whole]
             for model in models:
@@ -195,12 +229,14 @@ class PretrainingStudy(UnivalStudy):
             raise StudyError(f"study {self.name} has comparisons, no kinds: choose --only {known}")
         if choice.only is not None and choice.only not in self.comparisons:
             raise StudyError(f"study {self.name} has nothing of {choice.only!r}: choose one of {known}")
-        wanted = {name: own for name, own in self.comparisons.items() if choice.only in (None, name)}
-        return [
-            Cell(single(Expert(name, "", "+".join(comparisons_of(name)))), task, choice.split)
-            for name, tasks in tasks_of(wanted).items()
-            for task in tasks
-        ]
+        if choice.methods is not None:
+            raise StudyError(f"study {self.name} merges nothing, by no method")
+        asked = tasks_of({name: own for name, own in self.comparisons.items() if choice.only in (None, name)})
+        return Outline(
+            experts={name: Expert(name, "", "+".join(comparisons_of(name))) for name in asked},
+            mixtures=(),
+            ask=lambda point: (Cell(point, task, choice.split) for name in point.experts for task in asked[name]),
+        ).cells()
 
 
 STUDIES: dict[str, UnivalStudy] = {

@@ -63,6 +63,19 @@ def test_from_a_dry_run_to_the_best_weights(own):
     assert rows_of(own / "rows.jsonl")["key"].tolist()[: len(rows)] == rows["key"].tolist()
 
 
+def test_methods_with_a_base_start_from_the_pretrained_model(home, tmp_path):
+    folder = copied(home, tmp_path / "home")
+    run = ("run", "tiny", folder, "--processes", "1", "--limit", "1", "--method", "ties:density=0.1,0.3")
+    assert "study tiny: 10 cells" in call(*run, "--dry-run").stdout
+    assert "12 cells evaluated" in call(*run, "--method", "arcee-fusion").stdout
+    rows = rows_of(folder / "rows.jsonl")
+    ties = rows[rows["method"] == "ties"]
+    assert [row["density"] for row in ties["parameters"]] == [0.1, 0.1, 0.3, 0.3]
+    assert set(ties["inputs"].iloc[0]) == {"vqa", "entailment", "pretrained"}
+    assert [set(row) for row in rows[rows["method"] == "arcee-fusion"]["shares"]] == [{"vqa"}, {"entailment"}]
+    assert "2 cells evaluated" in call(*run[:-1], "slerp").stdout
+
+
 def test_the_best_ratio_is_printed(tmp_path):
     job = {"study": "tiny", "experts": "vanilla", "batchnorm": "average", "metric": "accuracy", "n": 9, "seconds": 1.0}
     job |= {"seed": 0, "versions": {}, "inputs": {}, "data": ""}

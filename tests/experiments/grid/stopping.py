@@ -28,7 +28,8 @@ from experiments.grid.grid import Grid, Summary, run_cells
 from experiments.grid.notes import Notes
 from experiments.grid.rows import read_rows, read_scores
 from experiments.grid.subject import Score
-from experiments.study.points import Cell, Expert, line, points_of
+from experiments.study.cells import Outline
+from experiments.study.points import Cell, Expert
 from merge.commands.process import ending_on_signals
 
 EXPERTS = {name: Expert(name, name, "plain") for name in ("up", "down")}
@@ -91,8 +92,8 @@ def make_experts(folder: Path) -> None:
 
 def plan(experts: Path, points: int = 11) -> tuple[Grid, list[Cell]]:
     grid = Grid("numbers", OneNumber(experts), notes=Notes("Is it whole?"))
-    found = points_of(EXPERTS, line(["up", "down"], points))
-    return grid, [Cell(point, task, "test") for point in found for task in "ab"]
+    ask = lambda point: [Cell(point, task, "test") for task in "ab"]  # noqa: E731
+    return grid, Outline(experts=EXPERTS, mixtures=[("up", "down")], ask=ask, points=points).cells()
 
 
 def run(experts: Path, folder: Path) -> Summary:

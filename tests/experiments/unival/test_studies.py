@@ -144,6 +144,22 @@ def test_batchnorm_policies_are_of_merged_points():
     assert sum(point.batchnorm == "from:vqa" for point in named.values()) == 2  # pairs that hold it
 
 
+def test_any_method_of_the_engine_can_be_compared():
+    pair = {"only": "vqa+caption", "kinds": ("vanilla",), "points": 5}
+    found = points("interpolation", **pair, methods=("interpolate", ("ties", {"density": [0.1, 0.3]}), "slerp"))
+    own = [point for point in found.values() if point.method not in ("single", "ensemble")]
+    assert [point.method for point in own] == ["interpolate"] * 3 + ["ties"] * 2 + ["slerp"] * 3
+    assert [point.label for point in own if point.method == "ties"] == [
+        "0.50 vqa + 0.50 caption (vanilla, ties, density 0.1)",
+        "0.50 vqa + 0.50 caption (vanilla, ties, density 0.3)",
+    ]
+    assert {None if point.base is None else point.base.id for point in own} == {None, "pretrained"}
+    wide = {cell.task for cell in cells("interpolation", **pair, methods=("model-stock",)) if cell.point.base}
+    assert wide == set(FAMILIES["image"])
+    (alone,) = [p for p in points("ood", only="vqa", kinds=("vanilla",), methods=("arcee-fusion",)).values() if p.base]
+    assert (alone.shares, alone.method) == ({"vqa": 1.0}, "arcee-fusion")
+
+
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
@@ -153,6 +169,8 @@ def test_batchnorm_policies_are_of_merged_points():
         ({"kinds": ("fusing",)}, "has no experts 'fusing': choose of vanilla, ratatouille, joint"),
         ({"only": "vqa+audio"}, r"choose one of vqa\+caption, caption\+grounding"),
         ({"batchnorm": ("mean",)}, "no BatchNorm policy 'mean'"),
+        ({"methods": ("ties",)}, "ties needs density: give .*, as a word ties:density=0.2"),
+        ({"methods": ("mean",)}, "study interpolation: no method 'mean': choose of interpolate, average"),
     ],
 )
 def test_what_there_is_not_is_told(choice, message):
@@ -167,6 +185,8 @@ def test_points_and_experts_are_checked():
         MixtureStudy(name="own", question="?", source="", experts={"a": "vqa"}, mixtures=(("a",),), kinds=("plain",))
     with pytest.raises(StudyError, match="study own: no expert 'b': choose of a"):
         MixtureStudy(name="own", question="?", source="", experts={"a": "vqa"}, mixtures=(("a", "b"),))
+    with pytest.raises(StudyError, match="study own: no method 'sum'"):
+        MixtureStudy(name="own", question="?", source="", experts={"a": "vqa"}, mixtures=(("a",),), methods=("sum",))
     with pytest.raises(StudyError, match="no method 'sum'"):
         Point({"vqa": Expert("vqa", "vqa", "vanilla")}, {"vqa": 1.0}, "sum")
     with pytest.raises(StudyError, match="with shares of"):

@@ -1,0 +1,74 @@
+"""Methods of merging that a study tries, each with the values to try of its parameters."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from experiments.errors import StudyError
+from merge import METHODS
+
+Sweep = tuple[str, Mapping[str, Sequence[Any]]]  # a method, and the values to try of its parameters by name
+
+
+def sweeps_of(given: str | Iterable[Any], study: str, *, has_base: bool) -> tuple[Sweep, ...]:
+    """Return methods as a study tries them: keys of METHODS, or `(name, {parameter: [values]})`.
+
+    StudyError, with the study's name, for a method that there is not, that lacks what it needs, or that takes a base
+    where there is none.
+    """
+    return tuple(_sweep(one, study, has_base) for one in ((given,) if isinstance(given, str) else given))
+
+
+def sweep_in(text: str) -> str | Sweep:
+    """Read a method from a word of the command line: NAME, or NAME:PARAMETER=VALUE,VALUE with any such parts.
+
+    >>> sweep_in("ties"), sweep_in("ties:density=0.1,0.3")
+    ('ties', ('ties', {'density': [0.1, 0.3]}))
+    """
+    name, *parts = text.split(":")
+    values: dict[str, list[Any]] = {}
+    for part in parts:
+        parameter, sign, listed = part.partition("=")
+        if not sign:
+            raise StudyError(f"method {text!r}: write a parameter as {name}:{parameter or 'PARAMETER'}=VALUE,VALUE")
+        values[parameter] = [_value(one) for one in listed.split(",")]
+    return (name, values) if values else name
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _sweep(given: Any, study: str, has_base: bool) -> Sweep:
+    method, values = (given, {}) if isinstance(given, str) else given if isinstance(given, tuple) else (given, None)
+    if method not in METHODS:
+        raise _unknown(study, "no method", method, METHODS)
+    entry = METHODS[method]
+    if entry.statistics:
+        raise StudyError(f"study {study}: {method} needs statistics of every expert: merge it to a file first")
+    if entry.takes_base and not has_base:
+        raise StudyError(f"study {study}: {method} starts from a base: give pretrained=")
+    if not isinstance(values, Mapping):
+        raise StudyError(f"study {study}: method {given!r:.80}: give a name, or (name, {{parameter: [values]}})")
+    for name in values:
+        if name not in entry.parameters or name == "ratio":
+            known = (one for one in entry.parameters if one != "ratio")
+            raise _unknown(study, f"{method} has no parameter to sweep", name, known)
+    lacking = [name for name, one in entry.parameters.items() if one.required and name not in (*values, "ratio")]
+    if lacking:
+        value = entry.parameters[lacking[0]].example
+        ways = f"({method!r}, {{{lacking[0]!r}: [{value}]}}), as a word {method}:{lacking[0]}={value}"
+        raise StudyError(f"study {study}: {method} needs {lacking[0]}: give {ways}")
+    listed = {name: tuple(own) if isinstance(own, (list, tuple)) else (own,) for name, own in values.items()}
+    if empty := [name for name, own in listed.items() if not own]:
+        raise StudyError(f"study {study}: {method} has no value of {empty[0]} to try")
+    return method, listed
+
+
+def _unknown(study: str, what: str, name: object, known: Iterable[str]) -> StudyError:
+    return StudyError(f"study {study}: {what} {name!r}: choose of {', '.join(known)}")
