@@ -244,6 +244,7 @@ class Results:
 
     def _best(self, among: Candidates, on: str, method: str, batchnorm: str, *, report: bool = True) -> Best:
         check_choosing(on)
+        method = "average" if method == "interpolate" and len(among.names) > 2 else method  # as in a run
         models = [model for model in among.models if method or model.series.method != "ensemble"]
         for what, wanted in (("method", method), ("batchnorm", batchnorm)):
             known = dict.fromkeys(getattr(model.series, what) for model in models)

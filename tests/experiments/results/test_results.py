@@ -155,6 +155,24 @@ def test_saved_weights_are_those_that_were_evaluated(signs, tmp_path, which):
     signs.save_best(path, "up+down", **which, overwrite=True)
 
 
+def test_saved_weights_of_any_method_are_those_that_were_evaluated(tmp_path):
+    methods = ("interpolate", "karcher", ("dare-linear", {"density": 0.5}), "model-stock", "arcee-fusion")
+    experts = {"up": weights(1), "down": weights(2), "other": weights(3)}
+    given = study(
+        experts=experts, pretrained=weights(0), methods=methods, splits=("val", "test"), mixtures=[[*experts]]
+    )
+    results = experiments.run(given, tmp_path, progress=False)
+    assert results.mixtures == ["up+down+other"]
+    for method in results.rows["method"].drop_duplicates():
+        best = results.best("up+down+other", method=method)
+        model = make_model().eval()
+        model.load_state_dict(merge.load_checkpoint(results.save_best(tmp_path / f"{method}.pt", method=method)))
+        with torch.no_grad():
+            wanted = [float(score(model, "test").double().mean()) for score in (score_up, score_down)]
+        assert [value for value, _, _ in best.tasks.values()] == wanted, method
+    assert results.best("up+down+other", method="interpolate").method == "average"
+
+
 def test_weights_that_changed_since_are_not_merged(tmp_path):
     for name, seed in (("up", 1), ("down", 2)):
         torch.save(weights(seed), tmp_path / f"{name}.pt")
