@@ -48,6 +48,7 @@ def trained(name: str, looks: list[str], start: Path | None, steps: int) -> Path
     pixels, labels = (
         torch.tensor(np.concatenate(part)) for part in zip(*(digits(look, "train") for look in looks), strict=True)
     )
+    torch.set_num_threads(1)  # as fast for a model so small, and the same numbers everywhere
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = make_model()

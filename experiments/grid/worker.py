@@ -10,6 +10,7 @@ import time
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from typing import Any
 
@@ -75,7 +76,6 @@ class Worker:
         with numbers_of(self.device, job.precision):
             scores = self.subject.evaluate(model, job.cell)
         seconds = time.perf_counter() - began
-        versions = {"torch": version("torch"), "unival-merge": version("unival-merge")}
         found: list[tuple[Row, np.ndarray]] = []
         for metric, key in keys_of(job.keys, list(scores)).items():
             own = scores[metric]
@@ -94,7 +94,7 @@ class Worker:
                 n=own.n,
                 seconds=seconds,
                 seed=job.seed,
-                versions=versions,
+                versions=versions(),
                 inputs=job.inputs,
                 data=job.data,
                 key=key,
@@ -171,6 +171,12 @@ class Worker:
     def open(self, expert: Expert, seed: int) -> Checkpoint:
         """Return an expert's checkpoint."""
         return opened(self.subject.source(expert, seed))
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Return the versions of the packages that scores hang on; reading them takes as long as scoring a small model."""
+    return {name: version(name) for name in ("torch", "unival-merge")}
 
 
 def check_device(device: str) -> None:
