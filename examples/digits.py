@@ -6,9 +6,8 @@ weights between two of them are at the tasks of both, and how much of that hangs
 layers: averaged, or measured anew on inputs of the mixture or of the task.
 
     unival-merge study run examples/digits.py digits-study
-    unival-merge study report digits-study
 
-or `python examples/digits.py`, which prints the summary. It takes half a minute; scikit-learn is in the extra `world`.
+or `python examples/digits.py`, which prints the summary, in ten seconds; scikit-learn is in the extra `world`.
 The four models are trained once, into examples/digits-experts; without that folder they are trained again.
 """
 
