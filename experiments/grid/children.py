@@ -12,7 +12,22 @@ from collections.abc import Generator, Iterable
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+from experiments.errors import StudyError
+
 TERMINAL = {signal.SIGINT, signal.SIGHUP}  # what a terminal sends to all processes of a command
+
+
+def refuse_in_script() -> None:
+    """Raise StudyError in a process that runs a script again to learn its names, before it may start anything.
+
+    Its parent holds the folder and waits for it, so it must not wait for the folder.
+    """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):  # as multiprocessing itself tells
+        script = getattr(sys.modules.get("__mp_main__"), "__file__", None) or "the script"
+        raise StudyError(
+            f"{script} runs again in each process that it starts: put what starts the study under "
+            '`if __name__ == "__main__":`'
+        )
 
 
 @contextlib.contextmanager

@@ -24,8 +24,9 @@ import pandas as pd
 from tqdm import tqdm
 
 from experiments.errors import StudyError
+from experiments.grid.children import refuse_in_script
 from experiments.grid.notes import Notes, write_notes
-from experiments.grid.rows import ROW_DIGEST, Row, append_row, content_key, names_in, read_rows, read_scores
+from experiments.grid.rows import ROW_DIGEST, Row, append_rows, content_key, names_in, read_rows, read_scores
 from experiments.grid.subject import Subject, opened
 from experiments.grid.worker import Done, Job, keys_of, kind_of
 from experiments.study.points import Cell, Expert
@@ -33,6 +34,7 @@ from merge import alone, digest
 
 EVALUATION = 1  # to be raised when a change of the code changes scores
 ROWS = "rows.jsonl"
+SYNC = 1.0  # seconds between rows that are waited for until they are on the disk: a wait costs as much as a small cell
 
 Group = list[Job]
 Engine = Callable[[Sequence[Group], Subject, str], Generator[Done]]
@@ -149,8 +151,10 @@ class Grid:
 def run_cells(grid: Grid, cells: Sequence[Cell], folder: Path, engine: Engine, *, progress: bool = True) -> Summary:
     """Evaluate what is missing in `folder/rows.jsonl`. Stopped in any way, the next call goes on.
 
-    Two runs in one folder follow each other; the second says on stderr that it waits.
+    Two runs in one folder follow each other; the second says on stderr that it waits. StudyError where a script that
+    is not guarded by its `__name__` runs again in a process of the first.
     """
+    refuse_in_script()
     with alone(folder):
         return _run_cells(grid, cells, folder, engine, progress)
 
@@ -166,6 +170,7 @@ def _run_cells(grid: Grid, cells: Sequence[Cell], folder: Path, engine: Engine, 
     todo, summary.copied = copy_known(grid, todo, file)
     clock = Clock(file, todo)
     summary.bookkeeping = time.perf_counter() - began
+    synced = -math.inf
     layout = "{desc} {n_fmt}/{total_fmt} cells |{bar}| {elapsed}{postfix}"
     with (
         tqdm(desc=grid.study, total=len(todo), bar_format=layout, disable=not (progress and todo)) as bar,
@@ -174,8 +179,9 @@ def _run_cells(grid: Grid, cells: Sequence[Cell], folder: Path, engine: Engine, 
         bar.set_postfix_str(clock.left())
         for done in finished:
             received = time.perf_counter()
-            for row, scores in done.rows:
-                append_row(file, row, scores)
+            durable = received - synced > SYNC or len(clock.waiting) == 1
+            synced = received if durable else synced
+            append_rows(file, done.rows, durable=durable)
             summary.evaluated += 1
             if notes := [row.note for row, _ in done.rows if math.isnan(row.value)]:
                 summary.failed += 1
@@ -229,9 +235,8 @@ def copy_known(grid: Grid, jobs: Sequence[Job], file: Path) -> tuple[list[Job], 
             metrics = [row["metric"] for row in by_key.values() if is_of(row, job.cell, found)]
             twins |= dict(zip(keys_of(found, metrics).values(), keys_of(job.keys, metrics).values(), strict=True))
     scores = read_scores(file, twins) if twins else {}
-    for known, key in twins.items():
-        row = Row(**{name: value for name, value in by_key[known].items() if name != "point"})
-        append_row(file, replace(row, study=grid.study, key=key), scores[known])
+    copies = [Row(**{name: value for name, value in by_key[known].items() if name != "point"}) for known in twins]
+    append_rows(file, [(replace(row, study=grid.study, key=twins[row.key]), scores[row.key]) for row in copies])
     return left, len(jobs) - len(left)
 
 

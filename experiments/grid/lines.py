@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -43,17 +43,19 @@ def entries(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         yield number, entry
 
 
-def append_line(path: Path, line: str) -> None:
-    """Add a line durably, behind cutting off what a killed run left of a last one, with a warning.
+def append_lines(path: Path, lines: Sequence[str], *, durable: bool = True) -> None:
+    """Add lines, all or none, behind cutting off what a killed run left of a last one, with a warning.
 
-    StudyError where it cannot be written (a full disk); what there is of it is cut off again.
+    They are on the disk when this returns, or else, not `durable`, when the system sees fit: a kill loses none of them,
+    a power cut those of the last seconds. StudyError where they cannot be written (a full disk); what there is of them
+    is cut off again.
     """
     is_new = not path.exists()
     try:
         with path.open("a+b", buffering=0) as file:
             if fcntl is not None:
                 fcntl.flock(file, fcntl.LOCK_EX)
-            _append(file, path, f"{line}\n".encode())
+            _append(file, path, "".join(f"{line}\n" for line in lines).encode(), durable)
         if is_new:
             _sync_folder(path.parent)
     except OSError as error:
@@ -61,12 +63,13 @@ def append_line(path: Path, line: str) -> None:
         raise StudyError(told) from error
 
 
-def _append(file: IO[bytes], path: Path, data: bytes) -> None:
+def _append(file: IO[bytes], path: Path, data: bytes, durable: bool) -> None:
     end, rest = _end_of_whole_lines(file, path), memoryview(data)
     try:
         while rest:
             rest = rest[file.write(rest) :]
-        os.fsync(file.fileno())
+        if durable:
+            os.fsync(file.fileno())
     except BaseException:  # a signal too
         file.truncate(end)
         raise

@@ -6,7 +6,7 @@ import json
 import math
 import sys
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_args
@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from experiments.errors import StudyError
-from experiments.grid.lines import append_line, entries
+from experiments.grid.lines import append_lines, entries
 from merge import share_label
 
 ROW_DIGEST = "xxh3_128/1"  # of weights: keys of rows are made of it, so it stays what it was
@@ -103,17 +103,22 @@ def append_row(path: str | Path, row: Row, per_example: np.ndarray | None = None
     When this returns both are on the disk. A kill in between loses at most this row; what a torn write left at the
     end of a file is cut off by the next append, with a warning.
     """
+    append_rows(path, [(row, per_example)])
+
+
+def append_rows(path: str | Path, rows: Sequence[tuple[Row, np.ndarray | None]], *, durable: bool = True) -> None:
+    """Add several rows as `append_row` does one, all of them or none, waiting for the disk as for one.
+
+    Not `durable` it waits for their scores only: then a power cut loses rows of the last seconds, and never leaves one
+    without its scores.
+    """
     path = Path(path)
-    entry = asdict(row)
-    for name in _MAY_BE_MISSING:
-        entry[name] = None if math.isnan(entry[name]) else entry[name]
-    try:
-        line = json.dumps(entry, ensure_ascii=False, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise StudyError(f"row {row.key} cannot be written as JSON ({error}): use plain finite values") from error
-    if per_example is not None:  # first, so that no row ever stands without its scores
-        append_line(scores_path(path), json.dumps({"key": row.key, **_packed(per_example)}))
-    append_line(path, line)
+    scores = [json.dumps({"key": row.key, **_packed(own)}) for row, own in rows if own is not None]
+    lines = [_line(row) for row, _ in rows]
+    if scores:  # first, so that no row ever stands without its scores
+        append_lines(scores_path(path), scores)
+    if lines:
+        append_lines(path, lines, durable=durable)
 
 
 def read_rows(path: str | Path) -> pd.DataFrame:
@@ -204,6 +209,17 @@ def is_made_of(row: Mapping[str, Any], experts: Iterable[str]) -> bool:
 def mean_of(rows: Records, column: str) -> float:
     """Return the mean of a column of numbers."""
     return float(np.mean([row[column] for row in rows]))
+
+
+def _line(row: Row) -> str:
+    """A row as JSON, which has no NaN."""
+    entry = asdict(row)
+    for name in _MAY_BE_MISSING:
+        entry[name] = None if math.isnan(entry[name]) else entry[name]
+    try:
+        return json.dumps(entry, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise StudyError(f"row {row.key} cannot be written as JSON ({error}): use plain finite values") from error
 
 
 def _row(entry: dict[str, Any], place: str) -> Row:

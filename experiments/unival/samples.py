@@ -20,7 +20,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from experiments.errors import StudyError
-from experiments.grid.lines import append_line
+from experiments.grid.lines import append_lines
 from experiments.grid.rows import ROW_DIGEST, Records
 from experiments.grid.worker import Job, Worker
 from experiments.pages.views import (
@@ -95,7 +95,7 @@ def write_samples(
         for (number, example), answer in zip(found, said, strict=True)
     ]
     line = {name: row[name] for name in FIELDS} | {"samples": samples}
-    append_line(Path(folder) / "samples.jsonl", json.dumps(line, ensure_ascii=False, allow_nan=False))
+    append_lines(Path(folder) / "samples.jsonl", [json.dumps(line, ensure_ascii=False, allow_nan=False)])
     return samples
 
 

@@ -82,7 +82,7 @@ def _next(finished: Any, workers: Sequence[BaseProcess]) -> Done:
         except queue.Empty:
             if dead := [worker for worker in workers if worker.exitcode]:
                 raise StudyError(
-                    f"a worker died (exit code {dead[0].exitcode}; -9 is mostly too little memory): "
+                    f"a worker died (exit code {dead[0].exitcode}; -9 is mostly too little memory, 1 tells why above): "
                     "the same command goes on, with fewer --processes if need be"
                 ) from None
             continue

@@ -113,6 +113,8 @@ def child(experts: Path, folder: Path, size: int | None) -> None:
         code = 0
     except SystemExit as stop:
         code = int(stop.code or 0)
+    except KeyboardInterrupt:  # before the command had its handlers
+        code = 128 + signal.SIGINT
     except StudyError as error:
         code = FULL if "File too large" in str(error) else 3
     finally:

@@ -3,6 +3,7 @@
 import doctest
 import json
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 
 from experiments.errors import StudyError
 from experiments.grid import rows as results
-from experiments.grid.rows import Row, append_row, content_key, read_rows, read_scores
+from experiments.grid.rows import Row, append_row, append_rows, content_key, read_rows, read_scores
 from merge import share_label
 from tests import ROOT
 
@@ -42,6 +43,22 @@ ROW = Row(
 
 def numbered(index):
     return replace(ROW, key=f"k{index}", value=index / 100)
+
+
+def test_rows_of_a_cell_wait_for_the_disk_together(tmp_path, monkeypatch):
+    """All of them or none, and scores first, whenever the power goes."""
+    path, waited = tmp_path / "rows.jsonl", []
+    monkeypatch.setattr("os.fsync", lambda file: waited.append(os.readlink(f"/proc/self/fd/{file}")))
+    several = [(numbered(index), np.zeros(3)) for index in range(4)]
+    append_rows(path, several)
+    assert waited == [f"{tmp_path / 'rows.scores.jsonl'}", f"{tmp_path}", f"{path}", f"{tmp_path}"]
+    waited.clear()
+    append_rows(path, [(numbered(4), np.zeros(3))], durable=False)
+    assert waited == [f"{tmp_path / 'rows.scores.jsonl'}"]
+    with pytest.raises(StudyError, match="row k6 cannot be written"):
+        append_rows(path, [(numbered(5), None), (replace(ROW, key="k6", parameters={"x": math.inf}), None)])
+    assert read_rows(path)["key"].tolist() == [f"k{index}" for index in range(5)]
+    assert set(read_scores(path)) == {f"k{index}" for index in range(5)}
 
 
 def test_rows_come_back_as_they_were(tmp_path):

@@ -45,6 +45,25 @@ def test_stopped_at_random_it_always_goes_on(tmp_path: Path) -> None:
     assert set(result["left"]) == FILES
 
 
+def test_a_script_without_a_guard_is_told_to_have_one(tmp_path: Path) -> None:
+    """Its workers run it again, and would wait for the folder that it holds, and it for them."""
+    make_experts(tmp_path / "experts")
+    script = tmp_path / "go.py"
+    script.write_text(
+        "import sys; from pathlib import Path; from functools import partial\n"
+        f"sys.path[:0] = [{str(ROOT)!r}]\n"
+        "from tests.experiments.grid.stopping import evaluate, plan, run_cells\n"
+        f"grid, cells = plan(Path({str(tmp_path / 'experts')!r}), 3)\n"
+        f"run_cells(grid, cells, Path({str(tmp_path / 'rows')!r}), partial(evaluate, processes=2), progress=False)\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 1
+    assert f"{script} runs again in each process that it starts: put what starts the study under `if __name__ ==" in (
+        done.stderr
+    )
+    assert done.stderr.splitlines()[-1].startswith("experiments.errors.StudyError: a worker died (exit code 1; ")
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
 def test_no_worker_outlives_its_run(tmp_path: Path, number: signal.Signals) -> None:
     """Two workers in the middle of a cell that would take a minute. A terminal that goes tells all processes of it."""
