@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from experiments.errors import StudyError
-from experiments.grid.escapes import html
+from experiments.grid.escapes import html, one_line
 from experiments.grid.grid import ROWS, Summary
 from experiments.grid.notes import Notes, read_notes
 from experiments.grid.rows import ROW_DIGEST, Records, latest, names_in, read_rows, read_scores, records, scores_path
@@ -62,7 +62,7 @@ class Results:
         told = self.rows
         parts = [f"{len(told)} rows", f"mixtures {', '.join(self.mixtures) or 'none'}"]
         parts += [f"{name}s {', '.join(names_in(self._records, name))}" for name in ("task", "split", "seed")]
-        return f"<Results of {self.study} in {self.folder}: {'; '.join(parts)}>"
+        return one_line(f"<Results of {self.study} in {self.folder}: {'; '.join(parts)}>")
 
     def _repr_html_(self) -> str:
         """Show the summary and one figure."""

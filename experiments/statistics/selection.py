@@ -13,7 +13,7 @@ import numpy as np
 
 import merge
 from experiments.errors import StudyError
-from experiments.grid.escapes import file_stem, html
+from experiments.grid.escapes import file_stem, html, one_line
 from experiments.grid.rows import Records, Rows, is_made_of, mean_of, names_in, records
 from experiments.grid.units import Unit, unit_of
 from experiments.statistics.bootstrap import NOWHERE
@@ -147,7 +147,7 @@ class Best:
     units: Mapping[tuple[str, str], Unit] = field(default_factory=dict[tuple[str, str], Unit])
 
     def __repr__(self) -> str:
-        return f"<Best: {self}>"
+        return one_line(f"<Best: {self}>")
 
     def _repr_html_(self) -> str:
         body = "".join(f"<tr><th>{html(name)}</th><td>{html(score)}</td></tr>" for name, score in self._scores())

@@ -17,6 +17,7 @@ from experiments.grid.rows import Row, append_row
 from experiments.statistics.bootstrap import resampled_means
 from experiments.study.points import PRETRAINED
 from tests.experiments.made_study import make_model, score_both, score_down, score_up, study, weights
+from tests.experiments.study_rows import write_study
 
 
 @pytest.fixture(scope="module")
@@ -340,3 +341,42 @@ def test_draws_of_a_corpus_metric_lie_around_its_value(tmp_path):
     assert own["retention"].tolist() == pytest.approx([0.75, 0.75, 0.75])
     assert (own["lo"] < 0.75).all()
     assert (own["hi"] > 0.75).all()
+
+
+def test_kinds_of_experts_do_not_compete(tmp_path):
+    """What an expert of one kind keeps is no measure of what one of another does."""
+    for split in ("val", "test"):
+        write_study(tmp_path, "interpolation", split=split, only="vqa+caption", kinds=("vanilla", "ratatouille"))
+    results = experiments.open_results(tmp_path)
+    with pytest.raises(StudyError, match=r"vqa\+caption is mixed of experts of several kinds: choose kind= of vanilla"):
+        results.best("vqa+caption")
+    assert [one.kind for one in results.best()] == ["vanilla", "ratatouille"]
+    best = results.best("caption+vqa", kind="ratatouille")
+    assert (best.shares, best.inputs.keys()) == ({"vqa": 0.5, "caption": 0.5}, {0})
+    assert str(best).startswith("vqa+caption, ratatouille: 0.50 vqa + 0.50 caption; joint ")
+    assert set(results.summary()["experts"]) == {"vanilla", "ratatouille"}
+    assert "interpolate" in set(results.summary()["method"])
+    assert "ensemble" in set(results.summary()["method"])
+    assert "ensemble" not in {one.method for one in results.best()}
+
+
+def test_rewards_are_own_tasks_of_the_experts_that_they_are_named_after(tmp_path):
+    for split in ("val", "test"):
+        write_study(tmp_path, "rewarded-soups", split=split)
+    results = experiments.open_results(tmp_path)
+    own = results.summary().query("mixture == 'small+medium+large' and method == 'average'")
+    assert own["metric"].tolist() == ["Acc@0.5 small", "Acc@0.5 medium", "Acc@0.5 large", ""]
+    assert len(results.best("large+medium+small").tasks) == 3
+
+
+def test_names_that_rows_hold_do_no_harm(tmp_path):
+    rows = both([(0.8, 0.1), (0.1, 0.8), (0.6, 0.6), (0.1, 0.1)])
+    bad = {"a": "<b>a\n", "b": "b\x1b[31m"}
+    for one in rows:
+        shares = {bad.get(name, name): share for name, share in one.shares.items()}
+        append_row(tmp_path / "rows.jsonl", dataclasses.replace(one, shares=shares, task=bad[one.task]), np.empty(0))
+    results = experiments.open_results(tmp_path)
+    for text in (repr(results), repr(results.best()[0])):
+        assert text.isprintable()
+    assert "<b>" not in results._repr_html_()
+    assert "<b>" not in results.best()[0]._repr_html_()
