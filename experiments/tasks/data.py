@@ -31,6 +31,8 @@ class Scored:
                 f"{self.name}: give data by name of a split, as {{'val': ..., 'test': ...}}, or a function of that "
                 f"name; this is a {type(self.data).__name__}"
             )
+        if (size := getattr(self, "batch_size", 1)) < 1:
+            raise StudyError(f"{self.name}: batch_size={size!r}: give 1 or more")
 
     def of(self, split: str) -> Any:
         """Return the data of a split."""
@@ -41,8 +43,14 @@ class Scored:
         return self.data[split]
 
     def digest(self, split: str) -> str:
-        """Return what tells these data from others (see `digest_of`): where it changes, rows are evaluated again."""
-        return digest_of(self.of(split))
+        """Return what tells these data and options from others (`digest_of`): where it changes, rows are evaluated
+        again."""
+        return digest_of([self.of(split), *self.options])
+
+    @property
+    def options(self) -> list[Any]:
+        """Return what scores depend on besides the data."""
+        return []
 
 
 def digest_of(data: Any) -> str:

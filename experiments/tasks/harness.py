@@ -136,10 +136,11 @@ class Harnessed(Scored):
 
     def digest(self, split: str) -> str:
         """Return what tells the tasks, with the documents that are asked, from others."""
-        parts: list[Any] = [self.limit, imported("lm_eval").__version__]
+        parts: list[Any] = [self.limit, self.metric, imported("lm_eval").__version__]
         for task in self.tasks(split):
             documents = itertools.islice(task.eval_docs, self.limit)
-            parts.append(json.dumps([task.dump_config(), *documents], default=_named, sort_keys=True))
+            text = json.dumps([task.dump_config(), *documents], default=_named, sort_keys=True)
+            parts += [text, self.tokenizer if isinstance(self.tokenizer, str) else self.tokenizer.encode(text[-2000:])]
         return digest_of(parts)
 
 

@@ -13,7 +13,7 @@ from torch.nn import functional
 from experiments.errors import StudyError
 from experiments.grid.modules import answer, placed
 from experiments.study.study import Task
-from experiments.tasks.data import Data, Scored, batches_of, halves, logits_of
+from experiments.tasks.data import Data, Scored, batches_of, digest_of, halves, logits_of
 
 METRICS = {"accuracy": ("", True), "nll": ("nats", False)}  # unit, whether higher is better
 IGNORED = -100  # the label of positions that do not count, as in torch's losses
@@ -58,6 +58,11 @@ class Classified(Scored):
     batch_size: int
     metrics: tuple[str, ...]
 
+    @property
+    def options(self) -> list[Any]:
+        """Return the metrics."""
+        return [self.metrics]
+
     def __call__(self, model: nn.Module, split: str) -> dict[str, list[float]]:
         """Return the scores of every example by metric."""
         found: dict[str, list[float]] = {name: [] for name in self.metrics}
@@ -83,7 +88,7 @@ class Inputs:
 
     def digest(self) -> str:
         """Return what tells these inputs from others."""
-        return self.score.digest("train")
+        return digest_of(self.score.of("train"))
 
 
 def marked(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from experiments.errors import StudyError
 from experiments.study.study import Task
-from experiments.tasks.data import Data, Scored, logits_of
+from experiments.tasks.data import Data, Scored, digest_of, logits_of
 
 METRIC, UNIT = "nll", "nats per token"
 
@@ -32,6 +32,8 @@ def perplexity(
 
     Raises StudyError for a text of fewer than two tokens.
     """
+    if max_length is not None and max_length < 2:
+        raise StudyError(f"perplexity: max_length={max_length!r}: give 2 or more, one token foretells the other")
     score = Foretold("perplexity", texts, tokenizer, max_length, batch_size)
     return Task(score, expert=expert, metric=METRIC, unit=UNIT, higher_is_better=False)
 
@@ -46,8 +48,7 @@ class Foretold(Scored):
 
     def __call__(self, model: nn.Module, split: str) -> list[float]:
         """Return nats per token of every text."""
-        texts = [self.tokens(text, f"text {place} of {split}") for place, text in enumerate(self.of(split))]
-        limit = self.max_length or getattr(getattr(model, "config", None), "max_position_embeddings", None)
+        texts, limit = self.numbers(split), self.max_length or longest_of(model)
         parts = [(place, *window) for place, text in enumerate(texts) for window in windows(text, limit)]
         parts.sort(key=lambda part: len(part[1]))  # texts of one length together leave little to fill
         sums = torch.zeros(len(texts), dtype=torch.float64)
@@ -57,6 +58,14 @@ class Foretold(Scored):
                 sums[place] += own
         return [float(total) / (len(text) - 1) for total, text in zip(sums, texts, strict=True)]
 
+    def digest(self, split: str) -> str:
+        """Return what tells these texts, as the tokenizer reads them, from others."""
+        return digest_of([self.numbers(split), self.max_length])
+
+    def numbers(self, split: str) -> list[list[int]]:
+        """Return the numbers of the tokens of every text."""
+        return [self.tokens(text, f"text {place} of {split}") for place, text in enumerate(self.of(split))]
+
     def tokens(self, text: str, name: str) -> list[int]:
         """Return the numbers of a text's tokens."""
         encode = getattr(self.tokenizer, "encode", self.tokenizer)
@@ -65,6 +74,13 @@ class Foretold(Scored):
         if len(numbers) < 2:
             raise StudyError(f"{name} ({text!r:.40}) has {len(numbers)} tokens: there is none to foretell")
         return numbers
+
+
+def longest_of(model: nn.Module) -> int | None:
+    """Return how many tokens a model reads, as its configuration, or that of the first one inside, says."""
+    configs = [getattr(one, "config", None) for one in model.modules()]
+    found = [getattr(one, "max_position_embeddings", None) for one in configs]
+    return next((limit for limit in found if limit is not None), None)
 
 
 def windows(tokens: Sequence[int], limit: int | None) -> list[tuple[Sequence[int], int]]:

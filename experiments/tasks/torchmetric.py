@@ -58,6 +58,14 @@ class Measured(Scored):
     batch_size: int
     output: Callable[[Any], Any] | None
 
+    @property
+    def options(self) -> list[Any]:
+        """Return the metrics, each with what it was made with."""
+        metric = copy.deepcopy(self.metric)
+        metric.reset()
+        members = dict(metric.items()) if hasattr(metric, "items") else {self.metric_name: metric}
+        return [[name, type(one).__name__, made_with(one)] for name, one in members.items()]
+
     def __call__(self, model: nn.Module, split: str) -> dict[str, float]:
         """Return a number by name of a metric."""
         device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
@@ -74,3 +82,11 @@ class Measured(Scored):
             if torch.as_tensor(value).numel() != 1:
                 raise StudyError(f"{name} computes {torch.as_tensor(value).numel()} numbers: choose an average of them")
         return {name: float(value) for name, value in named.items()}
+
+
+def made_with(metric: Any) -> dict[str, Any]:
+    """Return the plain values that a metric holds under public names."""
+    plain = (bool, int, float, str, type(None))
+    return {
+        name: value for name, value in vars(metric).items() if isinstance(value, plain) and not name.startswith("_")
+    }

@@ -51,6 +51,8 @@ def test_changed_data_redo_their_rows_and_no_others(tmp_path):
     given = {"val": (inputs("val"), [0, 1] * 20), "test": (inputs("test"), [0, 1] * 20)}
     assert run(made(classification(given), splits=splits), tmp_path).ran.evaluated == 6
     assert run(made(classification(dict(given)), splits=splits), tmp_path).ran.evaluated == 0
+    more = classification(given, metrics=("accuracy", "nll"))
+    assert len(run(made(more, splits=splits), tmp_path).rows.query("metric == 'nll'")) == 6
     given["test"] = (inputs("test"), [1, 0] * 20)
     assert run(made(classification(given), splits=splits), tmp_path).ran.evaluated == 3
 
@@ -101,3 +103,5 @@ def test_the_door_and_unknown_metrics():
     assert experiments.tasks.classification is classification
     with pytest.raises(StudyError, match="no metric 'f1': choose of accuracy, nll"):
         classification({}, metrics="f1")
+    with pytest.raises(StudyError, match="classification: batch_size=0: give 1 or more"):
+        classification(data(), batch_size=0)

@@ -10,7 +10,7 @@ from torch import nn
 
 from experiments import StudyError
 from experiments.tasks import perplexity
-from experiments.tasks.texts import windows
+from experiments.tasks.texts import longest_of, windows
 
 
 def letters(text):
@@ -86,6 +86,9 @@ def test_outputs_with_logits_tokenizers_and_digests():
     task = pickle.loads(pickle.dumps(perplexity({"test": TEXTS}, letters)))
     assert task.score.digest("test") == perplexity({"test": [*TEXTS]}, letters).score.digest("test")
     assert task.score.digest("test") != perplexity({"test": TEXTS[1:]}, letters).score.digest("test")
+    assert task.score.digest("test") != perplexity({"test": TEXTS}, letters, max_length=3).score.digest("test")
+    capitals = perplexity({"test": TEXTS}, lambda text: [0, *letters(text)])
+    assert task.score.digest("test") != capitals.score.digest("test")
 
 
 def test_what_cannot_be_foretold_is_one_line():
@@ -93,3 +96,12 @@ def test_what_cannot_be_foretold_is_one_line():
         perplexity({"test": ["ab", "b"]}, letters).score(Bigram(), "test")
     with pytest.raises(StudyError, match=r"logits of shape \[1, 5\] for tokens \[1, 5\]"):
         perplexity({"test": ["hello"]}, letters).score(nn.Identity(), "test")
+    with pytest.raises(StudyError, match="perplexity: max_length=1: give 2 or more"):
+        perplexity({"test": ["ab"]}, letters, max_length=1)
+
+
+def test_the_limit_of_a_model_inside_another_one():
+    model = nn.Sequential(Bigram())
+    assert longest_of(model) is None
+    model[0].config = type("Config", (), {"max_position_embeddings": 4})
+    assert longest_of(model) == 4
