@@ -32,7 +32,7 @@ def plot(
     from experiments.pages.views import open_study
 
     found = asked(words)
-    drawn, missing = draw(open_study(found.folder, found.name)[0])
+    drawn, missing = draw(*open_study(found.folder, found.name))
     if not drawn and not missing:
         raise StudyError(
             f"{found.folder}: nothing to draw of {found.name}: its rows have no points between experts, no averages "

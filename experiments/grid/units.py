@@ -47,6 +47,9 @@ class Unit(NamedTuple):
         return int(found.argmax() if self.rises else found.argmin())
 
 
+SHARES = Unit(100.0, "%")  # of 1
+
+
 def unit_of(rows: Records) -> Unit:
     """Return the unit of rows of one metric.
 
@@ -58,5 +61,5 @@ def unit_of(rows: Records) -> Unit:
     if name == TIMES_100 or (not name and any(word in first["metric"].lower() for word in _TOLD_TIMES_100)):
         return Unit(100.0, TIMES_100, rises)
     if not name and rises and all(0 <= value <= 1 for value in values):
-        return Unit(100.0, "%", rises)
+        return SHARES
     return Unit(1.0, name, rises)

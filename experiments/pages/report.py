@@ -62,7 +62,7 @@ def write_report(
         "findings": _findings(findings(rows, scores, notes.contender)),
         "explorer": "" if pairs_of(rows) else " hidden",
         "figures": _figures(
-            *(drawn or figures.draw(rows)),
+            *(drawn or figures.draw(rows, scores)),
             command_line("plot", study, folder, "-o", "FIGURES"),
         ),
         "tables": "\n".join(

@@ -6,10 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from experiments.errors import StudyError
 from experiments.grid.lines import entries
 from experiments.grid.notes import read_notes as read_notes
 from experiments.grid.rows import Records, Rows, latest, names_in, read_rows, read_scores, records, scores_path
+from experiments.grid.units import SHARES, unit_of
+from experiments.statistics.bootstrap import interval, resampled_means
 from experiments.study.points import PRETRAINED as PRETRAINED
 from experiments.study.points import WHOLE, share_parameter
 from merge import METHODS
@@ -193,6 +197,45 @@ def with_series(rows: Records, *, policies: bool = True) -> Records:
 def is_merged(row: Mapping[str, Any]) -> bool:
     """Tell whether a row is of merged weights, under a BatchNorm policy."""
     return row["method"] not in WHOLE
+
+
+def with_intervals(rows: Records, scores: Mapping[str, np.ndarray]) -> Records:
+    """Put in place of each seed's interval of a model of several seeds that of their mean (`bootstrap.interval`), and
+    say in `interval` what it is over: "seeds and examples", or "seeds" where examples have no scores.
+
+    `scores` are those of examples by row key. Rows of one seed keep the interval of their examples.
+    """
+    columns: dict[tuple[str, ...], Records] = {}
+    for row in rows:
+        columns.setdefault((row["task"], row["split"], row["metric"]), []).append(row)
+    found: dict[int, dict[str, Any]] = {}
+    for column in columns.values():
+        models: dict[tuple[Any, ...], Records] = {}
+        for row in column:
+            place = row["point"], row["experts"], method_words(row), row["batchnorm"]
+            models.setdefault(place, []).append(row)
+        several = [own for own in models.values() if len({row["seed"] for row in own}) == len(own) > 1]
+        draws = _draws([row["key"] for own in several for row in own], scores)
+        for own in several:
+            drawn = [draws[row["key"]] for row in own if row["key"] in draws]
+            table = np.stack(drawn, axis=1) if len(drawn) == len(own) else None
+            bounds = interval([row["value"] for row in own], table)
+            lo, hi = np.clip(bounds, 0, 1).tolist() if unit_of(column) == SHARES else bounds
+            over = "seeds" if table is None else "seeds and examples"
+            found |= {id(row): {**row, "lo": lo, "hi": hi, "interval": over} for row in own}
+    return [found.get(id(row), row) for row in rows]
+
+
+def _draws(keys: Sequence[str], scores: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return by row key the means of scores on examples drawn anew, the same ones for all rows that have as many."""
+    sizes: dict[int, list[str]] = {}
+    for key in keys:
+        if len(scores.get(key, ())):
+            sizes.setdefault(len(scores[key]), []).append(key)
+    found: dict[str, np.ndarray] = {}
+    for own in sizes.values():
+        found |= zip(own, resampled_means([scores[key] for key in own]).T, strict=True)
+    return found
 
 
 def policies_of(rows: Records) -> list[str]:

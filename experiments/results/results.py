@@ -295,7 +295,7 @@ class Results:
 
         rows = with_owners(self._records, self.notes.tasks)
         own = [row for row in rows if names is None or set(experts_of(row)) <= {*names, PRETRAINED}]
-        return [one for one in draw(own)[0] if not kinds or one.stem.startswith(tuple(kinds))]
+        return [one for one in draw(own, self._examples)[0] if not kinds or one.stem.startswith(tuple(kinds))]
 
 
 def open_results(

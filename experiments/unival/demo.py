@@ -79,7 +79,7 @@ def write_pages(folder: Path, study: str, command: str) -> Iterator[str]:
     pages = folder / study
     pages.mkdir(exist_ok=True)
     yield f"{study}: {notes.question}"
-    drawn = draw(rows)
+    drawn = draw(rows, scores)
     for one in drawn[0]:
         yield f"  {save(one.figure, pages / one.stem)[0]}"
     table = pages / "tables.md"

@@ -5,7 +5,7 @@
 
 Every function that draws takes a frame of `read_rows`, filtered as you like, or a list of such rows. Scores are drawn
 in the unit of their metric (`experiments.grid.units`), an axis a metric. Lines of several training seeds are their
-mean: small dots show the seeds, and the band is the mean 95 % interval, which is evaluation noise only. `by` names the
+mean: small dots show the seeds, and the legend says what the band is. `by` names the
 column whose values are the series; a column of your own (`rows.assign(series=...)`) does too. Without it they are how
 the models were made. Single models that lie on no line (`levels`: pretrained, joint) are found by name.
 """
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.errors import StudyError
@@ -50,6 +51,7 @@ from experiments.pages.views import (
     shifted_splits,
     tasks_of,
     weights_only,
+    with_intervals,
     with_owners,
     with_series,
 )
@@ -86,16 +88,23 @@ class Drawn(NamedTuple):
 
 
 def draw(
-    rows: Rows, tasks: Mapping[str, str] | None = None, *, also: Sequence[str] = ()
+    rows: Rows,
+    scores: Mapping[str, np.ndarray] | None = None,
+    *,
+    tasks: Mapping[str, str] | None = None,
+    also: Sequence[str] = (),
 ) -> tuple[list[Drawn], list[str]]:
     """Draw every figure that the shape of a study's rows allows; one line for each that lacks rows.
 
-    `tasks` says whose own each task is (`Notes.tasks`), where the rows do not (`open_study`); without it experts own
-    the tasks of their names. `also` names optional kinds to draw.
+    With the `scores` of examples by row key (`read_scores`) the intervals of models of several seeds are over seeds and
+    examples; without them they are the mean of the seeds', evaluation noise only. `tasks` says whose own each task is
+    (`Notes.tasks`), where the rows do not (`open_study`); without it experts own the tasks of their names. `also` names
+    optional kinds to draw.
     """
     if unknown := [name for name in also if name not in FIGURES]:
         raise StudyError(f"no figure {unknown[0]!r}: choose one of {', '.join(FIGURES)}")
     found = with_series(main_metrics(with_owners(rows, tasks) if tasks else rows), policies=False)
+    found = found if scores is None else with_intervals(found, scores)
     styles = _styles(found)
     wanted = [
         (name, *one)

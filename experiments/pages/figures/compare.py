@@ -1,6 +1,6 @@
 """Models beside each other on all tasks: what they keep of the experts, and their scores with intervals."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -19,6 +19,7 @@ from experiments.pages.figures.style import (
     SMALL,
     TEXT,
     Styles,
+    intervals_of,
     legend_below,
     level,
     seeds_of,
@@ -31,6 +32,7 @@ from experiments.pages.views import experts_of, is_single, reported_split, shift
 from experiments.statistics.retention import GAIN
 
 _COLOURS = "PuOr"  # told apart by every kind of colour blindness, and on paper by the numbers
+_MEAN = "mean of framed"
 _MOST = 1.0  # how far from 1 colours differ
 
 
@@ -42,14 +44,22 @@ def retention_map(rows: Records, models: Sequence[Model]) -> Figure:
     """
     split = reported_split(rows)
     tasks = names_in(rows, "task")
-    wanted = [(split, task, [split]) for task in tasks]
-    wanted += [("shifted data", task, splits) for task in tasks if (splits := shifted_splits(rows, task))]
-    measured = {(group, task): kept_on(models, rows, task, splits) for group, task, splits in wanted}
-    measured = {place: own for place, own in measured.items() if np.isfinite(own[0]).any()}
+    groups = {split: {task: [split] for task in tasks}}
+    groups["shifted data"] = {task: shifted_splits(rows, task) for task in tasks if shifted_splits(rows, task)}
+    owners = {row["task"]: row["owner"] for row in rows}
+    measured: dict[tuple[str, str], tuple[np.ndarray, str]] = {}
+    for group, wanted in groups.items():
+        own = {task: kept_on(models, rows, task, splits) for task, splits in wanted.items()}
+        own = {task: kept for task, kept in own.items() if np.isfinite(kept[0]).any()}
+        measured |= {(group, task): kept for task, kept in own.items()}
+        if len(own) > 1:
+            measured[group, _MEAN] = _mean_of_own({task: kept for task, (kept, _) in own.items()}, models, owners), ""
     if not measured:
         raise StudyError("no task has an expert of its own whose score says anything, so nothing can be kept")
     columns, table = [*measured], np.array([values for values, _ in measured.values()]).T
-    figure = Figure(figsize=(2.6 + 0.85 * len(columns), 1.5 + 0.34 * len(models)), layout="constrained")
+    longest = min(max(len(word) for task in tasks for word in [*shown(task).split(), "framed"]), 12)
+    width = 0.25 + 0.07 * longest  # of a column, inches
+    figure = Figure(figsize=(2.6 + width * len(columns), 1.5 + 0.34 * len(models)), layout="constrained")
     axis = figure.subplots()
     far = min(_MOST, max(0.05, float(np.nanmax(np.abs(table - 1)))))
     drawn = axis.imshow(table, cmap=_COLOURS, norm=TwoSlopeNorm(1, 1 - far, 1 + far), aspect="auto")
@@ -58,7 +68,7 @@ def retention_map(rows: Records, models: Sequence[Model]) -> Figure:
             ink = "white" if abs(value - 1) > 0.6 * far else "black"
             axis.text(j, i, f"{100 * value:.0f}", ha="center", va="center", fontsize=TEXT, color=ink)
     _frame_own(axis, rows, models, [task for _, task in columns])
-    _name_cells(axis, models, columns)
+    _name_cells(axis, models, columns, width)
     if len(models) > 2:
         _add_bar(figure, axis, drawn, table)
     gains = list(dict.fromkeys(task for (_, task), (_, how) in measured.items() if how == GAIN))
@@ -73,6 +83,12 @@ def retention_map(rows: Records, models: Sequence[Model]) -> Figure:
         )
     legend_below(figure, [], title=title)
     return figure
+
+
+def _mean_of_own(kept: Mapping[str, np.ndarray], models: Sequence[Model], owners: Mapping[str, str]) -> np.ndarray:
+    """Return the mean over the tasks of each model's own experts, NaN where one is missing or there are none."""
+    own = [[kept[task][i] for task in kept if owners[task] in model.experts] for i, model in enumerate(models)]
+    return np.array([np.mean(values) if values else np.nan for values in own])
 
 
 def _add_bar(figure: Figure, axis: Axes, drawn: AxesImage, table: np.ndarray) -> None:
@@ -141,7 +157,8 @@ def _draw_dots(axis: Axes, rows: Records, unit: Unit, models: Sequence[Model], l
         if np.isfinite([lo, hi]).all():
             axis.plot([lo, hi], [place, place], color=style.color, lw=1.1, solid_capstyle="butt")
         face = "white" if is_single(own[0]) else style.color
-        axis.plot(value, place, style.marker, color=style.color, mfc=face, ms=max(style.size, 5), mew=1.1, zorder=3)
+        look = {**style.line(), "ls": "none", "ms": max(style.size, 5), "mew": 1.1}
+        axis.plot(value, place, **look, mfc=face, zorder=3)
     expert = level(rows, rows[0]["owner"]) if rows[0]["owner"] else None
     if expert is not None:
         kinds = {row["experts"] for row in rows if is_single(row) and experts_of(row) == [row["owner"]]}
@@ -152,7 +169,7 @@ def _draw_dots(axis: Axes, rows: Records, unit: Unit, models: Sequence[Model], l
 
 def _told(rows: Records, models: Sequence[Model]) -> str:
     single = " Hollow: single models." * any(is_single(model.rows[0]) for model in models)
-    bars = "; bars: 95 % intervals of the examples" * any(np.isfinite(row["lo"]) for row in rows)
+    bars = f"; bars: {intervals_of(rows)}" if any(np.isfinite(row["lo"]) for row in rows) else ""
     return f"Dots: scores, {_means(rows)}{bars}.{single}"
 
 
@@ -160,14 +177,14 @@ def _frame_own(axis: Axes, rows: Records, models: Sequence[Model], tasks: Sequen
     owners = {row["task"]: row["owner"] for row in rows}
     for i, model in enumerate(models):
         for j, task in enumerate(tasks):
-            if owners[task] in model.experts:
+            if task in owners and owners[task] in model.experts:
                 frame = {"fill": False, "edgecolor": "black", "linewidth": 1.1, "zorder": 3}
                 axis.add_patch(Rectangle((j - 0.46, i - 0.44), 0.92, 0.88, **frame))
 
 
-def _name_cells(axis: Axes, models: Sequence[Model], columns: Sequence[tuple[str, str]]) -> None:
+def _name_cells(axis: Axes, models: Sequence[Model], columns: Sequence[tuple[str, str]], width: float) -> None:
     """Write tasks above the columns, the splits above these, and the models beside the lines."""
-    names = [wrapped(shown(task), 0.8, SMALL) for _, task in columns]
+    names = [wrapped(shown(task), width, SMALL) for _, task in columns]
     axis.set_xticks(range(len(columns)), names, fontsize=SMALL)
     lines = [wrapped(shown(one.name, 3 * SHORT), 2.9, SMALL) for one in models]
     axis.set_yticks(range(len(models)), lines, fontsize=SMALL)
@@ -180,7 +197,7 @@ def _name_cells(axis: Axes, models: Sequence[Model], columns: Sequence[tuple[str
         first, count = groups.index(group), groups.count(group)
         if first:
             axis.axvline(first - 0.5, color="white", lw=5)
-        text = wrapped(shown(group), 0.85 * count, TEXT)
+        text = wrapped(shown(group), width * count, TEXT)
         style = {"ha": "center", "va": "bottom", "fontsize": TEXT, "weight": "bold", "annotation_clip": False}
         place = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
         above = (0, 12 + (deepest + 1) * (SMALL + 2))

@@ -24,12 +24,12 @@ from experiments.pages.figures.style import (
     TEXT,
     Style,
     Styles,
+    intervals_of,
     legend_below,
     level,
     name_axes,
     panels,
     score_name,
-    seeds_of,
     sides,
     styles_of,
     tidy,
@@ -198,7 +198,8 @@ def _draw_mark(axis: Axes, line: Line, style: Style, label: str) -> None:
     inner = (line.share > 0) & (line.share < 1)
     values = [own for own, wanted in zip(line.seeds, inner, strict=True) if wanted]
     own = Line(line.share[inner], line.value[inner], line.lo[inner], line.hi[inner], values)
-    axis.plot(own.share, own.value, style.marker, color=style.color, ms=style.size + 2, mew=0, label=label, zorder=3)
+    look = {**style.line(), "ls": "none", "ms": style.size + 2}
+    axis.plot(own.share, own.value, **look, label=label, zorder=3)
     if np.isfinite(own.lo).all():
         _draw_bars(axis, own, style)
 
@@ -231,9 +232,7 @@ def _told(rows: Records, axes: Iterable[Axes]) -> list[Artist]:
     lines = [line for axis in axes for line in axis.get_lines()]
     several = len(names_in(rows, "seed")) > 1
     if any(collection.get_paths() for axis in axes for collection in axis.collections):
-        noise = "95 % interval of the examples"
-        label = f"{noise}, mean over {seeds_of(rows)}" if several else f"{noise} of {seeds_of(rows)}"
-        found.append(Patch(color=GREY, alpha=0.25, lw=0, label=label))
+        found.append(Patch(color=GREY, alpha=0.25, lw=0, label=intervals_of(rows)))
     if several:
         found.append(Line2D([], [], color=GREY, marker=".", ls="none", ms=4, label="a training seed each"))
     if any(line.get_linewidth() == CHORD for line in lines):

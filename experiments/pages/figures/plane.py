@@ -76,7 +76,7 @@ def tradeoff_plane(
         at, height = level(across, name), level(up, name)
         if at is not None and height is not None:
             hollow = {"ms": 10, "mfc": "none", "mec": style.color, "mew": 1.4, "ls": "none"}
-            axis.plot(at, height, style.marker, **hollow, label=shown(name))
+            axis.plot(at, height, marker=style.marker, **hollow, label=shown(name))
     corner = next(iter(horizontal))
     _draw_corner(axis, horizontal[corner], vertical[corner], pair, units)
     tidy(axis)

@@ -13,12 +13,13 @@ from experiments.errors import StudyError
 from experiments.grid.escapes import SHORT
 from experiments.grid.escapes import figure as shown
 from experiments.grid.rows import Records, Rows, mean_of, names_in, records, scored
-from experiments.grid.units import Unit, unit_of
+from experiments.grid.units import SHARES, Unit, unit_of
 from experiments.pages.figures.style import (
     GREY,
     SMALL,
     Style,
     Styles,
+    intervals_of,
     legend_below,
     name_axes,
     panels,
@@ -56,7 +57,7 @@ class _Scale(NamedTuple):
 
     @property
     def is_logit(self) -> bool:
-        return (self.unit.factor, self.unit.name) == (100, "%")
+        return self.unit == SHARES
 
     def place(self, value: Any) -> Any:
         """Return where scores of rows stand on the axis."""
@@ -117,7 +118,7 @@ def ood_scatter(
         name_axes(axis, score_name(inside), score_name(outside), 4, 3.5)
     title = f"a mark a model, mean of {seeds_of(inside)}" if len(names_in(inside, "seed")) > 1 else "a mark a model"
     if any(np.isfinite(row["lo"]) for row in inside):
-        title += "; bars: 95 % intervals of the examples"
+        title += f"; bars: {intervals_of(inside)}"
     star = Line2D([], [], marker="*", ls="none", ms=10, mfc="none", mec="black", label="a single model")
     legend_below(figure, axes, title=title, more=[star] if any(map(is_single, inside)) else [])
     return figure
@@ -245,7 +246,7 @@ def _name_marks(axis: Axes, marks: Sequence[_Mark], scales: tuple[_Scale, _Scale
         text = shown(mark.name, SHORT + 8)
         width, height = 0.56 * SMALL * len(text), SMALL + 2
         places: list[tuple[float, tuple[float, float], str, tuple[float, ...]]] = []
-        for dx, dy in _SIDES:
+        for dx, dy in _SIDES if mark.single else _SIDES[:8]:
             side = {1: "left", -1: "right", 0: "center"}[int(np.sign(dx))]
             left = centre[0] + dx - {"left": 0, "right": width, "center": width / 2}[side]
             box = (left, centre[1] + dy - height / 2, left + width, centre[1] + dy + height / 2)

@@ -117,6 +117,16 @@ def seeds_of(rows: Records) -> str:
     return "one training seed" if count == 1 else f"{count} training seeds"
 
 
+def intervals_of(rows: Records) -> str:
+    """Say what the 95 % intervals of rows take into account."""
+    seeds, over = seeds_of(rows), {row.get("interval", "") for row in rows if np.isfinite(row["lo"])}
+    if seeds == "one training seed":
+        return f"95 % interval of the examples of {seeds}: evaluation noise only"
+    if over & {"seeds", "seeds and examples"}:
+        return f"95 % interval over {seeds}" + " and their examples" * ("seeds and examples" in over)
+    return f"95 % interval of the examples, mean over {seeds}: evaluation noise only"
+
+
 def sides(value: np.ndarray, lo: np.ndarray, hi: np.ndarray) -> list[np.ndarray] | None:
     """Return how far intervals reach below and above scores, as error bars want it; None without intervals."""
     return None if np.isnan(lo).any() else [np.maximum(value - lo, 0), np.maximum(hi - value, 0)]
