@@ -1,7 +1,8 @@
 """Tables of rows: points down, (task, split, metric) across, as markdown, CSV, LaTeX and HTML.
 
-Scores are printed times 100, with 95 % intervals; CSV keeps the metrics' own units. Rows of several seeds are averaged.
-The best of a column is marked only where it beats every other row in paired tests, Holm-corrected, at p < 0.05.
+Scores are printed in the unit of their metric (`experiments.grid.units`), with 95 % intervals; CSV has the rows' own
+numbers. Rows of several seeds are averaged. The best of a column, the lowest where lower is better, is marked only
+where it beats every other row in paired tests, Holm-corrected, at p < 0.05.
 """
 
 import csv
@@ -15,7 +16,8 @@ import numpy as np
 from experiments.errors import StudyError
 from experiments.grid.escapes import csv_cell, html, latex, markdown, one_line
 from experiments.grid.rows import Records, Rows, mean_of, names_in, records
-from experiments.pages.views import experts_of, pairs_of, references_of
+from experiments.grid.units import Unit, unit_of
+from experiments.pages.views import experts_of, method_words, pairs_of, references_of
 from experiments.statistics.tests import Examples, holm, paired_test
 
 COLUMNS = ("task", "split", "metric")
@@ -42,7 +44,7 @@ class Entry:
 class Table:
     """Cells by row label and column label; a label is a tuple of the values of `index`, or of task, split, metric.
 
-    `tested` says that bests were looked for by tests.
+    `tested` says that bests were looked for by tests; `units` are those of the columns.
     """
 
     index: tuple[str, ...]
@@ -50,6 +52,7 @@ class Table:
     columns: list[Label]
     cells: dict[tuple[Label, Label], Entry]
     tested: bool
+    units: dict[Label, Unit]
 
     def __repr__(self) -> str:
         return f"<Table: {len(self.rows)} x {len(self.columns)} scores by {', '.join(self.index)}>"
@@ -58,9 +61,11 @@ class Table:
         return to_html(self)
 
     def title(self, column: Label) -> str:
-        """Name a column, with the number of examples behind its scores."""
-        sizes = {cell.n for (_, name), cell in self.cells.items() if name == column}
-        return f"{' '.join(column[:2])}, {column[2]} (n = {', '.join(f'{size:,}' for size in sorted(sizes))})"
+        """Name a column, with its unit and the number of examples behind its scores."""
+        sizes = sorted({cell.n for (_, name), cell in self.cells.items() if name == column and cell.n})
+        words = [self.units[column].words] if self.units[column].words else []
+        words += [f"n = {', '.join(f'{size:,}' for size in sizes)}"] if sizes else []
+        return f"{' '.join(column[:2])}, {column[2]}" + f" ({', '.join(words)})" * bool(words)
 
     def texts(self, label: Label, mark: str, interval: str) -> list[str]:
         """Write the scores of a row, with formats for what is marked and for the bounds of an interval."""
@@ -70,15 +75,16 @@ class Table:
             if cell is None or math.isnan(cell.value):
                 found.append("" if cell is None else "not computed")
                 continue
-            value = f"{100 * cell.value:.1f}"
-            bounds = "" if math.isnan(cell.lo) else interval.format(f"{100 * cell.lo:.1f}", f"{100 * cell.hi:.1f}")
+            value, lo, hi = map(self.units[column].text, (cell.value, cell.lo, cell.hi))
+            bounds = "" if math.isnan(cell.lo) else interval.format(lo, hi)
             found.append((mark.format(value) if cell.marked else value) + bounds)
         return found
 
     @property
     def legend(self) -> str:
         """Say what the numbers and the bold ones are, and why scores are missing."""
-        text = "Scores times 100 with 95 % intervals."
+        intervals = any(not math.isnan(cell.lo) for cell in self.cells.values())
+        text = "Scores with 95 % intervals." if intervals else "Scores."
         if self.tested:
             text += " Bold: better than every other row of the column (paired tests, Holm-corrected, p < 0.05)."
         notes = {cell.note for cell in self.cells.values() if math.isnan(cell.value)}
@@ -122,7 +128,7 @@ def pivot(rows: Rows, scores: Examples | None = None, *, index: Sequence[str] = 
     Without `scores` (per example by row key, from `read_scores`) no best is marked, and none in a column where a row
     has no scores.
     """
-    found = records(rows)
+    found = [{**row, "method": method_words(row)} if "method" in row else row for row in records(rows)]
     if not found:
         raise StudyError("no rows to tabulate: run the study first")
     groups: dict[Label, dict[Label, Records]] = {}
@@ -136,7 +142,8 @@ def pivot(rows: Rows, scores: Examples | None = None, *, index: Sequence[str] = 
             note, first = "; ".join(names_in(group, "note")), group[0]
             cells[label, column] = Entry(value, lo, hi, int(first["n"]), note, str(first["key"]), label == marked)
     labels = list(dict.fromkeys(_label(row, index) for row in found))
-    return Table(tuple(index), labels, list(groups), cells, scores is not None)
+    units = {column: unit_of([row for own in lines.values() for row in own]) for column, lines in groups.items()}
+    return Table(tuple(index), labels, list(groups), cells, scores is not None, units)
 
 
 def to_markdown(table: Table) -> str:
@@ -219,9 +226,11 @@ def _best(groups: Mapping[Label, Records], scores: Examples) -> Label | None:
         label: np.concatenate([scores[row["key"]] for row in sorted(group, key=lambda row: str(row["seed"]))])
         for label, group in groups.items()
     }
-    top = max(groups, key=lambda label: mean_of(groups[label], "value"))
+    unit = unit_of([row for own in groups.values() for row in own])
+    top = [*groups][unit.best([mean_of(own, "value") for own in groups.values()])]
     tests = [paired_test(examples[label], examples[top]) for label in groups if label != top]
-    won = all(test.difference > 0 for test in tests) and holm([test.p for test in tests]).max() < 0.05
+    better = all(test.difference and (test.difference > 0) == unit.rises for test in tests)
+    won = better and holm([test.p for test in tests]).max() < 0.05
     return top if won else None
 
 

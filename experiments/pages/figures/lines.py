@@ -129,7 +129,7 @@ def parameter_curves(
                 points.setdefault(places[row["parameters"][parameter]], []).append(row)
             if points:
                 line = _line(points, unit)
-                _draw_line(axis, line, style[name], shown(name, 3 * SHORT))
+                _draw_line(axis, line, style[name], shown(name, 3 * SHORT), 0.16 if len(style) < 3 else 0.08)
                 if len(line.share) > 1:
                     _ring(axis, line, style[name], unit)
         _draw_levels(axis, chosen, levels, styles)
@@ -182,10 +182,10 @@ def _draw_curve(axis: Axes, line: Line, style: Style, label: str) -> None:
         axis.plot([0, 1], line.value[[0, -1]], color=style.color, lw=CHORD, ls=_DASHES, zorder=1)
 
 
-def _draw_line(axis: Axes, line: Line, style: Style, label: str) -> None:
+def _draw_line(axis: Axes, line: Line, style: Style, label: str, alpha: float = 0.16) -> None:
     axis.plot(line.share, line.value, **style.line(), label=label)
     if len(line.share) > 1 and np.isfinite(line.lo).any():
-        axis.fill_between(line.share, line.lo, line.hi, color=style.color, alpha=0.16, lw=0)
+        axis.fill_between(line.share, line.lo, line.hi, color=style.color, alpha=alpha, lw=0)
     elif np.isfinite(line.lo).all():
         _draw_bars(axis, line, style)
     for share, values in zip(line.share, line.seeds, strict=True):

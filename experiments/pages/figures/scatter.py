@@ -160,12 +160,13 @@ def _name(row: Mapping[str, Any]) -> str:
 
 
 def _scale_axis(axis: Axes, which: str, scale: _Scale, scores: Sequence[Interval]) -> None:
-    """Set the limits, so that all intervals lie inside, and ticks of an axis."""
-    values = np.array(scores)
-    straight = scale.straight(values[np.isfinite(values)])
-    low, high = straight.min(), straight.max()
-    room = 0.12 * (high - low) or 0.1 * abs(high) or 1
-    limits = scale.bent(np.array([low - room, high + room]))
+    """Set the limits and ticks of an axis: intervals lie inside, but for those far longer than the scores are apart."""
+    straight = scale.straight(np.array(scores))
+    low, high = straight[:, 0].min(), straight[:, 0].max()
+    room = 0.1 * (high - low) or 0.1 * abs(high) or 1
+    found = straight[np.isfinite(straight)]
+    low, high = max(found.min() - room, low - 5 * room), min(found.max() + room, high + 5 * room)
+    limits = scale.bent(np.array([low, high]))
     if scale.is_logit:
         axis.set(**{f"{which}scale": "logit"})
         ticks = _TICKS[(limits[0] < _TICKS) & (limits[1] > _TICKS)]

@@ -176,7 +176,9 @@ def test_what_helps_show_runs_and_needs_nothing_but_the_rows_file(tmp_path, monk
     assert Path(shown["report"].strip()).is_file()
     table = ["study", "table", "interpolation", "made", "--format"]
     markdown = CliRunner().invoke(app, [*table, "markdown"]).output
-    assert markdown.startswith("## vqa → caption\n\n| experts | method | batchnorm | point | vqa val, VQA accuracy (n")
+    assert markdown.startswith(
+        "## vqa → caption\n\n| experts | method | batchnorm | point | vqa val, VQA accuracy (%, n"
+    )
     assert CliRunner().invoke(app, [*table, "latex"]).output.startswith("% vqa → caption\n")
     lines = list(csv.reader(io.StringIO(CliRunner().invoke(app, [*table, "csv"]).output)))
     assert lines[0][:5] == ["experts", "method", "batchnorm", "point", "vqa val VQA accuracy value"]

@@ -62,12 +62,12 @@ def test_markdown():
     missing = row(0.5, "caption", math.nan, lo=math.nan, hi=math.nan, note="not computed: no Java")
     text = tables.to_markdown(tables.pivot([*ROWS[:3], missing], SCORES))
     assert text.splitlines() == [
-        "| experts | point | vqa test, accuracy (n = 400) | caption test, accuracy (n = 400) |",
+        "| experts | point | vqa test, accuracy (%, n = 400) | caption test, accuracy (%, n = 400) |",
         "| --- | --- | ---: | ---: |",
         "| vanilla | 1.00 vqa | **90.0** [89.0, 92.0] | 50.0 [49.0, 52.0] |",
         "| vanilla | 0.50 vqa + 0.50 caption | 80.0 [79.0, 82.0] | not computed |",
         "",
-        "Scores times 100 with 95 % intervals. Bold: better than every other row of the column (paired tests, "
+        "Scores with 95 % intervals. Bold: better than every other row of the column (paired tests, "
         "Holm-corrected, p < 0.05). not computed: no Java",
     ]
 
@@ -86,6 +86,30 @@ def test_csv_keeps_the_unit_and_leaves_holes_empty():
     assert out[0]["vqa test accuracy n"] == "400"
     assert out[1]["point"] == "0.50 vqa + 0.50 caption"
     assert out[1]["caption test accuracy value"] == ""
+
+
+def test_losses_are_in_their_unit_and_the_lowest_is_best():
+    loss = {"metric": "nll", "unit": "nats", "higher_is_better": False}
+    rows = [row(0.0, "vqa", 1.25, **loss), row(0.5, "vqa", 0.75, **loss)]
+    scores = {"0.0vqa0": 1 + answers(100), "0.5vqa0": 0.5 + answers(100)}
+    table = tables.pivot(rows, scores)
+    text = tables.to_markdown(table)
+    assert "| vqa test, nll (nats, lower is better, n = 400) |" in text
+    assert "| vanilla | 0.50 vqa + 0.50 caption | **0.750** [0.740, 0.770] |" in text
+    assert "| vanilla | 1.00 vqa | 1.250 [1.240, 1.270] |" in text
+
+
+def test_scores_without_examples_and_methods_with_parameters():
+    bare = {"lo": math.nan, "hi": math.nan, "n": 0, "method": "ties"}
+    rows = [row(0.5, "vqa", value, parameters={"density": value}, **bare) for value in (0.25, 0.5)]
+    assert tables.to_markdown(tables.pivot(rows, index=("method",))).splitlines() == [
+        "| method | vqa test, accuracy (%) |",
+        "| --- | ---: |",
+        "| ties, density 0.25 | 25.0 |",
+        "| ties, density 0.5 | 50.0 |",
+        "",
+        "Scores.",
+    ]
 
 
 def test_nothing_to_tabulate():
