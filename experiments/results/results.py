@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -30,7 +31,7 @@ from experiments.statistics.selection import (
     columns_of,
     save_best,
 )
-from experiments.statistics.summary import Kept, kept, mixtures_of, summarise
+from experiments.statistics.summary import MEAN, Kept, kept, mixtures_of, summarise
 from merge import Input, digest
 from unival_core.metrics import Interval
 
@@ -65,9 +66,14 @@ class Results:
         return one_line(f"<Results of {self.study} in {self.folder}: {'; '.join(parts)}>")
 
     def _repr_html_(self) -> str:
-        """Show the summary and one figure."""
-        drawn = self._drawn(("plane", "curves")) or self._drawn()
-        return f"<div>{_table(self._summary)}{_svg(drawn[0].figure) if drawn else ''}</div>"
+        """Show what the best of every mixture keeps, and one figure: of the pair that keeps most, if there is one."""
+        best = [one for one in self._summary if one.is_best] or self._summary
+        pairs = [one for one in best if one.task == MEAN and one.mixture.count("+") == 1]
+        names = frozenset(max(pairs, key=lambda one: one.retention).mixture.split("+")) if pairs else None
+        with suppress(StudyError):
+            if drawn := self._drawn(("plane", "curves"), names) or self._drawn():
+                return f"<div>{_table(best, len(self._summary))}{_svg(drawn[0].figure)}</div>"
+        return f"<div>{_table(best, len(self._summary))}</div>"
 
     # -- what is there
 
@@ -315,13 +321,13 @@ def open_results(
     return Results(folder, name, ran, given)
 
 
-def _table(kept: Sequence[Kept]) -> str:
-    """Write retention with its interval by mixture, method and task, a column a split."""
+def _table(kept: Sequence[Kept], whole: int) -> str:
+    """Write retention with its interval by mixture, method and task, a column a split; these are of a `whole`."""
     splits = list(dict.fromkeys(one.split for one in kept))
     lines: dict[tuple[str, ...], dict[str, str]] = {}
     for one in kept:
         bounds = "" if np.isnan(one.lo) else f" [{one.lo:.2f}, {one.hi:.2f}]"
-        label = (one.mixture, one.method + " (best on val)" * one.is_best, one.point, one.task)
+        label = (one.mixture, one.method, one.point, one.task)
         lines.setdefault(label, {})[one.split] = f"{one.retention:.2f}{bounds}"
     head = "".join(f"<th>{html(name)}</th>" for name in ("mixture", "method", "point", "task", *splits))
     body = "".join(
@@ -329,7 +335,8 @@ def _table(kept: Sequence[Kept]) -> str:
         for label, own in lines.items()
     )
     noted = "; ".join(dict.fromkeys(one.interval for one in kept))
-    caption = f"Retention (1 is the expert's own skill) with 95 % intervals: {noted}."
+    caption = f"Retention (1 is the expert's own skill) with 95 % intervals: {noted or 'nothing was merged'}."
+    caption += f" The best of every mixture on {ON}; summary() has all {whole} rows." * (len(kept) < whole)
     return f"<table><caption>{html(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 

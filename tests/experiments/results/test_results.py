@@ -201,21 +201,27 @@ def test_a_folder_is_all_that_is_needed(signs, tmp_path):
     assert str(moved.best()) == str(signs.best())
 
 
-def test_figures_pages_and_what_a_notebook_shows(signs, tmp_path):
-    assert signs.curves("down+up").axes
-    assert [len(figure.axes) > 0 for figure in signs.curves()] == [True]
-    files = signs.figures(tmp_path / "figures")
+def test_figures_pages_and_what_a_notebook_shows(tmp_path):
+    for one in both([(0.8, 0.1), (0.1, 0.8), (0.6, 0.7), (0.2, 0.2)]):
+        scores = (np.arange(50) < 50 * one.value).astype(float)
+        append_row(tmp_path / "rows.jsonl", dataclasses.replace(one, n=50, lo=0.0, hi=1.0), scores)
+    results = experiments.open_results(tmp_path)
+    assert results.curves("b+a").axes
+    assert [len(figure.axes) > 0 for figure in results.front()] == [True]
+    files = results.figures(tmp_path / "figures")
     assert {path.suffix for path in files} == {".png", ".svg", ".pdf"}
     assert all(path.stat().st_size for path in files)
-    page = signs.report(tmp_path / "page.html")
+    page = results.report(tmp_path / "page.html")
     assert page == tmp_path / "page.html"
-    assert "signs" in page.read_text()
-    shown = signs._repr_html_()
+    assert "made" in page.read_text()
+    shown = results._repr_html_()
     assert shown.count("<table>") == shown.count("<svg") == 1
-    assert "evaluation noise only" in shown
-    assert repr(signs).startswith("<Results of signs in ")
-    assert "mixtures up+down; tasks up, below; splits val, test, noisy; seeds 0>" in repr(signs)
-    assert all(isinstance(text, str) and text for text in signs.findings())
+    assert "1 seed, 50 examples: evaluation noise only" in shown
+    assert f"summary() has all {len(results.summary())} rows" in shown
+    assert repr(results) == (
+        f"<Results of made in {tmp_path}: 16 rows; mixtures a+b; tasks a, b; splits val, test; seeds 0>"
+    )
+    assert all(isinstance(text, str) and text for text in results.findings())
 
 
 def test_one_number_a_task_losses_and_two_metrics(tmp_path):
