@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import re
+import runpy
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
+import experiments
 import merge
 import merge.commands
 import unival_core.commands
-from experiments.commands import COMMANDS
+from experiments.commands import COMMANDS, app
 from tests import ROOT
 from unival_core.checkpoint import save_model
 from unival_core.config import CONFIGS
@@ -39,12 +45,63 @@ def test_the_ten_lines(experts: dict[str, float]) -> None:
     torch.testing.assert_close(model.weight.detach(), torch.full((2, 2), 2.0))  # the last point of the sweep, restored
 
 
+def test_the_study_of_your_own_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On real digits, with the experts that `study new` trains: rows are a plain loop's, and nothing is redone."""
+    pytest.importorskip("sklearn")
+    monkeypatch.chdir(tmp_path)
+    given = runpy.run_path(str(new_study(tmp_path)))
+    for file in (tmp_path / "digits_experts").iterdir():
+        shutil.copy(file, tmp_path)
+    calls: list[str] = []
+
+    def counted(score: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def score_and_count(model: torch.nn.Module, split: str) -> torch.Tensor:
+            calls.append(split)
+            return score(model, split)
+
+        return score_and_count
+
+    tasks = {name: counted(given[name]) for name in ("score_upright", "score_turned", "score_inverted")}
+    names = {"make_model": given["model"], **tasks}
+    block = BLOCKS[1].replace("points=11", "points=5")  # eleven are for people
+    exec(block, dict(names))
+    assert (tmp_path / "digits" / "report.html").stat().st_size > 50_000
+    results = experiments.open_results("digits")
+    assert len(calls) == len(results.rows)
+    first, second = (torch.load(f"{name}.pt") for name in ("upright", "turned"))
+    model = given["model"]().eval()
+    line = results.rows[
+        (results.rows["method"] == "interpolate") & results.rows["shares"].map(lambda s: "inverted" not in s)
+    ]
+    assert set(line["split"]) == {"val", "test", "noisy"}
+    for row in line.to_dict("records"):
+        state = {
+            key: torch.lerp(value, second[key], row["shares"]["turned"]) if value.is_floating_point() else value
+            for key, value in first.items()
+        }
+        model.load_state_dict(state)
+        with torch.no_grad():
+            right = given[f"score_{row['task']}"](model, row["split"])
+        assert row["value"] == right.double().mean().item()
+        assert np.array_equal(results.scores(row), right.double().numpy())
+    calls.clear()
+    exec(block, dict(names))
+    assert not calls
+
+
+def new_study(folder: Path) -> Path:
+    """Write the file that `study new` writes."""
+    file = folder / "digits_study.py"
+    assert CliRunner().invoke(app, ["study", "new", str(file)]).exit_code == 0
+    return file
+
+
 def test_the_script_of_a_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "results").symlink_to(ROOT / "results")
     for name in ("vqa", "caption"):
         save_model(UnivalModel(CONFIGS["pocket"]), tmp_path / f"{name}.safetensors")
-    exec(BLOCKS[1], {})
+    exec(BLOCKS[2], {})
     assert (tmp_path / "curves.png").stat().st_size > 10_000
     assert "1.00 joint" in capsys.readouterr().out
 

@@ -13,12 +13,15 @@ Sweep = tuple[str, Mapping[str, Sequence[Any]]]  # a method, and the values to t
 
 
 def sweeps_of(given: str | Iterable[Any], study: str, *, has_base: bool) -> tuple[Sweep, ...]:
-    """Return methods as a study tries them: keys of METHODS, or `(name, {parameter: [values]})`.
+    """Return methods as a study tries them: keys of METHODS, or `(name, {parameter: [values]})`; of a parameter without
+    default the usual value.
 
     StudyError, with the study's name, for a method that there is not, that lacks what it needs, or that takes a base
     where there is none.
     """
-    return tuple(_sweep(one, study, has_base) for one in ((given,) if isinstance(given, str) else given))
+    named = [given] if isinstance(given, str) else list(given)
+    one = len(named) == 2 and isinstance(named[1], Mapping)  # ("ties", {"density": [0.1, 0.3]}) without another tuple
+    return tuple(_sweep(method, study, has_base) for method in ([tuple(named)] if one else named))
 
 
 def sweep_in(text: str) -> str | Sweep:
@@ -59,12 +62,9 @@ def _sweep(given: Any, study: str, has_base: bool) -> Sweep:
         if name not in entry.parameters or name == "ratio":
             known = (one for one in entry.parameters if one != "ratio")
             raise _unknown(study, f"{method} has no parameter to sweep", name, known)
-    lacking = [name for name, one in entry.parameters.items() if one.required and name not in (*values, "ratio")]
-    if lacking:
-        value = entry.parameters[lacking[0]].example
-        ways = f"({method!r}, {{{lacking[0]!r}: [{value}]}}), as a word {method}:{lacking[0]}={value}"
-        raise StudyError(f"study {study}: {method} needs {lacking[0]}: give {ways}")
+    usual = {name: (one.example,) for name, one in entry.parameters.items() if one.required and name != "ratio"}
     listed = {name: tuple(own) if isinstance(own, (list, tuple)) else (own,) for name, own in values.items()}
+    listed = {**usual, **listed}
     if empty := [name for name, own in listed.items() if not own]:
         raise StudyError(f"study {study}: {method} has no value of {empty[0]} to try")
     return method, listed

@@ -91,7 +91,8 @@ class Study:
         splits: `val` is for choosing, `test` for reporting, any other is shifted data.
         mixtures: names ("a+b", or a tuple) or shares by name; by default every pair, and all where there are three or
             more. A pair is a line of points; of three or more there is the one of equal shares, or the `simplex`.
-        methods: keys of METHODS, or `(name, {parameter: [values]})`, which is tried at every combination of the values.
+        methods: keys of METHODS, or `(name, {parameter: [values]})`, which is tried at every combination of the values;
+            of a parameter that has no default the method's usual value is taken.
         points: on the line of a pair, the ends included.
         simplex: whether mixtures of three or more have as many points along every edge, and the lattice inside.
         seeds: those of the experts to use; by default all there are.

@@ -107,6 +107,12 @@ def test_any_method_with_its_parameters(tmp_path, three):
         assert ("pretrained" in row["inputs"]) == merge.METHODS[method].takes_base
 
 
+def test_a_parameter_without_default_has_its_usual_value(three):
+    assert study(**three, methods=("ties", "slerp")).all_methods == [("ties", {"density": (0.2,)}), ("slerp", {})]
+    for methods in (("sce", {"density": 0.4}), [("sce", {"density": [0.4]})]):
+        assert study(**three, methods=methods).all_methods == [("sce", {"density": (0.4,)})]
+
+
 def test_several_metrics_float_scores_and_units(tmp_path):
     task = Task(score_both, metric="nll", unit={"nll": "nats"}, higher_is_better={"nll": False})
     given = study(tasks={"up": task, "down": lambda model, split: 0.25}, splits=("test",), points=3)
@@ -243,7 +249,6 @@ MISTAKES = {
     "a method": ({"methods": ("tiess",)}, "no method 'tiess': choose of interpolate"),
     "no base": ({"methods": ("ties",)}, "ties starts from a base: give pretrained="),
     "a parameter": ({"methods": (("slerp", {"density": [1]}),)}, "slerp has no parameter to sweep 'density'"),
-    "a required one": ({"methods": ("sce",), "pretrained": "p.pt"}, "sce needs density: give .'sce', .'density': .0.2"),
     "statistics": ({"methods": ("fisher",)}, "fisher needs statistics"),
     "points": ({"points": 1}, "points=1: give 2 or more"),
     "splits": ({"splits": ("val", "val")}, "each once"),
