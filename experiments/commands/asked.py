@@ -11,7 +11,10 @@ import typer
 from experiments.errors import StudyError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from experiments.study.study import Study
+    from experiments.unival.studies import UnivalStudy
 
 Words = Annotated[
     list[str],
@@ -32,11 +35,32 @@ class Asked:
     folder: Path
     file: str = ""
 
-    def defined(self) -> Study | None:
-        """Return the study that the file defines; None of a built-in one. StudyError for one that nobody knows."""
+    def defined(self) -> Study:
+        """Return the study that the file defines. StudyError where no file does."""
         from experiments.results.files import load_study
 
-        return load_study(self.file) if self.file else None
+        if not self.file:
+            raise self._unknown()
+        return load_study(self.file)
+
+    def built_in(self) -> UnivalStudy:
+        """Return one of UnIVAL's studies. StudyError for one that nobody knows."""
+        from experiments.grid.notes import studies_in
+        from experiments.unival.studies import STUDIES, study_named
+
+        if self.name not in STUDIES and self.name in studies_in(self.folder):
+            raise self._unknown()
+        return study_named(self.name)
+
+    def refuse(self, options: Mapping[str, object]) -> None:
+        """Raise StudyError for options of the built-in studies that were given with one of a file."""
+        if given := [name for name, value in options.items() if value]:
+            raise StudyError(f"{given[0]} is for the studies of `study list`: {self.name} is defined in {self.file}")
+
+    def _unknown(self) -> StudyError:
+        return StudyError(
+            f"{self.folder} does not say which file defines {self.name}: give it, as `FILE.py {self.folder}`"
+        )
 
 
 def asked(words: list[str]) -> Asked:

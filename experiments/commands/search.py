@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from experiments.commands.asked import Words, asked
+from experiments.commands.asked import Asked, Words, asked
 from experiments.commands.options import OBJECTIVES, SEARCHES, Device, Limit, Only, Place, which
 from experiments.errors import StudyError
 from merge.commands import one_of, printable
@@ -14,8 +14,11 @@ from merge.commands import one_of, printable
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from experiments.grid.grid import Grid
+    from experiments.searches.cells import Mixture
     from experiments.searches.driver import History
     from experiments.searches.space import Space
+    from experiments.unival.studies import Choice
 
 
 def search(
@@ -31,11 +34,13 @@ def search(
     ] = "joint",
     split: Annotated[str, typer.Option(metavar="SPLIT", help="To search on: a validation split.")] = "val",
     limit: Limit = None,
-    kind: Annotated[str, which(metavar="KIND", help="Of the experts.")] = "vanilla",
+    kind: Annotated[str | None, which(metavar="KIND", help="Of UnIVAL's experts; default: vanilla.")] = None,
     batchnorm: Annotated[
         str, which(metavar="POLICY", help="One policy: average, recalibrate:mixture, ...")
     ] = "average",
-    seed: Annotated[int, which(help="Of the finetunings, and of methods that draw.")] = 0,
+    seed: Annotated[
+        int | None, which(help="Of the finetunings, and of methods that draw; default: the first, and 0.")
+    ] = None,
     device: Device = "cpu",
 ) -> None:
     """Search the shares of a study's mixture on its validation split. Stopped, what was evaluated is kept.
@@ -44,22 +49,20 @@ def search(
     unival-merge study search interpolation pocket-full --only vqa+caption --method adaptive --budget 7
     """
     from experiments.grid.grid import Grid
-    from experiments.searches.cells import Mixture
     from experiments.searches.driver import search as look
     from experiments.statistics.selection import check_choosing
-    from experiments.unival.studies import Choice, study_named
+    from experiments.unival.studies import Choice
     from experiments.unival.subject import UnivalSubject
 
     check_choosing(split)
     found = asked(words)
-    name, folder = found.name, found.folder
-    study, choice = study_named(name), Choice(place.setup, split, kinds=(kind,), only=only, batchnorm=(batchnorm,))
-    mixtures = study.mixtures_of(choice)
-    if len(mixtures) != 1:
-        known = ", ".join("+".join(experts) for experts in mixtures)
-        raise StudyError(f"study {name} has {len(mixtures)} mixtures of {kind}: choose one with --only of {known}")
-    grid = Grid(name, UnivalSubject(place.at(folder), limit), (seed,), device, study.notes)
-    mixture = Mixture(grid, mixtures[0], folder, split=split, batchnorm=batchnorm, metrics=study.metrics)
+    if found.file:
+        found.refuse({"--limit": limit, "--kind": kind, "--setup": place != Place()})
+        mixture = _open(found, only, split, batchnorm=batchnorm, seed=seed, device=device)
+    else:
+        grid = Grid(found.name, UnivalSubject(place.at(found.folder), limit), (seed or 0,), device)
+        choice = Choice(place.setup, split, kinds=(kind or "vanilla",), only=only, batchnorm=(batchnorm,))
+        mixture = _built_in(found, grid, choice)
 
     codes: list[int] = []
 
@@ -72,10 +75,35 @@ def search(
         typer.echo(trial_line(shares, scores), err=True)
         return scores
 
-    history = look(mixture.space, method, evaluate, budget, seed, objective=objective, known=mixture.known())
+    history = look(mixture.space, method, evaluate, budget, seed or 0, objective=objective, known=mixture.known())
     typer.echo(report(history, mixture.space))
     if history.ended == "interrupted":
         raise typer.Exit(codes[0] if codes else 130)
+
+
+def _open(found: Asked, only: str | None, split: str, *, batchnorm: str, seed: int | None, device: str) -> Mixture:
+    """The mixture of a study that a file defines; a seed is that of its experts where there are several."""
+    from experiments.results.search import space_in
+
+    study = found.defined()
+    own = seed if len(study.all_seeds) > 1 else None
+    options = {"split": split, "batchnorm": batchnorm, "file": found.file, "device": device}
+    return space_in(study, only, found.folder, seed=own, **options)
+
+
+def _built_in(found: Asked, grid: Grid, choice: Choice) -> Mixture:
+    """The mixture of one of UnIVAL's studies."""
+    from experiments.searches.cells import Mixture
+
+    study = found.built_in()
+    mixtures = study.mixtures_of(choice)
+    if len(mixtures) != 1:
+        known = ", ".join("+".join(experts) for experts in mixtures)
+        told = f"study {study.name} has {len(mixtures)} mixtures of {'+'.join(choice.kinds or ())}"
+        raise StudyError(f"{told}: choose one with --only of {known}")
+    grid.notes = study.notes
+    (policy,) = choice.batchnorm
+    return Mixture(grid, mixtures[0], found.folder, split=choice.split, batchnorm=policy, metrics=study.metrics)
 
 
 def trial_line(shares: Mapping[str, float], scores: Mapping[str, float]) -> str:

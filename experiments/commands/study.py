@@ -29,10 +29,12 @@ from experiments.errors import StudyError
 from merge.commands import one_of, printable
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from experiments.grid.grid import Engine as Evaluate
     from experiments.grid.grid import Grid
     from experiments.statistics.selection import Best
-    from experiments.study.points import Cell, Expert
+    from experiments.study.points import Cell
 
 TEMPLATE = Path(__file__).parents[1] / "results" / "templates" / "study.txt"
 
@@ -96,16 +98,15 @@ def run(
     """
     found, seeds = asked(words), _numbers(seed)
     if found.file:
-        unheard = {"--limit": limit, "--train": train, "--save": save, "--kinds": cells.kinds}
-        unheard |= {"--setup": place != Place()}
-        if given := [name for name, value in unheard.items() if value]:
-            raise StudyError(f"{given[0]} is for the studies of `study list`: {found.name} is defined in {found.file}")
-        _run_open(found, cells, engine, seeds, dry_run=dry_run)
+        found.refuse({"--limit": limit, "--train": train, "--kinds": cells.kinds, "--setup": place != Place()})
+        _run_open(found, cells, engine, seeds, dry_run=dry_run, save=save)
     else:
         _run_built_in(found, place, cells, engine, limit, seeds or (0,), train=train, dry_run=dry_run, save=save)
 
 
-def _run_open(found: Asked, cells: Cells, engine: Engine, seeds: tuple[int, ...] | None, *, dry_run: bool) -> None:
+def _run_open(
+    found: Asked, cells: Cells, engine: Engine, seeds: tuple[int, ...] | None, *, dry_run: bool, save: str | None
+) -> None:
     """Evaluate a study that a file defines."""
     from experiments.grid.forecast import forecast
     from experiments.grid.grid import experts_of
@@ -113,7 +114,8 @@ def _run_open(found: Asked, cells: Cells, engine: Engine, seeds: tuple[int, ...]
     from experiments.study.cells import cells_of
 
     study = found.defined()
-    assert study is not None
+    if save:
+        check_saving(study.name, cells.split or ("val" if "val" in study.splits else study.splits[0]))
     if cells.batchnorm:
         study = replace(study, batchnorm=cells.policies)
     if cells.methods:
@@ -128,6 +130,8 @@ def _run_open(found: Asked, cells: Cells, engine: Engine, seeds: tuple[int, ...]
         chosen = engine_for(grid, engine.engine, engine.processes, engine.ray_address)
         check_experts(grid, experts_of(wanted))
         _finish(grid, wanted, found.folder, chosen)
+    if save:
+        _save_best(grid, wanted, found.folder)
 
 
 def _run_built_in(
@@ -147,13 +151,11 @@ def _run_built_in(
     from experiments.grid.forecast import forecast
     from experiments.grid.grid import Grid, experts_of
     from experiments.grid.worker import check_device
-    from experiments.unival.studies import study_named
     from experiments.unival.subject import UnivalSubject
 
-    study, choice, folder = study_named(found.name), cells.at(place.setup), found.folder
-    if save and choice.split != "val":
-        raise StudyError(f"a point chosen on split {choice.split} looks too good there: choose it with --split val")
-    mixtures = study.mixtures_of(choice) if save else []
+    study, choice, folder = found.built_in(), cells.at(place.setup), found.folder
+    if save:
+        check_saving(study.name, choice.split)
     setup = place.at(folder)
     grid = Grid(study.name, UnivalSubject(setup, limit), seeds, engine.device, study.notes, engine.precision)
     wanted = study.cells(choice)
@@ -168,8 +170,8 @@ def _run_built_in(
             setup.train(experts_of(wanted), number, workers)
     chosen = engine_named(engine.engine, engine.processes if engine.engine == "ray" else workers, engine.ray_address)
     _finish(grid, wanted, folder, chosen)
-    if mixtures:
-        _save_best(grid, mixtures, folder)
+    if save:
+        _save_best(grid, wanted, folder, missing="keep-first")  # not every expert has every encoder
 
 
 def _finish(grid: Grid, wanted: list[Cell], folder: Path, engine: Evaluate) -> None:
@@ -202,46 +204,81 @@ def new(file: Annotated[Path, typer.Argument(metavar="FILE.py", help="File to wr
     typer.echo(f"{file}: run it with unival-merge study run {shlex.quote(str(file))} {shlex.quote(file.stem)}")
 
 
-def _save_best(grid: Grid, mixtures: list[dict[str, Expert]], folder: Path) -> None:
-    """Write the weights of every mixture's best point, with each seed's experts; measured statistics are in no file."""
-    from experiments.statistics.selection import best_path, save_best
+def check_saving(study: str, split: str) -> None:
+    """Raise StudyError for a split that the best point is not to be chosen on."""
+    if not split.startswith("val"):
+        raise StudyError(
+            f"study {study}: a point chosen on split {split} looks too good there: choose it with --split val"
+        )
 
-    for found in _best(folder, grid.study, mixtures, report=False):
+
+def _save_best(grid: Grid, cells: list[Cell], folder: Path, *, missing: str = "error") -> None:
+    """Write the weights of every mixture's best point, with each seed's experts; measured statistics are in no file."""
+    from experiments.grid.grid import experts_of
+    from experiments.statistics.selection import best_path, save_best
+    from experiments.study.points import PRETRAINED
+
+    mixed = [cell.point for cell in cells if len(cell.point.experts) > 1]
+    if not mixed:
+        raise StudyError(f"study {grid.study} mixes nothing: there is no ratio to choose")
+    names, kinds = dict.fromkeys(tuple(point.experts) for point in mixed), dict.fromkeys(point.kind for point in mixed)
+    for found in _best(folder, grid.study, names, kinds, report=False):
         if found.batchnorm.startswith("recalibrate:"):
             typer.echo(printable(f"not saved, since its statistics are measured: {found}"))
             continue
-        experts = next(own for own in mixtures if tuple(own) == found.names and own[found.names[0]].kind == found.kind)
+        experts = [expert for expert in experts_of(cells) if expert.kind in (found.kind, PRETRAINED)]
         for number in grid.seeds:
-            inputs = {one: grid.subject.source(expert, number) for one, expert in experts.items()}
+            inputs = {expert.name: grid.subject.source(expert, number) for expert in experts}
             path = best_path(found, inputs, folder, study=grid.study, seed=number)
-            # Not every expert has every encoder.
-            file = save_best(found, inputs, path, missing="keep-first", overwrite=True)
+            file = save_best(found, inputs, path, missing=missing, overwrite=True)
             typer.echo(printable(f"{file}: {found}"))
 
 
 def best(words: Words, only: Only = None, kinds: Kinds = None) -> None:
-    """Print the best ratio of every mixture: picked on split val, reported on split test with 95 % intervals.
+    """Print the best point of every mixture: picked on split val, reported on split test with 95 % intervals.
+
+    Nothing but the rows in DIR is needed.
 
     \b
+    unival-merge study best digits
     unival-merge study best interpolation pocket-full --only vqa+caption
     """
-    from experiments.unival.studies import study_named
-
     found = asked(words)
-    choice = Cells("val", only=only, kinds=kinds).at("pocket")
-    for one in _best(found.folder, found.name, study_named(found.name).mixtures_of(choice)):
+    for one in _best(found.folder, found.name, *_mixtures(found, only, kinds)):
         typer.echo(printable(str(one)))
 
 
-def _best(folder: Path, name: str, mixtures: list[dict[str, Expert]], *, report: bool = True) -> list[Best]:
-    """The best points of a study's mixtures in the rows of a folder."""
-    from experiments.grid.grid import ROWS
-    from experiments.grid.rows import read_rows
+def _mixtures(found: Asked, only: str | None, kinds: str | None) -> tuple[list[tuple[str, ...]], list[str]]:
+    """The mixtures and the kinds of experts that are meant, of those that rows have, or that a built-in study names."""
+    from experiments.grid.rows import records
+    from experiments.results.results import open_results
+    from experiments.statistics.summary import mixtures_of
+    from experiments.unival.studies import STUDIES
+
+    if not found.file and found.name in STUDIES:
+        own = STUDIES[found.name].mixtures_of(Cells("val", only=only, kinds=kinds).at("pocket"))
+        known = [(tuple(experts), expert.kind) for experts in own for expert in experts.values()]
+        return list(dict.fromkeys(names for names, _ in known)), list(dict.fromkeys(kind for _, kind in known))
+    known = mixtures_of(records(open_results(found.folder, found.name).rows))
+    wanted = None if only is None else set(only.split("+"))
+    names = dict.fromkeys(own for own, _ in known if wanted in (None, set(own)))
+    if known and not names:
+        choices = ", ".join(dict.fromkeys("+".join(own) for own, _ in known))
+        raise StudyError(f"study {found.name} has nothing of {only!r}: choose one of {choices}")
+    found_kinds = list(dict.fromkeys(kind for _, kind in known))
+    return list(names), [kind for kind in found_kinds if kinds is None or kind in kinds.split(",")]
+
+
+def _best(
+    folder: Path, name: str, mixtures: Iterable[tuple[str, ...]], kinds: Iterable[str], *, report: bool = True
+) -> list[Best]:
+    """The best points of mixtures of a study, of some kinds of experts, in the rows of a folder."""
+    from experiments.results.results import open_results
     from experiments.statistics.selection import best_points
 
-    rows = read_rows(folder / ROWS)
-    kinds = list(dict.fromkeys(expert.kind for own in mixtures for expert in own.values()))
-    return best_points(rows[rows["study"] == name], {}, dict.fromkeys(map(tuple, mixtures)), kinds, report=report)
+    results = open_results(folder, name)
+    report = report and "test" in set(results.rows["split"])
+    return best_points(results.rows, results.notes.tasks, mixtures, list(kinds), report=report)
 
 
 def _numbers(seeds: list[str] | None) -> tuple[int, ...] | None:

@@ -18,7 +18,7 @@ from experiments.searches.driver import search as look
 from experiments.searches.space import Scores, Shares, Space
 from experiments.statistics.selection import check_choosing
 from experiments.study.cells import chosen, expert_named, mixture_label
-from experiments.study.points import PRETRAINED, Expert
+from experiments.study.points import START, Expert
 from experiments.study.study import Study
 
 Named = str | Sequence[str]  # a mixture: "a+b", or the names of its experts, in any order
@@ -68,12 +68,16 @@ def search(
     if isinstance(what, Study):
         if folder is None:
             raise StudyError(f"study {what.name}: say in which folder rows are kept: folder=")
-        study, experts = _asked(what, mixture, split, batchnorm)
-        seeds = [study.all_seeds[0] if training_seed is None else training_seed]
-        grid = grid_of(study, Path(folder), seeds=seeds, device=device, precision=precision)
-        start = None if study.pretrained is None else expert_named(study, PRETRAINED)
-        check_experts(grid, [*experts.values(), *([] if start is None else [start])])
-        own = Mixture(grid, experts, Path(folder), split=split, batchnorm=batchnorm, pretrained=start)
+        own = space_in(
+            what,
+            mixture,
+            Path(folder),
+            split=split,
+            batchnorm=batchnorm,
+            seed=training_seed,
+            device=device,
+            precision=precision,
+        )
         return look(own.space, method, own.evaluate, budget, known=own.known(), **options)
     if not callable(what) or mixture is None:
         told = f"a {type(what).__name__} with mixture={mixture!r:.60}"
@@ -82,6 +86,28 @@ def search(
     own_tasks = names if isinstance(names, Mapping) else {name: name for name in names}
     space = Space(own_tasks, split=split, lower_is_better=lower_is_better, pretrained=pretrained)
     return look(space, method, what, budget, known=known, **options)
+
+
+def space_in(
+    study: Study,
+    mixture: Any,
+    folder: Path,
+    *,
+    split: str,
+    batchnorm: str,
+    seed: int | None = None,
+    file: str = "",
+    **options: str,
+) -> Mixture:
+    """Return the mixture of a study that is meant, as a space whose points become rows in a folder.
+
+    `options` are the device and the precision, `file` is what defines the study.
+    """
+    study, experts = _asked(study, mixture, split, batchnorm)
+    grid = grid_of(study, folder, file=file, seeds=[study.all_seeds[0] if seed is None else seed], **options)
+    start = None if study.pretrained is None else START
+    check_experts(grid, [*experts.values(), *([] if start is None else [start])])
+    return Mixture(grid, experts, folder, split=split, batchnorm=batchnorm, pretrained=start)
 
 
 def _asked(study: Study, mixture: Any, split: str, batchnorm: str) -> tuple[Study, dict[str, Expert]]:

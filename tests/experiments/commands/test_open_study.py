@@ -7,11 +7,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
+import experiments
+import merge
 from experiments.commands import app
 from experiments.grid.rows import read_rows
 from tests import ROOT
+from tests.experiments import made_study
 
 FILE = """
 import experiments
@@ -116,3 +120,45 @@ def test_a_new_study_is_a_file_that_runs(tmp_path):
     assert "exists: name another file" in told("new", file)
     assert "call it study.txt.py" in told("new", tmp_path / "study.txt")
     assert Path(file).read_text().count("experiments.Study(") == 1
+
+
+def test_the_best_is_printed_searched_and_saved(file, tmp_path):
+    folder = tmp_path / "rows"
+    assert "looks too good there: choose it with --split val" in told(
+        "run", file, folder, "--split", "test", "--save", "best"
+    )
+    ran = call("run", file, folder, "--points", "3", "--save", "best")
+    saved, _, label = ran.stdout.splitlines()[-1].partition(": ")
+    assert saved == str(folder / "best" / "signs-up+down-expert-seed-0.safetensors")
+    (line,) = call("best", folder).stdout.splitlines()
+    assert line.startswith(label.partition(" on val")[0])
+    assert " on test" in line
+    assert call("best", folder, "--only", "down+up").stdout == f"{line}\n"
+    shares = [float(word) for word in label.split() if word.startswith(("0.", "1.00"))][: label.count(" + ") + 1]
+    ends = [made_study.weights(seed) for seed in (1, 2)]
+    wanted = merge.interpolate(*ends, shares[1]) if len(shares) == 2 else ends["down" in label.partition(": ")[2]]
+    assert all(torch.equal(value, wanted[name]) for name, value in merge.load_checkpoint(saved).items())
+
+    found = call("search", folder, "--method", "grid", "--budget", "5")
+    assert "2 of 5 evaluations, 3 points were known: nothing more to ask" in found.stdout
+    assert "0.25 up + 0.75 down" in found.stderr
+    assert json.loads((folder / "study.json").read_text())["signs"]["code"] == str(file)
+    assert "12 cells evaluated, 0 taken from other studies, 18 there already" not in call("run", folder).stdout
+
+
+def test_best_and_search_tell_what_there_is_not(file, tmp_path):
+    folder = tmp_path / "rows"
+    assert call("run", file, folder, "--points", "2", "--split", "test").exit_code == 0
+    assert "rows.jsonl: no such file" in told("best", file, tmp_path / "none")
+    assert "there are no merged points on val: evaluate split val first" in told("best", folder)
+    assert "signs: no mixture 'up+left': choose of up+down" in told("search", folder, "--only", "up+left")
+    assert "points chosen on split 'test' look too good there" in told("search", folder, "--split", "test")
+    assert "--limit is for the studies of `study list`" in told("search", folder, "--limit", "3")
+
+
+def test_a_folder_of_a_study_that_no_file_defines(tmp_path):
+    """As `experiments.run` leaves it: what is read from rows is there, what evaluates asks for the file."""
+    experiments.run(made_study.study(points=3), tmp_path, progress=False)
+    assert call("best", tmp_path).stdout.startswith("up+down: ")
+    for command in ("run", "search"):
+        assert f"does not say which file defines signs: give it, as `FILE.py {tmp_path}`" in told(command, tmp_path)
