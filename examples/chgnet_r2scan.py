@@ -92,4 +92,5 @@ study = experiments.Study(
 )
 
 if __name__ == "__main__":
-    print(experiments.run(study, "chgnet-study").summary())
+    kept = experiments.run(study, "chgnet-study").summary()
+    print(kept[["mixture", "task", "split", "method", "point", "retention", "lo", "hi"]].to_string(index=False))

@@ -8,11 +8,12 @@ shifted text: sums and rhymes with words that training has not seen. Lower is be
     pip install 'unival-merge[hf]'
     unival-merge study run examples/tiny_llama.py llama-study
 
-or `python examples/tiny_llama.py`, which prints the summary. It takes about a minute. The models are trained once, into
+or `python examples/tiny_llama.py`, which prints the summary. It takes half a minute. The models are trained once, into
 examples/llama-experts; without that folder they are trained again.
 """
 
 import random
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,6 +24,7 @@ import experiments
 import merge
 
 HOME = Path(__file__).with_name("llama-experts")
+KINDS = ("sums", "rhymes")
 LETTERS = "\n 0123456789+=abcdefghijklmnopqrstuvwxyz"
 WORDS = {"known": ["cat", "hat", "mat", "rat", "bat"], "new": ["goat", "boat", "coat"]}
 SPLITS = {"train": (0, 400), "val": (1, 50), "test": (2, 100), "new": (3, 100)}  # seed, number of texts
@@ -62,7 +64,7 @@ def train(model: torch.nn.Module, lines: list[str], steps: int, rate: float) -> 
 
 def trained() -> dict[str, Path]:
     """Return the files of the base and of two experts; they are made unless they are there."""
-    files = {name: HOME / f"{name}.safetensors" for name in ("base", "sums", "rhymes")}
+    files = {name: HOME / f"{name}.safetensors" for name in ("base", *KINDS)}
     if all(file.exists() for file in files.values()):
         return files
     HOME.mkdir(exist_ok=True)
@@ -70,9 +72,9 @@ def trained() -> dict[str, Path]:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = make_model()
-        train(model, texts("sums", "train") + texts("rhymes", "train"), 150, 5e-3)
+        train(model, [text for kind in KINDS for text in texts(kind, "train")], 150, 5e-3)
         merge.save_checkpoint(model, files["base"], overwrite=True)
-        for kind in ("sums", "rhymes"):
+        for kind in KINDS:
             model = make_model()
             model.load_state_dict(merge.load_checkpoint(files["base"]))
             layers = ["q_proj", "v_proj", "up_proj", "down_proj"]
@@ -88,16 +90,14 @@ files = trained()
 study = experiments.Study(
     "tiny-llama",
     make_model,
-    experts={name: files[name] for name in ("sums", "rhymes")},
+    experts={kind: files[kind] for kind in KINDS},
     pretrained=files["base"],
-    tasks={
-        kind: experiments.tasks.perplexity({split: texts(kind, split) for split in SPLITS}, tokens, batch_size=32)
-        for kind in ("sums", "rhymes")
-    },
+    tasks={kind: experiments.tasks.perplexity(partial(texts, kind), tokens, batch_size=32) for kind in KINDS},
     splits=("val", "test", "new"),
     methods=("interpolate", ("ties", {"density": 0.2})),
     question="What do the weights between two LoRA experts know of both kinds of text?",
 )
 
 if __name__ == "__main__":
-    print(experiments.run(study, "llama-study").summary())
+    kept = experiments.run(study, "llama-study").summary()
+    print(kept[["mixture", "task", "split", "method", "point", "retention", "lo", "hi"]].to_string(index=False))
