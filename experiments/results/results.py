@@ -71,7 +71,7 @@ class Results:
         pairs = [one for one in best if one.task == MEAN and one.mixture.count("+") == 1]
         names = frozenset(max(pairs, key=lambda one: one.retention).mixture.split("+")) if pairs else None
         with suppress(StudyError):
-            if drawn := self._drawn(("plane", "curves"), names) or self._drawn():
+            if drawn := self._drawn(("plane", "curves"), names)[0] or self._drawn()[0]:
                 return f"<div>{_table(best, len(self._summary))}{_svg(drawn[0].figure)}</div>"
         return f"<div>{_table(best, len(self._summary))}</div>"
 
@@ -154,7 +154,7 @@ class Results:
 
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        return [path for one in self._drawn() for path in save(one.figure, folder / one.stem)]
+        return [path for one in self._drawn()[0] for path in save(one.figure, folder / one.stem)]
 
     def report(self, path: str | Path | None = None) -> Path:
         """Write one HTML page with all of this, by default `report.html` in the folder, and return where it is."""
@@ -287,21 +287,22 @@ class Results:
         return Input(name, Path(path), section, rename=tuple(rename))
 
     def _figure(self, kind: str, mixture: Named | None) -> Figure | list[Figure]:
-        found = [one.figure for one in self._drawn((kind,), None if mixture is None else self._names(mixture))]
+        drawn, missing = self._drawn((kind,), None if mixture is None else self._names(mixture))
         if mixture is None:
-            return found
-        if not found:
-            raise StudyError(f"{self.study}: nothing lies between two experts of {mixture!r}: see figures()")
-        return found[0]
+            return [one.figure for one in drawn]
+        if not drawn:
+            why = "; ".join(missing) or "nothing that follows shares lies between two experts of it: see figures()"
+            raise StudyError(f"{self.study}: no figure of {mixture!r:.80}: {why}")
+        return drawn[0].figure
 
-    def _drawn(self, kinds: Sequence[str] = (), names: frozenset[str] | None = None) -> list[Drawn]:
-        """Draw what the rows allow, or figures of some kinds, of some experts."""
+    def _drawn(self, kinds: Sequence[str] = (), names: frozenset[str] | None = None) -> tuple[list[Drawn], list[str]]:
+        """Draw what the rows allow, or figures of some kinds, of some experts; a line for each that lacks rows."""
         from experiments.pages.figures import draw
         from experiments.pages.views import PRETRAINED, experts_of, with_owners
 
         rows = with_owners(self._records, self.notes.tasks)
         own = [row for row in rows if names is None or set(experts_of(row)) <= {*names, PRETRAINED}]
-        return [one for one in draw(own, self._examples)[0] if not kinds or one.stem.startswith(tuple(kinds))]
+        return draw(own, self._examples, only=kinds)
 
 
 def open_results(

@@ -93,15 +93,16 @@ def draw(
     *,
     tasks: Mapping[str, str] | None = None,
     also: Sequence[str] = (),
+    only: Sequence[str] = (),
 ) -> tuple[list[Drawn], list[str]]:
     """Draw every figure that the shape of a study's rows allows; one line for each that lacks rows.
 
     With the `scores` of examples by row key (`read_scores`) the intervals of models of several seeds are over seeds and
     examples; without them they are the mean of the seeds', evaluation noise only. `tasks` says whose own each task is
     (`Notes.tasks`), where the rows do not (`open_study`); without it experts own the tasks of their names. `also` names
-    optional kinds to draw.
+    optional kinds to draw, `only` those to draw and no others.
     """
-    if unknown := [name for name in also if name not in FIGURES]:
+    if unknown := [name for name in (*also, *only) if name not in FIGURES]:
         raise StudyError(f"no figure {unknown[0]!r}: choose one of {', '.join(FIGURES)}")
     found = with_series(main_metrics(with_owners(rows, tasks) if tasks else rows), policies=False)
     found = found if scores is None else with_intervals(found, scores)
@@ -109,7 +110,7 @@ def draw(
     wanted = [
         (name, *one)
         for name, kind in FIGURES.items()
-        if name in also or not kind.optional
+        if (name in only if only else name in also or not kind.optional)
         for one in kind.figures(found, styles)
     ]
     order = list(dict.fromkeys(subject for _, subject, _ in wanted))  # the figures of one subject stand together

@@ -174,6 +174,15 @@ def test_saved_weights_of_any_method_are_those_that_were_evaluated(tmp_path):
     assert results.best("up+down+other", method="interpolate").method == "average"
 
 
+def test_what_lies_on_no_line_has_no_curve(tmp_path):
+    rows = [row(dict.fromkeys("abc", 1 / 3), task, "test", 0.5, method="average") for task in "abc"]
+    rows += [row({name: 1.0}, task, "test", 0.8 if name == task else 0.1) for name in "abc" for task in "abc"]
+    results = made(tmp_path, rows)
+    assert results.curves() == []
+    with pytest.raises(StudyError, match=r"made: no figure of 'c\+a\+b': nothing that follows shares lies between two"):
+        results.curves("c+a+b")
+
+
 def test_weights_that_changed_since_are_not_merged(tmp_path):
     for name, seed in (("up", 1), ("down", 2)):
         torch.save(weights(seed), tmp_path / f"{name}.pt")
