@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from experiments.commands.asked import Words, asked
-from experiments.commands.options import FORMATS
+from experiments.commands.options import FORMATS, Device
 from merge.commands import one_of, printable
 
 
@@ -89,18 +89,35 @@ def report(
 
 def samples(
     words: Words,
-    pocket: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the models, made by `unival-merge pocket`.")],
+    pocket: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Of UnIVAL's studies: folder of the models, made by `unival-merge pocket`."),
+    ] = None,
     count: Annotated[int, typer.Option(min=1, help="Examples of every task.")] = 8,
+    device: Device = "cpu",
 ) -> None:
     """Let the merged models of a study answer a few examples, for its report; goes on where it was stopped.
 
+    Tasks of a study of your own say what to show by `Task(..., show=function)`.
+
     \b
+    unival-merge study samples digits
     unival-merge study samples interpolation results/pocket-interpolation --pocket pocket-full
     """
-    from experiments.unival.samples import make_samples
-    from experiments.unival.setups import PocketSetup
-    from experiments.unival.subject import UnivalSubject
-
     found = asked(words)
-    made = make_samples(found.folder, found.name, UnivalSubject(PocketSetup(pocket)), count)
+    if found.file:
+        from experiments.results.samples import make_samples as of_study
+
+        found.refuse({"--pocket": pocket})
+        made = of_study(found.defined(), found.folder, count, device=device)
+    else:
+        from experiments.errors import StudyError
+        from experiments.unival.samples import make_samples
+        from experiments.unival.setups import PocketSetup
+        from experiments.unival.subject import UnivalSubject
+
+        found.built_in()
+        if pocket is None:
+            raise StudyError(f"--pocket says where the models of {found.name} are: the folder that `pocket` made")
+        made = make_samples(found.folder, found.name, UnivalSubject(PocketSetup(pocket)), count, device)
     typer.echo(f"{found.folder / 'samples.jsonl'}: {made} rows more")

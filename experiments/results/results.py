@@ -210,6 +210,18 @@ class Results:
             for read in ("rows", "_records", "_examples", "_summary"):  # they are read anew
                 self.__dict__.pop(read, None)
 
+    def samples(self, count: int = 8, *, device: str = "cpu") -> int:
+        """Keep for the report what models between two experts answer to the first `count` examples of the tasks that
+        have `show`; return how many rows got samples.
+
+        StudyError where the folder was only opened, and where no task says what to show.
+        """
+        if self.given is None:
+            raise StudyError(f"samples are answers of models: run the study of {self.folder} first, its rows are kept")
+        from experiments.results.samples import make_samples
+
+        return make_samples(self.given, self.folder, count, device=device)
+
     # -- how it is found
 
     @cached_property

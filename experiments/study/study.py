@@ -42,7 +42,9 @@ class Task:
         unit: of the metric, or of each by name; such as "nats", empty for shares of 1.
         higher_is_better: whether larger numbers are better, or for each metric by name.
         inputs: batches that the model takes, or a function that returns them, to measure BatchNorm statistics on.
-        show: `show(model, split, index)` -> what a page shows of an example and the model's answer to it.
+        show: `show(model, split, index)` -> what a page shows of an example and the model's answer to it: text, a
+            picture (a Path, or an array (H, W) or (H, W, 3)), a table (a list of lines), or a mapping of these by
+            title, where prompt, text, reference, image and table belong together. IndexError behind the last example.
     """
 
     score: Callable[..., Any]

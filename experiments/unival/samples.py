@@ -1,14 +1,7 @@
-"""What merged models answer to a few rows, kept for the report: DIR/samples.jsonl, images once each in DIR/samples/.
-
-A line belongs to one evaluated row of the study by that row's `key`, and holds the first examples of its split. Rows
-that were evaluated again have other keys, so that samples of other weights are never shown.
-"""
+"""What merged UnIVAL models answer to a few rows, kept for the report (`experiments.results.samples`)."""
 
 from __future__ import annotations
 
-import hashlib
-import io
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,65 +10,51 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from tqdm import tqdm
+from torch import nn
 
-from experiments.errors import StudyError
-from experiments.grid.lines import append_lines
-from experiments.grid.rows import ROW_DIGEST, Records
-from experiments.grid.worker import Job, Worker
-from experiments.pages.views import (
-    experts_of,
-    main_metrics,
-    on_split,
-    one_policy,
-    open_study,
-    pairs_of,
-    read_samples,
-    reported_split,
-    weights_only,
-)
-from experiments.study.points import Cell, Expert, Point
+from experiments.grid.worker import Worker
+from experiments.pages.views import open_study
+from experiments.results.samples import COUNT, Row, add_samples, sampled_rows, write_picture
+from experiments.study.points import Expert
 from experiments.unival.studies import MixtureStudy, study_named
 from experiments.unival.subject import UnivalSubject
-from merge import digest, open_checkpoint
 from unival_core import Ensemble, GenerationOptions, Prediction, UnivalModel, predict
 from unival_core.data import Example, TaskDataset, collate
 
-COUNT = 8  # examples a row
-FIELDS = ("key", "shares", "experts", "method", "batchnorm", "seed", "task", "split")  # of the row
 
-
-def make_samples(folder: str | Path, study: str, subject: UnivalSubject, count: int = COUNT) -> int:
+def make_samples(
+    folder: str | Path, study: str, subject: UnivalSubject, count: int = COUNT, device: str = "cpu"
+) -> int:
     """Keep the answers of every point between two experts, and of these, to the first rows of their tasks; return how
     many rows got samples.
 
     What is there already is not made again, so a killed run goes on. Raises StudyError where a checkpoint is not the
     one that the rows were evaluated with.
     """
-    rows, _ = open_study(folder, study)
-    there = read_samples(folder)
-    wanted = [row for row in sampled_rows(rows) if row["key"] not in there]
-    worker, checked = Worker(subject), set[tuple[int, str]]()
-    for row in tqdm(wanted, desc="samples", disable=None):
-        job = Job(study, Cell(point_of(row, study), row["task"], row["split"]), row["seed"], {}, {}, row["data"])
-        refuse_other_weights(row, job.cell.point, subject, checked)
-        model = worker.model_for(job)
+    folder = Path(folder)
+
+    def expert(name: str, kind: str) -> Expert:
+        known = study_named(study)
+        assert isinstance(known, MixtureStudy)  # others have no pairs
+        return Expert(name, known.experts[name], kind)
+
+    def answer(model: nn.Module, row: Row) -> list[dict[str, Any]]:
         assert isinstance(model, UnivalModel | Ensemble)
         data = subject.dataset(row["task"], row["split"], model.config)
-        write_samples(folder, row, model, data, options=subject.setup.generation(row["task"]), count=count)
-    return len(wanted)
+        return answers(folder, model, data, options=subject.setup.generation(row["task"]), count=count)
+
+    return add_samples(folder, sampled_rows(open_study(folder, study)[0]), Worker(subject, device), expert, answer)
 
 
-def write_samples(
-    folder: str | Path,
-    row: Mapping[str, Any],
+def answers(
+    folder: Path,
     model: UnivalModel | Ensemble,
     data: TaskDataset,
     *,
     options: GenerationOptions | None = None,
     count: int = COUNT,
 ) -> list[dict[str, Any]]:
-    """Ask a model the first `count` sound rows of a data set, and add its answers to the samples of a result row.
+    """Ask a model the first `count` sound rows of a data set, and return its answers as samples.
 
     Each sample has a name, the prompt, the answer and the reference as text, `box` and `reference_box` as shares of
     the image's width and height (x0, y0, x1, y1) or None, and the image's file in `samples/` or None; frames of a
@@ -85,50 +64,11 @@ def write_samples(
     found = [(number, example) for number in numbers if (example := data.get(number)) is not None]
     device = next(model.parameters()).device
     batch = collate([example for _, example in found]).to(device)
-    was_training = model.training
-    model.eval()
     with torch.inference_mode():
         said = predict(model, batch, data.task, data.tokenizer, answers=data.answers, options=options)
-    model.train(was_training)
-    samples = [
-        sample_of(Path(folder), data, number, example, answer)
-        for (number, example), answer in zip(found, said, strict=True)
-    ]
-    line = {name: row[name] for name in FIELDS} | {"samples": samples}
-    append_lines(Path(folder) / "samples.jsonl", [json.dumps(line, ensure_ascii=False, allow_nan=False)])
-    return samples
-
-
-def sampled_rows(rows: Records) -> Records:
-    """Return a row for each task of every merged point between two experts and of these, on the reported split."""
-    own = weights_only(one_policy(on_split(main_metrics(rows), reported_split(rows))))
-    pairs = [set(pair) for pair in pairs_of(own)]
-    kinds = {row["experts"] for row in own if len(experts_of(row)) == 2}
     return [
-        row for row in own if row["experts"] in kinds and any({*experts_of(row), row["task"]} <= pair for pair in pairs)
+        sample_of(folder, data, number, example, answer) for (number, example), answer in zip(found, said, strict=True)
     ]
-
-
-def point_of(row: Mapping[str, Any], study: str) -> Point:
-    """Return the point that a row was evaluated at."""
-    known = study_named(study)
-    assert isinstance(known, MixtureStudy)  # others have no pairs
-    experts = {name: Expert(name, known.experts[name], row["experts"]) for name in row["shares"]}
-    return Point(experts, row["shares"], row["method"], row["batchnorm"])
-
-
-def refuse_other_weights(
-    row: Mapping[str, Any], point: Point, subject: UnivalSubject, checked: set[tuple[int, str]]
-) -> None:
-    """Raise StudyError where an expert's checkpoint is not the one of the row; each is looked at once."""
-    for name, expert in point.experts.items():
-        place = (row["seed"], expert.id)
-        if place not in checked:
-            source = subject.source(expert, row["seed"])
-            here, there = digest(open_checkpoint(source.path, source.section), ROW_DIGEST), row["inputs"][name]
-            if here != there:
-                raise StudyError(f"{source.path} has the digest {here}, row {row['key']} {there}: run the study again")
-            checked.add(place)
 
 
 def sample_of(folder: Path, data: TaskDataset, number: int, example: Example, answer: Prediction) -> dict[str, Any]:
@@ -168,12 +108,4 @@ def write_image(folder: Path, media: torch.Tensor | None) -> str | None:
         return None
     frames = media.unsqueeze(1) if media.ndim == 3 else media  # 3 x frames x height x width
     strip = np.hstack([frame.permute(1, 2, 0).numpy() for frame in frames.unbind(1)])
-    data = io.BytesIO()
-    Image.fromarray(strip).save(data, "PNG")
-    file = folder / "samples" / f"{hashlib.sha256(data.getvalue()).hexdigest()[:16]}.png"
-    if not file.is_file():
-        file.parent.mkdir(exist_ok=True)
-        partial = file.with_suffix(".partial")
-        partial.write_bytes(data.getvalue())
-        partial.replace(file)
-    return file.name
+    return write_picture(folder, Image.fromarray(strip))
