@@ -21,6 +21,7 @@ def plot(
             "--output", "-o", metavar="DIR", show_default=False, help="Folder to write; default: DIR/figures."
         ),
     ] = None,
+    radar: Annotated[bool, typer.Option("--radar", help="Draw averages of all experts as a radar chart too.")] = False,
 ) -> None:
     """Draw every figure of a study from its rows alone, as PNG, SVG and PDF.
 
@@ -32,7 +33,7 @@ def plot(
     from experiments.pages.views import open_study
 
     found = asked(words)
-    drawn, missing = draw(*open_study(found.folder, found.name))
+    drawn, missing = draw(*open_study(found.folder, found.name), also=["radar"] * radar)
     if not drawn and not missing:
         raise StudyError(
             f"{found.folder}: nothing to draw of {found.name}: its rows have no points between experts, no averages "
