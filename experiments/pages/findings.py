@@ -1,235 +1,321 @@
-"""What a study's rows say, in sentences with their numbers: good or bad, as it came out.
+"""What a study's rows say, in plain sentences with their numbers: good or bad, as it came out.
 
-Differences are in points (scores times 100). Their 95 % intervals are normal, from differences on the same examples;
-several seeds are averaged example by example first. Without scores of single examples there is no interval, and then
-nothing is claimed beyond the numbers. Retention is merged / expert: the share of an expert's score that is kept.
+What a sentence claims was told apart from chance after Holm's correction for all comparisons that the sentence is
+about; the others are counted as not told apart. Tests and 95 % intervals are of seeds and examples
+(`experiments.statistics.contrasts`); with one seed they are of the examples alone. Scores of different units are never
+averaged: what is said of several tasks is said of retention, or in counts.
 """
 
-import math
-from collections.abc import Sequence
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from experiments.errors import StudyError
-from experiments.grid.rows import Records, Rows, is_made_of, mean_of, names_in
+from experiments.grid.rows import Records, Rows, names_in, records
+from experiments.grid.units import Unit, unit_of
+from experiments.pages.overview import INSIDE, SHIFTED, Line, lines_of, title_of
 from experiments.pages.views import (
     PRETRAINED,
-    Pair,
     experts_of,
     is_average,
+    is_single,
     kinds_of,
     main_metrics,
     on_split,
     one_policy,
-    pairs_of,
     reported_split,
     shifted_splits,
     weights_only,
+    with_owners,
 )
-from experiments.statistics.curves import chord, joint_score, lines_between
-from experiments.statistics.fronts import relative_hypervolume
-from experiments.statistics.tests import (
-    Examples,
-    Gap,
-    gap,
-    holm,
-    mean_gap,
-    paired_examples,
-    paired_test,
-    standard_error,
-)
-from merge import share_label
+from experiments.statistics.contrasts import Contrast, contrast, difference, measured, signs
+from experiments.statistics.retention import retention
+from experiments.statistics.selection import ALONE, Candidates, Column, Model, is_merged
+from experiments.statistics.tests import Examples
 
-SIGNIFICANT = 0.05
-LINE = "the straight line between their scores"
+Where = tuple[str, str]  # task and split
 
 
-def findings(rows: Rows, scores: Examples | None = None, contender: str = "") -> list[str]:
-    """State the findings that the rows allow, of three.
+@dataclass(frozen=True)
+class Finding:
+    """A sentence, the numbers behind it, a line each, and what was not told apart, in words ("" for nothing)."""
 
-    Experts against the pretrained model; what is kept between two experts; averages against the pretrained model, and
-    that of the `contender`, a kind of experts, against the others on shifted data. The first line of a finding is the
-    sentence, further lines are details. `scores` are per example by row key (`read_scores`), for intervals and tests.
+    text: str
+    details: tuple[str, ...] = ()
+    open: str = ""
+
+    def __str__(self) -> str:
+        return "\n".join([f"{self.text}{f' Not told apart: {self.open}.' if self.open else ''}", *self.details])
+
+
+def findings(
+    rows: Rows, scores: Examples | None = None, contender: str = "", tasks: Mapping[str, str] | None = None
+) -> list[str]:
+    """State what the rows of a study allow to be said; the first line of a text is the sentence, further lines details.
+
+    What merged models keep of their experts' skills; whether that is more than the experts' scores in the same shares;
+    what finetuning gave and cost; averages against the pretrained model, and that of the `contender`, a kind of
+    experts, against the others on shifted data. `scores` are of the examples by row key (`read_scores`), `tasks` say
+    whose own the tasks are (`Notes.tasks`).
     """
-    known = weights_only(one_policy(main_metrics(rows)))
-    found = [tension(known, scores or {}), fronts(known, scores or {}), averages(known, scores or {}, contender)]
-    return [text for text in found if text]
+    found = records(rows)
+    return [str(one) for one in told(found, scores or {}, contender, tasks or {})]
 
 
-def tension(rows: Records, scores: Examples) -> str:
-    """Compare every expert with the pretrained model, on its own task and on the others; tests are Holm-corrected."""
-    here = on_split(rows, reported_split(rows))
-    kind = _kind(here)
-    cells = {(experts_of(row)[0], row["task"]) for row in here if row["experts"] == kind}
-    gaps: dict[tuple[str, str], Gap] = {}
-    p_values: list[float] = []
-    for name, task in sorted(cells):
-        one, start = _rows(here, task, (name,), kind), _rows(here, task, (PRETRAINED,))
-        if one and start:
-            gaps[name, task] = gap(one, start, scores)
-            examples = paired_examples([start, one], scores)
-            p_values.append(math.nan if examples is None else paired_test(*examples).p)
-    own = {name: value for (name, task), value in gaps.items() if task == name}
-    others = {place: value for place, value in gaps.items() if place[0] != place[1]}
-    if not own:
-        return ""
-    tested = not any(math.isnan(p) for p in p_values)
-    clear = dict(zip(gaps, holm(p_values) < SIGNIFICANT if tested else [True] * len(gaps), strict=True))
-    won = [name for name, value in own.items() if value.value > 0 and clear[name, name]]
-    lost = [place for place, value in others.items() if value.value < 0 and clear[place]]
-    if len(won) == len(own) and 2 * len(lost) >= max(1, len(others)):
-        verdict = "The experts are in tension"
-    elif won and lost:
-        verdict = "The experts are partly in tension"
-    else:
-        verdict = "The experts are not in tension" if others else "Experts against the pretrained model"
-    listed = ", ".join(f"{name} {value}" for name, value in own.items())
-    text = f"{verdict}: {len(won)} of {len(own)} beat the pretrained model on their own task ({listed})"
-    if others:
-        mean = 100 * float(np.mean([value.value for value in others.values()]))
-        text += f", and on other tasks {len(lost)} of {len(others)} scores are lower ({mean:+.1f} points on average)"
-    how = "paired tests, Holm-corrected, p < 0.05" if tested else "by the means alone: single examples have no scores"
-    return f"{text}; {how}."
+def told(
+    rows: Records,
+    scores: Examples,
+    contender: str = "",
+    tasks: Mapping[str, str] | None = None,
+    lines: Sequence[Line] | None = None,
+) -> list[Finding]:
+    """Return the findings one by one (see `findings`); `lines` are those of the overview, where they are known."""
+    known = lines_of(rows, scores, tasks or {}) if lines is None else lines
+    merged = [line for line in known if is_merged(line.model)]
+    main = weights_only(one_policy(main_metrics(with_owners(rows, tasks) if tasks else rows)))
+    found = [kept(merged), above_mixing(merged, rows, scores), specialists(main, scores)]
+    found.append(averages(main, scores, contender))
+    return [one for one in found if one is not None]
 
 
-def fronts(rows: Records, scores: Examples) -> str:
-    """Compare every pair's merged models with the straight line between its experts."""
-    details: list[str] = []
-    signs: list[int] = []
-    for pair in pairs_of(rows):
-        for kind in names_in([row for row in rows if experts_of(row) == list(pair)], "experts"):
-            front = front_of(rows, pair, kind, scores)
-            if front is not None:
-                details.append(f"{pair[0]} and {pair[1]}, {kind}: {front[0]}")
-                signs.append(front[1])
-    if not details:
-        return ""
-    above, below, of = signs.count(1), signs.count(-1), f"of {len(signs)} lines"
-    if above == len(signs):
-        verdict = f"keep more of both skills than {LINE}"
-    elif above > below:
-        verdict = f"lie above {LINE} on {above} {of}, below it on {below}"
-    elif above + below == 0:
-        verdict = f"cannot be told apart from {LINE}"
-    else:
-        verdict = f"lie below {LINE} on {below} {of}, above it on {above}"
-    return "\n".join([f"Weights between two experts {verdict}.", *details])
-
-
-def front_of(rows: Records, pair: Pair, kind: str, scores: Examples) -> tuple[str, int] | None:
-    """Describe a line at its best point, and say whether that lies above (1) or below (-1) the chord, or neither (0).
-
-    The best retention is looked for on val where it has the same points. None without the ends of the line, and where
-    an expert scores nothing on its own task.
-    """
-    split = reported_split(rows)
-    there = sweep(rows, pair, kind, split)
-    if there is None or (np.diag(there[1][:, [0, -1]].T) <= 0).any():
+def kept(lines: Sequence[Line]) -> Finding | None:
+    """Say how much of their experts' scores merged models keep, and where that is less or more than the expert's."""
+    if not lines:
         return None
-    shares, table = there
-    experts = table[:, [0, -1]].T
-    retention = picked = joint_score(table, experts)
-    how = f"chosen on {split} itself, so its scores are likely too high"
-    chosen = sweep(rows, pair, kind, "val") if split != "val" else None
-    if chosen is not None and np.array_equal(chosen[0], shares):
-        picked, how = joint_score(chosen[1], chosen[1][:, [0, -1]].T), "chosen on val"
-    best = 1 + int(picked[1:-1].argmax())
-    share = float(shares[best])
-    kept = table[:, best] / np.diag(experts)
-    above = above_chord(on_split(rows, split), pair, kind, share, scores)
-    text = f"{share_label({pair[0]: 1 - share, pair[1]: share})} ({how}) keeps {100 * kept[0]:.0f} % of {pair[0]} and "
-    text += f"{100 * kept[1]:.0f} % of {pair[1]}, mean retention {above} points above the line; "
-    text += f"the lowest mean retention between the ends is {100 * retention[1:-1].min():.0f} %; {_area(shares, table)}"
-    return text, above.sign
-
-
-def averages(rows: Records, scores: Examples, contender: str = "") -> str:
-    """Compare averages of three experts or more with the pretrained model, and the contender's with the others'."""
-    merged = [row for row in rows if is_average(row)]
-    start = [row for row in rows if experts_of(row) == [PRETRAINED]]
-    if not merged or not start:
-        return ""
-    outside = shifted_splits(rows)
-    details: list[str] = []
-    signs: list[int] = []
-    for kind in names_in(merged, "experts"):
-        own = [row for row in merged if row["experts"] == kind]
-        for words, splits in (("", [reported_split(rows)]), (" on shifted data", outside)):
-            value = mean_gap(own, start, splits, scores)
-            if value is not None:
-                details.append(f"{kind} {value}{words}")
-                signs.append(value.sign)
-    better, worse = signs.count(1), signs.count(-1)
-    if better == len(signs):
-        verdict = "Averages of all experts beat the pretrained model" + ", on shifted data too" * bool(outside)
-    elif worse == len(signs):
-        verdict = "Averages of all experts are worse than the pretrained model"
-    else:
-        verdict = f"Averages of all experts against the pretrained model: better in {better}, worse in {worse} and not "
-        verdict += f"told apart in {len(signs) - better - worse} of {len(signs)} comparisons"
-    return f"{verdict} (mean over tasks: {', '.join(details)}).{_contest(merged, contender, outside, scores)}"
-
-
-def sweep(rows: Records, pair: Pair, kind: str, split: str) -> tuple[np.ndarray, np.ndarray] | None:
-    """Read rising shares (m,) of a pair's second expert and the scores (2, m) on both tasks; None without the ends."""
-    here = [row for row in on_split(rows, split) if row["experts"] == kind and is_made_of(row, pair)]
-    tasks = [[row for row in here if row["task"] == task] for task in pair]
-    if not all(tasks):
-        return None
-    lines = [lines_between(own, pair)[kind] for own in tasks]
-    shares = np.intersect1d(lines[0].share, lines[1].share)
-    if len(shares) < 3 or (shares[0], shares[-1]) != (0, 1):
-        return None
-    return shares, np.array([line.value[np.isin(line.share, shares)] for line in lines])
-
-
-def above_chord(rows: Records, pair: Pair, kind: str, share: float, scores: Examples) -> Gap:
-    """Measure how far a point's mean retention over both tasks lies above the straight line between the experts'."""
-    value = variance = 0.0
-    for task in pair:
-        ends = [_rows(rows, task, (name,), kind) for name in pair]
-        point = [row for row in _rows(rows, task, pair, kind) if row["shares"][pair[1]] == share]
-        own = mean_of(ends[pair.index(task)], "value")
-        means = [mean_of(each, "value") for each in (point, *ends)]
-        value += (means[0] - (1 - share) * means[1] - share * means[2]) / own / 2
-        parts = paired_examples([point, *ends], scores)
-        above = None if parts is None else parts[0] - (1 - share) * parts[1] - share * parts[2]
-        variance += ((math.nan if above is None else standard_error(above)) / own / 2) ** 2
-    return Gap(value, math.sqrt(variance))
-
-
-def _contest(merged: Records, contender: str, splits: Sequence[str], scores: Examples) -> str:
-    """Compare the contender's average with the others' on shifted data, in a sentence; "" without a contender."""
-    details: list[str] = []
-    own = [row for row in merged if row["experts"] == contender]
-    for kind in names_in([row for row in merged if row["experts"] != contender], "experts"):
-        value = mean_gap(own, [row for row in merged if row["experts"] == kind], splits, scores) if own else None
-        if value is not None:
-            words = {1: "better than", -1: "worse than", 0: "not told apart from"}[value.sign]
-            details.append(f"{words} {kind} ({value})")
-    return f" On shifted data the average of {contender} experts is {', '.join(details)}." if details else ""
-
-
-def _area(shares: np.ndarray, table: np.ndarray) -> str:
-    """Compare the area under the points with the rectangle between the experts' scores, and that under the line."""
-    experts = table[:, [0, -1]].T
-    try:
-        front, line = (relative_hypervolume(points.T, experts) for points in (table, chord(shares, table)))
-    except StudyError:
-        return "the experts do not beat each other on their own tasks, so no area is compared"
-    area = f"the area under the points is {100 * front:.0f} % of the rectangle between the experts' scores"
-    return f"{area}, that under points of the line {100 * line:.0f} %"
-
-
-def _kind(rows: Records) -> str:
-    """Choose the kind of single experts to speak of, the first there is."""
-    there = [
-        kind for kind in kinds_of(rows) if any(row["experts"] == kind and len(experts_of(row)) == 1 for row in rows)
+    means: dict[str, str] = {}
+    for where in (INSIDE, SHIFTED):
+        every = [[cell.gain.value for (_, place), cell in line.cells.items() if place == where] for line in lines]
+        shown = sorted(100 * (1 + float(np.mean(own))) for own in every if own)
+        if shown:
+            low, high = f"{shown[0]:.0f}", f"{shown[-1]:.0f}"
+            means[where] = f"{low if low == high else f'{low} to {high}'} %"
+    several = len(lines) > 1
+    text = f"The {len(lines)} merged models keep" if several else "The merged model keeps"
+    text += f" {means.get(INSIDE, '')} of their own experts' scores" * (INSIDE in means)
+    text += ", and" * (len(means) > 1) + f" {means.get(SHIFTED, '')} on shifted data" * (SHIFTED in means)
+    text += " (means over tasks)"
+    cells = [(line, column, cell) for line in lines for (column, where), cell in line.cells.items() if where == INSIDE]
+    found = signs([cell.gain for *_, cell in cells])
+    details = [
+        f"{line.name} ({line.words}) keeps {_list([f'{cell.text} % of {title_of(c)}' for c, cell in own])}"
+        for line in lines
+        if (own := [(column, cell) for other, column, cell in cells if other is line])
     ]
-    return next(iter(there), "")
+    below, above, unclear = found.count(-1), found.count(1), found.count(0)
+    text += (
+        f": beside the task's own expert they are worse {_of(below, len(found))} and better {_of(above, len(found))}."
+    )
+    return Finding(
+        text, tuple(details), f"{unclear} of {len(found)} merged scores from the own expert's" * bool(unclear)
+    )
 
 
-def _rows(rows: Records, task: str, names: Sequence[str], kind: str | None = None) -> Records:
-    """Keep the rows on a task of the points that have exactly these experts, of a kind."""
-    own = [row for row in rows if row["task"] == task and set(experts_of(row)) == set(names)]
-    return [row for row in own if kind in (None, row["experts"])]
+def above_mixing(lines: Sequence[Line], rows: Records, scores: Examples) -> Finding | None:
+    """Compare merged models with their experts' scores in the same shares: of two, with the straight line between
+    them."""
+    found = [(line, gap) for line in lines if (gap := _above(line, reported_split(rows), scores)) is not None]
+    if not found:
+        return None
+    found_signs = signs([gap for _, gap in found])
+    above, below, of = found_signs.count(1), found_signs.count(-1), len(found)
+    pairs = all(len(line.among.names) == 2 for line in lines)
+    than = "the straight line between the two experts" if pairs else "their experts' scores in the same shares"
+    if above == of:
+        verdict = f"keep more of all skills than {than}" + f", all {of} of them" * (of > 1)
+    elif above or below:
+        verdict = f"keep more of all skills than {than} {_of(above, of)}, less {_of(below, of)}"
+    else:
+        verdict = f"cannot be told apart from {than}"
+    details = tuple(
+        f"{line.name} ({line.words}): {_percent(gap)} points of retention against {than}" for line, gap in found
+    )
+    unclear = of - above - below
+    words = f"{unclear} of {of} merged models from {than}" * bool(unclear)
+    return Finding(f"Merged models {verdict}.", details, words)
+
+
+def specialists(rows: Records, scores: Examples) -> Finding | None:
+    """Compare experts with the pretrained model, on their own task and on the others; without one, every task's own
+    expert with the others."""
+    here = [row for row in on_split(rows, reported_split(rows)) if is_single(row)]
+    kind = next(iter(kind for kind in kinds_of(rows) if kind in names_in(here, "experts")), "")
+    models: dict[tuple[str, str], dict[int, dict]] = defaultdict(dict)
+    for row in here:
+        if row["experts"] in (kind, PRETRAINED):
+            models[experts_of(row)[0], row["task"]][row["seed"]] = row
+    owners = {row["task"]: row["owner"] for row in here}
+    if any(name == PRETRAINED for name, _ in models):
+        places = [place for place in models if place[0] != PRETRAINED and (PRETRAINED, place[1]) in models]
+        compared = {place: (models[place], models[PRETRAINED, place[1]]) for place in places}
+        return _against_start(compared, owners, here, scores)
+    compared = {
+        (name, task): (models[owners[task], task], own)
+        for (name, task), own in models.items()
+        if name != owners[task] and (owners[task], task) in models
+    }
+    gaps = _gaps(compared, here, scores)
+    if not gaps:
+        return None
+    found = signs([*gaps.values()])
+    better, worse = (_of(found.count(sign), len(found)) for sign in (1, -1))
+    text = f"On every task its own expert is better than another expert {better}, worse {worse}."
+    details = tuple(f"{task}: {_gap(gap, here, task)} better than {name}" for (name, task), gap in gaps.items())
+    unclear = found.count(0)
+    return Finding(text, details, f"{unclear} of {len(found)} experts from the task's own" * bool(unclear))
+
+
+def _against_start(
+    compared: Mapping[tuple[str, str], tuple], owners: Mapping[str, str], rows: Records, scores: Examples
+) -> Finding | None:
+    gaps = _gaps(compared, rows, scores)
+    own = [place for place in gaps if owners[place[1]] == place[0]]
+    others = [place for place in gaps if place not in own]
+    if not own:
+        return None
+    clear = dict(zip(gaps, signs([*gaps.values()]), strict=True))
+    won = sum(clear[place] > 0 for place in own)
+    text = f"{won} of {len(own)} experts beat the pretrained model on their own task"
+    details = [f"{name} on its own {task}: {_gap(gaps[name, task], rows, task)}" for name, task in own]
+    if others:
+        lost, gained = (sum(clear[place] == sign for place in others) for sign in (-1, 1))
+        worse, better = _of(lost, len(others)), _of(gained, len(others))
+        text += f"; on the tasks of others they are worse than it {worse}, better {better}"
+        details += [f"{name} on {task}: {_gap(gaps[name, task], rows, task)}" for name, task in others]
+    unclear = list(clear.values()).count(0)
+    words = f"{unclear} of {len(gaps)} experts' scores from the pretrained model's" * bool(unclear)
+    return Finding(f"{text}.", tuple(details), words)
+
+
+def averages(rows: Records, scores: Examples, contender: str = "") -> Finding | None:
+    """Compare averages of three experts or more with the pretrained model, on every task and split, and the
+    contender's with the others' on shifted data."""
+    merged = [row for row in rows if is_average(row)]
+    start = _by_place([row for row in rows if experts_of(row) == [PRETRAINED]])
+    inside, outside = reported_split(rows), shifted_splits(rows)
+    models = {
+        kind: _by_place([row for row in merged if row["experts"] == kind]) for kind in names_in(merged, "experts")
+    }
+    gaps = {
+        (kind, *place): gap
+        for kind, own in models.items()
+        for place, gap in _gaps({p: (own[p], start[p]) for p in own if p in start}, rows, scores).items()
+        if place[1] == inside or place[1] in outside
+    }
+    if not gaps:
+        return None
+    clear = dict(zip(gaps, signs([*gaps.values()]), strict=True))
+    counts: list[str] = []
+    for splits, words in (([inside], ""), (outside, " on shifted data")):
+        found = [clear[place] for place in gaps if place[2] in splits]
+        if found:
+            better, worse = (_of(found.count(sign), len(found)) for sign in (1, -1))
+            counts.append(f"better {better}, worse {worse}{words}")
+    text = f"Averages of all experts against the pretrained model: {'; '.join(counts)}."
+    details = [f"{kind}, {task}, {split}: {_gap(gap, rows, task)}" for (kind, task, split), gap in gaps.items()]
+    unclear = [*clear.values()].count(0)
+    words = f"{unclear} of {len(gaps)} scores of averages from the pretrained model's" * bool(unclear)
+    if contender in models:
+        text += _contest(models, contender, outside, rows, scores)
+    return Finding(text, tuple(details), words)
+
+
+def _contest(
+    models: Mapping[str, Mapping[Where, dict]], contender: str, splits: Sequence[str], rows: Records, scores: Examples
+) -> str:
+    """Compare the contender's average with the others' on shifted data, in a sentence; "" where there are none."""
+    own = models[contender]
+    gaps: dict[tuple[str, Where], Contrast] = {}
+    for kind, other in models.items():
+        places = [place for place in own if place in other and place[1] in splits and kind != contender]
+        gaps |= {(kind, p): gap for p, gap in _gaps({p: (own[p], other[p]) for p in places}, rows, scores).items()}
+    clear = dict(zip(gaps, signs([*gaps.values()]), strict=True))
+    details: list[str] = []
+    for kind in dict.fromkeys(kind for kind, _ in gaps):
+        found = [sign for (other, _), sign in clear.items() if other == kind]
+        better, worse, unclear = (_of(found.count(sign), len(found)) for sign in (1, -1, 0))
+        details.append(f"than that of {kind} {better}, worse {worse}, not told apart {unclear}")
+    return f" On shifted data the average of {contender} experts is better {'; '.join(details)}." if details else ""
+
+
+def _above(line: Line, split: str, scores: Examples) -> Contrast | None:
+    """Measure a model's mean retention less that of its experts' scores in the same shares; None where some are
+    missing."""
+    among, total = line.among, sum(line.model.shares)
+    singles = [Model(ALONE, tuple(float(name == own) for own in among.names)) for name in among.names]
+    weights = np.array([1, *(-share / total for share in line.model.shares)])
+    seeds: set[tuple[int, ...]] = set()
+    values: list[np.ndarray] = []
+    draws: list[np.ndarray] = []
+    for column in among.columns:
+        place = (column.task, column.metric, split)
+        models = [among.cells.get((model, *place), {}) for model in (line.model, *singles)]
+        start = among.starts.get(place)
+        if not all(models):
+            return None
+        found = measured([*models, *([start] if start else [])], scores)
+        seeds.add(found.seeds)
+        if len(seeds) > 1 or not found.seeds:
+            return None
+        tables = [table for table in (found.values, found.draws) if table is not None]
+        above = [np.tensordot(weights, _retained(table, among, column), axes=1) for table in tables]
+        values.append(above[0])
+        draws += above[1:]
+    if not values or np.isnan(values).any():
+        return None
+    return contrast(np.mean(values, axis=0), np.mean(draws, axis=0) if len(draws) == len(values) else None)
+
+
+def _retained(table: np.ndarray, among: Candidates, column: Column) -> np.ndarray:
+    """Return the retention of a model and of the experts from a table of their scores, the pretrained model's last if
+    there is one."""
+    count = 1 + len(among.names)
+    expert, start = table[1 + among.names.index(column.owner)], table[count:]
+    rises, form = column.unit.rises, column.form
+    return np.array([retention(expert, own, *start, higher_is_better=rises, form=form) for own in table[:count]])
+
+
+def _gaps(compared: Mapping, rows: Records, scores: Examples) -> dict:
+    """Test of every pair of models, by seed, by how much the first is better, in the unit of their metric."""
+    found = {place: difference(one, other, scores, rises=_unit(one).rises) for place, (one, other) in compared.items()}
+    return {place: gap for place, gap in found.items() if gap is not None}
+
+
+def _unit(model: Mapping[int, Mapping]) -> Unit:
+    return unit_of([dict(row) for row in model.values()])
+
+
+def _by_place(rows: Records) -> dict[Where, dict[int, dict]]:
+    found: dict[Where, dict[int, dict]] = defaultdict(dict)
+    for row in rows:
+        found[row["task"], row["split"]][row["seed"]] = row
+    return found
+
+
+def _gap(gap: Contrast, rows: Records, task: str) -> str:
+    """Write by how much a model is better, in the unit of the task's metric."""
+    own = [row for row in rows if row["task"] == task]
+    unit = unit_of(own)
+    name = "points" if unit.name == "%" else f"{own[0]['metric']} {unit.name}".strip()
+    return f"{_number(gap, unit.factor)} {name}" + " (lower is better: + is better)" * (not unit.rises)
+
+
+def _of(count: int, of: int) -> str:
+    """Write how often something was seen."""
+    return "never" if not count else "always" if count == of > 1 else f"{count} of {of} times"
+
+
+def _percent(gap: Contrast) -> str:
+    return _number(gap, 100)
+
+
+def _number(gap: Contrast, factor: float) -> str:
+    form = "+.1f" if factor != 1 or abs(gap.value) >= 100 else "+.3g"
+    bounds = "" if gap.lo != gap.lo else f" [{factor * gap.lo:{form}}, {factor * gap.hi:{form}}]"
+    return f"{factor * gap.value:{form}}{bounds}"
+
+
+def _list(parts: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(parts[:-1]), *parts[-1:]]))

@@ -24,6 +24,8 @@ CHOOSING = ("val", "train")  # splits on which nothing is reported
 SINGLE = "single"  # the method of a model as it is
 MIXING = (SINGLE, "interpolate", "average")  # methods that mix weights and do nothing more
 _TEXTS, _BOXES = ("name", "prompt", "answer", "reference"), ("box", "reference_box")  # of a sample
+_VIDEO = ("is_video", "is_film")
+_SAID = ("prompt", "text", "reference")  # of a sample of any study
 Pair = tuple[str, str]
 Scores = dict[str, Any]
 
@@ -45,26 +47,56 @@ def open_study(folder: str | Path, study: str) -> tuple[Records, Scores]:
 
 
 def read_samples(folder: str | Path) -> dict[str, list[dict[str, Any]]]:
-    """Read the samples in a study's folder by row key; none if none were made. StudyError for what are no samples."""
+    """Read the samples in a study's folder by row key; none if none were made. StudyError for what are no samples.
+
+    A line of samples.jsonl is an object with the `key` of a row and its `samples`, whatever else it holds. A sample has
+
+    * `title`: what it is called, text;
+    * `prompt`, `text`, `reference`: what the model was asked, what it said and what is right, text or null;
+    * `image`: the name of a PNG in the folder's `samples/`, or null;
+    * `table`: lines of cells, text, or null.
+
+    All but `title` may be left out. The built-in studies write samples of another form: `name`, `prompt`, `answer` and
+    `reference` are text, `box` and `reference_box` are shares of the image's width and height (x0, y0, x1, y1) or null,
+    `image` as above, and `is_video` says that it shows frames side by side (`is_film` in older files).
+    """
     path = Path(folder) / "samples.jsonl"
     found: dict[str, list[dict[str, Any]]] = {}
     for number, entry in entries(path) if path.exists() else ():
         samples = entry.get("samples")
         if not (isinstance(entry.get("key"), str) and isinstance(samples, list) and all(map(_is_sample, samples))):
             raise StudyError(f"{path}:{number}: not the samples of a row: remove the line to go on")
-        found[entry["key"]] = samples
+        found[entry["key"]] = [_renamed(one) for one in samples]
     return found
 
 
+def _renamed(sample: dict[str, Any]) -> dict[str, Any]:
+    """Return a sample under the names of today."""
+    return {"is_video" if name == "is_film" else name: value for name, value in sample.items()}
+
+
 def _is_sample(value: Any) -> bool:
-    """Whether a value is what `experiments.unival.samples` writes: words, boxes, the name of an image and no path."""
-    if not (isinstance(value, dict) and set(value) == {*_TEXTS, *_BOXES, "is_video", "image"}):
+    """Whether a value is a sample (`read_samples`): words, boxes, tables, the name of an image and no path."""
+    if not isinstance(value, dict):
+        return False
+    image, name = value.get("image"), next((name for name in _VIDEO if name in value), "")
+    if not (image is None or (isinstance(image, str) and Path(image).name == image and image.endswith(".png"))):
+        return False
+    if "title" in value:
+        words, table = [value.get(name) for name in _SAID], value.get("table")
+        lines = [cell for line in table for cell in (line if isinstance(line, list) else [None])] if table else []
+        return (
+            set(value) <= {"title", *_SAID, "image", "table"}
+            and isinstance(value["title"], str)
+            and all(word is None or isinstance(word, str) for word in words)
+            and (table is None or isinstance(table, list))
+            and all(isinstance(cell, str) for cell in lines)
+        )
+    if set(value) != {*_TEXTS, *_BOXES, name, "image"}:
         return False
     boxes = [value[name] for name in _BOXES if value[name] is not None]
     numbers = all(isinstance(box, list) and len(box) == 4 and all(_is_share(one) for one in box) for box in boxes)
-    image = value["image"]
-    named = image is None or (isinstance(image, str) and Path(image).name == image and image.endswith(".png"))
-    return numbers and named and isinstance(value["is_video"], bool) and all(isinstance(value[n], str) for n in _TEXTS)
+    return numbers and isinstance(value[name], bool) and all(isinstance(value[text], str) for text in _TEXTS)
 
 
 def _is_share(value: Any) -> bool:

@@ -137,7 +137,7 @@ class Results:
         """Return what the rows say, in sentences with their numbers; what is not clear is said to be so."""
         from experiments.pages.findings import findings
 
-        return findings(self._records, self._examples, self.notes.contender)
+        return findings(self._records, self._examples, self.notes.contender, self.notes.tasks)
 
     def curves(self, mixture: Named | None = None) -> Figure | list[Figure]:
         """Draw score against ratio between two experts; without a mixture a list, of every pair."""

@@ -86,5 +86,5 @@ def write_pages(folder: Path, study: str, command: str) -> Iterator[str]:
     table.write_text(written(rows, scores, "markdown"), encoding="utf-8")
     yield f"  {table}"
     yield f"  {write_report(folder, study, pages / 'report.html', command=command, drawn=drawn)}"
-    for told in findings(rows, scores, notes.contender):
+    for told in findings(rows, scores, notes.contender, notes.tasks):
         yield "  - " + told.replace("\n", "\n    ")
