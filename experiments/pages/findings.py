@@ -16,7 +16,7 @@ import numpy as np
 
 from experiments.grid.rows import Records, Rows, names_in, records
 from experiments.grid.units import Unit, unit_of
-from experiments.pages.overview import INSIDE, SHIFTED, Line, lines_of, title_of
+from experiments.pages.overview import INSIDE, SHIFTED, Chosen, lines_of, title_of
 from experiments.pages.views import (
     PRETRAINED,
     experts_of,
@@ -31,9 +31,9 @@ from experiments.pages.views import (
     weights_only,
     with_owners,
 )
-from experiments.statistics.contrasts import Contrast, contrast, difference, measured, signs
+from experiments.statistics.contrasts import BySeed, Contrast, contrast, difference, measured, signs
 from experiments.statistics.retention import retention
-from experiments.statistics.selection import ALONE, Candidates, Column, Model, is_merged
+from experiments.statistics.selection import ALONE, Candidates, Column, Model, is_merged, of_same
 from experiments.statistics.tests import Examples
 
 Where = tuple[str, str]  # task and split
@@ -70,7 +70,7 @@ def told(
     scores: Examples,
     contender: str = "",
     tasks: Mapping[str, str] | None = None,
-    lines: Sequence[Line] | None = None,
+    lines: Sequence[Chosen] | None = None,
 ) -> list[Finding]:
     """Return the findings one by one (see `findings`); `lines` are those of the overview, where they are known."""
     known = lines_of(rows, scores, tasks or {}) if lines is None else lines
@@ -81,7 +81,7 @@ def told(
     return [one for one in found if one is not None]
 
 
-def kept(lines: Sequence[Line]) -> Finding | None:
+def kept(lines: Sequence[Chosen]) -> Finding | None:
     """Say how much of their experts' scores merged models keep, and where that is less or more than the expert's."""
     if not lines:
         return None
@@ -94,7 +94,7 @@ def kept(lines: Sequence[Line]) -> Finding | None:
             means[where] = f"{low if low == high else f'{low} to {high}'} %"
     several = len(lines) > 1
     text = f"The {len(lines)} merged models keep" if several else "The merged model keeps"
-    text += f" {means.get(INSIDE, '')} of their own experts' scores" * (INSIDE in means)
+    text += f" {means.get(INSIDE, '')} of {'their' if several else 'its'} own experts' scores" * (INSIDE in means)
     text += ", and" * (len(means) > 1) + f" {means.get(SHIFTED, '')} on shifted data" * (SHIFTED in means)
     text += " (means over tasks)"
     cells = [(line, column, cell) for line in lines for (column, where), cell in line.cells.items() if where == INSIDE]
@@ -105,15 +105,14 @@ def kept(lines: Sequence[Line]) -> Finding | None:
         if (own := [(column, cell) for other, column, cell in cells if other is line])
     ]
     below, above, unclear = found.count(-1), found.count(1), found.count(0)
-    text += (
-        f": beside the task's own expert they are worse {_of(below, len(found))} and better {_of(above, len(found))}."
-    )
+    worse, better = _of(below, len(found)), _of(above, len(found))
+    text += f": {'they are' if several else 'it is'} worse than the task's own expert {worse}, better {better}."
     return Finding(
         text, tuple(details), f"{unclear} of {len(found)} merged scores from the own expert's" * bool(unclear)
     )
 
 
-def above_mixing(lines: Sequence[Line], rows: Records, scores: Examples) -> Finding | None:
+def above_mixing(lines: Sequence[Chosen], rows: Records, scores: Examples) -> Finding | None:
     """Compare merged models with their experts' scores in the same shares: of two, with the straight line between
     them."""
     found = [(line, gap) for line in lines if (gap := _above(line, reported_split(rows), scores)) is not None]
@@ -240,19 +239,19 @@ def _contest(
     return f" On shifted data the average of {contender} experts is better {'; '.join(details)}." if details else ""
 
 
-def _above(line: Line, split: str, scores: Examples) -> Contrast | None:
+def _above(line: Chosen, split: str, scores: Examples) -> Contrast | None:
     """Measure a model's mean retention less that of its experts' scores in the same shares; None where some are
     missing."""
     among, total = line.among, sum(line.model.shares)
-    singles = [Model(ALONE, tuple(float(name == own) for own in among.names)) for name in among.names]
     weights = np.array([1, *(-share / total for share in line.model.shares)])
     seeds: set[tuple[int, ...]] = set()
     values: list[np.ndarray] = []
     draws: list[np.ndarray] = []
     for column in among.columns:
         place = (column.task, column.metric, split)
-        models = [among.cells.get((model, *place), {}) for model in (line.model, *singles)]
-        start = among.starts.get(place)
+        own = {seed: rows[0] for seed, rows in among.rows(line.model, column, split).items()}
+        models = [own, *(_same(among.cells.get((_alone(among, name), *place), {}), own, name) for name in among.names)]
+        start = _same(among.starts.get(place, {}), own, PRETRAINED)
         if not all(models):
             return None
         found = measured([*models, *([start] if start else [])], scores)
@@ -266,6 +265,17 @@ def _above(line: Line, split: str, scores: Examples) -> Contrast | None:
     if not values or np.isnan(values).any():
         return None
     return contrast(np.mean(values, axis=0), np.mean(draws, axis=0) if len(draws) == len(values) else None)
+
+
+def _alone(among: Candidates, name: str) -> Model:
+    """Return an expert as it is."""
+    return Model(ALONE, tuple(float(name == one) for one in among.names))
+
+
+def _same(rows: BySeed, own: BySeed, name: str) -> BySeed:
+    """Return the rows of an expert, or the pretrained model, by the seeds of the models made of the same weights."""
+    found = {seed: of_same(rows, seed, row, name) for seed, row in own.items()}
+    return {seed: row for seed, row in found.items() if row is not None}
 
 
 def _retained(table: np.ndarray, among: Candidates, column: Column) -> np.ndarray:

@@ -40,7 +40,7 @@ CHOSEN = {
 MOST = 12  # lines that are shown at once
 
 
-class Cell(NamedTuple):
+class Retained(NamedTuple):
     """Retention on one task, the mean over `splits`: less 1 it is `gain`, the rest says what the interval is of, and to
     which row the number leads."""
 
@@ -61,13 +61,13 @@ class Cell(NamedTuple):
         return int(np.searchsorted(STEPS, round(1 + self.gain.value, 2), side="right"))
 
 
-class Line(NamedTuple):
+class Chosen(NamedTuple):
     """A model of a mixture, how it was chosen, and its cells by column and INSIDE or SHIFTED."""
 
     among: Candidates
     model: Model
     chosen: str
-    cells: Mapping[tuple[Column, str], Cell]
+    cells: Mapping[tuple[Column, str], Retained]
 
     @property
     def name(self) -> str:
@@ -87,14 +87,14 @@ class Line(NamedTuple):
 PLAIN = ("interpolate", "average")
 
 
-def lines_of(rows: Records, scores: Examples, owners: Mapping[str, str]) -> list[Line]:
+def lines_of(rows: Records, scores: Examples, owners: Mapping[str, str]) -> list[Chosen]:
     """Measure the model of every mixture that is best on val; where val was not evaluated, one a method: the only
     point, or that of equal shares. Where nothing was merged the single models, on each other's tasks.
 
     `owners` say by task which expert's own it is (`Notes.tasks`).
     """
     columns = columns_of(rows, owners)
-    found: list[Line] = []
+    found: list[Chosen] = []
     for names, kind in mixtures_of(rows):
         among = candidates(rows, names, kind, columns)
         merged = [model for model in among.models if is_merged(model) and model.series.method != "ensemble"]
@@ -109,8 +109,8 @@ def lines_of(rows: Records, scores: Examples, owners: Mapping[str, str]) -> list
     return [line for line in found if line.cells]
 
 
-def _line(among: Candidates, model: Model, chosen: str, scores: Examples, rows: Records) -> Line:
-    cells: dict[tuple[Column, str], Cell] = {}
+def _line(among: Candidates, model: Model, chosen: str, scores: Examples, rows: Records) -> Chosen:
+    cells: dict[tuple[Column, str], Retained] = {}
     for column in among.columns:
         own = [row for row in rows if row["task"] == column.task]
         for where, splits in ((INSIDE, [reported_split(rows)]), (SHIFTED, shifted_splits(own))):
@@ -118,10 +118,10 @@ def _line(among: Candidates, model: Model, chosen: str, scores: Examples, rows: 
             cell = _cell(among, model, column, there, scores) if there else None
             if cell is not None:
                 cells[column, where] = cell
-    return Line(among, model, chosen, cells)
+    return Chosen(among, model, chosen, cells)
 
 
-def _cell(among: Candidates, model: Model, column: Column, splits: Sequence[str], scores: Examples) -> Cell | None:
+def _cell(among: Candidates, model: Model, column: Column, splits: Sequence[str], scores: Examples) -> Retained | None:
     """Measure what a model keeps of a task in the mean over splits, at the seeds that all of these have."""
     tables = [among.rows(model, column, split) for split in splits]
     seeds = [seed for seed in sorted(tables[0]) if all(seed in table for table in tables)]
@@ -135,7 +135,7 @@ def _cell(among: Candidates, model: Model, column: Column, splits: Sequence[str]
     draws = np.mean(every, axis=0) - 1 if len(every) == len(parts) else None
     n = min(int(own[0]["n"]) for part in parts for own in part) if draws is not None else 0
     words = kind_of_interval(len(seeds), n)
-    return Cell(contrast(values - 1, draws), tuple(splits), words, str(parts[0][0][0].get("key", "")))
+    return Retained(contrast(values - 1, draws), tuple(splits), words, str(parts[0][0][0].get("key", "")))
 
 
 def title_of(column: Column) -> str:
@@ -143,7 +143,7 @@ def title_of(column: Column) -> str:
     return column.owner if column.metric.endswith(f" {column.owner}") else column.task
 
 
-def to_html(lines: Sequence[Line]) -> str:
+def to_html(lines: Sequence[Chosen]) -> str:
     """Write the heat map as a table element, the first lines open and others folded, with a scale of its colours."""
     columns = list(dict.fromkeys(column for line in lines for column, _ in line.cells))
     if not columns:
@@ -154,7 +154,7 @@ def to_html(lines: Sequence[Line]) -> str:
     return text
 
 
-def _table(lines: Sequence[Line], columns: Sequence[Column]) -> str:
+def _table(lines: Sequence[Chosen], columns: Sequence[Column]) -> str:
     """Write a column a task; where no line has cells of all tasks, the cells of each beside each other, with their
     tasks inside."""
     most = max(len({column for column, _ in line.cells}) for line in lines)
@@ -175,7 +175,7 @@ def _table(lines: Sequence[Line], columns: Sequence[Column]) -> str:
     return f'<div class="wide"><table class="heat">{top}<tbody>{"".join(body)}</tbody></table></div>'
 
 
-def _half(cell: Cell | None, where: str) -> str:
+def _half(cell: Retained | None, where: str) -> str:
     if cell is None:
         return ""
     about = html(f"{where}: {', '.join(cell.splits)}; interval: {cell.interval}")
@@ -183,7 +183,7 @@ def _half(cell: Cell | None, where: str) -> str:
     return f'<span class="h{cell.step}"><small>{where}</small> {link}</span>'
 
 
-def _scale(lines: Sequence[Line]) -> str:
+def _scale(lines: Sequence[Chosen]) -> str:
     """Explain numbers and colours."""
     steps = [f"{100 * step:.0f}" for step in STEPS]
     marks = [f"under {steps[0]}", *(f"{low}–{high}" for low, high in itertools.pairwise(steps)), f"{steps[-1]} or more"]

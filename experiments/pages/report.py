@@ -24,7 +24,7 @@ from experiments.pages import figures, overview
 from experiments.pages.explorer import page_data
 from experiments.pages.findings import Finding, told
 from experiments.pages.glossary import GLOSSARY
-from experiments.pages.overview import Line, lines_of
+from experiments.pages.overview import Chosen, lines_of
 from experiments.pages.tables import COLUMNS, study_tables, to_html
 from experiments.pages.views import open_study, pairs_of, read_notes
 from experiments.statistics.selection import ON, is_merged
@@ -100,11 +100,11 @@ def as_script(value: Any) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _hero(drawn: Sequence[figures.Drawn], lines: Sequence[Line], rows: Records) -> figures.Drawn | None:
+def _hero(drawn: Sequence[figures.Drawn], lines: Sequence[Chosen], rows: Records) -> figures.Drawn | None:
     """Choose the figure of the first screen: the front of the pair whose merged model keeps most on val (where val
     chose none, on the reported split); without a front the first figure."""
 
-    def retained(line: Line) -> float:
+    def retained(line: Chosen) -> float:
         on_val = line.among.joint(line.model, ON) if line.chosen == ON else float("nan")
         gains = [cell.gain.value for (_, where), cell in line.cells.items() if where == overview.INSIDE]
         return on_val if on_val == on_val else sum(gains) / max(1, len(gains))
@@ -119,13 +119,14 @@ def _hero(drawn: Sequence[figures.Drawn], lines: Sequence[Line], rows: Records) 
     return next(iter(drawn), None)
 
 
-def _summary(found: Sequence[Finding], lines: Sequence[Line], hero: figures.Drawn | None) -> str:
+def _summary(found: Sequence[Finding], lines: Sequence[Chosen], hero: figures.Drawn | None) -> str:
     """Write the first screen: sentences, what was not told apart, the heat map, the figure."""
     words = [f"<p>{html(one.text)}</p>" for one in found[:3]]
     unclear = [one.open for one in found if one.open]
-    if unclear:
-        words.append(f'<p class="quiet">Not told apart: {html("; ".join(unclear))}.</p>')
-    if not words:
+    if found:
+        listed = "; ".join(unclear) or "nothing of what was compared"
+        words.append(f'<p class="quiet">Not told apart: {html(listed)}.</p>')
+    else:
         words.append("<p>Nothing was merged, and no task is an expert's own: the scores are in the tables below.</p>")
     parts = [f'<div class="words">{"".join(words)}</div>']
     heat = overview.to_html(lines)

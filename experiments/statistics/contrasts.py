@@ -17,7 +17,7 @@ from experiments.statistics.bootstrap import interval, p_of_no_effect, resampled
 from experiments.statistics.tests import Examples, holm
 
 SIGNIFICANT = 0.05
-BySeed = Mapping[int, Mapping[str, Any]]
+BySeed = Mapping[int, dict[str, Any]]
 
 
 class Contrast(NamedTuple):
@@ -56,7 +56,9 @@ def measured(models: Sequence[BySeed], scores: Examples) -> Measured:
     salt = zlib.crc32(f"{place['task']} {place['split']}".encode())  # examples of tasks are drawn apart
     means = resampled_means([scores[key] for key in keys], seed=salt)
     draws = np.stack([np.stack([means[:, keys.index(str(row["key"]))] for row in own], axis=1) for own in rows])
-    return Measured(seeds, values, draws)
+    # The value of a corpus metric is not the mean of its examples' scores: draws are moved onto it.
+    off = values - np.array([[scores[str(row["key"])].mean() for row in own] for own in rows])
+    return Measured(seeds, values, draws + off[:, None])
 
 
 def contrast(values: np.ndarray, draws: np.ndarray | None) -> Contrast:

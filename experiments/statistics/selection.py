@@ -91,7 +91,7 @@ class Candidates:
         own, starts = self.cells.get((owner, *place), {}), self.starts.get(place, {})
         found: dict[int, Records] = {}
         for seed, row in self.cells.get((model, *place), {}).items():
-            expert, start = _of_same(own, seed, row, column.owner), _of_same(starts, seed, row, PRETRAINED)
+            expert, start = of_same(own, seed, row, column.owner), of_same(starts, seed, row, PRETRAINED)
             if expert is not None:
                 found[seed] = [row, expert] if start is None else [row, expert, start]
         return found
@@ -374,7 +374,7 @@ def _column(rows: Records, owner: str) -> Column:
     return Column(rows[0]["task"], rows[0]["metric"], owner, unit, form)
 
 
-def _of_same(rows: Mapping[int, dict[str, Any]], seed: int, row: dict[str, Any], name: str) -> dict[str, Any] | None:
+def of_same(rows: Mapping[int, dict[str, Any]], seed: int, row: dict[str, Any], name: str) -> dict[str, Any] | None:
     """Return the row of a seed, else of any, of the weights that another row was made of under a name."""
     wanted = row.get("inputs", {}).get(name)
     order = sorted(rows, key=lambda one: one != seed)

@@ -1,125 +1,136 @@
-"""Findings say what the rows say, also when it is not what one hopes for."""
+"""Findings say what the rows say, also when it is not what one hopes for, in words without units mixed."""
 
 import pytest
 
-from experiments.pages.findings import averages, findings, fronts, tension
-from experiments.pages.views import main_metrics, one_policy, weights_only
+from experiments.pages.findings import findings, told
 from tests.experiments.study_rows import KIND, in_memory, straight
+
+PAIR = {"only": "vqa+caption", "points": 3}
+LINE = {"only": "vqa+caption", "kinds": ("vanilla",), "points": 5}
 
 
 def made(study, **options):
-    rows, scores = in_memory(study, **options)
-    return weights_only(one_policy(main_metrics(rows))), scores
+    """The findings of a study of made rows, by their first words."""
+    contender = options.pop("contender", "")
+    return told(*in_memory(study, **options), contender)
+
+
+def starting(found, words):
+    return next((one for one in found if one.text.startswith(words)), None)
 
 
 def test_experts_in_tension_with_their_numbers():
-    rows, scores = made("interpolation", only="vqa+caption", points=3)
-    text = tension(rows, scores)
-    assert text.startswith(
-        "The experts are in tension: 2 of 2 beat the pretrained model on their own task (caption +30.0 [+25.5, +34.5], "
+    one = starting(made("interpolation", **PAIR), "2 of 2 experts")
+    assert one.text == (
+        "2 of 2 experts beat the pretrained model on their own task; on the tasks of others they are worse than it "
+        "always, better never."
     )
-    assert "on other tasks 6 of 6 scores are lower (-30.0 points on average); paired tests, Holm" in text
+    assert any(line.startswith("caption on its own caption: +30.0 [+25.5, +34.") for line in one.details)
+    assert one.open == ""
 
 
-def test_experts_that_forget_nothing_are_not_in_tension():
-    rows, scores = made("interpolation", curve=lambda share: 0.55 + 0.3 * share, only="vqa+caption", points=3)
-    text = tension(rows, scores)
-    assert text.startswith("The experts are not in tension: 2 of 2 beat the pretrained model")
-    assert "on other tasks 0 of 6 scores are lower (+0.0 points on average)" in text
+def test_experts_that_forget_nothing():
+    one = starting(made("interpolation", curve=lambda share: 0.55 + 0.3 * share, **PAIR), "2 of 2 experts")
+    assert one.text.endswith("on the tasks of others they are worse than it never, better never.")
+    assert one.open == "6 of 8 experts' scores from the pretrained model's"
 
 
 def test_an_expert_that_learnt_nothing_is_not_said_to_win():
-    rows, scores = made("interpolation", curve=lambda share: 0.552 - 0.3 * (share == 0), only="vqa+caption", points=3)
-    text = tension(rows, scores)
-    assert text.startswith("The experts are not in tension: 0 of 2 beat the pretrained model")
-    assert "on other tasks 6 of 6 scores are lower" in text
-    rows, scores = made("interpolation", curve=lambda share: 0.4, only="vqa+caption", points=3)
-    assert tension(rows, scores).startswith("The experts are not in tension: 0 of 2 beat")
+    found = made("interpolation", curve=lambda share: 0.552 - 0.3 * (share == 0), **PAIR)
+    assert starting(found, "0 of 2 experts beat the pretrained model on their own task; ") is not None
 
 
-def test_without_per_example_scores_numbers_stand_alone():
-    rows, _ = made("interpolation", only="vqa+caption", points=3)
-    text = tension(rows, {})
-    assert "(caption +30.0, vqa +30.0)" in text
-    assert text.endswith("by the means alone: single examples have no scores.")
+def test_without_scores_of_examples_and_one_seed_nothing_is_claimed():
+    rows, _ = in_memory("interpolation", **PAIR)
+    one = starting(told(rows, {}), "0 of 2 experts")
+    assert one.open == "8 of 8 experts' scores from the pretrained model's"
+    assert "vqa on its own vqa: +30.0 points" in one.details
 
 
-def test_singles_alone_tell_nothing_of_other_tasks():
-    rows, scores = made("ood")
-    text = tension(rows, scores)
-    assert text.startswith("Experts against the pretrained model: 4 of 4 beat the pretrained model on their own task")
-    assert "other tasks" not in text
+def test_without_a_pretrained_model_experts_are_compared_with_each_other():
+    rows, scores = in_memory("interpolation", **PAIR)
+    known = [row for row in rows if row["experts"] == "vanilla"]
+    one = starting(told(known, scores), "On every task its own expert")
+    assert one.text == "On every task its own expert is better than another expert always, worse never."
+    assert any(line.startswith("vqa: +60.0 [") and line.endswith("better than caption") for line in one.details)
 
 
-def test_a_front_above_the_line():
-    rows, scores = made("interpolation", only="vqa+caption", kinds=("vanilla",), points=5)
-    first, *lines = fronts(rows, scores).split("\n")
-    assert first == "Weights between two experts keep more of both skills than the straight line between their scores."
+def test_merged_models_above_the_straight_line():
+    found = made("interpolation", **LINE)
+    one = starting(found, "Merged models")
+    assert one.text == "Merged models keep more of all skills than the straight line between the two experts."
     # at equal shares 25 + 60 * 7/8 = 77.5 of 85 on both, and the line gives 55: 22.5 / 85 above
-    start = (
-        "vqa and caption, vanilla: 0.50 vqa + 0.50 caption (chosen on test itself, so its scores are likely too high)"
-    )
-    assert lines[0].startswith(f"{start} keeps 91 % of vqa and 91 % of caption, mean retention +26.5 [")
-    # five even points of the line: 3/8 of the rectangle
-    assert lines[0].endswith("of the rectangle between the experts' scores, that under points of the line 38 %")
-    assert len(lines) == 1
+    assert one.details[0].startswith("vqa + caption (0.50 vqa + 0.50 caption, vanilla): +26.5 [")
+    kept = starting(found, "The merged model keeps 91 % of its own experts' scores, and ")
+    assert kept.details[0].startswith("vqa + caption (0.50 vqa + 0.50 caption, vanilla) keeps 91 [")
 
 
 @pytest.mark.parametrize(
-    ("curve", "words"),
+    ("curve", "words", "unclear"),
     [
-        (straight, "Weights between two experts cannot be told apart from the straight line"),
-        (lambda share: 0.25 + 0.6 * share**3, "Weights between two experts lie below the straight line between their"),
+        (straight, "cannot be told apart from the straight line between the two experts.", "1 of 1 merged models from"),
+        (lambda share: 0.25 + 0.6 * share**3, "keep more of all skills than the straight line", ""),
     ],
 )
-def test_a_front_that_does_not_bulge_is_not_said_to(curve, words):
-    rows, scores = made("interpolation", curve=curve, only="vqa+caption", kinds=("vanilla",), points=5)
-    assert fronts(rows, scores).startswith(words)
+def test_a_line_that_does_not_bulge_is_not_said_to(curve, words, unclear):
+    one = starting(made("interpolation", curve=curve, **LINE), "Merged models")
+    assert one.text.startswith(f"Merged models {words}")
+    assert one.text.endswith("less 1 of 1 times.") != bool(unclear)
+    assert one.open.startswith(unclear)
 
 
-def test_the_ratio_is_chosen_on_val_where_there_is_one():
+def test_the_point_is_chosen_on_val_where_there_is_one():
     def peak(at):
         return lambda share: straight(share) + 0.2 * (abs(share - at) < 0.01)
 
-    options = {"only": "vqa+caption", "kinds": ("vanilla",), "points": 5}
-    rows, scores = made("interpolation", curve=peak(0.5), **options)
-    val, more = made("interpolation", curve=lambda s: straight(s) + 0.3 * (s == 0.75), split="val", **options)
-    text = fronts([*rows, *val], scores | more)
-    assert "0.75 vqa + 0.25 caption (chosen on val) keeps 82 % of vqa" in text
+    rows, scores = in_memory("interpolation", curve=peak(0.5), **LINE)
+    val, more = in_memory("interpolation", curve=lambda s: straight(s) + 0.3 * (s == 0.75), split="val", **LINE)
+    text = "\n".join(findings([*rows, *val], scores | more))
+    assert "0.75 vqa + 0.25 caption, vanilla) keeps 82 [" in text
+    assert "0.50 vqa" not in text
 
 
-def test_no_front_without_both_ends():
-    rows, scores = made("interpolation", only="vqa+caption", kinds=("vanilla",), points=5)
-    assert fronts([row for row in rows if row["point"] != "1.00 vqa"], scores) == ""
+def test_no_line_without_both_ends():
+    rows, scores = in_memory("interpolation", **LINE)
+    found = told([row for row in rows if row["point"] != "1.00 vqa"], scores)
+    assert starting(found, "Merged models") is None
 
 
 def test_averages_that_win():
-    rows, scores = made("averaging", curve=lambda share: 0.25 + 1.4 * share, start=0.5)
-    text = averages(rows, scores, "ratatouille")
-    assert text.startswith("Averages of all experts beat the pretrained model, on shifted data too (mean over tasks: ")
-    assert text.startswith(averages(rows, scores))  # without a contender there is no more to say
-    assert "vanilla +10.0 [+8.5, +11.5], vanilla +10.0 [" in text
-    assert "On shifted data the average of ratatouille experts is better than vanilla (+4.0 [" in text
-    assert "better than fusing (+2.0 [" in text
+    options = {"curve": lambda share: 0.25 + 1.4 * share, "start": 0.5}
+    one = starting(made("averaging", contender="ratatouille", **options), "Averages of all experts")
+    assert one.text.startswith("Averages of all experts against the pretrained model: better always, worse never; ")
+    assert (
+        "always, worse never on shifted data. On shifted data the average of ratatouille experts is better " in one.text
+    )
+    assert "than that of vanilla always, worse never, not told apart never" in one.text
+    assert any(line.startswith("vanilla, vqa, test: +10.0 [") for line in one.details)
+    assert one.open == ""
 
 
 def test_averages_that_lose_and_a_ratatouille_that_is_no_better():
     kind = KIND | {"ratatouille": -0.03, "fusing": -0.03}
-    rows, scores = made("averaging", kind=kind, curve=lambda share: 0.25 + 1.0 * share)
-    text = averages(rows, scores, "ratatouille")
-    assert text.startswith("Averages of all experts are worse than the pretrained model (mean over tasks: vanilla -5.0")
-    assert "is worse than vanilla (-3.0 [-3.5, -2.5]), not told apart from fusing (+0.0 [+0.0, +0.0])." in text
+    found = made("averaging", kind=kind, curve=lambda share: 0.25 + 1.0 * share, contender="ratatouille")
+    one = starting(found, "Averages of all experts against the pretrained model: better never, worse always; ")
+    assert "is better than that of vanilla never, worse always, not told apart never" in one.text
+    assert "than that of fusing never, worse never, not told apart always" in one.text
 
 
-def test_averages_of_which_some_win():
-    kind = KIND | {"ratatouille": -0.05}
-    rows, scores = made("averaging", kind=kind, curve=lambda share: 0.25 + 1.2 * share)
-    verdict = "Averages of all experts against the pretrained model: better in 2, worse in 2 and not told apart in"
-    assert averages(rows, scores).startswith(f"{verdict} 2 of 6 comparisons (")
+def test_scores_of_different_units_are_not_averaged():
+    """A caption metric that is a hundred times larger changes no count and no retention."""
+
+    def sentences(factor):
+        rows, scores = in_memory("averaging", curve=lambda share: 0.25 + 1.2 * share)
+        for row in rows:
+            if row["task"] == "caption":
+                row.update({name: factor * row[name] for name in ("value", "lo", "hi")}, unit="score")
+                scores[row["key"]] = factor * scores[row["key"]]
+        return [one.text for one in told(rows, scores)]
+
+    assert sentences(100) == sentences(1)
 
 
 def test_findings_are_those_that_rows_tell_of():
-    told = findings(*in_memory("rewarded-soups", points=3))
-    assert [text.split(" ")[0] for text in told] == ["The", "Weights"]
-    assert "small +30.0" in told[0]
+    found = findings(*in_memory("rewarded-soups", points=3))
+    assert [text.split(" ")[0] for text in found] == ["The", "Merged", "3"]
     assert findings([]) == []

@@ -82,6 +82,7 @@ def rows_with(names: list[str]) -> list[tuple[Row, np.ndarray]]:
     more = iter(others * 20)
     metric, kind, note, shifted = next(more), next(more), next(more), next(more)
     policies = [next(more) or "p", "average"]
+    digests = {name: next(more) for name in (first, second)}
     found: list[tuple[Row, np.ndarray]] = []
     for share, task, split in product((0.0, 0.5, 1.0), (first, second), ("test", shifted)):
         for policy in policies if share == 0.5 else policies[:1]:
@@ -103,7 +104,7 @@ def rows_with(names: list[str]) -> list[tuple[Row, np.ndarray]]:
                 seconds=1.0,
                 seed=0,
                 versions={next(more): next(more)},
-                inputs={name: next(more) for name in shares},
+                inputs={name: digests[name] for name in shares},
                 data=next(more),
                 key=f"{next(more)} {len(found)}",
                 note=note,
