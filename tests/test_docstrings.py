@@ -12,12 +12,11 @@ PACKAGES = ("unival_core", "experiments")
 # Read as verbs at the start of a sentence. Words that are nouns at least as often (count, sum, mean, number, name, ...)
 # have to stand before an article or such, so that "Count of rows" and "Mean score" fail, and "Count the rows" does not.
 _VERBS = """
-    Add Answer Append Ask Attend Average Bisect Call Choose Claim Clean Clip Close Collect Compare Compute Concatenate
-    Copy Correct
-    Cut Decode Descend Describe Do Draw Embed Evaluate Find Finetune Fit Gather Give Go Guess Hand Keep Leave Let List
-    Load Look Lower Make Measure Move Open Pick Prepare Pretrain Print Put Quote Raise Read Reckon Refer Remove Replace
-    Reshape Return Run Sample Say Scale Search Set Split Start Subtract Tabulate Take Tell Tokenise Train Turn Undo Wait
-    Weigh Write Yield
+    Add Answer Append Ask Attend Average Bisect Break Call Choose Claim Clean Clip Close Collect Compare Compute
+    Concatenate Copy Correct Cut Decode Descend Describe Do Draw Embed Evaluate Find Finetune Fit Gather Give Go Guess
+    Hand Keep Leave Let List Load Look Lower Make Measure Move Open Pick Prepare Pretrain Print Put Quote Raise Read
+    Reckon Refer Remove Replace Reshape Return Run Sample Say Scale Search Set Split Start Subtract Summarise Tabulate
+    Take Tell Tokenise Train Turn Undo Wait Weigh Write Yield
 """
 _BEHIND = """
     a all an as at by each every everything files how in it its one so that the these this those what where which

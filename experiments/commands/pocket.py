@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -54,9 +55,9 @@ def demo(
     """Make a world and experts, merge them at many ratios, and write curves, tables, reports and what they say.
 
     \b
-    unival-merge demo demo
+    unival-merge demo demo-quick
     """
     from experiments.unival.demo import run_demo
 
-    for line in run_demo(folder, preset, processes):
+    for line in run_demo(folder, preset, processes, progress=sys.stderr.isatty()):
         typer.echo(line)

@@ -173,7 +173,7 @@ def _run_cells(grid: Grid, cells: Sequence[Cell], folder: Path, engine: Engine, 
     synced = -math.inf
     layout = "{desc} {n_fmt}/{total_fmt} cells |{bar}| {elapsed}{postfix}"
     with (
-        tqdm(desc=grid.study, total=len(todo), bar_format=layout, disable=not (progress and todo)) as bar,
+        tqdm(desc=grid.study, total=len(todo), bar_format=layout, disable=None if progress and todo else True) as bar,
         closing(engine(groups(todo), grid.subject, grid.device)) as finished,  # stopped here, its processes end
     ):
         bar.set_postfix_str(clock.left())

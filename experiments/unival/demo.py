@@ -2,13 +2,17 @@
 
 DIR/                      a pocket (experiments.unival.pocket.pipeline), rows.jsonl, samples.jsonl
 DIR/<study>/              figures, tables.md, report.html
+DIR/merged.safetensors    the average of all experts, and its recipe
+DIR/index.html            what was found, and links to the reports
 """
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from experiments.errors import StudyError
@@ -16,6 +20,7 @@ from experiments.grid.engines import engine_named
 from experiments.grid.grid import Grid, experts_of, run_cells
 from experiments.pages.figures import draw, save
 from experiments.pages.findings import findings
+from experiments.pages.index import Entry, write_index
 from experiments.pages.report import write_report
 from experiments.pages.tables import written
 from experiments.pages.views import open_study, read_notes
@@ -24,6 +29,7 @@ from experiments.unival.samples import make_samples
 from experiments.unival.setups import PocketSetup
 from experiments.unival.studies import Choice, study_named
 from experiments.unival.subject import UnivalSubject
+from merge import Recipe, run
 
 SEED = 0
 
@@ -53,11 +59,13 @@ DEMOS = {
 def run_demo(folder: Path, name: str = "quick", processes: int = 2, *, progress: bool = True) -> Iterator[str]:
     """Make whatever is missing in the folder, and tell line by line where things are and what was found.
 
-    Stopped, it goes on where it was. StudyError for an unknown name.
+    Stopped, it goes on where it was. StudyError for an unknown name, and at once where an extra is not installed.
     """
     if name not in DEMOS:
         raise StudyError(f"no demo {name!r}: choose one of {', '.join(DEMOS)}")
-    demo = DEMOS[name]
+    if find_spec("sklearn") is None:
+        raise StudyError("the demo's digits come with scikit-learn: pip install 'unival-merge[world]'")
+    began, demo = time.monotonic(), DEMOS[name]
     pocket = Pocket(folder, demo.preset, SEED)
     with pocket.alone():
         make_start(pocket, progress=progress)
@@ -69,22 +77,43 @@ def run_demo(folder: Path, name: str = "quick", processes: int = 2, *, progress:
         grid = Grid(study, subject, (SEED,), notes=known.notes)
         run_cells(grid, cells, folder, engine_named("local", processes), progress=progress)
     make_samples(folder, "interpolation", subject)
+    entries: list[Entry] = []
     for study in demo.studies:
-        yield from write_pages(folder, study, f"unival-merge demo {shlex.quote(str(folder))} --preset {name}")
+        entry = yield from write_pages(folder, study, f"unival-merge demo {shlex.quote(str(folder))} --preset {name}")
+        entries.append(entry)
+    saved = save_average(subject, demo.studies["averaging"], folder)
+    yield f"{saved}: the average of all experts, with its recipe beside it"
+    index = write_index(folder / "index.html", "UnIVAL's experts, merged", entries, f"unival-merge inspect {saved}")
+    minutes, seconds = divmod(round(time.monotonic() - began), 60)
+    yield f"open {index} (took {minutes} min {seconds} s)"
 
 
-def write_pages(folder: Path, study: str, command: str) -> Iterator[str]:
+def write_pages(folder: Path, study: str, command: str) -> Generator[str, None, Entry]:
     """Write figures, tables and the report of a study from its rows; yield where they are and what was found."""
     (rows, scores), notes = open_study(folder, study), read_notes(folder, study)
     pages = folder / study
     pages.mkdir(exist_ok=True)
     yield f"{study}: {notes.question}"
-    drawn = draw(rows, scores)
+    drawn, figures = draw(rows, scores), list[Path]()
     for one in drawn[0]:
-        yield f"  {save(one.figure, pages / one.stem)[0]}"
+        figures.append(save(one.figure, pages / one.stem)[0])
+        yield f"  {figures[-1]}"
     table = pages / "tables.md"
     table.write_text(written(rows, scores, "markdown"), encoding="utf-8")
     yield f"  {table}"
-    yield f"  {write_report(folder, study, pages / 'report.html', command=command, drawn=drawn)}"
-    for told in findings(rows, scores, notes.contender, notes.tasks):
+    report = write_report(folder, study, pages / "report.html", command=command, drawn=drawn)
+    yield f"  {report}"
+    found = findings(rows, scores, notes.contender, notes.tasks)
+    for told in found:
         yield "  - " + told.replace("\n", "\n    ")
+    return Entry(study, notes.question, report, figures[0] if figures else None, found)
+
+
+def save_average(subject: UnivalSubject, choice: Choice, folder: Path) -> Path:
+    """Write the average of all experts of the first kind with its recipe, once."""
+    experts = study_named("averaging").mixtures_of(choice)[0]
+    target = folder / "merged.safetensors"
+    if not target.exists():
+        inputs = tuple(subject.source(expert, SEED) for expert in experts.values())
+        run(Recipe("average", inputs), target)
+    return target

@@ -64,7 +64,9 @@ def train_backbone(
     words = [word_states(encoder, tokenizer, names) for names in WORDS]
     optimizer = make_optimizer(parameters, options)
     rows = shuffled(len(images), options.batch, options.seed)
-    for update in tqdm(range(1, options.updates + 1), desc="backbone", unit="update", disable=not progress):
+    for update in tqdm(
+        range(1, options.updates + 1), desc="backbone", unit="update", disable=None if progress else True
+    ):
         set_rate(optimizer, learning_rate(update, options.updates, options))
         batch = next(rows)
         cells = encoder.embed_medium("image", scaled(images[batch])).states

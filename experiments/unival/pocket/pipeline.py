@@ -235,7 +235,7 @@ def in_processes(
     an error no more jobs are begun, and it is raised when those that run are done.
     """
     waiting = list(jobs)
-    with tqdm(desc=name, total=len(waiting), disable=not progress) as bar:
+    with tqdm(desc=name, total=len(waiting), disable=None if progress else True) as bar:
         if processes == 1:
             threads = torch.get_num_threads()
             torch.set_num_threads(1)

@@ -87,7 +87,9 @@ def _write_files(folder: Path, settings: tuple[int, str, str], progress: bool) -
     size, files = SIZES[size_name], {}
     stocks = Stocks(seed, size.scenes)
     wanted = [(name, split, count) for name, splits in size.rows.items() for split, count in splits.items()]
-    with tqdm(total=sum(n for *_, n in wanted), desc=f"world {size_name}", unit="row", disable=not progress) as bar:
+    with tqdm(
+        total=sum(n for *_, n in wanted), desc=f"world {size_name}", unit="row", disable=None if progress else True
+    ) as bar:
         for name, split, count in wanted:
             task = TASKS[name]
             stock = stocks.get(task.medium, split, task.split_domain if domains == "split" else "clean")
