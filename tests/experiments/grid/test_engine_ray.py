@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 
+import experiments
 from experiments.grid.engines.local import evaluate as locally
 from experiments.grid.grid import Grid, groups, run_cells
 from experiments.grid.rows import read_rows
@@ -14,7 +15,7 @@ from experiments.grid.worker import Worker
 from experiments.unival.setups import PocketSetup
 from experiments.unival.studies import Choice
 from experiments.unival.subject import UnivalSubject
-from tests.experiments import made_pocket
+from tests.experiments import made_pocket, made_study
 
 ray = pytest.importorskip("ray", reason="the extra ray is not installed")
 from experiments.grid.engines.ray import Place, _next, evaluate, experts_of  # noqa: E402
@@ -69,3 +70,28 @@ def test_a_place_goes_on_with_the_experts_it_has(plan):
     assert _next(waiting, Place(None, experts=mixed), [mixed]) == kinds.index(mixed)
     assert kinds[_next(waiting, Place(None), [kinds[0]])] != kinds[0]
     assert _next(waiting[:1], Place(None), [kinds[0]]) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_study_of_any_model_has_the_same_rows(cluster, tmp_path):
+    """Also when a worker is killed: its scoring function does that once."""
+    given = made_study.study(points=3)
+
+    def contents(results):
+        return results.rows.drop(columns=["seconds"]).sort_values("key").reset_index(drop=True)
+
+    wanted = contents(experiments.run(given, tmp_path / "local", progress=False))
+    fragile = replace(given, tasks={"up": partial(die_once, tmp_path / "killed"), "down": given.tasks["down"]})
+    for number, study in enumerate((given, fragile)):
+        found = experiments.run(study, tmp_path / f"ray {number}", engine="ray", processes=2, progress=False)
+        assert contents(found).equals(wanted)
+    assert (tmp_path / "killed").exists()
+
+
+def die_once(marker, model, split):
+    """Kill this process at the first test split that any process meets, then score."""
+    if split == "test" and not marker.exists():
+        marker.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return made_study.score_up(model, split)
