@@ -190,15 +190,18 @@ def best_points(
     `rows` are of one study, `owners` say by task whose own it is (see `columns_of`). StudyError where there is no such
     point, and with `report` where the points there have no rows on the test split.
     """
-    found, best = records(rows), list[Best]()
+    found, best, scored = records(rows), list[Best](), list[Candidates]()
     for names in mixtures:
         for kind in kinds:
             among = candidates(found, names, kind, columns_of(found, owners))
+            scored += [among] * any(among.kept(model, ON) for model in among.models if is_merged(model))
             models = [model for model in among.models if model.series.method != "ensemble"]
             for policy in dict.fromkeys(model.series.batchnorm for model in models if is_merged(model)):
                 own = [model for model in models if not is_merged(model) or model.series.batchnorm == policy]
                 if any(is_merged(model) and not math.isnan(among.joint(model, ON)) for model in own):
                     best.append(best_of(among, own, report=report))
+    if scored and not best:
+        raise StudyError(f"{'+'.join(scored[0].names)}: {_lacking(scored[0], scored[0].models, ON)}")
     if not best:
         raise StudyError(f"there are no merged points on {ON}: evaluate split {ON} first")
     return best

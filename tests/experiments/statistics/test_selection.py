@@ -82,6 +82,12 @@ def test_nothing_is_selected_on_test():
     assert str(best).endswith("joint 0.8750 on val")
 
 
+def test_experts_without_skill_measure_nothing():
+    """What is lacking is said: there are rows, and no more of them would help."""
+    with pytest.raises(StudyError, match=r"a\+b: retention cannot be reckoned"):
+        best_points(sweep("val", dict.fromkeys((0.0, 0.5, 1.0), (0.0, 0.0))), EXPERTS, *ALL)
+
+
 def test_experts_of_one_task_are_told_by_their_metrics():
     rows = []
     for split in ("val", "test"):
