@@ -200,10 +200,9 @@ def best_points(
                 own = [model for model in models if not is_merged(model) or model.series.batchnorm == policy]
                 if any(is_merged(model) and not math.isnan(among.joint(model, ON)) for model in own):
                     best.append(best_of(among, own, report=report))
-    if scored and not best:
-        raise StudyError(f"{'+'.join(scored[0].names)}: {_lacking(scored[0], scored[0].models, ON)}")
     if not best:
-        raise StudyError(f"there are no merged points on {ON}: evaluate split {ON} first")
+        why = [f"{'+'.join(among.names)}: {_lacking(among, among.models, ON)}" for among in scored]
+        raise StudyError(why[0] if why else f"there are no merged points on {ON}: evaluate split {ON} first")
     return best
 
 
