@@ -31,6 +31,8 @@ from experiments.pages.views import (
 from experiments.study.points import Expert, Point
 from merge import METHODS, share_label
 
+AUTO = "auto"  # the section of files that hold one set of weights
+
 
 def page_data(folder: Path, study: str, rows: Records, notes: Notes | None = None) -> dict[str, Any]:
     """Collect what the page's script reads: the points of every pair by series, the units of scores, and the samples by
@@ -85,9 +87,10 @@ def save_command(row: Mapping[str, Any], pair: Sequence[str], notes: Notes) -> t
             listed = value if isinstance(value, (list, tuple)) else [value]
             words += ["-p", f"{name}={','.join(map(_value, listed))}"]
     words += ["--base", files[PRETRAINED]] if base else []
-    taken = [*pair, *([PRETRAINED] if base else [])]
-    sections = [f"{name}={places[name][1]}" for name in taken if places[name][1]]
-    renames = [f"{name}:{rule}" for name in taken for rule in places[name][2:]]
+    # The base goes by the name of its file.
+    taken = {name: name for name in pair} | ({PRETRAINED: Path(files[PRETRAINED]).stem} if base else {})
+    sections = [f"{called}={places[name][1]}" for name, called in taken.items() if places[name][1] not in ("", AUTO)]
+    renames = [f"{called}:{rule}" for name, called in taken.items() for rule in places[name][2:]]
     if sections or renames or row["batchnorm"] != "average":
         words += [word for name in pair for word in ("--name", name)]
     words += [

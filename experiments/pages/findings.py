@@ -105,8 +105,8 @@ def kept(lines: Sequence[Chosen]) -> Finding | None:
         if (own := [(column, cell) for other, column, cell in cells if other is line])
     ]
     below, above, unclear = found.count(-1), found.count(1), found.count(0)
-    worse, better = _of(below, len(found)), _of(above, len(found))
-    text += f": {'they are' if several else 'it is'} worse than the task's own expert {worse}, better {better}."
+    versus = _versus(above, below, len(found), "the task's own expert")
+    text += f": {'they are' if several else 'it is'} {versus}."
     return Finding(
         text, tuple(details), f"{unclear} of {len(found)} merged scores from the own expert's" * bool(unclear)
     )
@@ -159,8 +159,7 @@ def specialists(rows: Records, scores: Examples) -> Finding | None:
     if not gaps:
         return None
     found = signs([*gaps.values()])
-    better, worse = (_of(found.count(sign), len(found)) for sign in (1, -1))
-    text = f"On every task its own expert is better than another expert {better}, worse {worse}."
+    text = f"On its own task an expert is {_versus(found.count(1), found.count(-1), len(found), 'another expert')}."
     details = tuple(f"{task}: {_gap(gap, here, task)} better than {name}" for (name, task), gap in gaps.items())
     unclear = found.count(0)
     return Finding(text, details, f"{unclear} of {len(found)} experts from the task's own" * bool(unclear))
@@ -180,8 +179,7 @@ def _against_start(
     details = [f"{name} on its own {task}: {_gap(gaps[name, task], rows, task)}" for name, task in own]
     if others:
         lost, gained = (sum(clear[place] == sign for place in others) for sign in (-1, 1))
-        worse, better = _of(lost, len(others)), _of(gained, len(others))
-        text += f"; on the tasks of others they are worse than it {worse}, better {better}"
+        text += f"; on the tasks of others they are {_versus(gained, lost, len(others), 'it')}"
         details += [f"{name} on {task}: {_gap(gaps[name, task], rows, task)}" for name, task in others]
     unclear = list(clear.values()).count(0)
     words = f"{unclear} of {len(gaps)} experts' scores from the pretrained model's" * bool(unclear)
@@ -315,6 +313,13 @@ def _gap(gap: Contrast, rows: Records, task: str) -> str:
 def _of(count: int, of: int) -> str:
     """Write how often something was seen."""
     return "never" if not count else "always" if count == of > 1 else f"{count} of {of} times"
+
+
+def _versus(better: int, worse: int, of: int, other: str) -> str:
+    """Write how often something was better and worse than another."""
+    if not (better or worse):
+        return f"neither better nor worse than {other}, as far as can be told"
+    return f"better than {other} {_of(better, of)}, worse {_of(worse, of)}"
 
 
 def _percent(gap: Contrast) -> str:

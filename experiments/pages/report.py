@@ -152,7 +152,7 @@ def _findings(found: Iterable[Finding]) -> str:
         parts.append(f"<p>{html(one.text + unclear)}</p>")
         if one.details:
             items = "".join(f"<li>{html(line)}</li>" for line in one.details)
-            parts.append(f"<details><summary>Its {len(one.details)} numbers</summary><ul>{items}</ul></details>")
+            parts.append(f"<details><summary>Its numbers ({len(one.details)})</summary><ul>{items}</ul></details>")
     return "\n".join(parts) or "<p>No finding can be stated from the rows of this study.</p>"
 
 

@@ -205,7 +205,7 @@ if (data.pairs.length) {
     side.replaceChildren(chart(pair, series, point, choose), element("div", {class: "wide"}, scoreTable(own)));
     save.replaceChildren(...saveParts(point));
     others.hidden = !rest.length;
-    summaries[0].textContent = `Scores on ${new Set(rest.map(cell => cell.task)).size} other tasks`;
+    summaries[0].textContent = `Scores on other tasks (${new Set(rest.map(cell => cell.task)).size})`;
     inside[0].replaceChildren(scoreTable(rest));
     summaries[1].textContent = "What it answers";
     gallery.hidden = !Object.keys(data.samples).length && !data.make_samples;

@@ -22,8 +22,8 @@ def starting(found, words):
 def test_experts_in_tension_with_their_numbers():
     one = starting(made("interpolation", **PAIR), "2 of 2 experts")
     assert one.text == (
-        "2 of 2 experts beat the pretrained model on their own task; on the tasks of others they are worse than it "
-        "always, better never."
+        "2 of 2 experts beat the pretrained model on their own task; on the tasks of others they are better than "
+        "it never, worse always."
     )
     assert any(line.startswith("caption on its own caption: +30.0 [+25.5, +34.") for line in one.details)
     assert one.open == ""
@@ -31,7 +31,7 @@ def test_experts_in_tension_with_their_numbers():
 
 def test_experts_that_forget_nothing():
     one = starting(made("interpolation", curve=lambda share: 0.55 + 0.3 * share, **PAIR), "2 of 2 experts")
-    assert one.text.endswith("on the tasks of others they are worse than it never, better never.")
+    assert one.text.endswith("they are neither better nor worse than it, as far as can be told.")
     assert one.open == "6 of 8 experts' scores from the pretrained model's"
 
 
@@ -50,8 +50,8 @@ def test_without_scores_of_examples_and_one_seed_nothing_is_claimed():
 def test_without_a_pretrained_model_experts_are_compared_with_each_other():
     rows, scores = in_memory("interpolation", **PAIR)
     known = [row for row in rows if row["experts"] == "vanilla"]
-    one = starting(told(known, scores), "On every task its own expert")
-    assert one.text == "On every task its own expert is better than another expert always, worse never."
+    one = starting(told(known, scores), "On its own task")
+    assert one.text == "On its own task an expert is better than another expert always, worse never."
     assert any(line.startswith("vqa: +60.0 [") and line.endswith("better than caption") for line in one.details)
 
 

@@ -202,7 +202,7 @@ def point(method="interpolate", batchnorm="average", shares=None, **more):
     return {"shares": shares or {"a b": 0.7, "c": 0.3}, "method": method, "batchnorm": batchnorm, "seed": 0} | more
 
 
-FILES = {"a b": {"0": ["/x/a b.pt", ""]}, "c": {"0": ["/x/c.pt", ""]}, "pretrained": {"0": ["/x/p.pt", ""]}}
+FILES = {"a b": {"0": ["/x/a b.pt", ""]}, "c": {"0": ["/x/c.pt", "auto"]}, "pretrained": {"0": ["/x/p.pt", ""]}}
 
 
 @pytest.mark.parametrize(
