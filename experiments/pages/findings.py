@@ -76,8 +76,8 @@ def told(
     known = lines_of(rows, scores, tasks or {}) if lines is None else lines
     merged = [line for line in known if is_merged(line.model)]
     main = weights_only(one_policy(main_metrics(with_owners(rows, tasks) if tasks else rows)))
-    found = [kept(merged), above_mixing(merged, rows, scores), specialists(main, scores)]
-    found.append(averages(main, scores, contender))
+    found = [kept(merged), above_mixing(merged, rows, scores), averages(main, scores, contender)]
+    found.append(specialists(main, scores))
     return [one for one in found if one is not None]
 
 

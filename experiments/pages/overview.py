@@ -106,6 +106,7 @@ def lines_of(rows: Records, scores: Examples, owners: Mapping[str, str]) -> list
         for kind in names_in([row for row in rows if row["method"] == "single"], "experts"):
             among = candidates(rows, names, kind, columns)
             found += [_line(among, model, "", scores, rows) for model in among.models]
+        found = [line for line in found if len(line.cells) > 1]  # on their own task alone they say nothing
     return [line for line in found if line.cells]
 
 

@@ -31,6 +31,7 @@ from experiments.statistics.selection import ON, is_merged
 
 TEMPLATE = Path(__file__).parent / "templates" / "report.html"
 HERO = "plane"  # the kind of figure that stands on the first screen, of the pair that keeps most
+WIDEST = 1.6  # of it, width by height
 MOST_TABLES = 2  # that are shown at once
 
 
@@ -102,7 +103,7 @@ def as_script(value: Any) -> str:
 
 def _hero(drawn: Sequence[figures.Drawn], lines: Sequence[Chosen], rows: Records) -> figures.Drawn | None:
     """Choose the figure of the first screen: the front of the pair whose merged model keeps most on val (where val
-    chose none, on the reported split); without a front the first figure."""
+    chose none, on the reported split); without a front the first figure that is not too wide to stand there."""
 
     def retained(line: Chosen) -> float:
         on_val = line.among.joint(line.model, ON) if line.chosen == ON else float("nan")
@@ -116,7 +117,8 @@ def _hero(drawn: Sequence[figures.Drawn], lines: Sequence[Chosen], rows: Records
             front = by_stem.get(file_stem(HERO, *pair))
             if set(pair) == set(line.among.names) and front is not None:
                 return front
-    return next(iter(drawn), None)
+    sizes = [(one, *one.figure.get_size_inches()) for one in drawn]
+    return next((one for one, width, height in sizes if width < WIDEST * height), None)
 
 
 def _summary(found: Sequence[Finding], lines: Sequence[Chosen], hero: figures.Drawn | None) -> str:
