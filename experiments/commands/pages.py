@@ -102,7 +102,6 @@ def samples(
     Tasks of a study of your own say what to show by `Task(..., show=function)`.
 
     \b
-    unival-merge study samples digits
     unival-merge study samples interpolation results/pocket-interpolation --pocket pocket-full
     """
     found = asked(words)

@@ -240,7 +240,6 @@ def best(words: Words, only: Only = None, kinds: Kinds = None) -> None:
     Nothing but the rows in DIR is needed.
 
     \b
-    unival-merge study best digits
     unival-merge study best interpolation pocket-full --only vqa+caption
     """
     found = asked(words)

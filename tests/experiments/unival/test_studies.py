@@ -169,7 +169,6 @@ def test_any_method_of_the_engine_can_be_compared():
         ({"kinds": ("fusing",)}, "has no experts 'fusing': choose of vanilla, ratatouille, joint"),
         ({"only": "vqa+audio"}, r"choose one of vqa\+caption, caption\+grounding"),
         ({"batchnorm": ("mean",)}, "no BatchNorm policy 'mean'"),
-        ({"methods": ("ties",)}, "ties needs density: give .*, as a word ties:density=0.2"),
         ({"methods": ("mean",)}, "study interpolation: no method 'mean': choose of interpolate, average"),
     ],
 )
@@ -223,7 +222,7 @@ def call(*arguments):
 
 def test_the_documented_study_runs_as_written(home, tmp_path, monkeypatch):
     studies = dict(STUDIES)
-    documented(0, STUDIES=studies, MixtureStudy=MixtureStudy)
+    documented(1, STUDIES=studies, MixtureStudy=MixtureStudy)
     (name,) = set(studies) - set(STUDIES)
     monkeypatch.setitem(STUDIES, name, studies[name])
     folder = copied(home, tmp_path / "home")
@@ -237,7 +236,7 @@ def test_the_documented_study_runs_as_written(home, tmp_path, monkeypatch):
 
 def test_the_documented_kind_of_expert_is_seen_everywhere(home, tmp_path, monkeypatch):
     monkeypatch.setitem(KINDS, "patient", None)  # which the example fills, and is taken out again
-    documented(1, KINDS=KINDS, Kind=kinds.Kind, vanilla=kinds.vanilla, replace=replace)
+    documented(2, KINDS=KINDS, Kind=kinds.Kind, vanilla=kinds.vanilla, replace=replace)
     study = replace(TINY, name="patience", kinds=("vanilla", "patient"))
     monkeypatch.setitem(STUDIES, "patience", study)
     folder = copied(home, tmp_path / "home")
