@@ -31,7 +31,7 @@ from experiments.statistics.selection import ON, is_merged
 
 TEMPLATE = Path(__file__).parent / "templates" / "report.html"
 HERO = "plane"  # the kind of figure that stands on the first screen, of the pair that keeps most
-WIDEST = 1.6  # of it, width by height
+WIDEST = 6.5  # inches of another figure that can be read there
 MOST_TABLES = 2  # that are shown at once
 
 
@@ -117,8 +117,7 @@ def _hero(drawn: Sequence[figures.Drawn], lines: Sequence[Chosen], rows: Records
             front = by_stem.get(file_stem(HERO, *pair))
             if set(pair) == set(line.among.names) and front is not None:
                 return front
-    sizes = [(one, *one.figure.get_size_inches()) for one in drawn]
-    return next((one for one, width, height in sizes if width < WIDEST * height), None)
+    return next((one for one in drawn if one.figure.get_figwidth() < WIDEST), None)
 
 
 def _summary(found: Sequence[Finding], lines: Sequence[Chosen], hero: figures.Drawn | None) -> str:
