@@ -125,7 +125,7 @@ def above_mixing(lines: Sequence[Chosen], rows: Records, scores: Examples) -> Fi
     if above == of:
         verdict = f"keep more of all skills than {than}" + f", all {of} of them" * (of > 1)
     elif above or below:
-        verdict = f"keep more of all skills than {than} {_of(above, of)}, less {_of(below, of)}"
+        verdict = f"are {_versus(above, below, of, than, 'mixture')}"
     else:
         verdict = f"cannot be told apart from {than}"
     details = tuple(
@@ -205,12 +205,12 @@ def averages(rows: Records, scores: Examples, contender: str = "") -> Finding | 
         return None
     clear = dict(zip(gaps, signs([*gaps.values()]), strict=True))
     counts: list[str] = []
-    for splits, words in (([inside], ""), (outside, " on shifted data")):
+    for splits, words in (([inside], ""), (outside, "on shifted data ")):
         found = [clear[place] for place in gaps if place[2] in splits]
         if found:
-            better, worse = (_of(found.count(sign), len(found)) for sign in (1, -1))
-            counts.append(f"better {better}, worse {worse}{words}")
-    text = f"Averages of all experts against the pretrained model: {'; '.join(counts)}."
+            other = "it" if counts else "the pretrained model"
+            counts.append(f"{words}{_versus(found.count(1), found.count(-1), len(found), other)}")
+    text = f"Averages of all experts are {'; '.join(counts)}."
     details = [f"{kind}, {task}, {split}: {_gap(gap, rows, task)}" for (kind, task, split), gap in gaps.items()]
     unclear = [*clear.values()].count(0)
     words = f"{unclear} of {len(gaps)} scores of averages from the pretrained model's" * bool(unclear)
@@ -232,9 +232,8 @@ def _contest(
     details: list[str] = []
     for kind in dict.fromkeys(kind for kind, _ in gaps):
         found = [sign for (other, _), sign in clear.items() if other == kind]
-        better, worse, unclear = (_of(found.count(sign), len(found)) for sign in (1, -1, 0))
-        details.append(f"than that of {kind} {better}, worse {worse}, not told apart {unclear}")
-    return f" On shifted data the average of {contender} experts is better {'; '.join(details)}." if details else ""
+        details.append(_versus(found.count(1), found.count(-1), len(found), f"that of {kind}"))
+    return f" On shifted data the average of {contender} experts is {', '.join(details)}." if details else ""
 
 
 def _above(line: Chosen, split: str, scores: Examples) -> Contrast | None:
@@ -310,16 +309,23 @@ def _gap(gap: Contrast, rows: Records, task: str) -> str:
     return f"{_number(gap, unit.factor)} {name}" + " (lower is better: + is better)" * (not unit.rises)
 
 
-def _of(count: int, of: int) -> str:
-    """Write how often something was seen."""
-    return "never" if not count else "always" if count == of > 1 else f"{count} of {of} times"
+def _versus(better: int, worse: int, of: int, other: str, times: str = "comparison") -> str:
+    """Write in how many comparisons something was better and worse than another, in words that stand behind "is".
 
-
-def _versus(better: int, worse: int, of: int, other: str) -> str:
-    """Write how often something was better and worse than another."""
-    if not (better or worse):
-        return f"neither better nor worse than {other}, as far as can be told"
-    return f"better than {other} {_of(better, of)}, worse {_of(worse, of)}"
+    >>> _versus(3, 0, 3, "the base"), _versus(1, 2, 4, "the base")
+    ('better than the base in all 3 comparisons', 'better than the base in 1 of 4 comparisons and worse in 2')
+    >>> _versus(0, 0, 1, "the base")
+    'not told apart from the base'
+    """
+    parts = [(better, "better"), (worse, "worse")]
+    seen = [(count, word) for count, word in parts if count]
+    if not seen:
+        return f"not told apart from {other}" + f" in any of {of} {times}s" * (of > 1)
+    (count, word), *more = seen
+    if of == 1:
+        return f"{word} than {other}"
+    often = f"in all {of} {times}s" if count == of else f"in {count} of {of} {times}s"
+    return f"{word} than {other} {often}" + "".join(f" and {word} in {count}" for count, word in more)
 
 
 def _percent(gap: Contrast) -> str:
