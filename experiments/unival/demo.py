@@ -24,6 +24,8 @@ from experiments.pages.index import Entry, write_index
 from experiments.pages.report import write_report
 from experiments.pages.tables import written
 from experiments.pages.views import open_study, read_notes
+from experiments.study.points import Cell
+from experiments.unival.pocket.families import families
 from experiments.unival.pocket.pipeline import Pocket, make_start
 from experiments.unival.samples import make_samples
 from experiments.unival.setups import PocketSetup
@@ -36,11 +38,18 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Demo:
-    """What is run: a preset of the pocket, and of each study the choice of cells and the rows of a split."""
+    """What is run: a preset of the pocket, of each study the choice of cells, those on tasks of some families, and the
+    rows of a split."""
 
     preset: str
     studies: Mapping[str, Choice]
     limit: int
+    families: tuple[str, ...] = ("image", "video")
+
+    def cells(self, study: str) -> list[Cell]:
+        """Return the cells of a study that are run."""
+        tasks = {task for name in self.families for task in families()[name]}
+        return [cell for cell in study_named(study).cells(self.studies[study]) if cell.task in tasks]
 
 
 DEMOS = {
@@ -50,7 +59,8 @@ DEMOS = {
             "interpolation": Choice(points=6, kinds=("vanilla",)),
             "averaging": Choice(kinds=("vanilla", "fusing")),
         },
-        limit=400,
+        limit=200,
+        families=("image",),
     ),
     "full": Demo("full", {"interpolation": Choice(), "averaging": Choice()}, limit=1200),
 }
@@ -70,9 +80,8 @@ def run_demo(folder: Path, name: str = "quick", processes: int = 2, *, progress:
     with pocket.alone():
         make_start(pocket, progress=progress)
     subject = UnivalSubject(PocketSetup(folder), demo.limit)
-    for study, choice in demo.studies.items():
-        known = study_named(study)
-        cells = known.cells(choice)
+    for study in demo.studies:
+        known, cells = study_named(study), demo.cells(study)
         subject.setup.train(experts_of(cells), SEED, processes)
         grid = Grid(study, subject, (SEED,), notes=known.notes)
         run_cells(grid, cells, folder, engine_named("local", processes), progress=progress)

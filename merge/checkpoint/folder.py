@@ -58,7 +58,10 @@ def weights_in(folder: Path, *, look: bool = False) -> Path | None:
         return folder
     kinds = [format.suffixes for format in FORMATS.values() if not format.index]
     indexes = [path for path in files if INDEX.fullmatch(path.name)]
-    indexes = [path for path in indexes if path.name.partition(".index.")[0] not in names]  # a variant of one file
+    # One of a variant ("model.safetensors.index.fp32.json") where the plain weights are a file.
+    indexes = [
+        one for one in indexes if one.name.endswith(".index.json") or one.name.partition(".index.")[0] not in names
+    ]
     weights = [path for path in files if not is_state(path.name)]
     first = ([path for path in indexes if any(f"{end}." in path.name for end in ends)] for ends in kinds)
     then = ([path for path in weights if path.name.lower().endswith(ends)] for ends in kinds)

@@ -109,7 +109,7 @@ def test_every_model_is_evaluated_on_every_task_and_blind_ones_beside(made):
 def test_the_table_names_every_row(made):
     text = (made.folder / "table-test.md").read_text()
     assert [text.count(name) for name in (BLANK, MAJORITY, WORDS)] == [3, 1, 1]
-    assert "video-qa test, VQA accuracy (n = 8, 12)" in text
+    assert "video-qa test, VQA accuracy (%, n = 8, 12)" in text
 
 
 def test_the_command_prints_the_table(made):
