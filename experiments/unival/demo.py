@@ -56,7 +56,7 @@ DEMOS = {
     "quick": Demo(
         "quick",
         {
-            "interpolation": Choice(points=6, kinds=("vanilla",)),
+            "interpolation": Choice(points=5, kinds=("vanilla",)),
             "averaging": Choice(kinds=("vanilla", "fusing")),
         },
         limit=200,
