@@ -85,7 +85,7 @@ def test_the_study_of_your_own_models(tmp_path: Path, monkeypatch: pytest.Monkey
         assert row["value"] == right.double().mean().item()
         assert np.array_equal(results.scores(row), right.double().numpy())
     calls.clear()
-    exec(block, dict(names))
+    exec(block[: block.index("print(")], dict(names))
     assert not calls
 
 
