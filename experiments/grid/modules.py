@@ -79,9 +79,9 @@ class ModuleSubject:
         lacking = [name for name, (place, _) in own.items() if name not in checkpoint and place not in found]
         extra = [name for name in checkpoint if name not in own]
         if lacking or extra:
-            told = [f"it lacks {lacking[0]}{_more(lacking)}"] if lacking else []
-            told += [f"the model lacks {extra[0]}{_more(extra)}"] if extra else []
-            raise StudyError(f"{checkpoint.path} is no checkpoint of the study's model: {'; '.join(told)}")
+            reasons = [f"it lacks {lacking[0]}{_more(lacking)}"] if lacking else []
+            reasons += [f"the model lacks {extra[0]}{_more(extra)}"] if extra else []
+            raise StudyError(f"{checkpoint.path} is no checkpoint of the study's model: {'; '.join(reasons)}")
         for name, entry in checkpoint.entries.items():
             if tuple(entry.shape) != own[name][1]:
                 shapes = f"{list(entry.shape)} there and {list(own[name][1])} in the study's model"
@@ -193,9 +193,9 @@ def scored(task: Task, name: str, metric: str, value: Any) -> Score:
     except (TypeError, ValueError, RuntimeError):
         numbers = np.empty((0, 0))
     if numbers.ndim > 1 or value is None or isinstance(value, (str, bytes)):
-        told = f"an array of shape {list(value.shape)}" if isinstance(value, np.ndarray) else f"{value!r:.60}"
+        what = f"an array of shape {list(value.shape)}" if isinstance(value, np.ndarray) else f"{value!r:.60}"
         raise StudyError(
-            f"task {name}: its score returned {told} for {metric}: give one number an example (n,), or one number, or "
+            f"task {name}: its score returned {what} for {metric}: give one number an example (n,), or one number, or "
             "either by name of a metric"
         )
     if strange := int((~np.isfinite(numbers)).sum()):
