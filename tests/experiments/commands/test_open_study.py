@@ -1,9 +1,6 @@
 """`unival-merge study` on a file that defines a study: written, run, gone on with, shown by the folder alone."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +11,6 @@ import experiments
 import merge
 from experiments.commands import app
 from experiments.grid.rows import read_rows
-from tests import ROOT
 from tests.experiments import made_study
 
 FILE = """
@@ -76,20 +72,9 @@ def test_one_of_several_studies_of_a_file(file, tmp_path):
 
 def test_processes_of_the_command_line_give_the_same_rows(file, tmp_path):
     assert call("run", file, tmp_path / "one").exit_code == 0
-    command = [
-        sys.executable,
-        "-m",
-        "experiments",
-        "study",
-        "run",
-        str(file),
-        str(tmp_path / "two"),
-        "--processes",
-        "2",
-    ]
-    ran = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
-    assert ran.returncode == 0, ran.stderr
-    assert "everything runs in this one" not in ran.stderr
+    ran = call("run", file, tmp_path / "two", "--processes", "2")
+    assert ran.exit_code == 0, ran.output
+    assert "everything runs in this one" not in ran.output
     assert contents(tmp_path / "two").equals(contents(tmp_path / "one"))
 
 

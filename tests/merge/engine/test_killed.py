@@ -140,7 +140,10 @@ def test_killed_between_any_two_steps_of_the_commit(
     assert leftovers(tmp_path) == []
 
 
-@pytest.mark.parametrize("make", [a_file, a_file_over_another, a_folder_over_another, a_sweep])
+SLOW = [pytest.param(make, marks=pytest.mark.slow) for make in (a_file, a_file_over_another)]
+
+
+@pytest.mark.parametrize("make", [a_folder_over_another, a_sweep, *SLOW])
 def test_interrupted_between_any_two_steps(
     tmp_path: Path, command: Server, make: Callable[[Server, Path], Case]
 ) -> None:
