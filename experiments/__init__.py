@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from experiments.results.results import Results, open_results
     from experiments.results.run import run
     from experiments.results.search import search
+    from experiments.study.methods import plane
     from experiments.study.study import Study, Task
 
 _HOME = {
@@ -28,6 +29,7 @@ _HOME = {
     "Task": "study.study",
     "accuracy_curves": "pages.figures",
     "open_results": "results.results",
+    "plane": "study.methods",
     "read_rows": "grid.rows",
     "read_scores": "grid.rows",
     "run": "results.run",
@@ -42,6 +44,7 @@ __all__ = [
     "Task",
     "accuracy_curves",
     "open_results",
+    "plane",
     "read_rows",
     "read_scores",
     "run",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -22,6 +23,20 @@ def sweeps_of(given: str | Iterable[Any], study: str, *, has_base: bool) -> tupl
     named = [given] if isinstance(given, str) else list(given)
     one = len(named) == 2 and isinstance(named[1], Mapping)  # ("ties", {"density": [0.1, 0.3]}) without another tuple
     return tuple(_sweep(method, study, has_base) for method in ([tuple(named)] if one else named))
+
+
+def plane(points: int = 21, low: float = -0.5, high: float = 1.5) -> Sweep:
+    """Return a method that has so many points a side in the plane through the base and two experts.
+
+    They are base + a * (first - base) + b * (second - base), with a and b from `low` to `high`: the base lies at (0,
+    0), the experts at (1, 0) and (0, 1), their average at (0.5, 0.5).
+
+    >>> plane(3, 0, 1)[1]["weights"][:4]
+    ((0.0, 0.0), (0.0, 0.5), (0.0, 1.0), (0.5, 0.0))
+    """
+    parts = points - 1
+    places = [(low * parts + (high - low) * part) / parts for part in range(points)]
+    return "task-arithmetic", {"scale": (1.0,), "weights": tuple(itertools.product(places, places))}
 
 
 def sweep_in(text: str) -> str | Sweep:

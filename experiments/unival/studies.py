@@ -11,6 +11,7 @@ shifted splits there are: a study is the same at both.
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING
 from experiments.errors import StudyError
 from experiments.grid.notes import Notes
 from experiments.study.cells import Outline, is_even
-from experiments.study.methods import Sweep, sweeps_of
+from experiments.study.methods import Sweep, plane, sweeps_of
 from experiments.study.points import POLICIES, START, Cell, Expert, Point, single, together
 from experiments.unival.pocket.families import families
 from experiments.unival.pocket.kinds import KINDS
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 SHAPES = ("single", "uniform", "line")
 FAMILIES = families()
 ALL_TASKS = {task: task for family in FAMILIES.values() for task in family}
+IMAGE_TASKS = {task: task for task in FAMILIES["image"]}
 
 
 @dataclass(frozen=True)
@@ -288,6 +290,33 @@ STUDIES: dict[str, UnivalStudy] = {
         ensembles=("reward",),
         shifts=False,
         metrics={"grounding": ("Acc@0.5", "Acc@0.5 small", "Acc@0.5 medium", "Acc@0.5 large")},
+    ),
+    "subsets": MixtureStudy(
+        name="subsets",
+        question="How does an average change with the number of experts in it?",
+        source="arXiv 2203.05482 and 2212.04089, of experts on different tasks",
+        experts=IMAGE_TASKS,
+        mixtures=tuple(some for count in (2, 3, 4) for some in itertools.combinations(IMAGE_TASKS, count)),
+        shape="uniform",
+        families=FAMILIES,
+    ),
+    "mergeability": MixtureStudy(
+        name="mergeability",
+        question="Do the weights of two experts tell how well they can be merged?",
+        source="arXiv 1912.05671 and 2212.04089: barriers, angles of task vectors",
+        experts=ALL_TASKS,
+        mixtures=(*itertools.combinations(IMAGE_TASKS, 2), FAMILIES["video"]),
+        kinds=("vanilla", "ratatouille"),
+        shifts=False,
+    ),
+    "plane": MixtureStudy(
+        name="plane",
+        question="What lies around the pretrained model and two experts, in the plane through all three?",
+        source="arXiv 1802.10026, of three models with one start",
+        experts=ALL_TASKS,
+        mixtures=(("vqa", "caption"),),
+        methods=("interpolate", plane()),
+        shifts=False,
     ),
     "pretraining": PretrainingStudy(
         name="pretraining",

@@ -136,6 +136,21 @@ def test_rewarded_soups_are_a_whole_simplex():
     }
 
 
+def test_subsets_are_all_of_four_experts():
+    held = [point.held for point in points("subsets").values() if point.kind == "vanilla"]
+    assert len({frozenset(own) for own in held}) == len(held) == 15
+    assert all(len(set(own.values())) == 1 and sum(own.values()) == pytest.approx(1) for own in held)
+
+
+def test_a_plane_holds_base_experts_and_average_as_whole_parts():
+    found = points("plane")
+    weights = [point.parameters["weights"] for point in found.values() if point.parameters]
+    assert len(weights) == 21**2
+    assert {(0, 0), (1, 0), (0, 1), (0.5, 0.5), (-0.5, 1.5), (0.3, 0.7)} <= set(weights)
+    assert {cell.task for cell in cells("plane")} == {"vqa", "caption"}
+    assert sum(point.method == "interpolate" for point in found.values()) == 9
+
+
 def test_batchnorm_policies_are_of_merged_points():
     found = points("interpolation", only="vqa+caption", kinds=("vanilla",), points=3, batchnorm=("all",))
     merged = [point.batchnorm for point in found.values() if point.method == "interpolate"]
