@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import math
@@ -146,10 +147,14 @@ def _value(key: str, text: str, parameter: Parameter) -> Any:
         if text.lower() not in SWITCH:
             raise MergeError(f"{option}={shown(text)}: give true or false ({parameter.help})")
         return SWITCH[text.lower()]
-    try:
-        values = numbers(option, [text])
-    except MergeError:
-        raise MergeError(f"{option}={shown(text)}: give {parameter.range} ({parameter.help})") from None
+    if text in parameter.words:
+        return text
+    values: list[float] = []
+    if parameter.kind is not str:
+        with contextlib.suppress(MergeError):
+            values = numbers(option, [text])
+    if not values:
+        raise MergeError(f"{option}={shown(text)}: give {parameter.range} ({parameter.help})")
     if len(values) > 1 and not parameter.each:
         raise MergeError(f"{option}={shown(text)}: takes one value for all inputs, {parameter.range}")
     if parameter.kind is int and all(value.is_integer() for value in values):

@@ -28,18 +28,20 @@ class Parameter:
         each: one value per input (a list in the order of the inputs, or a mapping by their names).
         simplex: the values per input sum to 1 (unless `extrapolate`); equal shares where none are given.
         relative: of the values per input only the proportions count, unless a parameter `normalize` is false.
-        kind: float, int or bool.
+        kind: float, int, bool, or str for one of the words alone.
+        words: what it may be in the place of a number, such as "auto".
         example: a usual value of a parameter without default, for examples, benchmarks and tests.
     """
 
     help: str
-    default: float | bool | None = None
+    default: float | bool | str | None = None
     low: float = float("-inf")
     high: float = float("inf")
     each: bool = False
     simplex: bool = False
     relative: bool = False
     kind: type = float
+    words: tuple[str, ...] = ()
     example: float | None = None
 
     @property
@@ -52,6 +54,8 @@ class Parameter:
         """The default in words: "0.15", "true", "equal" shares, or "required"."""
         if self.default is None:
             return "equal" if self.simplex else "required"
+        if isinstance(self.default, str):
+            return self.default
         return str(self.default).lower() if self.kind is bool else f"{self.default:g}"
 
     @property
@@ -59,8 +63,11 @@ class Parameter:
         """The values that it takes, in words, such as "0 to 1, sum 1"."""
         if self.kind is bool:
             return "true, false"
+        if self.kind is str:
+            return ", ".join(self.words)
         bounds = f"{self.low:g} or more" if self.high == float("inf") else f"{self.low:g} to {self.high:g}"
         bounds = "any" if self.low == float("-inf") else bounds
+        bounds = "".join(f"{word} or " for word in self.words) + bounds
         return ("whole, " if self.kind is int else "") + bounds + (", sum 1" if self.simplex else "")
 
 

@@ -107,8 +107,15 @@ def check(recipe: Recipe, key: str, parameter: Parameter, given: Any) -> Any:
 def _number(recipe: Recipe, key: str, parameter: Parameter, value: Any) -> Any:
     if parameter.kind is bool and isinstance(value, bool):
         return value
+    if isinstance(value, str) and value in parameter.words:
+        return value
+    if parameter.kind is str:
+        raise MergeError(
+            f"{key} must be one of {parameter.range}, not {shortened(value)}{nearest(str(value), parameter.words)}"
+        )
     if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value or abs(value) == math.inf:
-        raise MergeError(f"{key} must be a finite number, not {shortened(value)}")
+        other = "".join(f"{word!r} or " for word in parameter.words)
+        raise MergeError(f"{key} must be {other}a finite number, not {shortened(value)}")
     if abs(value) > _LARGEST:
         raise MergeError(f"{key} must be a finite number, below {_LARGEST:g}, which is what float32 holds")
     share = key == "ratio" or parameter.simplex
