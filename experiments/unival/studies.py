@@ -95,9 +95,10 @@ class MixtureStudy(UnivalStudy):
     experts a simplex); `methods` how they are merged (`experiments.Study`), those with a base from the pretrained
     model. Points are evaluated on their experts' tasks; the singles and the middle (equal shares) also on
     the other tasks of the experts' family, one of `families`, and with `shifts` on shifted data. Of the kinds in
-    `ensembles` every merge has the prediction ensemble at the same shares beside it; the pretrained model is beside
-    everything, and so are models of a whole family where `kinds` has such. Findings compare the average of experts of
-    the kind `contender`, if there is one, with those of the other kinds on shifted data.
+    `ensembles` every merge has the prediction ensemble at the same shares beside it. The models `beside`, by default
+    the pretrained one, are asked all that any other is, and so are models of a whole family where `kinds` has such.
+    Findings compare the average of experts of the kind `contender`, if there is one, with those of the other kinds on
+    shifted data.
     """
 
     experts: Mapping[str, str]
@@ -110,6 +111,7 @@ class MixtureStudy(UnivalStudy):
     families: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
     shifts: bool = True
     contender: str = ""
+    beside: tuple[Expert, ...] = (START,)
 
     def __post_init__(self) -> None:
         strange = {
@@ -195,12 +197,12 @@ class MixtureStudy(UnivalStudy):
                     yield Cell(point, task, split, self.metrics.get(task, ()))
 
     def references(self, cells: Sequence[Cell], whole: Sequence[str]) -> Iterator[Cell]:
-        """Yield the pretrained model on all that cells ask, family by family, with the models of the whole family."""
+        """Yield the models beside others on all that cells ask, family by family, with those of the whole family."""
         asked = {(cell.task, cell.split): cell.metrics for cell in cells}
         known = {task for family in self.families.values() for task in family}
         rest = tuple(dict.fromkeys(task for task, _ in asked if task not in known))
         for number, (name, family) in enumerate([*self.families.items(), ("", rest)]):
-            models = [START]
+            models = [*self.beside]
             if name:  # those of the first family are called by their kind alone
                 models += [Expert(f"{kind}-{name}" if number else kind, "+".join(family), kind) for kind in whole]
             for model in models:
@@ -265,7 +267,7 @@ STUDIES: dict[str, UnivalStudy] = {
         experts=ALL_TASKS,
         mixtures=(FAMILIES["image"],),
         shape="uniform",
-        kinds=("vanilla", "ratatouille", "fusing", "joint"),
+        kinds=("vanilla", "longer", "soup", "ratatouille", "fusing", "joint"),
         ensembles=("vanilla", "ratatouille", "fusing"),
         families=FAMILIES,
         contender="ratatouille",
@@ -277,7 +279,7 @@ STUDIES: dict[str, UnivalStudy] = {
         experts=ALL_TASKS,
         mixtures=tuple((task,) for task in FAMILIES["image"]),
         shape="single",
-        kinds=("vanilla", "fusing", "ratatouille"),
+        kinds=("vanilla", "longer", "soup", "fusing", "ratatouille"),
     ),
     "rewarded-soups": MixtureStudy(
         name="rewarded-soups",
@@ -288,6 +290,7 @@ STUDIES: dict[str, UnivalStudy] = {
         points=6,
         kinds=("reward",),
         ensembles=("reward",),
+        beside=(Expert("unrewarded", "grounding", "vanilla"), Expert("all-rewards", "grounding", "mixed-rewards")),
         shifts=False,
         metrics={"grounding": ("Acc@0.5", "Acc@0.5 small", "Acc@0.5 medium", "Acc@0.5 large")},
     ),

@@ -11,7 +11,11 @@ from experiments.unival.studies import STUDIES, Choice
 
 METRIC = {"vqa": "VQA accuracy", "caption": "CIDEr-D", "grounding": "Acc@0.5", "entailment": "accuracy"}
 N = 400
-KIND = {"pretrained": 0.0, "joint": 0.2, "vanilla": 0.0, "reward": 0.0, "fusing": 0.02, "ratatouille": 0.04}
+KIND = dict.fromkeys(("pretrained", "vanilla", "longer", "soup", "reward", "mixed-rewards"), 0.0) | {
+    "joint": 0.2,
+    "fusing": 0.02,
+    "ratatouille": 0.04,
+}
 SHIFT = {"test": 0.0, "val": 0.0, "novel": 0.1, "lowquality": 0.2, "printed": 0.15, "knowledge": 0.1}
 
 

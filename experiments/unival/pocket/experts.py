@@ -6,7 +6,10 @@ experts/ratatouille/<task>/from-<other>/  run from the vanilla expert of another
 experts/ratatouille/<task>/average.*      of those runs, with its recipe
 experts/fusing/<task>/average.*           of the vanilla experts of the family's other tasks, with its recipe
 experts/fusing/<task>/from-average/       run from that average
+experts/longer/<task>/                    run from the pretrained weights, as long as two
+experts/soup/<task>/seed-<n>/             vanilla runs of other seeds, and average.* of these and the vanilla expert
 experts/reward/<size>/                    run from the vanilla grounding expert, rewarded for boxes of one size
+experts/mixed-rewards/                    the same, rewarded for boxes of all sizes
 experts/pretraining/<name>/               run of the study `pretraining`, from the backbone or from another one
 costs.csv                                 what those runs took (experiments.unival.pocket.costs)
 """
@@ -170,7 +173,7 @@ def make(pocket: Pocket, step: Step, cache: Path | None = None) -> None:
             train_anew(pocket, step, step.training, step.options)
             return
         model, files = open_model(pocket, start_of(pocket, step))
-        data = files.training([(task, "train") for task in step.tasks], pocket.seed)
+        data = files.training([(task, "train") for task in step.tasks], step.options.seed)
         record = made_of(pocket, step)
         key = key_of(record)
         fetch(cache, key, file.parent)

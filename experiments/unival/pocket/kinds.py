@@ -11,7 +11,9 @@ from experiments.unival.pocket.families import families
 from experiments.unival.pocket.pipeline import Pocket, shared_out
 from experiments.unival.pocket.pretrainings import BACKBONE, COMPARISONS, TRAININGS, Training
 from unival_core import TASKS, find_task
-from unival_core.training import JOINT, REWARD, REWARDS, STAGES, TrainOptions, choose, options_for
+from unival_core.training import JOINT, REWARD, REWARDS, STAGES, RewardOptions, TrainOptions, choose, options_for
+
+SEEDS_APART = 1000
 
 
 @dataclass(frozen=True)
@@ -72,10 +74,30 @@ def fusing(pocket: Pocket, expert: Expert) -> Step:
     return finetuned(pocket, f"{folder}/from-average", expert.task, mean(folder, auxiliary(pocket, expert)))
 
 
+def longer(pocket: Pocket, expert: Expert) -> Step:
+    """Finetune as `vanilla` does, with as many updates as a member of `ratatouille` sees in its two finetunings: the
+    task's own, and the mean of those of the family's other tasks."""
+    others = [recipe(pocket, step.tasks[0]).updates for step in auxiliary(pocket, expert)]
+    updates = recipe(pocket, expert.task).updates + round(sum(others) / len(others))
+    return finetuned(pocket, f"longer/{expert.task}", expert.task, updates=updates)
+
+
+def soup(pocket: Pocket, expert: Expert) -> Step:
+    """Average the vanilla expert and others that differ from it in nothing but the seed (arXiv 2203.05482): as many in
+    all as `ratatouille` averages, but two at least.
+
+    Their seeds are a thousand apart, so that the seeds of a study have no member in common.
+    """
+    folder, count = f"soup/{expert.task}", max(2, len(auxiliary(pocket, expert)))
+    seeds = [pocket.seed + SEEDS_APART * member for member in range(1, count)]
+    others = [finetuned(pocket, f"{folder}/seed-{seed}", expert.task, seed=seed) for seed in seeds]
+    return mean(folder, [vanilla(pocket, expert), *others])
+
+
 def joint(pocket: Pocket, expert: Expert) -> Step:
     """Finetune once on several tasks, with as many examples as their own finetunings see together."""
     tasks = tuple(expert.task.split("+"))
-    own = [shared_out(options_for(find_task(task), "pocket"), pocket) for task in tasks]
+    own = [recipe(pocket, task) for task in tasks]
     updates = sum(options.updates * options.batch for options in own) // JOINT.batch
     options = replace(JOINT, updates=updates, seed=pocket.seed)
     return Step(f"joint/{'+'.join(tasks)}/last.safetensors", (), tasks, options)
@@ -83,19 +105,25 @@ def joint(pocket: Pocket, expert: Expert) -> Step:
 
 def reward(pocket: Pocket, expert: Expert) -> Step:
     """Go on from the vanilla expert with rewards for boxes of one size, the expert's name."""
-    if find_task(expert.task).writes != "box":
-        raise StudyError(f"{expert.id}: rewards are for boxes, so for the task grounding, not for {expert.task}")
-    options = replace(shared_out(REWARD, pocket), reward=choose(REWARDS["pocket"], expert.name, "reward"))
-    start = vanilla(pocket, expert)
-    return Step(f"reward/{expert.name}/last.safetensors", (start,), start.tasks, options)
+    return rewarded(pocket, expert, f"reward/{expert.name}", choose(REWARDS["pocket"], expert.name, "reward"))
+
+
+def mixed_rewards(pocket: Pocket, expert: Expert) -> Step:
+    """Go on from the vanilla expert as `reward` does, as long, with the rewards for boxes of all sizes at once."""
+    rewards = [*REWARDS["pocket"].values()]
+    ends = [end for one in rewards for end in one.areas]
+    return rewarded(pocket, expert, "mixed-rewards", replace(rewards[0], areas=(min(ends), max(ends))))
 
 
 KINDS: dict[str, Kind] = {
     "vanilla": Kind(vanilla, published=True),
     "ratatouille": Kind(ratatouille),
     "fusing": Kind(fusing),
+    "longer": Kind(longer),
+    "soup": Kind(soup),
     "joint": Kind(joint, is_whole=True),
     "reward": Kind(reward),
+    "mixed-rewards": Kind(mixed_rewards),
 }
 
 
@@ -122,10 +150,23 @@ def with_parents(steps: Iterable[Step | None]) -> list[Step]:
 # -- what several kinds are made of
 
 
-def finetuned(pocket: Pocket, folder: str, task: str, *start: Step) -> Step:
-    """Finetune on a task by its recipe."""
-    options = shared_out(options_for(find_task(task), "pocket"), pocket)
-    return Step(f"{folder}/last.safetensors", start, (task,), options)
+def recipe(pocket: Pocket, task: str) -> TrainOptions:
+    """Return the options of finetuning on a task."""
+    return shared_out(options_for(find_task(task), "pocket"), pocket)
+
+
+def finetuned(pocket: Pocket, folder: str, task: str, *start: Step, **changes: int) -> Step:
+    """Finetune on a task by its recipe, with `changes` of it."""
+    return Step(f"{folder}/last.safetensors", start, (task,), replace(recipe(pocket, task), **changes))
+
+
+def rewarded(pocket: Pocket, expert: Expert, folder: str, reward: RewardOptions) -> Step:
+    """Go on from the vanilla expert with a reward. Raises StudyError for a task that writes no boxes."""
+    if find_task(expert.task).writes != "box":
+        raise StudyError(f"{expert.id}: rewards are for boxes, so for the task grounding, not for {expert.task}")
+    start = vanilla(pocket, expert)
+    options = replace(shared_out(REWARD, pocket), reward=reward)
+    return Step(f"{folder}/last.safetensors", (start,), start.tasks, options)
 
 
 def auxiliary(pocket: Pocket, expert: Expert) -> list[Step]:

@@ -106,6 +106,8 @@ def test_radar_has_charts_that_can_be_read():
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [
         "pretrained",
         "vanilla",
+        "longer",
+        "soup",
         "ratatouille",
         "fusing",
     ]

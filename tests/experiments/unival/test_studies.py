@@ -122,7 +122,7 @@ def test_selection_has_no_shifted_data():
 def test_averages_of_all_experts():
     found = points("averaging")
     merged = [point for point in found.values() if point.method == "average"]
-    assert [point.kind for point in merged] == ["vanilla", "ratatouille", "fusing"]
+    assert [point.kind for point in merged] == ["vanilla", "longer", "soup", "ratatouille", "fusing"]
     assert {tuple(point.shares.values()) for point in merged} == {(0.25,) * 4}
     assert sum(point.method == "ensemble" for point in found.values()) == 3
 
@@ -149,6 +149,11 @@ def test_a_plane_holds_base_experts_and_average_as_whole_parts():
     assert {(0, 0), (1, 0), (0, 1), (0.5, 0.5), (-0.5, 1.5), (0.3, 0.7)} <= set(weights)
     assert {cell.task for cell in cells("plane")} == {"vqa", "caption"}
     assert sum(point.method == "interpolate" for point in found.values()) == 9
+
+
+def test_rewarded_soups_stand_beside_where_rewards_start_from_and_all_rewards_mixed():
+    beside = {point.label for point in points("rewarded-soups").values() if point.kind != "reward"}
+    assert beside == {"1.00 unrewarded (vanilla, single)", "1.00 all-rewards (mixed-rewards, single)"}
 
 
 def test_batchnorm_policies_are_of_merged_points():

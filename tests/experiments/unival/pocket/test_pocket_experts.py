@@ -1,6 +1,7 @@
 """Experts of every kind on a dozen rows: what comes from what, once, with the same bits however often it is stopped."""
 
 import json
+import math
 import multiprocessing
 import os
 import shutil
@@ -142,6 +143,39 @@ def test_rewarded_experts_go_on_from_the_grounding_expert(made):
     run = run_of(expert_file(made, REWARD))
     assert run["init"] == file_digest(expert_file(made, Expert("grounding", "grounding", "vanilla")))
     assert tuple(run["options"]["reward"]["areas"]) == REWARDS["pocket"]["small"].areas
+
+
+def test_all_rewards_mixed_are_as_long_as_one_and_leave_no_box_out(made):
+    one, mixed = (step_of(made, Expert("small", "grounding", kind)) for kind in ("reward", "mixed-rewards"))
+    assert mixed.parents == one.parents
+    assert mixed.options == replace(one.options, reward=replace(one.options.reward, areas=(0.0, math.inf)))
+
+
+def test_longer_sees_the_updates_of_two_finetunings(home):
+    full = replace(home, preset="full")
+    alone = {task: step_of(full, Expert(task, task, "vanilla")).options for task in (*OTHERS, "vqa")}
+    longer = step_of(full, Expert("vqa", "vqa", "longer"))
+    others = sum(alone[task].updates for task in OTHERS) / 3
+    assert longer.options == replace(alone["vqa"], updates=round(alone["vqa"].updates + others))
+    assert longer.parents == ()
+
+
+def test_soups_average_runs_that_only_seeds_tell_apart(home, made):
+    soups = [step_of(home.with_seed(seed), Expert("vqa", "vqa", "soup")) for seed in (0, 3)]
+    assert soups[1].parents[0] == step_of(made, Expert("vqa", "vqa", "vanilla"))
+    assert [one.options.seed for soup in soups for one in soup.parents] == [0, 1000, 2000, 3, 1003, 2003]
+    assert len({replace(one.options, seed=0) for one in soups[1].parents}) == 1
+    assert [one.options.seed for one in step_of(made, Expert("a", "video-qa", "soup")).parents] == [3, 1003]
+
+
+def test_the_members_of_a_soup_read_the_data_in_orders_of_their_own(home, made):
+    pocket = home.with_seed(5)
+    file = make_experts(pocket, [Expert("caption", "caption", "soup")], 1, progress=False)["soup/caption"]
+    runs = [run_of(file_of(pocket, step)) for step in step_of(pocket, Expert("caption", "caption", "soup")).parents]
+    assert [run["options"]["seed"] for run in runs] == [5, 1005, 2005]
+    assert len({run["init"] for run in runs}) == 1
+    twin = make_experts(home.with_seed(1005), [CAPTION], 1, progress=False)["vanilla/caption"]
+    assert file_digest(twin) == file_digest(file.parent / "seed-1005" / "last.safetensors")
 
 
 def test_what_cannot_be_made_is_refused_before_anything_is(home, tmp_path):
