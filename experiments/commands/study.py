@@ -157,8 +157,9 @@ def _run_built_in(
     if save:
         check_saving(study.name, choice.split)
     setup = place.at(folder)
-    grid = Grid(study.name, UnivalSubject(setup, limit), seeds, engine.device, study.notes, engine.precision)
-    wanted = study.cells(choice)
+    subject, wanted = UnivalSubject(setup, limit), study.cells(choice)
+    notes = replace(study.notes, files=subject.files(experts_of(wanted), seeds))
+    grid = Grid(study.name, subject, seeds, engine.device, notes, engine.precision)
     if dry_run:
         typer.echo(forecast(grid, wanted, folder, setup.pace(wanted, limit), setup.size))
         return

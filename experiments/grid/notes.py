@@ -6,7 +6,7 @@ Pages are made from the folder alone, whatever became of the code that defined t
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,8 @@ FILE = "study.json"
 class Notes:
     """A study in words. `tables` hold by title the models to compare, by name, each with its tasks; `contender` is the
     kind of experts whose average findings compare with those of other kinds on shifted data. `tasks` are by name whose
-    own they are ("" for nobody's); `files` where experts lie, by name and seed: path and section; `code` the file that
-    defines the study (FILE.py:NAME), if one does."""
+    own they are ("" for nobody's); `files` where experts lie, by name (where a name has several kinds, "kind/name") and
+    seed: path, section and rules of names; `code` the file that defines the study (FILE.py:NAME), if one does."""
 
     question: str = ""
     source: str = ""
@@ -42,9 +42,13 @@ def studies_in(folder: str | Path) -> list[str]:
 
 
 def write_notes(folder: str | Path, study: str, notes: Notes) -> None:
-    """Note what a study is about, if anything, whole or not at all; what is noted of others stays."""
+    """Note what a study is about, if anything, whole or not at all; what is noted of others stays, and of its own the
+    files of other experts and seeds, and the code where none is named now."""
     path = Path(folder) / FILE
     known = _read(path)
+    before = Notes(**known.get(study, {}))
+    files = {**before.files, **{name: {**before.files.get(name, {}), **own} for name, own in notes.files.items()}}
+    notes = replace(notes, files=files, code=notes.code or before.code)
     if notes != Notes() and known.get(study) != json.loads(json.dumps(asdict(notes))):
         partial = path.with_suffix(".partial")
         partial.write_text(json.dumps(known | {study: asdict(notes)}, indent=1) + "\n", encoding="utf-8")

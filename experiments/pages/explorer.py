@@ -66,7 +66,7 @@ def save_command(row: Mapping[str, Any], pair: Sequence[str], notes: Notes) -> t
     if row["batchnorm"].startswith("recalibrate:"):
         return "", "Its BatchNorm statistics were measured, not merged: no file has them."
     seed = str(row["seed"])
-    places = {name: _place(notes, name, seed) for name in (*pair, PRETRAINED)}
+    places = {name: _place(notes, row["experts"], name, seed) for name in (*pair, PRETRAINED)}
     known = all(places[name][0] for name in pair)
     files = {name: place[0] or f"{name}.pt" for name, place in places.items()}
     unknown = "" if known else "The folder does not say where the experts lie: put their files in."
@@ -101,13 +101,15 @@ def save_command(row: Mapping[str, Any], pair: Sequence[str], notes: Notes) -> t
     ]
     words += ["--batchnorm", row["batchnorm"]] if row["batchnorm"] not in ("average", "own") else []
     suffix = merge.suffix_like(Path(files[pair[0]]))
-    several = f"Of training seed {seed}. " * (len(notes.files.get(pair[0], {})) > 1)
+    there = {number for name, seeds in notes.files.items() if name != PRETRAINED for number in seeds}
+    several = f"Of training seed {seed}. " * (len(there) > 1)
     return shlex.join([*words, "-o", f"merged{suffix}"]), f"{several}{unknown}".strip()
 
 
-def _place(notes: Notes, name: str, seed: str) -> Sequence[str]:
+def _place(notes: Notes, kind: str, name: str, seed: str) -> Sequence[str]:
     """Return where an expert lies: path, section, rules of names; the path is "" where nobody says."""
-    return notes.files.get(name, {}).get(seed) or ["", ""]
+    own = notes.files.get(f"{kind}/{name}") or notes.files.get(name, {})
+    return own.get(seed) or ["", ""]
 
 
 def _value(value: Any) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from experiments.errors import StudyError
 from experiments.grid.engines import engine_named
 from experiments.grid.grid import Engine, Grid
-from experiments.grid.notes import Notes, read_notes
+from experiments.grid.notes import Notes
 from experiments.grid.subject import Subject, opened
 from experiments.grid.worker import PRECISIONS, check_device
 from experiments.results.files import subject_of
@@ -38,9 +38,7 @@ def grid_of(
         raise StudyError(f"precision={precision!r}: choose one of {', '.join(PRECISIONS)}")
     chosen = study if seeds is None else replace(study, seeds=seeds)
     lying = settled(chosen, folder)
-    notes, known = notes_of(lying), read_notes(folder, study.name)
-    files = {name: {**known.files.get(name, {}), **own} for name, own in notes.files.items()}  # those of other seeds
-    notes = replace(notes, files=files, code=file or known.code)
+    notes = replace(notes_of(lying), code=file)
     return Grid(study.name, subject_of(lying, file), chosen.all_seeds, device, notes, precision)
 
 

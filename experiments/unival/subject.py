@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,15 @@ class UnivalSubject:
     def source(self, expert: Expert, seed: int) -> Input:
         """Return the setup's checkpoint."""
         return self.setup.source(expert, seed)
+
+    def files(self, experts: Iterable[Expert], seeds: Iterable[int]) -> dict[str, dict[str, list[str]]]:
+        """Return path and section of every expert, by its id and the seed."""
+        return {
+            expert.id: {
+                str(seed): [str(own.path), own.section] for seed in seeds for own in [self.source(expert, seed)]
+            }
+            for expert in experts
+        }
 
     def data_digest(self, task: str, split: str) -> str:
         """Return the digest of the rows, and of the answers that the task allows."""

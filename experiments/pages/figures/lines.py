@@ -160,7 +160,7 @@ def batchnorm_panels(
             if policy in lines:
                 _draw_curve(axis, lines[policy], styles[policy], shown(policy))
                 _ring(axis, lines[policy], styles[policy], unit)
-            _name_curve_axes(axis, chosen, pair)
+            _name_curve_axes(axis, chosen, pair, 1.4)
             axis.label_outer()
     legend_below(figure, grid.flat, more=_told(found, grid.flat))
     for axis, policy in zip(grid[0], policies, strict=True):
@@ -278,10 +278,10 @@ def _name_values(axis: Axes, places: Mapping[Any, float], parameter: str) -> Non
         axis.minorticks_off()
 
 
-def _name_curve_axes(axis: Axes, rows: Records, pair: Pair) -> None:
+def _name_curve_axes(axis: Axes, rows: Records, pair: Pair, height: float = 2) -> None:
     tidy(axis)
     axis.set_xlim(-0.04, 1.04)
     first, second = (wrapped(shown(name, 2 * WORD - 6), 1, SMALL) for name in pair)
     axis.set_xticks([0, 0.25, 0.5, 0.75, 1], [f"0\n{first}\nexpert", "0.25", "0.5", "0.75", f"1\n{second}\nexpert"])
     first, second = (shown(name, WORD) for name in pair)
-    name_axes(axis, f"share of {second} in {first} → {second}", score_name(rows))
+    name_axes(axis, f"share of {second} in {first} → {second}", score_name(rows), height=height)

@@ -118,13 +118,13 @@ def _draw_corner(axis: Axes, across: Line, up: Line, names: Pair, units: tuple[U
     style: dict[str, Any] = {"textcoords": "offset points", "fontsize": SMALL}
     middle = sum(limits[0]) / 2
     for name, at, height in ((names[0], across.value[0], y), (names[1], x, up.value[-1])):
-        right = at < middle
-        offset = (9, -9) if right else (-9, -9)
+        right, below = at < middle, height > limits[1][0] + 0.1 * (limits[1][1] - limits[1][0])  # the axis lies there
+        offset = (9 if right else -9, -9 if below else 9)
         axis.annotate(
             wrapped(f"{shown(name, WORD)} expert", 1.6, SMALL),
             (at, height),
             xytext=offset,
-            va="top",
+            va="top" if below else "bottom",
             ha="left" if right else "right",
             **style,
         )

@@ -16,6 +16,13 @@ def test_notes_of_several_studies_stay(tmp_path):
     assert "silent" not in (tmp_path / "study.json").read_text()
 
 
+def test_files_of_other_experts_and_seeds_stay(tmp_path):
+    write_notes(tmp_path, "digits", Notes(files={"up": {"0": ["a.pt", ""]}, "down": {"0": ["d.pt", ""]}}, code="d.py"))
+    write_notes(tmp_path, "digits", Notes(files={"up": {"1": ["b.pt", ""], "0": ["c.pt", ""]}}))
+    up = {"0": ["c.pt", ""], "1": ["b.pt", ""]}
+    assert read_notes(tmp_path, "digits") == Notes(files={"up": up, "down": {"0": ["d.pt", ""]}}, code="d.py")
+
+
 def test_a_broken_file_is_named(tmp_path):
     for text in ("[]", "{", '{"digits": {"color": 1}}'):
         (tmp_path / "study.json").write_text(text)

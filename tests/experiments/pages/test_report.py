@@ -199,7 +199,13 @@ def test_the_template_is_in_the_package():
 
 
 def point(method="interpolate", batchnorm="average", shares=None, **more):
-    return {"shares": shares or {"a b": 0.7, "c": 0.3}, "method": method, "batchnorm": batchnorm, "seed": 0} | more
+    return {
+        "shares": shares or {"a b": 0.7, "c": 0.3},
+        "method": method,
+        "batchnorm": batchnorm,
+        "seed": 0,
+        "experts": "expert",
+    } | more
 
 
 FILES = {"a b": {"0": ["/x/a b.pt", ""]}, "c": {"0": ["/x/c.pt", "auto"]}, "pretrained": {"0": ["/x/p.pt", ""]}}
@@ -235,6 +241,12 @@ def test_a_command_for_experts_that_lie_nobody_knows_where():
     found, about = save_command(point(), ("a b", "c"), Notes())
     assert found == "unival-merge interpolate 'a b.pt' c.pt --ratio 0.3 -o merged.safetensors"
     assert about == "The folder does not say where the experts lie: put their files in."
+
+
+def test_an_expert_of_a_kind_lies_elsewhere_than_one_of_another():
+    files = {"late/a b": {"0": ["/x/late.pt", ""]}, "late/c": {"0": ["/x/c.pt", ""]}, **FILES}
+    assert "interpolate /x/late.pt /x/c.pt" in save_command(point(experts="late"), ("a b", "c"), Notes(files=files))[0]
+    assert "interpolate '/x/a b.pt' /x/c.pt" in save_command(point(), ("a b", "c"), Notes(files=files))[0]
 
 
 def test_a_section_is_named_by_its_expert():
