@@ -19,8 +19,9 @@ FILE = "study.json"
 class Notes:
     """A study in words. `tables` hold by title the models to compare, by name, each with its tasks; `contender` is the
     kind of experts whose average findings compare with those of other kinds on shifted data. `tasks` are by name whose
-    own they are ("" for nobody's); `files` where experts lie, by name (where a name has several kinds, "kind/name") and
-    seed: path, section and rules of names; `code` the file that defines the study (FILE.py:NAME), if one does."""
+    own they are ("" for nobody's); `progress` by kind of experts the share of one finetuning that they have had;
+    `files` where experts lie, by name (where a name has several kinds, "kind/name") and seed: path, section and rules
+    of names; `code` the file that defines the study (FILE.py:NAME), if one does."""
 
     question: str = ""
     source: str = ""
@@ -29,6 +30,7 @@ class Notes:
     tasks: Mapping[str, str] = field(default_factory=dict[str, str])
     files: Mapping[str, Mapping[str, Sequence[str]]] = field(default_factory=dict[str, Mapping[str, Sequence[str]]])
     code: str = ""
+    progress: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
 def read_notes(folder: str | Path, study: str) -> Notes:
@@ -68,10 +70,13 @@ def _read(path: Path) -> dict[str, Any]:
                 *notes.tasks,
                 *notes.tasks.values(),
                 *notes.files,
+                *notes.progress,
             ]
             words += [word for seeds in notes.files.values() for place in seeds.values() for word in list[str](place)]
             for models in notes.tables.values():
                 words += [*models, *(task for tasks in models.values() for task in list[str](tasks))]
+            if not all(0 <= share <= 1 for share in notes.progress.values()):
+                raise TypeError("progress is from 0 to 1")
             if not all(isinstance(word, str) and word.encode() is not None for word in words):
                 raise TypeError("a word is none")
     except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:

@@ -23,7 +23,7 @@ from experiments.study.cells import Outline, is_even
 from experiments.study.methods import Sweep, plane, sweeps_of
 from experiments.study.points import POLICIES, START, Cell, Expert, Point, single, together
 from experiments.unival.pocket.families import families
-from experiments.unival.pocket.kinds import KINDS
+from experiments.unival.pocket.kinds import KINDS, PROGRESS
 from experiments.unival.pocket.pretrainings import COMPARISONS, comparisons_of, tasks_of
 from experiments.unival.setups import SETUPS
 
@@ -98,7 +98,7 @@ class MixtureStudy(UnivalStudy):
     `ensembles` every merge has the prediction ensemble at the same shares beside it. The models `beside`, by default
     the pretrained one, are asked all that any other is, and so are models of a whole family where `kinds` has such.
     Findings compare the average of experts of the kind `contender`, if there is one, with those of the other kinds on
-    shifted data.
+    shifted data. `progress` says of kinds which share of one finetuning they have had.
     """
 
     experts: Mapping[str, str]
@@ -112,11 +112,12 @@ class MixtureStudy(UnivalStudy):
     shifts: bool = True
     contender: str = ""
     beside: tuple[Expert, ...] = (START,)
+    progress: Mapping[str, float] = field(default_factory=dict[str, float])
 
     def __post_init__(self) -> None:
         strange = {
             "expert": {name for names in self.mixtures for name in names} - set(self.experts),
-            "kind": {*self.kinds, *self.ensembles} - set(KINDS) | {self.contender} - {"", *self.kinds},
+            "kind": {*self.kinds, *self.ensembles, *self.progress} - set(KINDS) | {self.contender} - {"", *self.kinds},
             "shape": {self.shape} - set(SHAPES),
         }
         known: dict[str, Iterable[str]] = {"expert": self.experts, "kind": KINDS, "shape": SHAPES}
@@ -127,8 +128,8 @@ class MixtureStudy(UnivalStudy):
 
     @property
     def notes(self) -> Notes:
-        """Add the contender."""
-        return Notes(self.question, self.source, contender=self.contender)
+        """Add the contender and the progress."""
+        return Notes(self.question, self.source, contender=self.contender, progress=self.progress)
 
     def cells(self, choice: Choice) -> list[Cell]:
         """List every cell once, those of one point together; StudyError where the choice names what there is not."""
@@ -302,6 +303,17 @@ STUDIES: dict[str, UnivalStudy] = {
         mixtures=tuple(some for count in (2, 3, 4) for some in itertools.combinations(IMAGE_TASKS, count)),
         shape="uniform",
         families=FAMILIES,
+    ),
+    "along": MixtureStudy(
+        name="along",
+        question="When can experts be merged: how do they and their average change along the finetuning?",
+        source="arXiv 2306.04488 and 2203.05482, along the updates",
+        experts=IMAGE_TASKS,
+        mixtures=(FAMILIES["image"],),
+        shape="uniform",
+        kinds=(*PROGRESS, "vanilla"),
+        progress={**PROGRESS, "vanilla": 1.0},
+        shifts=False,
     ),
     "mergeability": MixtureStudy(
         name="mergeability",

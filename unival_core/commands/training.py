@@ -60,6 +60,9 @@ class Run:
     threads: Annotated[int | None, running(min=1, help="CPU threads of a process.")] = None
     workers: Workers = 2
     save_every: Annotated[int | None, running(min=0, help="Updates between places to resume at (0: none).")] = None
+    parts: Annotated[
+        int, running(min=1, help="Keep the weights at the end of each of so many equal parts of the updates.")
+    ] = 1
     tensorboard: Annotated[bool, running("--tensorboard", help="Write the metrics for TensorBoard too.")] = False
     overwrite: Annotated[bool, running("--overwrite", help="Replace another run in the folder.")] = False
 
@@ -70,7 +73,7 @@ class Run:
 
     def how(self) -> dict[str, Any]:
         """Say how a training runs, whatever it learns: arguments of `unival_core.train`."""
-        return {"workers": self.workers, "tensorboard": self.tensorboard, "overwrite": self.overwrite}
+        return {name: getattr(self, name) for name in ("workers", "parts", "tensorboard", "overwrite")}
 
 
 def train(

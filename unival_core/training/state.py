@@ -4,6 +4,7 @@ run.json                   what is trained how; another run does not go on in th
 state.pt                   optimiser, sampler, averages; names the weights it belongs to
 update-00000200.safetensors   those weights
 metrics.csv                one row an update
+part-1-of-10.safetensors   weights on the way, where they are to be kept
 best.safetensors           best by validation, if there is one
 last.safetensors           there when the run is finished; state.pt and its weights are gone then
 """
@@ -23,7 +24,7 @@ from unival_core.errors import UnivalError
 
 BEST, LAST = "best.safetensors", "last.safetensors"
 _STATE, _RUN, _METRICS = "state.pt", "run.json", "metrics.csv"
-_WEIGHTS = "update-*.safetensors"
+_WEIGHTS, _PARTS = "update-*.safetensors", "part-*-of-*.safetensors"
 
 
 class RunFolder:
@@ -70,6 +71,10 @@ class RunFolder:
         """Return the file of the weights after an update."""
         return self.path / _WEIGHTS.replace("*", f"{update:08d}")
 
+    def part(self, number: int, parts: int) -> Path:
+        """Return the file of the weights at the end of one of so many equal parts of the updates."""
+        return self.path / f"part-{number}-of-{parts}.safetensors"
+
     def save_state(self, state: Mapping[str, Any]) -> None:
         """Make `state`, with the `weights(state["update"])` written before, the place where the run goes on."""
         partial = self.path / f"{_STATE}.partial"
@@ -104,6 +109,8 @@ class RunFolder:
     def _clear(self) -> None:
         """Remove the files of a run, and nothing else."""
         self._forget_weights(None)
+        for file in self.path.glob(_PARTS):
+            file.unlink()
         for name in (_STATE, _RUN, _METRICS, BEST, LAST):
             (self.path / name).unlink(missing_ok=True)
 

@@ -59,6 +59,7 @@ def train(
     record: Mapping[str, Any] | None = None,
     team: Team | None = None,
     workers: int = 0,
+    parts: int = 1,
     tensorboard: bool = False,
     progress: bool = True,
     overwrite: bool = False,
@@ -67,7 +68,8 @@ def train(
 
     Those are the best by `validate` (a score, higher is better) if given, else the last; both are kept in `folder`
     (`training/state.py` lists its files). `weights` are the tasks' shares of every batch, equal by default. `record` is
-    what else tells this run from others (digests, recipe name). Where the same run was stopped in `folder` it goes on
+    what else tells this run from others (digests, recipe name). Of several equal `parts` of the updates the weights at
+    the end of each but the last are kept too (`RunFolder.part`). Where the same run was stopped in `folder` it goes on
     and ends with the same bits; where it is finished nothing happens. Another run there raises UnivalError unless
     `overwrite`; while one trains there, this one waits. The model is changed in place; no random generator is left as
     it was.
@@ -82,7 +84,7 @@ def train(
         if not run.folder.last.exists():
             run.resume()
             with Log(run, tensorboard=tensorboard, progress=progress) as log:
-                learn(run, validate, log)
+                learn(run, validate, log, parts)
             if team.leads:
                 run.save_weights(run.folder.last)
                 run.folder.finish()
@@ -90,14 +92,17 @@ def train(
     return run.folder.best if run.folder.best.exists() else run.folder.last
 
 
-def learn(run: Run, validate: Validate | None, log: Log) -> None:
+def learn(run: Run, validate: Validate | None, log: Log, parts: int) -> None:
     """Do the updates that are left of a run, and from time to time validate and save."""
+    ends = [max(1, round(run.total * part / parts)) for part in range(1, parts)]
     for update, examples in zip(range(run.update + 1, run.total + 1), run.stream, strict=False):
         log.add(run.step(update, examples))
         last = update == run.total
         if validate is not None and (last or is_due(update, run.options.validate_every)):
             log.add({"validation": run.validate(validate)})
         log.end(update)
+        for part in (part for part, end in enumerate(ends, 1) if end == update and run.team.leads):
+            run.save_weights(run.folder.part(part, parts))
         if not last and is_due(update, run.options.save_every):
             run.save()
 

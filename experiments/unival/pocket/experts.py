@@ -8,6 +8,7 @@ experts/fusing/<task>/average.*           of the vanilla experts of the family's
 experts/fusing/<task>/from-average/       run from that average
 experts/longer/<task>/                    run from the pretrained weights, as long as two
 experts/soup/<task>/seed-<n>/             vanilla runs of other seeds, and average.* of these and the vanilla expert
+experts/along/<task>/                     run from the pretrained weights that keeps those of every tenth of it
 experts/reward/<size>/                    run from the vanilla grounding expert, rewarded for boxes of one size
 experts/mixed-rewards/                    the same, rewarded for boxes of all sizes
 experts/pretraining/<name>/               run of the study `pretraining`, from the backbone or from another one
@@ -103,7 +104,7 @@ def is_done(pocket: Pocket, step: Step) -> bool:
     file = file_of(pocket, step)
     if not file.exists() or not all(is_done(pocket, parent) for parent in step.parents):
         return False
-    if step.tasks:
+    if step.tasks or step.kept:
         return run_record(file).exists()
     recipe = recipe_beside(file)
     members = [file_digest(file_of(pocket, parent)) for parent in step.parents]
@@ -123,6 +124,8 @@ def made_of(pocket: Pocket, step: Step) -> dict[str, Any]:
         "files": {f"{task}/{split}": rows_digest(pocket.world, task, split) for task in step.tasks},
         "options": None if step.options is None else asdict(step.options),
     }
+    if step.parts > 1:
+        record["parts"] = step.parts
     if step.training is not None:
         record["portions"] = {portion.task: [portion.share, portion.part] for portion in step.training.portions}
     return record
@@ -165,6 +168,10 @@ def make(pocket: Pocket, step: Step, cache: Path | None = None) -> None:
     """Do one step whose parents are there."""
     refuse_stale(pocket, [step])  # that its parents were made anew
     file = file_of(pocket, step)
+    if step.kept:  # with its run
+        if not file.exists():
+            raise StudyError(f"{file} is gone: remove {file.parent}, it is made again")
+        return
     with timed(pocket, f"expert {Path(step.file).parent.as_posix()}"):
         if step.options is None:
             average(pocket, step)
@@ -177,7 +184,8 @@ def make(pocket: Pocket, step: Step, cache: Path | None = None) -> None:
         record = made_of(pocket, step)
         key = key_of(record)
         fetch(cache, key, file.parent)
-        train(model, files.tokenizer, data, step.options, file.parent, record=record, progress=False)
+        options = {"parts": step.parts, "record": record, "progress": False}
+        train(model, files.tokenizer, data, step.options, file.parent, **options)
         keep(cache, key, file.parent)
 
 

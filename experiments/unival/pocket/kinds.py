@@ -11,9 +11,21 @@ from experiments.unival.pocket.families import families
 from experiments.unival.pocket.pipeline import Pocket, shared_out
 from experiments.unival.pocket.pretrainings import BACKBONE, COMPARISONS, TRAININGS, Training
 from unival_core import TASKS, find_task
-from unival_core.training import JOINT, REWARD, REWARDS, STAGES, RewardOptions, TrainOptions, choose, options_for
+from unival_core.training import (
+    JOINT,
+    REWARD,
+    REWARDS,
+    STAGES,
+    RewardOptions,
+    RunFolder,
+    TrainOptions,
+    choose,
+    options_for,
+)
 
 SEEDS_APART = 1000
+PARTS = 10  # of a finetuning, whose weights are kept at the end of each
+PROGRESS = {f"along-{100 * part // PARTS}": part / PARTS for part in range(1, PARTS)}  # by kind
 
 
 @dataclass(frozen=True)
@@ -22,7 +34,8 @@ class Step:
 
     With `tasks` a finetuning on them, by `options`, from its only parent or else from the pretrained weights; without
     tasks the uniform average of its parents. With `training` it is one of the study `pretraining`, and starts from its
-    only parent or else from the backbone.
+    only parent or else from the backbone. A run keeps its weights at the end of each of so many equal `parts` of its
+    updates, which are steps too, `kept` by their only parent.
     """
 
     file: str
@@ -30,6 +43,8 @@ class Step:
     tasks: tuple[str, ...] = ()
     options: TrainOptions | None = None
     training: Training | None = None
+    parts: int = 1
+    kept: bool = False
 
     @property
     def sees_videos(self) -> bool:
@@ -94,6 +109,13 @@ def soup(pocket: Pocket, expert: Expert) -> Step:
     return mean(folder, [vanilla(pocket, expert), *others])
 
 
+def along(pocket: Pocket, expert: Expert) -> Step:
+    """Finetune as `vanilla` does, and stop on the way: the kind `along-30` at 30 % of the updates."""
+    run = replace(finetuned(pocket, f"along/{expert.task}", expert.task), parts=PARTS)
+    part = round(PROGRESS[expert.kind] * PARTS)
+    return Step(f"along/{expert.task}/{RunFolder('').part(part, PARTS).name}", (run,), kept=True)
+
+
 def joint(pocket: Pocket, expert: Expert) -> Step:
     """Finetune once on several tasks, with as many examples as their own finetunings see together."""
     tasks = tuple(expert.task.split("+"))
@@ -124,6 +146,7 @@ KINDS: dict[str, Kind] = {
     "joint": Kind(joint, is_whole=True),
     "reward": Kind(reward),
     "mixed-rewards": Kind(mixed_rewards),
+    **dict.fromkeys(PROGRESS, Kind(along)),
 }
 
 

@@ -142,6 +142,13 @@ def test_subsets_are_all_of_four_experts():
     assert all(len(set(own.values())) == 1 and sum(own.values()) == pytest.approx(1) for own in held)
 
 
+def test_experts_along_a_finetuning_are_averaged_at_equal_progress():
+    merged = [point for point in points("along").values() if point.method == "average"]
+    assert [point.kind for point in merged] == [f"along-{part}" for part in range(10, 100, 10)] + ["vanilla"]
+    progress = STUDIES["along"].notes.progress
+    assert [progress[point.kind] for point in merged] == [part / 10 for part in range(1, 11)]
+
+
 def test_a_plane_holds_base_experts_and_average_as_whole_parts():
     found = points("plane")
     weights = [point.parameters["weights"] for point in found.values() if point.parameters]

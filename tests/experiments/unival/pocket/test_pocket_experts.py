@@ -178,6 +178,19 @@ def test_the_members_of_a_soup_read_the_data_in_orders_of_their_own(home, made):
     assert file_digest(twin) == file_digest(file.parent / "seed-1005" / "last.safetensors")
 
 
+def test_experts_on_the_way_are_kept_by_one_run_that_ends_like_the_vanilla_one(made):
+    kinds = ("along-10", "along-60", "along-90")  # of 3 updates: behind the first, second and third
+    files = make_experts(made, [Expert("caption", "caption", kind) for kind in kinds], 1, progress=False)
+    digests = [file_digest(file) for file in files.values()]
+    end = file_digest(expert_file(made, CAPTION))
+    assert [file.name for file in files.values()] == [f"part-{number}-of-10.safetensors" for number in (1, 6, 9)]
+    assert file_digest(files["along-10/caption"].with_name("last.safetensors")) == end == digests[2]
+    assert len(set(digests)) == 3
+    files["along-10/caption"].unlink()
+    with pytest.raises(StudyError, match=r"part-1-of-10.safetensors is gone: remove .*along/caption"):
+        make_experts(made, [Expert("caption", "caption", "along-10")], 1, progress=False)
+
+
 def test_what_cannot_be_made_is_refused_before_anything_is(home, tmp_path):
     pocket = Pocket(tmp_path / "none", "micro")
     for expert, error, text in (
