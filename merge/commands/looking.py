@@ -20,8 +20,8 @@ from merge.commands.options import (
     Sections,
     inputs_of,
     policy_of,
-    progress_bar,
 )
+from merge.commands.progress import progress_bar
 from merge.commands.table import in_options
 
 if TYPE_CHECKING:

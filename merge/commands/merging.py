@@ -27,9 +27,9 @@ from merge.commands.options import (
     Running,
     inputs_of,
     policy_of,
-    progress_bar,
 )
 from merge.commands.overrides import Overrides, overridden
+from merge.commands.progress import progress_bar
 from merge.errors import MergeError
 
 if TYPE_CHECKING:
@@ -196,8 +196,8 @@ def sweep(
     each = [{"ratio": value} for value in values]
     if running.dry_run:
         return _show_plan(plan_sweep(recipe, each, output, running.options()), running)
-    with progress_bar(recipe.sources, "sweep") as progress:
-        index = write_sweep(plan_sweep(recipe, each, output, running.options(progress)))
+    with progress_bar(recipe.sources, "sweep") as bar:
+        index = write_sweep(plan_sweep(recipe, each, output, running.options(bar)))
     index["output"] = {"path": str(output)}
     return _say(running, index, f"{output}: {len(values)} checkpoints\n{_told(index)}")
 
@@ -297,8 +297,8 @@ def _merge(recipe: Recipe, output: Path, running: Running) -> None:
 
     if running.dry_run:
         return _show_plan(plan_run(recipe, output, running.options()), running)
-    with progress_bar(recipe.sources, recipe.method) as progress:
-        record = write(plan_run(recipe, output, running.options(progress)))
+    with progress_bar(recipe.sources, recipe.method) as bar:
+        record = write(plan_run(recipe, output, running.options(bar)))
     for note in record["output"]["notes"]:
         typer.echo(f"note: {note}", err=True)
     record["output"]["path"] = str(output)

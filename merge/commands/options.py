@@ -6,8 +6,7 @@ import difflib
 import os
 import shlex
 import sys
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,6 +16,7 @@ import typer
 from merge.errors import MergeError
 
 if TYPE_CHECKING:
+    from merge.commands.progress import Bar
     from merge.engine.files import Options
     from merge.plan.policy import Policy
     from merge.recipe.recipe import Input
@@ -212,7 +212,7 @@ class Running:
     ] = False
     json_: Json = False
 
-    def options(self, progress: Callable[[int], object] | None = None) -> Options:
+    def options(self, bar: Bar | None = None) -> Options:
         """These options as the engine takes them. Raises MergeError for what is no size."""
         from merge.engine.files import Options
 
@@ -224,7 +224,8 @@ class Running:
             shard_size=byte_size(self.shard_size),
             digest=self.digest,
             command=command_line(),
-            progress=progress,
+            progress=bar,
+            stage=None if bar is None else bar.stage,
         )
 
 
@@ -375,18 +376,3 @@ def byte_size(text: str | None) -> int | None:
     if size <= 0:
         raise MergeError(f"--shard-size {shown(text)!r}: must be more than 0")
     return size
-
-
-@contextmanager
-def progress_bar(sources: Sequence[Input], label: str) -> Generator[Callable[[int], object] | None]:
-    """Give a progress bar over the inputs' bytes on a terminal, None elsewhere."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from tqdm import tqdm
-
-    from merge.checkpoint.open import open_checkpoint
-
-    total = sum(open_checkpoint(source.path, source.section).nbytes for source in sources)
-    with tqdm(total=total, unit="B", unit_scale=True, desc=label) as bar:
-        yield bar.update

@@ -52,6 +52,7 @@ class Options:
         command: the command line to note in the recipe.
         carry_nonfinite: accept infinite and NaN values that the inputs have, and refuse those that the merge makes.
         progress: called with the number of input bytes read since the last call.
+        stage: called when a pass over the inputs begins, with what it is for and the bytes it reads at most.
     """
 
     overwrite: bool = False
@@ -63,16 +64,21 @@ class Options:
     command: str = ""
     carry_nonfinite: bool = False
     progress: Callable[[int], object] | None = None
+    stage: Callable[[str, int], object] | None = None
 
 
 @dataclass(frozen=True)
 class Target:
-    """One output of a merge: its recipe, every unit's parameters, where it will lie, how it is laid out."""
+    """One output of a merge: its recipe, every unit's parameters, where it will lie, how it is laid out.
+
+    `found` is what a survey of the inputs says of it, when that was made.
+    """
 
     recipe: Recipe
     parameters: Mapping[str, Mapping[str, Any]]
     path: Path
     layout: Layout
+    found: Sequence[str] = ()
 
 
 @dataclass(frozen=True, repr=False)

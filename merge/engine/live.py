@@ -16,6 +16,7 @@ from merge.checkpoint.scaled import dequantized
 from merge.checkpoint.source import Source, StateDict, opened, opened_all
 from merge.engine.kernel import computing_dtype, merged, nonfinite, refuse_nonfinite
 from merge.engine.memory import Sources, unplaced_recipe
+from merge.engine.survey import Parameters, Walk, survey
 from merge.errors import MergeError
 from merge.plan.policy import Policy
 from merge.plan.units import Unit, plan
@@ -68,6 +69,7 @@ class LivePath:
         self._check_targets(sources)
         own = {tensor.untyped_storage().data_ptr() for tensor in self._targets.values()}
         self._endpoints = [self._gather(unit, sources, own, resident) for unit in self._units]
+        self._by_name = {unit.name: item for unit, item in zip(self._units, self._endpoints, strict=True)}
         self._saved: list[dict[str, Tensor]] = []
         self._set: Mapping[str, Any] | None = None
 
@@ -89,7 +91,10 @@ class LivePath:
         if moved is not None:
             raise MergeError(f"{moved} of the model was replaced or moved since this path was made; make a new one")
         recipe = self._recipe.with_parameters(**parameters)
-        resolved = parameters_for(recipe, self._units)
+        resolved: Parameters = parameters_for(recipe, self._units)
+        if self._method.survey is not None:
+            (found,) = survey(self._method, self._units, [resolved], recipe.policy, Walk(self._endpoints_of))
+            resolved = found.parameters
         with torch.no_grad():
             for unit, endpoints in zip(self._units, self._endpoints, strict=True):
                 point = resolved.get(unit.name, {})
@@ -105,6 +110,9 @@ class LivePath:
                 for other in others:  # tied in the checkpoints, not in the model
                     other.copy_(target)
         self._set = parameters
+
+    def _endpoints_of(self, unit: Unit) -> Sequence[Tensor]:
+        return self._by_name[unit.name]
 
     def resolution(self) -> str:
         """Give a table of every merged tensor, the rule that decided it and its coefficient at the point last set."""

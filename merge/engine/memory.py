@@ -11,8 +11,9 @@ from torch import Tensor
 from merge.checkpoint.scaled import dequantized
 from merge.checkpoint.source import Source, opened, opened_all, whole
 from merge.engine.kernel import merged, refuse_nonfinite
+from merge.engine.survey import Walk, survey
 from merge.plan.policy import Policy, policy_of
-from merge.plan.units import by_name, plan
+from merge.plan.units import Unit, by_name, plan
 from merge.recipe.parameters import check_inputs, method_named, parameters_for
 from merge.recipe.recipe import Input, Recipe
 
@@ -42,10 +43,17 @@ def merge_with(
     if recipe.policy.dequantize:
         sources = [dequantized(source) for source in sources]
     units = plan(sources, [item.name for item in recipe.sources], recipe.policy, has_base=base is not None)
+
+    def read(unit: Unit) -> list[Tensor]:
+        return [whole(sources[i], unit.name).detach() for i in unit.sources]
+
     resolved = parameters_for(recipe, units)
+    if chosen.survey is not None:
+        (found,) = survey(chosen, units, [resolved], recipe.policy, Walk(read))
+        resolved = found.parameters
     result: dict[str, Tensor] = {}
     for unit in units:
-        tensors = [whole(sources[index], unit.name).detach() for index in unit.sources]
+        tensors = read(unit)
         ((value, count),) = merged(unit, tensors, chosen, [resolved.get(unit.name, {})], recipe.policy)
         refuse_nonfinite(unit, count, recipe.policy)
         value = value.clone() if any(value.data_ptr() == tensor.data_ptr() for tensor in tensors) else value

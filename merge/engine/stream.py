@@ -115,6 +115,10 @@ def stream(plan: Plan, partials: Sequence[Path]) -> list[dict[str, Any]]:
     """
     import torch  # when all is planned: what is wrong with names and shapes is told before
 
+    if method_named(plan.recipe.method).survey is not None:
+        from merge.engine.survey import surveyed
+
+        plan = surveyed(plan)
     options, outputs = plan.options, list[_Output]()
     before = torch.get_num_threads()
     try:
@@ -147,8 +151,8 @@ def stream(plan: Plan, partials: Sequence[Path]) -> list[dict[str, Any]]:
         for output in outputs:
             output.writer.release()
     records = [record(item.target, plan, digests, item.digest.text(), item.nonfinite) for item in outputs]
-    for recorded in records:
-        recorded["output"]["summary"] = summary(plan)
+    for recorded, target in zip(records, plan.targets, strict=True):
+        recorded["output"]["summary"] = [*summary(plan), *target.found]
     return records
 
 

@@ -72,6 +72,24 @@ class Parameter:
 
 
 @dataclass(frozen=True)
+class Survey:
+    """A look at the whole model before any tensor is merged.
+
+    Attributes:
+        code: `function(model) -> Surveyed`, or where it is, as "module:name" (see `merge.methods.survey`).
+        of: the parameters that it depends on: points that agree in them share one survey.
+    """
+
+    code: str | Callable[..., Any]
+    of: tuple[str, ...] = ()
+
+    @functools.cached_property
+    def function(self) -> Callable[..., Any]:
+        """The function, imported when it is first asked for."""
+        return imported(self.code)
+
+
+@dataclass(frozen=True)
 class Mergekit:
     """How mergekit writes a method, where its words are not ours.
 
@@ -112,6 +130,7 @@ class Method:
             exact, and nothing leaks from the others. None where there is none (see `merge.methods.shortcuts`).
         lerp: whether with these parameters the function is one `torch.lerp`, which computes 16-bit tensors in float32
             and rounds once: they then need not be widened before.
+        survey: a look at the whole model before any tensor is merged; what it finds comes as further parameters.
         statistics: the second half of the inputs are statistics of the first (see `merge.tools.statistics`).
         edges: what happens at the edges (ties, zero vectors, vectors without a direction), for docs.
         group: the heading under which methods are listed.
@@ -128,6 +147,7 @@ class Method:
     inputs: tuple[int, int | None] = (2, None)
     single: Callable[[int, Mapping[str, Any]], int | None] = no_input
     lerp: Callable[[int, Mapping[str, Any]], bool] = never
+    survey: Survey | None = None
     statistics: bool = False
     edges: str = ""
     group: str = "other"
@@ -145,10 +165,7 @@ class Method:
     @functools.cached_property
     def function(self) -> Callable[..., Tensor]:
         """The function, imported when it is first asked for: to look at methods needs no torch."""
-        if callable(self.code):
-            return self.code
-        module, _, name = self.code.partition(":")
-        return getattr(importlib.import_module(module), name)
+        return imported(self.code)
 
     @property
     def needs(self) -> str:
@@ -156,3 +173,11 @@ class Method:
         low, high = self.inputs
         count = f"{low}" if low == high else f"{low} or more"
         return f"base and {count}" if self.takes_base else count
+
+
+def imported(code: str | Callable[..., Any]) -> Callable[..., Any]:
+    """Give a function, which may be given by where it is: "module:name"."""
+    if callable(code):
+        return code
+    module, _, name = code.partition(":")
+    return getattr(importlib.import_module(module), name)

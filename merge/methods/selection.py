@@ -76,11 +76,16 @@ def find_cut(magnitudes: Magnitudes, like: Tensor, keep: int) -> Cut:
     if keep >= like.numel():
         return EVERYTHING
     found = kth_largest(magnitudes, like, keep)
-    here = torch.tensor(found.value, dtype=like.dtype)
-    below = float(torch.nextafter(here, torch.full_like(here, -math.inf)))
+    under = below(found.value, like.dtype)
     if found.remaining == sum(found.tied):
-        return Cut(below)
-    return Cut(found.value, below, _position(magnitudes, like, found) + 1)
+        return Cut(under)
+    return Cut(found.value, under, _position(magnitudes, like, found) + 1)
+
+
+def below(value: float, dtype: torch.dtype) -> float:
+    """Give the largest number of a dtype that is smaller; infinity stays."""
+    here = torch.tensor(value, dtype=dtype)
+    return float(torch.nextafter(here, torch.full_like(here, -math.inf))) if value < math.inf else value
 
 
 def kth_largest(magnitudes: Magnitudes, like: Tensor, keep: int) -> Kth:

@@ -48,7 +48,7 @@ def by_density(count: int, parameters: Mapping[str, Any]) -> int | None:
     first = active[0]
     if len(active) > 1 or density[first] < 1 or ("epsilon" in parameters and parameters["epsilon"][first] > 0):
         return None
-    share = 1.0 if parameters.get("normalize") else weights[first]
+    share = 1.0 if parameters.get("normalize") and not parameters.get("largest") else weights[first]
     return first + 1 if parameters["scale"] * share == 1 else None
 
 

@@ -8,8 +8,10 @@ Breadcrumbs     without_extremes  add, elect
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -75,17 +77,20 @@ def add(vectors: Sequence[Tensor], weights: Sequence[float] = (), normalize: boo
     return result
 
 
-def elect(vectors: Sequence[Tensor], weights: Sequence[float], normalize: bool) -> Tensor:
+def elect(
+    vectors: Sequence[Tensor], weights: Sequence[float], normalize: bool, tie: int = 1, largest: bool = False
+) -> Tensor:
     """Give the sum of the entries that have the sign of the sum of all (TIES, arXiv 2306.01708, section 3).
 
-    With `normalize` over the sum of the weights that agree. A sum of exactly zero elects the positive sign; a zero
-    agrees with none.
+    With `normalize` over the sum of the weights that agree, or the largest alone. A sum of exactly zero elects the sign
+    of `tie`; a zero agrees with none.
     """
     ballot = add(vectors)
-    sign = torch.ge(ballot, 0, out=torch.empty_like(ballot)).mul_(2).sub_(1)  # several times faster than copysign
+    sign = (torch.ge if tie > 0 else torch.gt)(ballot, 0, out=torch.empty_like(ballot))
+    sign = sign.mul_(2).sub_(1)  # several times faster than copysign
     agreeing = [vector.mul_(sign).relu_() for vector in vectors]
-    merged = add(agreeing)
-    if normalize:
+    merged = functools.reduce(torch.maximum, agreeing) if largest else add(agreeing)
+    if normalize and not largest:
         shares = add([_times(torch.sign(vector), weight) for vector, weight in zip(agreeing, weights, strict=True)])
         if min(weights) > 0:
             shares.clamp_(min=min(weights))  # where nobody agrees: 0 over something
@@ -99,7 +104,25 @@ def _times(vector: Tensor, factor: float) -> Tensor:
     return vector if factor == 1 else vector.mul_(factor)
 
 
-ties = partial(sparse, trimming.largest, elect)
+def ties(
+    tensors: Tensors,
+    *,
+    threshold: str = "tensor",
+    largest: bool = False,
+    cut: Sequence[float] = (),
+    tie: int = 1,
+    **parameters: Any,
+) -> Tensor:
+    """TIES by the largest entries of each tensor, or of the whole model: those from each expert's `cut` on.
+
+    `cut` and `tie` are found by a survey (see `merge.methods.whole`).
+    """
+    join = partial(elect, tie=tie, largest=largest)
+    if threshold == "tensor":
+        return sparse(trimming.largest, join, tensors, **parameters)
+    return sparse(trimming.from_cut, join, tensors, cut=cut, **parameters)
+
+
 dare_linear = partial(sparse, trimming.at_random, add)
 dare_ties = partial(sparse, trimming.at_random, elect)
 della_linear = partial(sparse, trimming.by_rank, add)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from merge.methods.blocks import BLOCK, blocks
-from merge.methods.selection import Magnitudes, ascending, find_cut
+from merge.methods.selection import Cut, Magnitudes, ascending, below, find_cut
 
 # `trim(delta, part)`: the block `part` of a task vector with what is not kept set to zero.
 Trim = Callable[[Tensor, slice], Tensor]
@@ -40,6 +40,11 @@ def largest(base: Tensor, expert: Tensor, draw: Draw, *, density: float) -> Trim
     """
     count = max(int(density * base.numel()), 1) if density > 0 else 0
     return find_cut(_magnitudes(base, expert), base.reshape(-1), count).keep
+
+
+def from_cut(base: Tensor, expert: Tensor, draw: Draw, *, density: float, cut: float) -> Trim:
+    """Keep the entries of at least the magnitude `cut`, which was found for the density elsewhere."""
+    return Cut(below(cut, base.dtype)).keep
 
 
 def without_extremes(base: Tensor, expert: Tensor, draw: Draw, *, density: float, gamma: float) -> Trim:

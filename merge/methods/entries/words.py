@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from merge.methods.method import Mergekit, Parameter
+from merge.methods.method import Mergekit, Parameter, Survey
 
 RATIO = Parameter("share of the second checkpoint", low=0.0, high=1.0, example=0.3)
 WEIGHTS = Parameter("share of each checkpoint", low=0.0, high=1.0, each=True, simplex=True)
@@ -17,6 +17,13 @@ GAMMA = Parameter("part of each task vector left out as outliers", 0.01, 0.0, 1.
 SEED = Parameter("seed of the random numbers, with each tensor's name", default=0, kind=int)
 RELATIVE = Parameter("weight of each checkpoint, relative to their sum", default=1.0, each=True, relative=True)
 NORMALIZE = Parameter("divide by the sum of the weights that agree", default=True, kind=bool)
+LARGEST = Parameter("of the entries that agree take the largest alone", default=False, kind=bool)
+WHERE = Parameter(
+    "of what the entries kept are the largest: each tensor, the whole model, or that as in the authors' program",
+    default="tensor",
+    kind=str,
+    words=("tensor", "whole", "published"),
+)
 RESCALE = Parameter("divide what is kept by its probability", default=True, kind=bool)
 RESCALE_L1 = Parameter("restore each task vector's L1 norm instead", default=False, kind=bool)
 FLATTEN = Parameter("take whole tensors as vectors", default=True, kind=bool)
@@ -45,6 +52,11 @@ DARE = "DARE, arXiv 2311.03099"
 DELLA = "DELLA, arXiv 2406.11617"
 CRUMBS = "Model Breadcrumbs, arXiv 2312.06795"
 COPIED = "all weight on one input copies its bits"
+CUTS = Survey("merge.methods.whole:cuts", of=("threshold", "density", "weights"))
+PUBLISHED = (
+    "over the whole model all entries equal to the cut are kept; as published one more is kept, and a sum of 0 takes "
+    "the sign that most entries of the model elect"
+)
 AT_CUT = "of equal magnitudes at the cut the lowest index is kept"
 TIE_UP = "a sum of exactly 0 elects +"
 ONE_LINE = "vectors on one line (within 1e-6) or zero: linear; nearly opposite ones grow, 16 bits may not hold them"
