@@ -49,9 +49,9 @@ def make_inputs(folder: Path) -> int:
 
 
 def recipe_of(method: str, folder: Path) -> merge.Recipe:
-    """Two experts by a method, or one where it takes no more; required parameters at their example values."""
+    """Two experts by a method, or as many as it takes; required parameters at their example values."""
     entry = METHODS[method]
-    names = ["a", "b"] if entry.inputs[1] != 1 else ["a"]
+    names = ["a", "b", "base"][: max(2, entry.inputs[0])] if entry.inputs[1] != 1 else ["a"]
     if entry.statistics:
         names += [f"{name}-{method}" for name in ("fa", "fb")]
     parameters = {name: parameter.example for name, parameter in entry.parameters.items() if parameter.required}

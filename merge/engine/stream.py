@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 # Bytes of a result computed and written at a time: small enough for the caches, large enough that the interpreter takes
 # little of the time, and threads seldom meet at its lock (blocks of 128 KiB made two threads slower than one).
 BLOCK = 1 << 20
+TOGETHER = 16 << 20  # bytes of the blocks of all inputs: of many, smaller blocks are read, so that memory stays bounded
 WORTH_A_THREAD = 32 << 20  # bytes of output: many small tensors are quicker without a second thread at the lock
 
 
@@ -168,7 +169,7 @@ def work(job: _Pass) -> None:
     from merge.engine.kernel import merged
 
     torch.set_num_threads(1)  # of this thread: the workers are the parallelism
-    buffers = _Buffers()
+    buffers = _Buffers(job.block)
     recipe, outputs, options = job.plan.recipe, job.outputs, job.plan.options
     method = method_named(recipe.method)
     try:
@@ -177,7 +178,7 @@ def work(job: _Pass) -> None:
             whole = (unit.kind == "merge" and not method.elementwise) or unit.assembly is not None
             size = unit.element.itemsize
             numel = sum(one.nbytes for one in units) // size  # bytes, where several elements share one
-            step = max(1, numel if whole else BLOCK // size)
+            step = max(1, numel if whole else job.block // size)
             names = [one.names for one in units]
             most = sys.maxsize if whole else step
             readers = [job.readers(index, names, most, buffers) for index in range(len(job.sources))]
@@ -265,6 +266,7 @@ class _Pass:
     def __init__(self, plan: Plan, outputs: Sequence[_Output]):
         self.plan, self.outputs, self.stop = plan, outputs, False
         self.sources = [checkpoint.entries for checkpoint in plan.checkpoints]
+        self.block = min(BLOCK, TOGETHER // len(self.sources) // 16 * 16 or 16)
         self._stored = [checkpoint.stored for checkpoint in plan.checkpoints]
         self._digests = [Digest(plan.options.digest) for _ in self.sources]
         self._stretches = stretches(plan, [output.writer for output in outputs])
@@ -305,19 +307,20 @@ class _Pass:
         used = {name for unit in self.plan.units for name in unit.names}
         for index, entries in enumerate(self.sources):
             left = [name for name in entries if name not in used]
-            self.note_digests(index, self.readers(index, [left], BLOCK, _Buffers()))
+            self.note_digests(index, self.readers(index, [left], BLOCK, _Buffers(BLOCK)))
         return [digest.text() for digest in self._digests]
 
 
 class _Buffers:
-    """A thread's read buffers, used again for every tensor."""
+    """A thread's read buffers, used again for every tensor; `least` is the size of one in bytes."""
 
-    def __init__(self) -> None:
+    def __init__(self, least: int) -> None:
+        self._least = least
         self._all: list[tuple[Tensor, memoryview]] = []
 
     def get(self, index: int, size: int) -> tuple[Tensor, memoryview]:
         """Give memory of at least `size` bytes for one input: fresh pages cost more than the read into them."""
-        size = max(size, BLOCK)
+        size = max(size, self._least)
         if index < len(self._all) and len(self._all[index][1]) >= size:
             return self._all[index]
         import torch

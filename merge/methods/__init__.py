@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from merge.methods.entries.agreement import AGREEMENT
 from merge.methods.entries.lines import LINES
+from merge.methods.entries.running import RUNNING
 from merge.methods.entries.task_vectors import TASK_VECTORS
 from merge.methods.method import Mergekit, Method, Parameter
 
-METHODS: dict[str, Method] = {**LINES, **TASK_VECTORS, **AGREEMENT}
+METHODS: dict[str, Method] = {**LINES, **RUNNING, **TASK_VECTORS, **AGREEMENT}
 
 __all__ = ["METHODS", "Mergekit", "Method", "Parameter"]

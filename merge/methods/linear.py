@@ -60,3 +60,14 @@ def task_arithmetic(
         if scale * weight != 0:
             result = torch.add(result, expert - base, alpha=scale * weight)
     return result.clone() if out is None else out.copy_(result)
+
+
+def add_difference(tensors: Tensors, *, scale: float, name: str = "", out: Tensor | None = None) -> Tensor:
+    """`A + scale * (B - C)` in float64, whose differences of stored numbers are exact but for those far apart.
+
+    Elements of which B and C are equal are A's to the bit.
+    """
+    first, second, third = tensors
+    moved = second.to(torch.float64, copy=True).sub_(third).mul_(scale).add_(first)
+    result = torch.where(second == third, first.to(torch.float64), moved)
+    return result if out is None else out.copy_(result)

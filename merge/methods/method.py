@@ -131,6 +131,7 @@ class Method:
         lerp: whether with these parameters the function is one `torch.lerp`, which computes 16-bit tensors in float32
             and rounds once: they then need not be widened before.
         survey: a look at the whole model before any tensor is merged; what it finds comes as further parameters.
+        shares: the coefficient of every input where parameters that are not called ratio, scale or weights say it.
         statistics: the second half of the inputs are statistics of the first (see `merge.tools.statistics`).
         edges: what happens at the edges (ties, zero vectors, vectors without a direction), for docs.
         group: the heading under which methods are listed.
@@ -148,6 +149,7 @@ class Method:
     single: Callable[[int, Mapping[str, Any]], int | None] = no_input
     lerp: Callable[[int, Mapping[str, Any]], bool] = never
     survey: Survey | None = None
+    shares: Callable[[int, Mapping[str, Any]], Sequence[float]] | None = None
     statistics: bool = False
     edges: str = ""
     group: str = "other"

@@ -1,4 +1,4 @@
-"""Which parameters mean less than they seem: one input alone, or a single `torch.lerp`.
+"""What parameters mean: one input alone, a single `torch.lerp`, shares of inputs that have no weights.
 
 Each function takes the number of tensors (with the base) and the method's parameters.
 """
@@ -57,6 +57,16 @@ def by_distance(count: int, parameters: Mapping[str, Any]) -> int | None:
     return 0 if parameters["t"] == 0 else None
 
 
+def last_or_first(count: int, parameters: Mapping[str, Any]) -> int | None:
+    """Decay 0 is the last input, 1 the first."""
+    return 0 if count == 1 else {0.0: count - 1, 1.0: 0}.get(parameters["decay"])
+
+
+def first_of_three(count: int, parameters: Mapping[str, Any]) -> int | None:
+    """Scale 0 is the first."""
+    return 0 if parameters["scale"] == 0 else None
+
+
 # -- a single lerp ---------------------------------------------------------------------------------------------------
 
 
@@ -79,3 +89,17 @@ def two_inputs(count: int, parameters: Mapping[str, Any]) -> bool:
 def one_expert(count: int, parameters: Mapping[str, Any]) -> bool:
     """Give the lerp that one task vector added to the base is."""
     return len(parameters["weights"]) == 1
+
+
+# -- shares of inputs that have no weights of their own: by the number of inputs and the parameters ------------------
+
+
+def by_decay(count: int, parameters: Mapping[str, Any]) -> list[float]:
+    """The shares of an exponential moving average, whose first has what is left."""
+    decay = parameters["decay"]
+    return [decay ** (count - 1), *((1 - decay) * decay ** (count - k) for k in range(2, count + 1))]
+
+
+def of_difference(count: int, parameters: Mapping[str, Any]) -> list[float]:
+    """One of the first, and plus and minus the scale of the others."""
+    return [1.0, parameters["scale"], -parameters["scale"]]

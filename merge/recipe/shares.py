@@ -38,11 +38,14 @@ def shares(recipe: Recipe) -> dict[str, float] | None:
     None for rules by module and for methods that have no coefficient for each checkpoint (statistics or angles decide
     there). Raises MergeError for parameters that the method does not accept.
     """
-    known = method_named(recipe.method).parameters
+    method, names = method_named(recipe.method), [item.name for item in recipe.inputs]
+    known = method.parameters
     given = [value for key, value in recipe.parameters.items() if key in known]
-    if not set(SHARES) & set(known) or any(map(is_rules, given)):
+    if not (method.shares or set(SHARES) & set(known)) or any(map(is_rules, given)):
         return None
-    names = [item.name for item in recipe.inputs]
+    if method.shares is not None:
+        told = {key: check(recipe, key, item, value_of(recipe, key, item)) for key, item in known.items()}
+        return dict(zip(names, method.shares(len(names), told), strict=True))
     used = [key for key in (*SHARES, "normalize") if key in known]
     values = {key: check(recipe, key, known[key], value_of(recipe, key, known[key])) for key in used}
     if "ratio" in values:

@@ -66,6 +66,14 @@ VALUES: dict[str, list[Case]] = {
         case([1.0, 2.0], to=[0.5, 1.0], weights=[0.5], normalize=False),
         case([1.0], [math.inf], [3.0], to=[2.0], weights=[1, 0, 1]),  # a weight of 0 keeps infinities out
     ],
+    "add-difference": [case([1.0, 2.0], [3.0, 6.0], [2.0, 6.0], to=[1.5, 2.0], scale=0.5)],
+    "series": [
+        case([1.0, 2.0], [3.0, 6.0], [5.0, 1.0], to=[3.0, 3.0]),
+        case([1.0, 2.0], [3.0, 6.0], [5.0, 1.0], to=[22 / 6, 17 / 6], weights=[1, 2, 3]),
+        case([1.0, 2.0], [3.0, 6.0], to=[5.0, 10.0], weights=[-1, 2]),  # of averages up to 1 and 2, what lies between
+        case([1.0], [math.inf], [3.0], to=[2.0], weights=[1, 0, 1]),
+    ],
+    "ema": [case([1.0, 2.0], [3.0, 6.0], [5.0, 1.0], to=[3.5, 2.5], decay=0.5)],
     "slerp": [case([1.0, 0.0], [0.0, 1.0], to=[math.sqrt(0.75), 0.5], ratio=1 / 3)],
     "nuslerp": [
         case([2.0, 0.0], [0.0, 2.0], to=[2 * HALF, 2 * HALF]),

@@ -135,7 +135,7 @@ def test_elementwise_means_that_blocks_give_the_same_bits(method: str) -> None:
     assert torch.equal(whole, torch.cat(parts))
     out = torch.empty(1000)
     assert function(made, name="w", out=out, **parameters).data_ptr() == out.data_ptr()
-    assert torch.equal(out, whole)
+    assert torch.equal(out, whole.float())  # some compute in float64
 
 
 def resolved(method: str) -> dict[str, Any]:

@@ -304,7 +304,7 @@ def test_every_method_is_described_by_its_inputs_alone(method: str) -> None:
     words = describe(recipe)
     assert all(name in words for name in names)
     assert ("pretrained" in words) == METHODS[method].takes_base
-    has_shares = bool({"ratio", "scale", "weights"} & set(METHODS[method].parameters))
+    has_shares = bool({"ratio", "scale", "weights"} & set(METHODS[method].parameters) or METHODS[method].shares)
     assert (" + " in words or "1.00" in words) == has_shares
 
 
