@@ -83,7 +83,7 @@ def merge(
     if chosen.takes_base != (base is not None):
         raise MergeError(f"{method} {'needs a base: pass --base BASE' if chosen.takes_base else 'takes no --base'}")
     parameters = parameters_of(method, chosen, parameter or ())
-    recipe = _recipe(method, inputs, parameters, choices, base)
+    recipe = recipe_for(method, inputs, parameters, choices, base)
     weights = chosen.parameters.get("weights")
     if weights is None and (weights_from or normalize):
         raise MergeError(f"{'--weights-from' if weights_from else '--normalize'}: {takes(method, chosen)}")
@@ -100,7 +100,7 @@ def merge(
         parameters_for(recipe, ())
     except MergeError as error:
         raise MergeError(f"{error}; {takes(method, chosen)}") from error
-    _merge(recipe, output, running)
+    carry_out(recipe, output, running)
 
 
 def interpolate(first: First, second: Second, ratio: Ratio, output: Output, choices: Choices, running: Running) -> None:
@@ -110,7 +110,7 @@ def interpolate(first: First, second: Second, ratio: Ratio, output: Output, choi
     unival-merge interpolate vqa.pt caption.pt --ratio 0.4 -o merged.safetensors
     """
     parameters = {"ratio": number("--ratio", ratio)}
-    _merge(_recipe("interpolate", [first, second], parameters, choices), output, running)
+    carry_out(recipe_for("interpolate", [first, second], parameters, choices), output, running)
 
 
 def slerp(first: First, second: Second, ratio: Ratio, output: Output, choices: Choices, running: Running) -> None:
@@ -121,7 +121,7 @@ def slerp(first: First, second: Second, ratio: Ratio, output: Output, choices: C
     \b
     unival-merge slerp vqa.pt caption.pt --ratio 0.4 -o merged.safetensors
     """
-    _merge(_recipe("slerp", [first, second], {"ratio": number("--ratio", ratio)}, choices), output, running)
+    carry_out(recipe_for("slerp", [first, second], {"ratio": number("--ratio", ratio)}, choices), output, running)
 
 
 def average(
@@ -137,13 +137,13 @@ def average(
     \b
     unival-merge average vqa.pt caption.pt grounding.pt -w 0.5,0.3,0.2 -o soup.safetensors
     """
-    recipe = _recipe("average", checkpoints, {}, choices)
+    recipe = recipe_for("average", checkpoints, {}, choices)
     parameters = weights.of([item.name for item in recipe.inputs])
     if parameters:
         parameters["weights"] = summing_to_one(
             parameters["weights"], len(recipe.inputs), normalize=normalize, extrapolate=choices.extrapolate
         )
-    _merge(recipe.with_parameters(**parameters), output, running)
+    carry_out(recipe.with_parameters(**parameters), output, running)
 
 
 def task_arithmetic(
@@ -162,8 +162,8 @@ def task_arithmetic(
     \b
     unival-merge task-arithmetic pretrained.pt vqa.pt caption.pt --scale 0.3 -o merged.safetensors
     """
-    recipe = _recipe("task-arithmetic", experts, {"scale": number("--scale", scale)}, choices, base)
-    _merge(recipe.with_parameters(**weights.of([item.name for item in recipe.inputs])), output, running)
+    recipe = recipe_for("task-arithmetic", experts, {"scale": number("--scale", scale)}, choices, base)
+    carry_out(recipe.with_parameters(**weights.of([item.name for item in recipe.inputs])), output, running)
 
 
 def sweep(
@@ -185,21 +185,13 @@ def sweep(
     \b
     unival-merge sweep vqa.pt caption.pt --points 11 -o points
     """
-    from merge.engine.files import plan_sweep
-    from merge.engine.stream import write_sweep
     from merge.recipe.shares import ratios as spaced
 
     if ratios is not None and points is not None:
         raise MergeError(f"--points {points} and --ratios {ratios}: give one of them")
     values = spaced(11 if points is None else points) if ratios is None else numbers("--ratios", [ratios])
-    recipe = _recipe("interpolate", [first, second], {"ratio": values[0]}, choices)
-    each = [{"ratio": value} for value in values]
-    if running.dry_run:
-        return _show_plan(plan_sweep(recipe, each, output, running.options()), running)
-    with progress_bar(recipe.sources, "sweep") as bar:
-        index = write_sweep(plan_sweep(recipe, each, output, running.options(bar)))
-    index["output"] = {"path": str(output)}
-    return _say(running, index, f"{output}: {len(values)} checkpoints\n{_told(index)}")
+    recipe = recipe_for("interpolate", [first, second], {"ratio": values[0]}, choices)
+    carry_out_sweep(recipe, [{"ratio": value} for value in values], output, running)
 
 
 def run(
@@ -220,7 +212,7 @@ def run(
 
     if output.resolve() in (recipe.resolve(), *recipe.resolve().parents):
         raise MergeError(f"{output}: is or holds the recipe {recipe}; choose another output")
-    _merge(overridden(read_recipe(recipe), choices), output, running)
+    carry_out(overridden(read_recipe(recipe), choices), output, running)
 
 
 def extract(
@@ -236,9 +228,9 @@ def extract(
     unival-merge extract vqa.pt --only 'encoder.image*' -o image-encoder.pt
     """
     _refuse_arithmetic("extract", choices)
-    recipe = _recipe("linear", [checkpoint], {"weights": 1.0}, choices)
+    recipe = recipe_for("linear", [checkpoint], {"weights": 1.0}, choices)
     rules = [*recipe.policy.pick, *(f"{glob}={recipe.inputs[0].name}" for glob in only), "*="]
-    _merge(_picking(recipe, rules), output, running)
+    carry_out(_picking(recipe, rules), output, running)
 
 
 def graft(
@@ -256,13 +248,13 @@ def graft(
     if not choices.pick:
         raise MergeError("graft needs --pick GLOB: which tensors come from the second checkpoint")
     _refuse_arithmetic("graft", choices)
-    recipe = _recipe("interpolate", [target, source], {"ratio": 0.0}, choices)
+    recipe = recipe_for("interpolate", [target, source], {"ratio": 0.0}, choices)
     to, giver = (item.name for item in recipe.inputs)
     rules = [rule if "=" in rule else f"{rule}={giver}" for rule in choices.pick]
-    _merge(_picking(recipe, [*rules, f"*={to}"]), output, running)
+    carry_out(_picking(recipe, [*rules, f"*={to}"]), output, running)
 
 
-def _recipe(
+def recipe_for(
     method: str, paths: Sequence[Path], parameters: dict[str, Any], choices: Choices, base: Path | None = None
 ) -> Recipe:
     """The recipe that a command line means."""
@@ -289,7 +281,7 @@ def _picking(recipe: Recipe, rules: Sequence[str]) -> Recipe:
     return replace(recipe, policy=replace(recipe.policy, pick=tuple(rules)))
 
 
-def _merge(recipe: Recipe, output: Path, running: Running) -> None:
+def carry_out(recipe: Recipe, output: Path, running: Running) -> None:
     """Run a recipe, or show its plan, and say what was written."""
     from merge.engine.files import plan_run
     from merge.engine.stream import write
@@ -303,6 +295,19 @@ def _merge(recipe: Recipe, output: Path, running: Running) -> None:
         typer.echo(f"note: {note}", err=True)
     record["output"]["path"] = str(output)
     return _say(running, record, f"{output}: {describe(recipe)}\n{_told(record['output'])}")
+
+
+def carry_out_sweep(recipe: Recipe, points: Sequence[Mapping[str, Any]], output: Path, running: Running) -> None:
+    """Run a recipe at many points, or show the plan, and say what was written."""
+    from merge.engine.files import plan_sweep
+    from merge.engine.stream import write_sweep
+
+    if running.dry_run:
+        return _show_plan(plan_sweep(recipe, points, output, running.options()), running)
+    with progress_bar(recipe.sources, "sweep") as bar:
+        index = write_sweep(plan_sweep(recipe, points, output, running.options(bar)))
+    index["output"] = {"path": str(output)}
+    return _say(running, index, f"{output}: {len(points)} checkpoints\n{_told(index)}")
 
 
 def _show_plan(plan: Plan, running: Running) -> None:
