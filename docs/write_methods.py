@@ -27,6 +27,7 @@ def render(page: str) -> str:
     tables = {
         "methods": method_table(measured),
         "parameters": parameter_table(),
+        "grids": grid_table(),
         "recordings": markdown(["recipe", "distance", "but for", "remarks"], goldens.rows()),
         "reasons": "".join(f"* {name}: {text}.\n" for name, text in goldens.REASONS.items()),
     }
@@ -64,6 +65,16 @@ def parameter_table() -> str:
         for (key, item), methods in found.items()
     ]
     return markdown(["parameter", "what it is", "default", "range", "of"], rows)
+
+
+def grid_table() -> str:
+    """The values worth trying of methods that have such."""
+    rows = [
+        [f"`{name}`", "; ".join(f"`{key}` {', '.join(map(str, values))}" for key, values in method.grid.items())]
+        for name, method in METHODS.items()
+        if method.grid
+    ]
+    return markdown(["method", "values worth trying"], rows)
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -29,7 +29,7 @@ from experiments.errors import StudyError
 from merge.commands import one_of, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from experiments.grid.grid import Engine as Evaluate
     from experiments.grid.grid import Grid
@@ -108,7 +108,6 @@ def _run_open(
     found: Asked, cells: Cells, engine: Engine, seeds: tuple[int, ...] | None, *, dry_run: bool, save: str | None
 ) -> None:
     """Evaluate a study that a file defines."""
-    from experiments.grid.forecast import forecast
     from experiments.grid.grid import experts_of
     from experiments.results.run import check_experts, engine_for, grid_of
     from experiments.study.cells import cells_of
@@ -124,12 +123,13 @@ def _run_open(
     with TemporaryDirectory() if dry_run else nullcontext(found.folder) as folder:
         options = {"seeds": seeds, "device": engine.device, "precision": engine.precision}
         grid = grid_of(study, Path(folder), file=found.file, **options)
+        _tell_left_out(study.methods, wanted, has_base=study.pretrained is not None)
         if dry_run:
-            typer.echo(forecast(grid, wanted, found.folder))
+            _forecast(grid, wanted, found.folder, choose=study.choose)
             return
         chosen = engine_for(grid, engine.engine, engine.processes, engine.ray_address)
         check_experts(grid, experts_of(wanted))
-        _finish(grid, wanted, found.folder, chosen)
+        _finish(grid, wanted, found.folder, chosen, choose=study.choose)
     if save:
         _save_best(grid, wanted, found.folder)
 
@@ -148,7 +148,6 @@ def _run_built_in(
 ) -> None:
     """Evaluate one of UnIVAL's studies."""
     from experiments.grid.engines import engine_named
-    from experiments.grid.forecast import forecast
     from experiments.grid.grid import Grid, experts_of
     from experiments.grid.worker import check_device
     from experiments.unival.subject import UnivalSubject
@@ -160,8 +159,9 @@ def _run_built_in(
     subject, wanted = UnivalSubject(setup, limit), study.cells(choice)
     notes = replace(study.notes, files=subject.files(experts_of(wanted), seeds))
     grid = Grid(study.name, subject, seeds, engine.device, notes, engine.precision)
+    _tell_left_out(choice.methods or getattr(study, "methods", ()), wanted, has_base=True)
     if dry_run:
-        typer.echo(forecast(grid, wanted, folder, setup.pace(wanted, limit), setup.size))
+        _forecast(grid, wanted, folder, setup.pace(wanted, limit), setup.size, choose=study.choose)
         return
     if engine.engine == "local":
         check_device(engine.device)
@@ -170,17 +170,40 @@ def _run_built_in(
         for number in grid.seeds:
             setup.train(experts_of(wanted), number, workers)
     chosen = engine_named(engine.engine, engine.processes if engine.engine == "ray" else workers, engine.ray_address)
-    _finish(grid, wanted, folder, chosen)
+    _finish(grid, wanted, folder, chosen, choose=study.choose)
     if save:
         _save_best(grid, wanted, folder, missing="keep-first")  # not every expert has every encoder
 
 
-def _finish(grid: Grid, wanted: list[Cell], folder: Path, engine: Evaluate) -> None:
+def _tell_left_out(methods: Sequence[object], wanted: list[Cell], *, has_base: bool) -> None:
+    """Say on stderr, where all methods were asked for, which are not compared and why."""
+    from experiments.study.methods import ALL, left_out
+
+    if ALL in methods:
+        most = max((len(cell.point.experts) for cell in wanted), default=1)
+        for name, why in left_out({cell.point.method for cell in wanted}, most, has_base=has_base).items():
+            typer.echo(f"left out: {name} {why}", err=True)
+
+
+def _forecast(grid: Grid, wanted: list[Cell], folder: Path, pace: str = "", size: float = 0.0, *, choose: bool) -> None:
+    """Say what a run would do, in both steps."""
+    from experiments.grid.forecast import forecast
+    from experiments.statistics.steps import steps_of
+
+    first, rest = steps_of(wanted) if choose else (wanted, [])
+    typer.echo(forecast(grid, first, folder, pace, size))
+    if rest:
+        places = len({(cell.task, cell.split) for cell in rest})
+        typer.echo(f"then, on {places} other splits of tasks, the point of each mixture and method that is best on val")
+
+
+def _finish(grid: Grid, wanted: list[Cell], folder: Path, engine: Evaluate, *, choose: bool) -> None:
     """Evaluate what is missing, and say what was done."""
-    from experiments.grid.grid import ROWS, run_cells
+    from experiments.grid.grid import ROWS
+    from experiments.statistics.steps import run_in_steps
 
     try:
-        summary = run_cells(grid, wanted, folder, engine)
+        summary = run_in_steps(grid, wanted, folder, engine, choose=choose)
     except (KeyboardInterrupt, SystemExit) as stop:  # a signal is either, as a script or the program calls
         typer.echo("stopped: finished cells are kept, the same command goes on", err=True)
         raise typer.Exit(130 if isinstance(stop, KeyboardInterrupt) else int(stop.code or 0)) from None

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from experiments.errors import StudyError
-from experiments.grid.grid import experts_of, run_cells
+from experiments.grid.grid import experts_of
 from experiments.results.grids import check_experts, engine_for, grid_of
+from experiments.statistics.steps import run_in_steps
 from experiments.study.cells import cells_of
 from experiments.study.study import Mixture, Study
 
@@ -53,7 +54,7 @@ def run(
     grid = grid_of(study, folder, seeds=seeds, device=device, precision=precision)
     chosen = engine_for(grid, engine, processes)
     check_experts(grid, experts_of(wanted))
-    summary = run_cells(grid, wanted, folder, chosen, progress=progress)
+    summary = run_in_steps(grid, wanted, folder, chosen, choose=study.choose, progress=progress)
     if summary.failed:
         warnings.warn(f"{summary.failed} cells could not be scored: {summary.note}", stacklevel=2)
     from experiments.results.results import open_results

@@ -10,19 +10,49 @@ from typing import Any
 from experiments.errors import StudyError
 from merge import METHODS
 
+ALL = "all"  # every method that merges weights alone, each at the values that its entry calls worth trying
 Sweep = tuple[str, Mapping[str, Sequence[Any]]]  # a method, and the values to try of its parameters by name
 
 
 def sweeps_of(given: str | Iterable[Any], study: str, *, has_base: bool) -> tuple[Sweep, ...]:
     """Return methods as a study tries them: keys of METHODS, or `(name, {parameter: [values]})`; of a parameter without
-    default the usual value.
+    default the usual value. "all" is every one that takes two experts or more, at its entry's `grid`.
 
     StudyError, with the study's name, for a method that there is not, that lacks what it needs, or that takes a base
     where there is none.
     """
     named = [given] if isinstance(given, str) else list(given)
     one = len(named) == 2 and isinstance(named[1], Mapping)  # ("ties", {"density": [0.1, 0.3]}) without another tuple
-    return tuple(_sweep(method, study, has_base) for method in ([tuple(named)] if one else named))
+    listed = [
+        each
+        for method in ([tuple(named)] if one else named)
+        for each in (_all(has_base) if method == ALL else [method])
+    ]
+    return tuple(_sweep(method, study, has_base) for method in listed)
+
+
+def left_out(there: Iterable[str], experts: int, *, has_base: bool) -> dict[str, str]:
+    """Return the methods that are not there, and why a merge of so many experts has none of them.
+
+    >>> left_out(set(METHODS) - {"slerp", "fisher"}, 4, has_base=True)
+    {'slerp': 'takes 2 experts', 'fisher': 'needs statistics of every expert'}
+    """
+    known = set(there)
+    return {name: _why_not(name, experts, has_base) or "not asked for" for name in METHODS if name not in known}
+
+
+def _why_not(method: str, experts: int, has_base: bool) -> str:
+    """Say why a method cannot merge so many experts in a study; "" where it can."""
+    entry, most = METHODS[method], METHODS[method].inputs[1]
+    if entry.statistics:
+        return "needs statistics of every expert"
+    if entry.takes_base and not has_base:
+        return "starts from a base"
+    return f"takes {most} expert{'s' * (most > 1)}" if most is not None and experts > most else ""
+
+
+def _all(has_base: bool) -> list[Sweep]:
+    return [(name, entry.grid) for name, entry in METHODS.items() if not _why_not(name, 2, has_base)]
 
 
 def plane(points: int = 21, low: float = -0.5, high: float = 1.5) -> Sweep:

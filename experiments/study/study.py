@@ -95,6 +95,9 @@ class Study:
             more. A pair is a line of points; of three or more there is the one of equal shares, or the `simplex`.
         methods: keys of METHODS, or `(name, {parameter: [values]})`, which is tried at every combination of the values;
             of a parameter that has no default the method's usual value is taken.
+            "all" is every method, at the values that its entry of METHODS calls worth trying.
+        choose: whether every point is evaluated on `val`, and then on other splits only those that are best there: of
+            each mixture, method and BatchNorm policy one. All seeds choose together.
         points: on the line of a pair, the ends included.
         simplex: whether mixtures of three or more have as many points along every edge, and the lattice inside.
         seeds: those of the experts to use; by default all there are.
@@ -116,6 +119,7 @@ class Study:
     splits: Sequence[str] = ("val", "test")
     mixtures: Sequence[str | Mixture] | None = None
     methods: Sequence[str | Sweep] = ("interpolate",)
+    choose: bool = False
     points: int = 11
     seeds: Sequence[int] | None = None
     batchnorm: Sequence[str] = ("average",)
@@ -156,6 +160,8 @@ class Study:
             put("seeds", (self.seeds,))
         assert self.all_seeds
         put("batchnorm", self._texts("batchnorm"))
+        if self.choose and "val" not in self.splits:
+            raise self.wrong("choose", "points are chosen on a split val: give one")
         if isinstance(self.points, bool) or not isinstance(self.points, int) or self.points < 2:
             raise self.wrong("points", "give 2 or more, the ends count")
         self._check_policies()

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from experiments.errors import StudyError
 from experiments.grid.notes import Notes
 from experiments.study.cells import Outline, is_even
-from experiments.study.methods import Sweep, plane, sweeps_of
+from experiments.study.methods import ALL, Sweep, plane, sweeps_of
 from experiments.study.points import POLICIES, START, Cell, Expert, Point, single, together
 from experiments.unival.pocket.families import families
 from experiments.unival.pocket.kinds import KINDS, PROGRESS
@@ -64,13 +64,14 @@ class Choice:
 
 @dataclass(frozen=True, kw_only=True)
 class UnivalStudy(ABC):
-    """A study of UnIVAL: its name, its question in a sentence, the source of the idea, and by task the metrics that
-    replace the task's own."""
+    """A study of UnIVAL: its name, its question in a sentence, the source of the idea, by task the metrics that
+    replace the task's own, and whether to `choose` points on val before others splits (`experiments.Study`)."""
 
     name: str
     question: str
     source: str
     metrics: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
+    choose: bool = False
 
     @abstractmethod
     def cells(self, choice: Choice) -> list[Cell]:
@@ -133,6 +134,8 @@ class MixtureStudy(UnivalStudy):
 
     def cells(self, choice: Choice) -> list[Cell]:
         """List every cell once, those of one point together; StudyError where the choice names what there is not."""
+        if self.choose and choice.setup != "pocket":
+            raise StudyError(f"study {self.name} chooses on val, which published data lack: run it at setup pocket")
         found = [cell for outline in self.outlines(choice) for cell in outline.cells()]
         whole = [kind for kind in self.kinds_of(choice) if KINDS[kind].is_whole]
         return together([*self.references(found, whole), *found])
@@ -194,7 +197,8 @@ class MixtureStudy(UnivalStudy):
             family = next((one for one in self.families.values() if tasks[0] in one), ()) if wide else ()
             for task in dict.fromkeys([*tasks, *family]):
                 has_shifts = self.shifts and wide and choice.split == "test"
-                for split in (choice.split, *(SETUPS[choice.setup].shifts(task) if has_shifts else ())):
+                first = ("val",) * (self.choose and choice.split == "test")
+                for split in (*first, choice.split, *(SETUPS[choice.setup].shifts(task) if has_shifts else ())):
                     yield Cell(point, task, split, self.metrics.get(task, ()))
 
     def references(self, cells: Sequence[Cell], whole: Sequence[str]) -> Iterator[Cell]:
@@ -323,6 +327,17 @@ STUDIES: dict[str, UnivalStudy] = {
         mixtures=(*itertools.combinations(IMAGE_TASKS, 2), FAMILIES["video"]),
         kinds=("vanilla", "ratatouille"),
         shifts=False,
+    ),
+    "methods": MixtureStudy(
+        name="methods",
+        question="Which method merges four experts best, each with its values chosen on val?",
+        source="each method's paper, by the comparisons of arXiv 2505.10833 and 2505.19892",
+        experts=IMAGE_TASKS,
+        mixtures=(FAMILIES["image"],),
+        shape="uniform",
+        methods=(ALL,),
+        families=FAMILIES,
+        choose=True,
     ),
     "plane": MixtureStudy(
         name="plane",

@@ -136,6 +136,7 @@ class Method:
         edges: what happens at the edges (ties, zero vectors, vectors without a direction), for docs.
         group: the heading under which methods are listed.
         mergekit: how mergekit writes it, by mergekit's name.
+        grid: by parameter the values worth trying where the best are looked for: at most six merges.
     """
 
     code: str | Callable[..., Tensor]
@@ -154,6 +155,7 @@ class Method:
     edges: str = ""
     group: str = "other"
     mergekit: Mapping[str, Mergekit] = field(default_factory=dict[str, Mergekit])
+    grid: Mapping[str, Sequence[Any]] = field(default_factory=dict[str, Sequence[Any]])
 
     def __repr__(self) -> str:
         return f"<Method: {self.summary} Inputs: {self.needs}; parameters: {', '.join(self.parameters) or 'none'}>"

@@ -22,6 +22,7 @@ AGREEMENT: dict[str, Method] = {
         edges="t is clamped to [0, 1]; an expert equal to the base has cosine 0",
         group="agreement of experts",
         mergekit={"model_stock": Mergekit(whole={"filter_wise": ("filter_wise", False)})},
+        grid={"filter_wise": (False, True)},
     ),
     "sce": Method(
         "merge.methods.variance:sce",
@@ -33,6 +34,7 @@ AGREEMENT: dict[str, Method] = {
         edges=f"the part is of the entries in which experts differ; {AT_CUT}; {TIE_UP}",
         group="agreement of experts",
         mergekit={"sce": Mergekit(whole={"select_topk": ("density", 1.0)})},
+        grid={"density": (0.1, 0.3, 0.5, 1.0)},
     ),
     "ram": Method(
         "merge.methods.reinforced:ram",
@@ -45,6 +47,7 @@ AGREEMENT: dict[str, Method] = {
         edges="an entry that nobody has changed is the base's",
         group="agreement of experts",
         mergekit={"ram": Mergekit(whole={"epsilon": ("threshold", 1e-5)})},
+        grid={"threshold": (1e-5, 1e-4, 1e-3)},
     ),
     "ram-plus": Method(
         "merge.methods.reinforced:ram_plus",
@@ -62,6 +65,7 @@ AGREEMENT: dict[str, Method] = {
         mergekit={
             "ramplus_tl": Mergekit(whole={"epsilon": ("threshold", 1e-5), "r": ("gain", 0.1), "alpha": ("limit", 0.2)})
         },
+        grid={"threshold": (1e-5, 1e-4, 1e-3), "gain": (0.1, 0.3)},
     ),
     "nearswap": Method(
         "merge.methods.fusion:nearswap",
@@ -76,6 +80,7 @@ AGREEMENT: dict[str, Method] = {
         edges="t of 0 is the base",
         group="one expert and its base",
         mergekit={"nearswap": Mergekit(whole={"t": ("t", None)})},
+        grid={"t": (0.001, 0.01)},
     ),
     "arcee-fusion": Method(
         "merge.methods.fusion:arcee_fusion",
@@ -110,5 +115,6 @@ AGREEMENT: dict[str, Method] = {
         statistics=True,
         edges="input features that nobody has seen are averaged",
         group="weights from statistics",
+        grid={"shrink": (0.5, 0.9)},
     ),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from merge.methods import shortcuts
 from merge.methods.entries.words import (
+    AGREED,
     AT_CUT,
     CRUMBS,
     CUTS,
@@ -20,6 +21,7 @@ from merge.methods.entries.words import (
     RANDOM,
     RANKED,
     SPARSE,
+    SUMMED,
     TIE_UP,
     TIES,
     TRIM,
@@ -43,6 +45,7 @@ TASK_VECTORS: dict[str, Method] = {
         edges=f"{AT_CUT}; at least one entry is kept; {TIE_UP}; {PUBLISHED}",
         group="sparse task vectors",
         mergekit={"ties": Mergekit(TRIM, {**SPARSE, "normalize": ("normalize", True)})},
+        grid=AGREED,
     ),
     "dare-linear": Method(
         "merge.methods.sparse:dare_linear",
@@ -56,6 +59,7 @@ TASK_VECTORS: dict[str, Method] = {
         edges="masks depend on seed, tensor name and order of the experts alone",
         group="sparse task vectors",
         mergekit={"dare_linear": Mergekit(TRIM, DROP, UNSCALED, ELECT)},
+        grid=SUMMED,
     ),
     "dare-ties": Method(
         "merge.methods.sparse:dare_ties",
@@ -69,6 +73,7 @@ TASK_VECTORS: dict[str, Method] = {
         edges=TIE_UP,
         group="sparse task vectors",
         mergekit={"dare_ties": Mergekit(TRIM, {**DROP, "normalize": ELECT}, UNSCALED)},
+        grid=AGREED,
     ),
     "della-linear": Method(
         "merge.methods.sparse:della_linear",
@@ -82,6 +87,7 @@ TASK_VECTORS: dict[str, Method] = {
         edges="of equal magnitudes the lower index ranks lower; a row's only entry has the density",
         group="sparse task vectors",
         mergekit={"della_linear": Mergekit(RANKED, DROP, UNSCALED, ELECT)},
+        grid=SUMMED,
     ),
     "della": Method(
         "merge.methods.sparse:della",
@@ -95,6 +101,7 @@ TASK_VECTORS: dict[str, Method] = {
         edges=TIE_UP,
         group="sparse task vectors",
         mergekit={"della": Mergekit(RANKED, {**DROP, "normalize": ("normalize", True)}, UNSCALED)},
+        grid=AGREED,
     ),
     "breadcrumbs": Method(
         "merge.methods.sparse:breadcrumbs",
@@ -108,6 +115,7 @@ TASK_VECTORS: dict[str, Method] = {
         edges="of equal magnitudes the lower index is the larger; density has priority over gamma",
         group="sparse task vectors",
         mergekit={"breadcrumbs": Mergekit(MIDDLE, SPARSE, relative=ELECT)},
+        grid={"density": (0.5, 0.9), "scale": (0.2, 0.3, 0.5)},
     ),
     "breadcrumbs-ties": Method(
         "merge.methods.sparse:breadcrumbs_ties",
@@ -121,5 +129,6 @@ TASK_VECTORS: dict[str, Method] = {
         edges=TIE_UP,
         group="sparse task vectors",
         mergekit={"breadcrumbs_ties": Mergekit(MIDDLE, {**SPARSE, "normalize": ELECT})},
+        grid={"density": (0.5, 0.9), "scale": (0.7, 1.0, 1.5)},
     ),
 }

@@ -13,6 +13,7 @@ import torch
 import experiments
 import merge
 from experiments import StudyError, Task
+from experiments.study.methods import left_out
 from tests import ROOT
 from tests.experiments import made_study
 from tests.experiments.made_study import CALLS, make_model, score_both, score_up, study, weights
@@ -111,6 +112,32 @@ def test_a_parameter_without_default_has_its_usual_value(three):
     assert study(**three, methods=("ties", "slerp")).all_methods == [("ties", {"density": (0.2,)}), ("slerp", {})]
     for methods in (("sce", {"density": 0.4}), [("sce", {"density": [0.4]})]):
         assert study(**three, methods=methods).all_methods == [("sce", {"density": (0.4,)})]
+
+
+def test_what_is_best_on_val_is_alone_evaluated_elsewhere(tmp_path, three):
+    methods = ("slerp", ("task-arithmetic", {"scale": [0.2, 0.6, 1.0, 3.0]}))
+    given = study(**three, methods=methods, points=5, mixtures=["up+down"], choose=True)
+    results = run(given, tmp_path)
+    for method, count in (("slerp", 3), ("task-arithmetic", 4)):
+        best = results.best("up+down", method=method)
+        own = results.rows[results.rows["method"] == method]
+        assert len(own[own["split"] == "val"]) == 2 * count
+        chosen = own[own["split"] != "val"]
+        assert set(chosen["split"]) == {"test", "noisy"}
+        assert [dict(row) for row in chosen["parameters"]] == [best.parameters] * len(chosen)
+        assert {point["up"] for point in chosen["shares"]} == {best.shares["up"]}
+    singles = results.rows[results.rows["method"] == "single"]
+    assert singles["split"].value_counts().to_dict() == {"val": 6, "test": 6, "noisy": 6}
+    run(given, tmp_path)
+    assert CALLS == []
+
+
+def test_all_methods_are_those_that_merge_weights_alone_at_the_values_of_their_entries(three):
+    found = dict(study(**three, methods="all").all_methods)
+    assert found["ties"] == {name: tuple(own) for name, own in merge.METHODS["ties"].grid.items()}
+    assert set(merge.METHODS) - set(found) == set(left_out(found, 2, has_base=True))
+    assert {"fisher", "arcee-fusion"} <= set(merge.METHODS) - set(found)
+    assert "ties" not in dict(study(methods=("all",)).all_methods)  # without a base
 
 
 def test_several_metrics_float_scores_and_units(tmp_path):
@@ -261,6 +288,7 @@ MISTAKES = {
     ),
     "a score": ({"tasks": {"up": 3}}, "score is a int: give a function"),
     "a model": ({"model": 3}, "give a function that returns the module"),
+    "choosing": ({"choose": True, "splits": ("test",)}, "points are chosen on a split val"),
     "a version": ({"version": 2}, "version=2: must be text"),
 }
 

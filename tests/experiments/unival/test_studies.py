@@ -60,8 +60,10 @@ def test_every_entry_is_whole():
 @pytest.mark.parametrize("setup", ["pocket", "base"])
 @pytest.mark.parametrize("name", STUDIES)
 def test_every_study_asks_for_what_there_is(name, setup, tmp_path):
-    if setup == "base" and name == "pretraining":
-        return  # which has no setup base, as test_pretrainings says
+    if setup == "base" and (name == "pretraining" or STUDIES[name].choose):
+        with pytest.raises(StudyError, match="setup pocket"):
+            cells(name, setup=setup)
+        return
     found = cells(name, setup=setup, batchnorm=("all",))
     assert found
     for cell in found:
@@ -147,6 +149,19 @@ def test_experts_along_a_finetuning_are_averaged_at_equal_progress():
     assert [point.kind for point in merged] == [f"along-{part}" for part in range(10, 100, 10)] + ["vanilla"]
     progress = STUDIES["along"].notes.progress
     assert [progress[point.kind] for point in merged] == [part / 10 for part in range(1, 11)]
+
+
+def test_methods_are_chosen_on_val_and_told_where_they_are_left_out(home, tmp_path, monkeypatch):
+    found = cells("methods")
+    assert {cell.split for cell in found} > {"val", "test", "knowledge"}
+    merged = {cell.point.method for cell in found} - {"single"}
+    assert {"average", "task-arithmetic", "ties", "model-stock"} <= merged
+    assert not {"slerp", "fisher", "arcee-fusion"} & merged
+    tiny = replace(TINY, name="tiny", methods=("all",), shape="uniform", choose=True)
+    monkeypatch.setitem(STUDIES, "tiny", tiny)
+    done = CliRunner().invoke(app, ["study", "run", "tiny", str(home), "--dry-run"])
+    assert "left out: fisher needs statistics of every expert" in done.output
+    assert "then, on 2 other splits of tasks, the point of each mixture and method that is best on val" in done.output
 
 
 def test_a_plane_holds_base_experts_and_average_as_whole_parts():

@@ -6,6 +6,7 @@ import html
 import importlib.util
 import inspect
 import json
+import math
 import re
 import runpy
 import sys
@@ -39,8 +40,12 @@ def row(name: str, page: str) -> str:
 def lacking(name: str, page: str) -> str:
     """What an entry lacks, as one sentence; empty if it is whole. `page` is the page as it should be."""
     method, timings = METHODS[name], json.loads(TIMINGS.read_text())["methods"]
+    grid = {**method.grid, "ratio": ()}
     found = [f"no {text}" for text in TEXTS if not getattr(method, text) or getattr(method, text) == "other"]
     found += [f"no example of {key}" for key, p in method.parameters.items() if p.required and p.example is None]
+    found += [
+        f"no values of {key} worth trying" for key, p in method.parameters.items() if p.required and key not in grid
+    ]
     if method.elementwise and "out" not in inspect.signature(method.function).parameters:
         found.append("it is elementwise, and its function takes no out")
     if name not in VALUES:
@@ -69,6 +74,16 @@ def test_what_an_added_method_lacks_is_named(monkeypatch: pytest.MonkeyPatch) ->
         "docs/methods.md is not regenerated: run python docs/write_methods.py"
     )
     assert " not in mergekit's recordings | - | an example |" in row("midpoint", page)
+
+
+def test_values_worth_trying_are_few_and_allowed() -> None:
+    for name, method in METHODS.items():
+        assert math.prod(map(len, method.grid.values())) <= 6, name
+        for key, values in method.grid.items():
+            item = method.parameters[key]
+            assert all(
+                value in item.words if isinstance(value, str) else item.low <= value <= item.high for value in values
+            )
 
 
 def test_summaries_are_sentences_that_fit_a_line() -> None:
