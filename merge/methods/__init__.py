@@ -10,8 +10,9 @@ from merge.methods.entries.agreement import AGREEMENT
 from merge.methods.entries.lines import LINES
 from merge.methods.entries.running import RUNNING
 from merge.methods.entries.task_vectors import TASK_VECTORS
+from merge.methods.entries.whole import WHOLE
 from merge.methods.method import Mergekit, Method, Parameter
 
-METHODS: dict[str, Method] = {**LINES, **RUNNING, **TASK_VECTORS, **AGREEMENT}
+METHODS: dict[str, Method] = {**LINES, **RUNNING, **TASK_VECTORS, **AGREEMENT, **WHOLE}
 
 __all__ = ["METHODS", "Mergekit", "Method", "Parameter"]

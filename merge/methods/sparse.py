@@ -123,6 +123,7 @@ def ties(
     return sparse(trimming.from_cut, join, tensors, cut=cut, **parameters)
 
 
+summed = partial(sparse, trimming.everything, add)
 dare_linear = partial(sparse, trimming.at_random, add)
 dare_ties = partial(sparse, trimming.at_random, elect)
 della_linear = partial(sparse, trimming.by_rank, add)

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from merge.errors import MergeError
 from merge.methods.blocks import BLOCK
 from merge.methods.method import Tensors
 
@@ -45,6 +46,18 @@ class Surveyed:
 
     parameters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])
     notes: Sequence[str] = ()
+
+
+def common(parameters: Mapping[str, Mapping[str, Any]], keys: Sequence[str]) -> Mapping[str, Any]:
+    """Give the parameters that all tensors share. Raises MergeError where one of the `keys` differs between tensors."""
+    (first, given), *others = parameters.items()
+    for name, other in others:
+        for key in keys:
+            if other[key] != given[key]:
+                raise MergeError(
+                    f"{first} has {key} {given[key]} and {name} {other[key]}: what looks at the whole model has one"
+                )
+    return given
 
 
 def pieces(tensors: Tensors) -> Iterator[list[Tensor]]:

@@ -42,6 +42,11 @@ def largest(base: Tensor, expert: Tensor, draw: Draw, *, density: float) -> Trim
     return find_cut(_magnitudes(base, expert), base.reshape(-1), count).keep
 
 
+def everything(base: Tensor, expert: Tensor, draw: Draw) -> Trim:
+    """Keep all entries."""
+    return lambda delta, part: delta
+
+
 def from_cut(base: Tensor, expert: Tensor, draw: Draw, *, density: float, cut: float) -> Trim:
     """Keep the entries of at least the magnitude `cut`, which was found for the density elsewhere."""
     return Cut(below(cut, base.dtype)).keep

@@ -9,11 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from merge.errors import MergeError
 from merge.methods.method import Tensors
 from merge.methods.selection import below
 from merge.methods.sparse import add
-from merge.methods.survey import Model, Surveyed, order_statistics, pieces
+from merge.methods.survey import Model, Surveyed, common, order_statistics, pieces
 
 
 def cuts(model: Model) -> Surveyed:
@@ -22,17 +21,14 @@ def cuts(model: Model) -> Surveyed:
     TIES (arXiv 2306.01708), as its authors' program has it: of d entries the d - k smallest are dropped but for the
     last of them, with k = density * d.
     """
-    asked = {name: given for name, given in model.parameters.items() if given["threshold"] != "tensor"}
+    asked = {
+        name: given
+        for name, given in model.parameters.items()
+        if given["threshold"] != "tensor" and given.get("change") != "sum"
+    }
     if not asked:
         return Surveyed()
-    first, given = next(iter(asked.items()))
-    for name, other in asked.items():
-        for key in ("density", "threshold"):
-            if other[key] != given[key]:
-                raise MergeError(
-                    f"{first} has {key} {given[key]} and {name} {other[key]}: tensors of one threshold have one {key}; "
-                    "threshold 'tensor' takes each tensor by itself"
-                )
+    given = common(asked, ("density", "threshold"))
     published = given["threshold"] == "published"
     density: Sequence[float] = given["density"]
     found = order_statistics(model, magnitudes, lambda count: [_places(count, x, published) for x in density], asked)
@@ -64,11 +60,11 @@ def _majority(model: Model, asked: Mapping[str, Mapping[str, Any]], cut: Sequenc
     """The sign that most entries of the whole model elect, minus where they balance."""
 
     def look(name: str, tensors: Tensors) -> int:
-        total = 0
+        total, weights = 0, asked[name].get("weights", [1.0] * len(cut))
         for base, *experts in pieces(tensors):
             kept = [
                 torch.hardshrink(expert - base, below(limit, base.dtype)) * weight
-                for expert, limit, weight in zip(experts, cut, asked[name]["weights"], strict=True)
+                for expert, limit, weight in zip(experts, cut, weights, strict=True)
             ]
             total += int(torch.sign(add(kept)).sum(dtype=torch.float64))
         return total

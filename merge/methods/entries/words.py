@@ -53,6 +53,12 @@ DELLA = "DELLA, arXiv 2406.11617"
 CRUMBS = "Model Breadcrumbs, arXiv 2312.06795"
 COPIED = "all weight on one input copies its bits"
 CUTS = Survey("merge.methods.whole:cuts", of=("threshold", "density", "weights"))
+BLOCK = Parameter(
+    "which of the numbers in a name is its block: the first, or as in the authors' program the lowest",
+    default="first",
+    kind=str,
+    words=("first", "lowest"),
+)
 PUBLISHED = (
     "over the whole model all entries equal to the cut are kept; as published one more is kept, and a sum of 0 takes "
     "the sign that most entries of the model elect"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from merge import MergeError
-from merge.methods import METHODS, trimming
+from merge.methods import METHODS, shortcuts, trimming
 from merge.methods.linear import average
 from tests.merge.made import in_memory
 
@@ -145,6 +145,17 @@ VALUES: dict[str, list[Case]] = {
         case([1.05, math.nan], base=[1.0, 2.0], to=[1.0, 2.0], t=0),
     ],
     "arcee-fusion": [case([[1.0, -1.0]], base=[[0.0, 0.0]], to=[[1.0, -1.0]])],  # all equally important
+    "lines": [
+        case([2.0, 0.0], [0.0, 4.0], base=[0.0, 0.0], to=[1.0, 2.0]),  # no blocks: alpha, which is 1 / n
+        case([2.0, 1.0], base=[1.0, 1.0], to=[1.25, 1.0], alpha=0.25),
+    ],
+    "pcb": [
+        # of four the largest is clamped to the second, and with half of them the best alone counts more than 0
+        case([0.0, 1.0, -2.0, 4.0], base=[0.0] * 4, to=[0.0, 1.0, -2.0, 2.0], density=1),
+        case([0.0, 1.0, -2.0, 4.0], base=[1.0, 0, 0, 0], to=[1.0, 0.0, 0.0, 2.0], density=0.5),
+        case([3.0], [0.0], base=[0.0], to=[3.0], density=0.5),  # an expert without change counts for nothing
+        case([0.0], [0.0], base=[0.0], to=[0.0], density=0.5),
+    ],
     "fisher": [
         case([1.0] * 3, [3.0] * 3, [1.0, 0.0, 3.0], [1.0, 2.0, 1.0], to=[2.0, 3.0, 1.5], floor=0),
         case([1.0] * 3, [3.0] * 3, [0.0] * 3, [0.0] * 3, to=[2.0] * 3),
@@ -298,9 +309,7 @@ def test_della_of_a_scalar_has_the_density() -> None:
     assert values.mean().item() == pytest.approx(1.0, abs=0.2)
 
 
-@pytest.mark.parametrize(
-    "method", [name for name in METHODS if "density" in METHODS[name].parameters and name != "sce"]
-)
+@pytest.mark.parametrize("method", [name for name in METHODS if METHODS[name].single is shortcuts.by_density])
 def test_whole_task_vectors_and_none(method: str) -> None:
     options = {"epsilon": 0.0} if method.startswith("della") else {}
     a, base = torch.randn(2, 30, generator=torch.Generator().manual_seed(0)).tolist()

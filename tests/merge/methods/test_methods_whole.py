@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
@@ -33,8 +33,19 @@ OURS = {
         "largest": p["merge"] == "max",
         "scale": p.get("scale", 1.0),
     },
+    "lines": lambda p: {"beta": p["beta"], "alpha": p.get("alpha", "auto"), "block": "lowest"},
+    "lines_ties": lambda p: {
+        "beta": p["beta"],
+        "change": "ties",
+        "density": p["k"] / 100,
+        "threshold": "published",
+        "block": "lowest",
+    },
+    "pcb": lambda p: {"density": p["pcb_ratio"]},
+    "pcbn": lambda p: {"density": p["pcb_ratio"], "version": "nlp"},
+    "pcbv": lambda p: {"density": p["att_ratio"], "version": "vision"},
 }
-NAMES = {"ties": "ties"}
+NAMES = {"ties": "ties", "lines": "lines", "pcb": "pcb", "lines_ties": "lines", "pcbn": "pcb", "pcbv": "pcb"}
 
 
 @cache
@@ -51,9 +62,10 @@ def loaded(file: str) -> dict[str, Tensor]:
 @pytest.mark.parametrize("name", list(recordings()))
 def test_as_the_papers_program(name: str) -> None:
     entry = recordings()[name]
-    given = OURS[entry["method"]](entry["parameters"])
-    experts = [loaded(file) for file in entry["experts"]]
-    made = in_memory(NAMES[entry["method"]], dict(zip("abc", experts, strict=False)), given, base=loaded(entry["base"]))
+    method, given = entry["method"], entry["parameters"]
+    base, experts = loaded(entry["base"]), [loaded(file) for file in entry["experts"]]
+    experts = [experts[given["single"]]] if "single" in given else experts
+    made = in_memory(NAMES[method], dict(zip("abc", experts, strict=False)), OURS[method](given), base=base)
     wanted = loaded(entry["files"]["merged"])
     assert set(made) == set(wanted)
     for tensor, value in wanted.items():
@@ -66,10 +78,9 @@ def test_as_the_papers_program(name: str) -> None:
 class Made:
     """A model of given tensors, counting the passes."""
 
-    parameters: ClassVar[dict[str, Any]] = {}
-
     def __init__(self, tensors: Sequence[Sequence[Tensor]]):
         self.tensors, self.passes = tensors, 0
+        self.parameters: dict[str, Any] = {}
 
     def each(self, look: Any, names: Any = None) -> Iterator[Any]:
         self.passes += 1
@@ -127,10 +138,63 @@ def test_whole_densities_of_none_and_all(threshold: str) -> None:
 def test_a_threshold_has_one_density() -> None:
     base = {"a": torch.zeros(2), "b": torch.zeros(2)}
     rules = {"density": {"a": 0.5, "*": 0.2}, "threshold": "whole"}
-    with pytest.raises(MergeError, match=r"a has density \(0.5,\) and b \(0.2,\): tensors of one threshold have one"):
+    with pytest.raises(
+        MergeError, match=r"a has density \(0.5,\) and b \(0.2,\): what looks at the whole model has one"
+    ):
         in_memory("ties", {"x": {name: value + 1 for name, value in base.items()}}, rules, base=base)
     with pytest.raises(MergeError, match="threshold must be one of tensor, whole, published, not 'whol'; did you mean"):
         in_memory("ties", {"x": base}, {"density": 0.5, "threshold": "whol"}, base=base)
+
+
+# -- LiNeS -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_factor_grows_with_the_first_number_of_a_name() -> None:
+    names = ["embed", "h.0.w", "h.1.w", "h.2.experts.0.w", "h.4.w", "norm"]
+    base, expert = ({name: torch.full((1,), value) for name in names} for value in (0.0, 1.0))
+    made = in_memory("lines", {"x": expert}, {"alpha": 0.2, "beta": 0.4}, base=base)
+    assert [made[name].item() for name in names] == pytest.approx([0.2, 0.2, 0.3, 0.4, 0.6, 0.2])
+    published = in_memory("lines", {"x": expert}, {"alpha": 0.2, "beta": 0.4, "block": "lowest"}, base=base)
+    assert published["h.2.experts.0.w"].item() == pytest.approx(0.2)
+    edited = in_memory("lines", {"x": expert}, {"alpha": 0.2}, base=base)  # beta is 1 - alpha
+    assert [edited[name].item() for name in ("embed", "h.4.w")] == [pytest.approx(0.2), 1.0]
+    more = in_memory("lines", {"x": expert}, {"alpha": 0.2, "beta": 0.4, "blocks": 9}, base=base)
+    assert more["h.4.w"].item() == pytest.approx(0.4)
+    with pytest.raises(MergeError, match=r"blocks 3: h.4.w lies in block 4, beyond the last; leave blocks out"):
+        in_memory("lines", {"x": expert}, {"blocks": 3}, base=base)
+
+
+def test_one_block_has_alpha_and_nothing_changed_is_the_base() -> None:
+    base, expert = {"h.0.w": torch.zeros(2)}, {"h.0.w": torch.ones(2)}
+    assert in_memory("lines", {"x": expert}, {"alpha": 0.3, "beta": 0.5}, base=base)["h.0.w"].tolist() == pytest.approx(
+        [0.3, 0.3]
+    )
+    same = in_memory("lines", {"x": base, "y": base}, {"change": "ties"}, base=base)
+    assert_same(same, base)
+
+
+def test_depth_is_told(tmp_path: Path) -> None:
+    for name, value in (("base", 0.0), ("x", 1.0)):
+        state = {key: torch.full((2,), value) for key in ("embed", "h.0.w", "h.1.w")}
+        merge.save_checkpoint(state, tmp_path / f"{name}.safetensors")
+    paths = {name: tmp_path / f"{name}.safetensors" for name in ("x", "base")}
+    merge.run(recipe_of("lines", paths, {}, merge.Policy()), tmp_path / "m.safetensors", Options(sync=False))
+    note = json.loads((tmp_path / "m.safetensors.recipe.json").read_text())["output"]["summary"]
+    assert note[1:] == ["depth is by numbers in names: 2 blocks (h with 2), 1 tensors in none", "alpha is 1"]
+
+
+# -- PCB -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_pcb_of_very_many_experts_is_finite() -> None:
+    base = {"w": torch.zeros(5)}
+    experts = {str(i): {"w": torch.arange(5.0) * (-1) ** i + i / 100} for i in range(100)}
+    made = in_memory("pcb", experts, {"density": 0.5}, base=base)["w"]
+    assert made.isfinite().all()
+    assert made.abs().sum() > 0
+    idle = experts | {"idle": base}
+    torch.testing.assert_close(in_memory("pcb", idle, {"density": 0.5}, base=base)["w"], made, rtol=0.1, atol=0)
 
 
 # -- every way of merging --------------------------------------------------------------------------------------------
@@ -147,6 +211,8 @@ def paths(tmp_path: Path) -> dict[str, Path]:
 
 SURVEYED: dict[str, dict[str, Any]] = {
     "ties": {"density": 0.3, "threshold": "published"},
+    "lines": {"change": "ties", "density": 0.3},
+    "pcb": {"density": 0.2, "version": "vision"},
 }
 
 
