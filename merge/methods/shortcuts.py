@@ -39,6 +39,16 @@ def by_scale(count: int, parameters: Mapping[str, Any]) -> int | None:
     return 1 if shares == [1.0] else None
 
 
+def by_no_scale(count: int, parameters: Mapping[str, Any]) -> int | None:
+    """Scale 0 is the base."""
+    return 0 if parameters["scale"] == 0 else None
+
+
+def by_factor(count: int, parameters: Mapping[str, Any]) -> int | None:
+    """Scale 0 is the base, the only expert at scale 1 that expert."""
+    return {0.0: 0, 1.0: 1 if count == 2 else None}.get(parameters["scale"])
+
+
 def by_density(count: int, parameters: Mapping[str, Any]) -> int | None:
     """No weight at all is the base; all of one whole task vector is its expert."""
     weights, density = parameters["weights"], parameters["density"]

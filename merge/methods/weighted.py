@@ -14,6 +14,7 @@ from torch import Tensor
 
 from merge.errors import MergeError
 from merge.methods.blocks import identical
+from merge.methods.matrices import one_thread
 from merge.methods.method import Tensors
 
 
@@ -77,12 +78,8 @@ def _shrunk(statistic: Tensor, shrink: float) -> Tensor:
 
 def _divided(values: Tensor, matrix: Tensor) -> Tensor:
     """`values @ matrix^-1` of a symmetric matrix; the pseudoinverse where it is not positive definite."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # LAPACK orders its sums by the number of threads: the bits would depend on the machine
-    try:
+    with one_thread():
         factor, failed = torch.linalg.cholesky_ex(matrix)
         if not failed:
             return torch.cholesky_solve(values.T, factor).T
         return values @ torch.pinverse(matrix, len(matrix) * torch.finfo(matrix.dtype).eps)
-    finally:
-        torch.set_num_threads(threads)
