@@ -141,12 +141,14 @@ def parameters_of(name: str, method: Method, given: Sequence[str]) -> dict[str, 
 
 
 def _value(key: str, text: str, parameter: Parameter) -> Any:
-    """A value as its parameter is: true or false, a whole number, a number, or one for every input."""
+    """A value as its parameter is: true or false, names, a number, or one for every input."""
     option = f"-p {key}"
     if parameter.kind is bool:
         if text.lower() not in SWITCH:
             raise MergeError(f"{option}={shown(text)}: give true or false ({parameter.help})")
         return SWITCH[text.lower()]
+    if parameter.kind is tuple:
+        return text.split(",")
     if text in parameter.words:
         return text
     values: list[float] = []

@@ -44,7 +44,8 @@ class Options:
 
     Attributes:
         overwrite: replace an existing output.
-        threads: workers; 0 means one for two cores, with several outputs or checksums one a core, at most 4.
+        threads: workers; 0 means one for two cores, with several outputs or checksums one a core, at most 4; one a core
+            for methods that need whole tensors, as far as memory reaches.
         device: where whole-tensor arithmetic is done.
         sync: wait until the disk has the output before it takes its name.
         shard_size: largest shard in bytes; the output is then a folder.

@@ -11,7 +11,6 @@ and no queue is needed.
 from __future__ import annotations
 
 import json
-import os
 import sys
 import threading
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -30,6 +29,7 @@ from merge.engine.card import card
 from merge.engine.files import Options, Plan, Target, identity, plan_run, plan_sweep, record
 from merge.engine.stretches import Contents, parts, stretches
 from merge.engine.summary import summary
+from merge.engine.workers import workers_for
 from merge.errors import MergeError
 from merge.plan.policy import dtype_named
 from merge.plan.units import Unit
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
 # little of the time, and threads seldom meet at its lock (blocks of 128 KiB made two threads slower than one).
 BLOCK = 1 << 20
 TOGETHER = 16 << 20  # bytes of the blocks of all inputs: of many, smaller blocks are read, so that memory stays bounded
-WORTH_A_THREAD = 32 << 20  # bytes of output: many small tensors are quicker without a second thread at the lock
 
 
 def run(recipe: Recipe | str | Path, output: str | Path, options: Options | None = None) -> Path:
@@ -126,12 +125,7 @@ def stream(plan: Plan, partials: Sequence[Path]) -> list[dict[str, Any]]:
         for target, partial in zip(plan.targets, partials, strict=True):
             outputs.append(_Output(target, Writer(target.layout, partial), Digest(options.digest)))
         job = _Pass(plan, outputs)
-        cores = os.cpu_count() or 1
-        # With one output most time goes into the kernel's copies: a worker on every core costs more than it saves. The
-        # checksums of zip files take as long as all else together.
-        many = len(outputs) > 1 or _has_checksums(plan)
-        count = options.threads or min(4, cores if many else max(1, cores // 2))
-        count = min(count, 1 + sum(unit.nbytes for unit in plan.units) // WORTH_A_THREAD)
+        count = workers_for(plan)
         with ThreadPoolExecutor(count) as pool:
             workers = [pool.submit(work, job) for _ in range(count)]
             try:
@@ -155,11 +149,6 @@ def stream(plan: Plan, partials: Sequence[Path]) -> list[dict[str, Any]]:
     for recorded, target in zip(records, plan.targets, strict=True):
         recorded["output"]["summary"] = [*summary(plan), *target.found]
     return records
-
-
-def _has_checksums(plan: Plan) -> bool:
-    closed = any(file.closing for target in plan.targets for file in target.layout.files)
-    return closed or any(checkpoint.format.checksums for checkpoint in plan.checkpoints)
 
 
 def work(job: _Pass) -> None:

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -25,7 +26,7 @@ class Triples(NamedTuple):
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
+def one_thread() -> Generator[None]:
     """Compute on one thread: LAPACK orders its sums by their number, and the bits would depend on the machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -50,15 +51,30 @@ def summed(tensors: Tensors) -> Tensor:
     return total
 
 
-def decomposed(matrix: Tensor, most: int, tolerance: float, largest: float | None = None) -> Triples:
-    """Give at most `most` singular triples, those above `tolerance` times the largest value (or `largest`).
+def noise(expert: Tensor) -> float:
+    """Give the largest singular value that a change of every element of a matrix by its last bit, up or down, makes.
+
+    The elements of such a change are independent: its norm is near their size times (sqrt(rows) + sqrt(columns)).
+    """
+    rows, columns = expert.shape
+    size = float(torch.linalg.vector_norm(expert, dtype=torch.float64)) / math.sqrt(max(rows * columns, 1))
+    return torch.finfo(expert.dtype).eps * size * (math.sqrt(rows) + math.sqrt(columns))
+
+
+def decomposed(matrix: Tensor, most: int, tolerance: float, floor: float = 0.0, of: float | None = None) -> Triples:
+    """Give at most `most` singular triples: those above `floor` and above `tolerance` times the largest (or `of`).
 
     Vectors of vanishing singular values are the library's choice: they are left out.
     """
     left, values, right = torch.linalg.svd(matrix, full_matrices=False)
-    limit = tolerance * (float(values[:1].sum()) if largest is None else largest)
-    count = min(most, int((values > limit).sum()))
+    largest = float(values[:1].sum()) if of is None else of
+    count = min(most, int((values > max(tolerance * largest, floor)).sum()))
     return Triples(left[:, :count], values[:count], right[:count].T)
+
+
+def largest_value(matrix: Tensor) -> float:
+    """Give the largest singular value."""
+    return float(torch.linalg.matrix_norm(matrix, 2))
 
 
 def polar(block: Tensor, tolerance: float) -> Tensor:

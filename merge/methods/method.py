@@ -28,7 +28,7 @@ class Parameter:
         each: one value per input (a list in the order of the inputs, or a mapping by their names).
         simplex: the values per input sum to 1 (unless `extrapolate`); equal shares where none are given.
         relative: of the values per input only the proportions count, unless a parameter `normalize` is false.
-        kind: float, int, bool, or str for one of the words alone.
+        kind: float, int, bool, str for one of the words alone, or tuple for globs or parts of tensors' names.
         words: what it may be in the place of a number, such as "auto".
         example: a usual value of a parameter without default, for examples, benchmarks and tests.
     """
@@ -55,7 +55,7 @@ class Parameter:
         if self.default is None:
             return "equal" if self.simplex else "required"
         if isinstance(self.default, str):
-            return self.default
+            return self.default or "none"
         return str(self.default).lower() if self.kind is bool else f"{self.default:g}"
 
     @property
@@ -63,6 +63,8 @@ class Parameter:
         """The values that it takes, in words, such as "0 to 1, sum 1"."""
         if self.kind is bool:
             return "true, false"
+        if self.kind is tuple:
+            return "globs or parts of names"
         if self.kind is str:
             return ", ".join(self.words)
         bounds = f"{self.low:g} or more" if self.high == float("inf") else f"{self.low:g} to {self.high:g}"

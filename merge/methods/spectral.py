@@ -15,7 +15,18 @@ import torch
 from torch import Tensor
 
 from merge.methods.blocks import identical
-from merge.methods.matrices import decomposed, fits, one_thread, polar, side_by_side, summed, task_vectors
+from merge.methods.matrices import (
+    Triples,
+    decomposed,
+    fits,
+    largest_value,
+    noise,
+    one_thread,
+    polar,
+    side_by_side,
+    summed,
+    task_vectors,
+)
 from merge.methods.method import Tensors
 
 
@@ -57,7 +68,8 @@ def tsv_change(tensors: Tensors, *, tolerance: float) -> Tensor:
     each = min(tensors[0].shape) // (len(tensors) - 1)
     if not each:
         return mean(tensors)
-    block = side_by_side([decomposed(vector, each, tolerance) for vector in task_vectors(tensors)])
+    pairs = zip(tensors[1:], task_vectors(tensors), strict=True)
+    block = side_by_side([decomposed(vector, each, tolerance, noise(expert)) for expert, vector in pairs])
     return (polar(block.left, tolerance) * block.values) @ polar(block.right, tolerance).T
 
 
@@ -66,7 +78,8 @@ def iso_c_change(tensors: Tensors, *, tolerance: float) -> Tensor:
 
     Iso-C, Marczak et al. 2025, section 4; the mean is over the values that do not vanish.
     """
-    left, values, right = decomposed(summed(tensors), min(tensors[0].shape), tolerance)
+    floor = math.hypot(*map(noise, tensors[1:]))
+    left, values, right = decomposed(summed(tensors), min(tensors[0].shape), tolerance, floor)
     return left @ right.T * (values.sum() / max(len(values), 1))
 
 
@@ -83,11 +96,13 @@ def iso_cts_change(tensors: Tensors, *, common_space_fraction: float, tolerance:
     each = round(free / count)
     if each * count > rank:
         each = free // count
-    parts = [decomposed(summed(tensors), rank - each * count, tolerance)]
-    common = parts[0].left
-    for vector in task_vectors(tensors) if each else ():
-        largest = float(torch.linalg.matrix_norm(vector, 2))
-        parts.insert(-1, decomposed(vector - common @ (common.T @ vector), each, tolerance, largest))
+    floors = [noise(expert) for expert in tensors[1:]]
+    common = decomposed(summed(tensors), rank - each * count, tolerance, math.hypot(*floors))
+    parts: list[Triples] = []
+    for vector, floor in zip(task_vectors(tensors), floors, strict=True) if each else ():
+        own = vector - common.left @ (common.left.T @ vector)
+        parts.append(decomposed(own, each, tolerance, floor, largest_value(vector)))
+    parts.append(common)
     block = side_by_side(parts)
     change = polar(block.left, tolerance) @ polar(block.right, tolerance).T
     return change * (block.values.sum() / max(len(block.values), 1))

@@ -80,7 +80,9 @@ def value_of(recipe: Recipe, key: str, parameter: Parameter) -> Any:
 
 
 def check(recipe: Recipe, key: str, parameter: Parameter, given: Any) -> Any:
-    """Give one value of a parameter as the method takes it: a number, or one for each input. Raises MergeError."""
+    """Give one value of a parameter as the method takes it: a number, one for each input, globs. Raises MergeError."""
+    if parameter.kind is tuple:
+        return _patterns(key, given)
     if not parameter.each:
         return _number(recipe, key, parameter, given)
     named, value = [item.name for item in recipe.inputs], given
@@ -102,6 +104,13 @@ def check(recipe: Recipe, key: str, parameter: Parameter, given: Any) -> Any:
     if parameter.simplex and not recipe.policy.extrapolate:
         return tuple(number / total for number in numbers)  # 0.333 three times means a third
     return numbers
+
+
+def _patterns(key: str, given: Any) -> tuple[str, ...]:
+    listed = [given] if isinstance(given, str) else given
+    if not isinstance(listed, Sequence) or not all(isinstance(item, str) for item in listed):
+        raise MergeError(f"{key} must be globs or parts of tensors' names, one or a list, not {shortened(given)}")
+    return tuple(item for item in listed if item)
 
 
 def _number(recipe: Recipe, key: str, parameter: Parameter, value: Any) -> Any:

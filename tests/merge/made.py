@@ -101,16 +101,17 @@ def count_of(method: str) -> int:
 
 
 def parameters_of(method: str, share: float = INSIDE) -> dict[str, Any]:
-    """Defaults, and a value inside the range for what has none."""
+    """Defaults, a value inside the range for what has none, and few steps."""
 
     def value(parameter: Parameter) -> float:
         return share if parameter.low <= share <= parameter.high else max(parameter.low, 1.0)
 
-    return {
+    found: dict[str, Any] = {
         name: value(parameter)
         for name, parameter in METHODS[method].parameters.items()
         if parameter.default is None and not parameter.simplex
     }
+    return found | ({"steps": 3} if "steps" in METHODS[method].parameters else {})  # of descents, which take their time
 
 
 def recipe_of(

@@ -6,7 +6,12 @@ from merge.methods import shortcuts
 from merge.methods.entries.words import SCALE, UNIT
 from merge.methods.method import Method, Parameter
 
-TOLERANCE = Parameter("singular values below this part of the largest are zero", default=1e-6, low=0.0, high=1.0)
+TOLERANCE = Parameter(
+    "singular values below this part of the largest are zero",
+    default=1e-6,
+    low=0.0,
+    high=1.0,
+)
 EXCLUDE = Parameter("matrices that are averaged like biases", default="text_projection", kind=tuple)
 NULL = "directions that nobody has changed are left out"
 REST = "what is not 2-D, or excluded, has the mean of the task vectors for change (convolutions too)"

@@ -54,7 +54,8 @@ def threads() -> Iterator[Callable[[int], None]]:
 @pytest.fixture
 def workers(monkeypatch: pytest.MonkeyPatch) -> None:
     """As many worker threads as asked for, also where there is little to do."""
-    monkeypatch.setattr("merge.engine.stream.WORTH_A_THREAD", 1)
+    for name in ("WORTH_A_THREAD", "WHOLE"):
+        monkeypatch.setattr(f"merge.engine.workers.{name}", 1)
 
 
 def save_inputs(

@@ -33,6 +33,7 @@ QUARTER = math.pi / 8  # a quarter of a right angle
 TO_TEN = [float(value) for value in range(1, 11)]
 # 1st: both agree; 2nd: 5 outvotes -3; 3rd: nobody is left; 4th: a tie elects +. Untrimmed, 3rd: both agree.
 VOTERS = [4.0, -3.0, 1.0, 2.0], [2.0, 5.0, 0.5, -2.0]
+DIAGONALS = [torch.diag(torch.tensor(values)).tolist() for values in ([4.0, 2.0, 0.0], [4.0, 0.0, 1.0])]
 
 
 class Case(NamedTuple):
@@ -115,6 +116,31 @@ VALUES: dict[str, list[Case]] = {
             density=0.5,
             gamma=0.25,
         )
+    ],
+    "tsv": [
+        case([[3.0, 0.0], [0.0, 1.0]], [[0.0, 0.0], [0.0, 2.0]], base=[[0.0] * 2] * 2, to=[[3.0, 0.0], [0.0, 2.0]]),
+        case([[4.0, 0.0], [0.0, 1.0]], [[4.0, 0.0], [0.0, 1.0]], base=[[0.0] * 2] * 2, to=[[4.0, 0.0], [0.0, 0.0]]),
+        case([[1.0, 3.0]], [[1.0, 5.0]], base=[[1.0, 1.0]], to=[[1.0, 2.5]], scale=0.5),  # one row: averaged
+        case([[3.0, 0.0]], [[1.0, 2.0]], base=[[0.0, 0.0]], to=[[2.0, 1.0]], exclude=["x", "[v-x]"]),
+    ],
+    "iso-c": [
+        case([[3.0, 0.0], [0.0, 0.0]], [[0.0, 0.0], [0.0, 1.0]], base=[[0.0] * 2] * 2, to=[[2.0, 0.0], [0.0, 2.0]]),
+        case([[3.0, 0.0], [0.0, 0.0]], [[1.0, 0.0], [0.0, 0.0]], base=[[0.0] * 2] * 2, to=[[4.0, 0.0], [0.0, 0.0]]),
+    ],
+    "iso-cts": [
+        # one direction of the sum (8), one of each expert (2 and 1): the mean is 11 / 3
+        case(*DIAGONALS, base=[[0.0] * 3] * 3, to=(torch.eye(3) * 11 / 3).tolist(), common_space_fraction=0.34),
+        case(*DIAGONALS, base=[[0.0] * 3] * 3, to=(torch.eye(3) * 11 / 3).tolist(), common_space_fraction=1),
+    ],
+    "wudi": [
+        case([[2.0]], [[1.0]], base=[[0.0]], to=[[2.5]], steps=1, learning_rate=0.5),
+        case([[2.0, 0.0], [0.0, 0.0]], [[0.0, 0.0], [0.0, 4.0]], base=[[0.0] * 2] * 2, to=[[2.0, 0.0], [0.0, 4.0]]),
+    ],
+    "emr": [case(*VOTERS, base=[0.0] * 4, to=[4.0, 5.0, 1.0, -2.0])],
+    "consensus": [
+        case([4.0, 1.0, 0.0], [1.0, 1.0, 0.0], base=[0.0] * 3, to=[0.0, 2.0, 0.0], tall_lambda=0.5, scale=1),
+        case([4.0, 1.0, 0.0], [1.0, 1.0, 0.0], base=[0.0] * 3, to=[2.5, 1.0, 0.0], tall_lambda=0.5, scale=0.5, k=1),
+        case([4.0, 1.0, 0.0], [1.0, 1.0, 0.0], base=[1.0] * 3, to=[4.0, 1.0, -1.0], scale=1, k=0),
     ],
     "model-stock": [
         # 60 degrees: t = 2 * 0.5 / 1.5

@@ -1,0 +1,31 @@
+"""How many tensors are worked on at a time."""
+
+from __future__ import annotations
+
+import os
+
+from merge.engine.files import Plan
+from merge.recipe.parameters import method_named
+
+WORTH_A_THREAD = 32 << 20  # bytes of output: many small tensors are quicker without a second thread at the lock
+WHOLE = 2 << 20  # the same where a method needs whole tensors, and takes longer
+
+
+def workers_for(plan: Plan) -> int:
+    """Say how many workers are of use, at most as many as the options allow."""
+    cores, sizes = os.cpu_count() or 1, [unit.nbytes for unit in plan.units]
+    if method_named(plan.recipe.method).elementwise:
+        # With one output most time goes into the kernel's copies: a worker on every core costs more than it saves. The
+        # checksums of zip files take as long as all else together.
+        many = len(plan.targets) > 1 or _has_checksums(plan)
+        count, worth = min(4, cores if many else max(1, cores // 2)), WORTH_A_THREAD
+    else:  # arithmetic takes the time; a worker holds a tensor of every input, and results on the way
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        held = max(sizes, default=0) * len(plan.checkpoints) * 4
+        count, worth = min(cores, memory // 2 // max(held, 1)), WHOLE
+    return max(1, min(plan.options.threads or count, 1 + sum(sizes) // worth))
+
+
+def _has_checksums(plan: Plan) -> bool:
+    closed = any(file.closing for target in plan.targets for file in target.layout.files)
+    return closed or any(checkpoint.format.checksums for checkpoint in plan.checkpoints)
