@@ -28,6 +28,7 @@ MATRICES: dict[str, Method] = {
         single=shortcuts.by_factor,
         edges=f"{NULL}; fewer rows or columns than experts (r < T): averaged; {REST}",
         group="matrices",
+        grid={"scale": (0.5, 1.0, 1.5)},
     ),
     "iso-c": Method(
         "merge.methods.spectral:iso_c",
@@ -40,6 +41,7 @@ MATRICES: dict[str, Method] = {
         single=shortcuts.by_no_scale,
         edges=f"{NULL}, and not counted in the mean; {REST}",
         group="matrices",
+        grid={"scale": (0.5, 1.0, 1.5, 2.0)},
     ),
     "iso-cts": Method(
         "merge.methods.spectral:iso_cts",
@@ -57,6 +59,7 @@ MATRICES: dict[str, Method] = {
         single=shortcuts.by_no_scale,
         edges=f"{NULL}; k is rounded to the nearest, and down where there are not so many directions; {REST}",
         group="matrices",
+        grid={"scale": (0.5, 1.0, 1.5, 2.0)},
     ),
     "wudi": Method(
         "merge.methods.spectral:wudi",
@@ -74,6 +77,7 @@ MATRICES: dict[str, Method] = {
         single=shortcuts.by_factor,
         edges=f"an expert that left a matrix as it was has no part in its sum; {REST}",
         group="matrices",
+        grid={"scale": (0.5, 1.0)},
     ),
     "emr": Method(
         "merge.methods.masks:emr",
@@ -87,6 +91,7 @@ MATRICES: dict[str, Method] = {
         single=shortcuts.by_factor,
         edges="a sum of exactly 0 elects -",
         group="masks",
+        grid={"scale": (0.5, 1.0)},
     ),
     "consensus": Method(
         "merge.methods.masks:consensus",
@@ -104,5 +109,6 @@ MATRICES: dict[str, Method] = {
         single=shortcuts.by_no_scale,
         edges="k of 0 is task arithmetic; k above the number of experts is an error; 0 is not above 0",
         group="masks",
+        grid={"scale": (0.3, 0.5, 1.0), "k": (1, 2)},
     ),
 }
