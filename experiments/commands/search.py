@@ -99,8 +99,8 @@ def _built_in(found: Asked, grid: Grid, choice: Choice) -> Mixture:
     mixtures = study.mixtures_of(choice)
     if len(mixtures) != 1:
         known = ", ".join("+".join(experts) for experts in mixtures)
-        told = f"study {study.name} has {len(mixtures)} mixtures of {'+'.join(choice.kinds or ())}"
-        raise StudyError(f"{told}: choose one with --only of {known}")
+        count = f"study {study.name} has {len(mixtures)} mixtures of {'+'.join(choice.kinds or ())}"
+        raise StudyError(f"{count}: choose one with --only of {known}")
     grid.notes = study.notes
     (policy,) = choice.batchnorm
     return Mixture(grid, mixtures[0], found.folder, split=choice.split, batchnorm=policy, metrics=study.metrics)

@@ -68,20 +68,12 @@ def search(
     if isinstance(what, Study):
         if folder is None:
             raise StudyError(f"study {what.name}: say in which folder rows are kept: folder=")
-        own = space_in(
-            what,
-            mixture,
-            Path(folder),
-            split=split,
-            batchnorm=batchnorm,
-            seed=training_seed,
-            device=device,
-            precision=precision,
-        )
+        where = {"split": split, "batchnorm": batchnorm, "device": device, "precision": precision}
+        own = space_in(what, mixture, Path(folder), seed=training_seed, **where)
         return look(own.space, method, own.evaluate, budget, known=own.known(), **options)
     if not callable(what) or mixture is None:
-        told = f"a {type(what).__name__} with mixture={mixture!r:.60}"
-        raise StudyError(f"{told}: give a study, or a function of shares and its experts")
+        given = f"a {type(what).__name__} with mixture={mixture!r:.60}"
+        raise StudyError(f"{given}: give a study, or a function of shares and its experts")
     names = mixture.split("+") if isinstance(mixture, str) else mixture
     own_tasks = names if isinstance(names, Mapping) else {name: name for name in names}
     space = Space(own_tasks, split=split, lower_is_better=lower_is_better, pretrained=pretrained)
