@@ -35,6 +35,7 @@ _HOME = {
     "PermutationSpec": "tools.align",
     "Policy": "plan.policy",
     "Recipe": "recipe.recipe",
+    "RunningAverage": "tools.series.running",
     "Simplex": "engine.live",
     "TaskVector": "tools.task_vector",
     "activation_matching": "tools.align",
@@ -66,6 +67,7 @@ _HOME = {
     "repair": "tools.batchnorm",
     "run": "engine.stream",
     "save_checkpoint": "checkpoint.save",
+    "series": "tools.series.kinds",
     "share_label": "recipe.label",
     "slerp": "engine.memory",
     "suffix_like": "checkpoint.save",
@@ -113,6 +115,8 @@ if TYPE_CHECKING:
     from merge.tools.diagnose.difference import diff
     from merge.tools.diagnose.inspection import inspect
     from merge.tools.diagnose.report import doctor
+    from merge.tools.series.kinds import series
+    from merge.tools.series.running import RunningAverage
     from merge.tools.task_vector import TaskVector
 
 

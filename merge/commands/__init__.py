@@ -18,6 +18,10 @@ COMMANDS = {
         "merge.commands.merging:task_arithmetic", "Merge", "Add what experts have learned to their base."
     ),
     "slerp": Command("merge.commands.merging:slerp", "Merge", "Mix two along the great circle."),
+    "series": Command("merge.commands.series:series", "Merge", "Average checkpoints along a training run."),
+    "add-difference": Command(
+        "merge.commands.series:add_difference", "Merge", "Add to one what another has and a third has not."
+    ),
     "sweep": Command("merge.commands.merging:sweep", "Merge", "Write many ratios of two from one read."),
     "run": Command("merge.commands.merging:run", "Merge", "Make a merge again from its recipe."),
     "extract": Command("merge.commands.merging:extract", "Merge", "Take some tensors out of a checkpoint."),

@@ -57,7 +57,7 @@ def methods(
 def _data(name: str, method: Method) -> dict[str, Any]:
     """All that there is to say of a method, as plain data."""
     needed = {key: parameter.example for key, parameter in method.parameters.items() if parameter.required}
-    inputs = ["vqa.pt", "caption.pt"][: method.inputs[1] or 2] + [
+    inputs = ["vqa.pt", "caption.pt", "grounding.pt"][: method.inputs[1] or 2] + [
         "vqa-fisher.pt",
         "caption-fisher.pt",
     ] * method.statistics

@@ -17,6 +17,7 @@ from merge.recipe.recipe import Recipe
 SHARES = ("ratio", "scale", "weights")  # parameters that say how much of each checkpoint there is
 
 _MOST = 1_000_000
+_LISTED = 12
 
 
 def ratios(points: int) -> list[float]:
@@ -81,7 +82,7 @@ def describe(recipe: Recipe) -> str:
     base = [] if recipe.base is None else [recipe.base.name]
     names = [item.name for item in recipe.inputs]
     if parts:
-        text = " + ".join([*base, share_label(parts)])
+        text = " + ".join([*base, _label(parts)])
     elif method_named(recipe.method).statistics:
         half = len(names) // 2
         text = f"{', '.join(names[:half])} by statistics {', '.join(names[half:])}"
@@ -91,6 +92,14 @@ def describe(recipe: Recipe) -> str:
     rules = [rule.rpartition("=") for rule in (*recipe.policy.pick, *recipe.policy.slices)]
     picked = "".join(f", {what} from {name or 'none'}" for what, _, name in rules)
     return f"{recipe.method}: {text}" + (f" ({', '.join(rest)})" if rest else "") + picked
+
+
+def _label(parts: dict[str, float]) -> str:
+    """The shares, of very many the first and the last."""
+    if len(parts) <= _LISTED:
+        return share_label(parts)
+    items = list(parts.items())
+    return f"{share_label(dict(items[:3]))} + ... + {share_label(dict(items[-3:]))} ({len(items)} checkpoints)"
 
 
 def _plain(value: Any) -> str:

@@ -38,6 +38,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for seed, name in enumerate(CHECKPOINTS):
         merge.save_checkpoint(finetuned(seed), name)
     merge.save_checkpoint({"model.layer.weight": torch.ones(4, 6)}, "model.safetensors")
+    Path("run").mkdir()
     for name in ("vqa_lora", "caption_lora"):
         (tmp_path / name).mkdir()
         factors = {"lora_A": torch.ones(2, 6), "lora_B": torch.ones(4, 2)}
@@ -48,6 +49,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for seed, name in enumerate(("a.pt", "b.pt")):
         torch.manual_seed(seed)
         merge.save_checkpoint(torch.nn.Sequential(torch.nn.Linear(5, 8), torch.nn.Linear(8, 3)).state_dict(), name)
+    for step in range(1, 6):
+        merge.save_checkpoint(finetuned(step), f"run/step={step}.safetensors")
     Path("groups.json").write_text(json.dumps({"hidden": {"0.weight": 0, "0.bias": 0, "1.weight": 1}}))
     done("interpolate", "vqa.pt", "caption.pt", "--ratio", 0.5, "-o", "merged.safetensors")
     return tmp_path
