@@ -70,6 +70,7 @@ _HOME = {
     "series": "tools.series.kinds",
     "share_label": "recipe.label",
     "slerp": "engine.memory",
+    "statistics": "tools.statistics",
     "suffix_like": "checkpoint.save",
     "sweep": "engine.memory",
     "sweep_to_files": "engine.stream",
@@ -117,6 +118,7 @@ if TYPE_CHECKING:
     from merge.tools.diagnose.report import doctor
     from merge.tools.series.kinds import series
     from merge.tools.series.running import RunningAverage
+    from merge.tools.statistics import statistics
     from merge.tools.task_vector import TaskVector
 
 

@@ -7,7 +7,7 @@ import csv
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,11 +18,20 @@ from merge.errors import MergeError
 
 if TYPE_CHECKING:
     from merge.methods import Method, Parameter
+    from merge.recipe.recipe import Recipe
 
 SWITCH = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 WeightsFrom = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="Weights by name: JSON {name: weight}, or CSV with a line 'name,weight' each."),
+]
+
+
+Statistics = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=FILE", help="For fisher and regmean: what `merge.statistics` wrote of an input; one for each."
+    ),
 ]
 
 
@@ -162,6 +171,29 @@ def _value(key: str, text: str, parameter: Parameter) -> Any:
     if parameter.kind is int and all(value.is_integer() for value in values):
         values = [int(value) for value in values]
     return values if len(values) > 1 else values[0]
+
+
+def with_statistics(recipe: Recipe, given: Sequence[str]) -> Recipe:
+    """Give a recipe with a file of statistics for each of its inputs. Raises MergeError where one has none."""
+    from merge.methods import METHODS
+    from merge.recipe.recipe import Input
+
+    if not given:
+        return recipe
+    if not METHODS[recipe.method].statistics:
+        raise MergeError(f"--statistics: {recipe.method} takes none; fisher and regmean do")
+    files: dict[str, Path] = {}
+    names = [item.name for item in recipe.inputs]
+    for text in given:
+        name = max((name for name in names if text.startswith(f"{name}=")), key=len, default=None)
+        if name is None:
+            raise MergeError(f"--statistics {shown(text)!r}: give NAME=FILE; the inputs are {', '.join(names)}")
+        files[name] = Path(text.removeprefix(f"{name}="))
+    lacking = [name for name in names if name not in files]
+    if lacking:
+        raise MergeError(f"--statistics: none are given for {', '.join(lacking)}")
+    collected = [Input(f"statistics of {name}", files[name]) for name in names]
+    return replace(recipe, inputs=(*recipe.inputs, *collected))
 
 
 def takes(name: str, method: Method) -> str:

@@ -57,15 +57,14 @@ def methods(
 def _data(name: str, method: Method) -> dict[str, Any]:
     """All that there is to say of a method, as plain data."""
     needed = {key: parameter.example for key, parameter in method.parameters.items() if parameter.required}
-    inputs = ["vqa.pt", "caption.pt", "grounding.pt"][: method.inputs[1] or 2] + [
-        "vqa-fisher.pt",
-        "caption-fisher.pt",
-    ] * method.statistics
+    inputs = ["vqa.pt", "caption.pt", "grounding.pt"][: method.inputs[1] or 2]
+    collected = ["--statistics vqa=vqa-fisher.pt", "--statistics caption=caption-fisher.pt"] * method.statistics
     base = ["--base", "pretrained.pt"] * method.takes_base
     words = [
         "unival-merge merge",
         name,
         *inputs,
+        *collected,
         *base,
         *([by_name(needed)] if needed else []),
         "-o merged.safetensors",

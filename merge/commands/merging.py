@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from merge.commands.coefficients import (
+    Statistics,
     Weights,
     WeightsFrom,
     number,
@@ -19,6 +20,7 @@ from merge.commands.coefficients import (
     read_weights,
     summing_to_one,
     takes,
+    with_statistics,
 )
 from merge.commands.options import (
     Choices,
@@ -70,6 +72,7 @@ def merge(
     ] = None,
     weights_from: WeightsFrom = None,
     normalize: Normalize = False,
+    statistics: Statistics = None,
 ) -> None:
     """Merge checkpoints by any method. `unival-merge methods METHOD` shows its formula and parameters.
 
@@ -83,7 +86,7 @@ def merge(
     if chosen.takes_base != (base is not None):
         raise MergeError(f"{method} {'needs a base: pass --base BASE' if chosen.takes_base else 'takes no --base'}")
     parameters = parameters_of(method, chosen, parameter or ())
-    recipe = recipe_for(method, inputs, parameters, choices, base)
+    recipe = with_statistics(recipe_for(method, inputs, parameters, choices, base), statistics or ())
     weights = chosen.parameters.get("weights")
     if weights is None and (weights_from or normalize):
         raise MergeError(f"{'--weights-from' if weights_from else '--normalize'}: {takes(method, chosen)}")

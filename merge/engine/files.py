@@ -26,9 +26,10 @@ from merge.checkpoint.save import lay_out, suffix_like
 from merge.checkpoint.scaled import dequantized
 from merge.errors import MergeError
 from merge.plan.findings import Finding, warn
+from merge.plan.paired import merging, plan_for
 from merge.plan.sidecars import sidecars
 from merge.plan.summary import told
-from merge.plan.units import Unit, by_name, dictionary, plan
+from merge.plan.units import Unit, by_name, dictionary
 from merge.recipe.inputs import open_inputs
 from merge.recipe.json import read_recipe, to_json
 from merge.recipe.parameters import check_inputs, method_named, parameters_for
@@ -190,14 +191,16 @@ def _checked(recipe: Recipe, outputs: Sequence[tuple[Recipe, Path]], options: Op
     if recipe.policy.dequantize:
         checkpoints = [dequantized(checkpoint) for checkpoint in checkpoints]
     labels, found = [source.name for source in recipe.sources], list[Finding]()
-    units = plan(checkpoints, labels, recipe.policy, has_base=recipe.base is not None, told=found.append)
+    method, based = method_named(recipe.method), recipe.base is not None
+    units = plan_for(method, checkpoints, labels, recipe.policy, has_base=based, told=found.append)
     for finding in found:
         warn(finding)
     parameters = [parameters_for(item, units) for item, _ in outputs]
-    first, tokens = checkpoints[0], dictionary(checkpoints, labels, units)
-    specs = {name: Spec(unit.element, unit.shape, unit.name) for name, unit in by_name(units, checkpoints).items()}
-    like = with_parts(checkpoints)
-    beside = sidecars(like, checkpoints, labels, units, recipe.policy)
+    merged = merging(method, checkpoints)
+    first, tokens = checkpoints[0], dictionary(merged, labels, units)
+    specs = {name: Spec(unit.element, unit.shape, unit.name) for name, unit in by_name(units, merged).items()}
+    like = with_parts(merged)
+    beside = sidecars(like, merged, labels[: len(merged)], units, recipe.policy)
     targets: list[Target] = []
     for (item, path), values in zip(outputs, parameters, strict=True):
         ties = {name: specs[name].tie for name in specs}
@@ -208,8 +211,8 @@ def _checked(recipe: Recipe, outputs: Sequence[tuple[Recipe, Path]], options: Op
         if tokens is not None:  # without it nobody knows what the rows mean
             metadata[DICTIONARY] = json.dumps(tokens)
         rest: dict[str, Any] = {"metadata": metadata, "shard_size": options.shard_size, "sidecars": beside.files}
-        layout = lay_out(path, specs, like=like, others=checkpoints[1:], **rest)
-        notes = told(checkpoints, labels, entries_kept=layout.like)
+        layout = lay_out(path, specs, like=like, others=merged[1:], **rest)
+        notes = told(merged, labels[: len(merged)], entries_kept=layout.like)
         layout = replace(layout, notes=(*notes, *(beside.notes if layout.folder else ()), *layout.notes))
         targets.append(Target(item, values, path, layout))
     return Plan(recipe, checkpoints, units, targets, options, found)

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from merge.checkpoint.scaled import dequantized
 from merge.checkpoint.source import Source, StateDict, opened, opened_all
 from merge.engine.kernel import computing_dtype, merged, nonfinite, refuse_nonfinite
-from merge.engine.memory import Sources, unplaced_recipe
+from merge.engine.memory import Sources, unplaced_recipe, with_statistics
 from merge.engine.survey import Parameters, Walk, survey
 from merge.errors import MergeError
+from merge.plan.paired import plan_for
 from merge.plan.policy import Policy
-from merge.plan.units import Unit, plan
+from merge.plan.units import Unit
 from merge.recipe.parameters import is_rules, method_named, parameters_for, resolve
 
 
@@ -34,6 +35,7 @@ class LivePath:
         method: a key of `METHODS`.
         inputs: checkpoints (paths, open ones, state dicts or modules), by name or in a list.
         base: the common ancestor, for methods that take one.
+        statistics: those of the inputs by the same names, for methods that weigh experts by them.
         policy: see `Policy`; with `dtype=None` values are rounded to the checkpoints' dtype, as in a file.
         resident: keep the endpoints on the model's device; else they are read from the file's map at every `set`, for a
             GPU from pinned memory.
@@ -50,12 +52,13 @@ class LivePath:
         inputs: Sources,
         base: Source | None = None,
         *,
+        statistics: Sources | None = None,
         policy: Policy | None = None,
         resident: bool = True,
     ):
         if not isinstance(model, nn.Module):
             raise MergeError(f"model: a {type(model).__name__} is no nn.Module, whose weights could be set")
-        named = opened_all(inputs)
+        named = with_statistics(method, opened_all(inputs), statistics)
         self.names = list(named)
         self._recipe = unplaced_recipe(method, self.names, base is not None, policy, {})
         self._method = method_named(method)
@@ -65,7 +68,7 @@ class LivePath:
         if self._recipe.policy.dequantize:
             sources = [dequantized(source) for source in sources]
         labels = [item.name for item in self._recipe.sources]
-        self._units = plan(sources, labels, self._recipe.policy, has_base=base is not None)
+        self._units = plan_for(self._method, sources, labels, self._recipe.policy, has_base=base is not None)
         self._check_targets(sources)
         own = {tensor.untyped_storage().data_ptr() for tensor in self._targets.values()}
         self._endpoints = [self._gather(unit, sources, own, resident) for unit in self._units]

@@ -9,11 +9,13 @@ from typing import Any
 from torch import Tensor
 
 from merge.checkpoint.scaled import dequantized
-from merge.checkpoint.source import Source, opened, opened_all, whole
+from merge.checkpoint.source import Source, StateDict, opened, opened_all, whole
 from merge.engine.kernel import merged, refuse_nonfinite
 from merge.engine.survey import Walk, survey
+from merge.errors import MergeError
+from merge.plan.paired import merging, plan_for
 from merge.plan.policy import Policy, policy_of
-from merge.plan.units import Unit, by_name, plan
+from merge.plan.units import Unit, by_name
 from merge.recipe.parameters import check_inputs, method_named, parameters_for
 from merge.recipe.recipe import Input, Recipe
 
@@ -21,7 +23,13 @@ Sources = Mapping[str, Source] | Sequence[Source]
 
 
 def merge_with(
-    method: str, inputs: Sources, base: Source | None = None, *, policy: Policy | None = None, **parameters: Any
+    method: str,
+    inputs: Sources,
+    base: Source | None = None,
+    *,
+    statistics: Sources | None = None,
+    policy: Policy | None = None,
+    **parameters: Any,
 ) -> dict[str, Tensor]:
     """Merge checkpoints by any method of `METHODS`, with that method's parameters.
 
@@ -30,11 +38,12 @@ def merge_with(
         >>> merge_with("ties", {"vqa": expert}, base, density=0.5)["w"]
         tensor([3., 2.])
 
+    `statistics` are those of the inputs by the same names, for methods that weigh experts by them (`merge.statistics`).
     Every checkpoint may be a path, an open Checkpoint, a state dict or a module. Tied tensors come out tied; nothing is
     shared with the inputs. Raises MergeError for every difference that the policy does not resolve, and for infinite or
     NaN results.
     """
-    named = opened_all(inputs)
+    named = with_statistics(method, opened_all(inputs), statistics)
     ancestor = [] if base is None else [opened(base, name="base")]
     recipe = unplaced_recipe(method, list(named), base is not None, policy, parameters)
     chosen = method_named(method)
@@ -42,7 +51,8 @@ def merge_with(
     sources = [*ancestor, *named.values()]
     if recipe.policy.dequantize:
         sources = [dequantized(source) for source in sources]
-    units = plan(sources, [item.name for item in recipe.sources], recipe.policy, has_base=base is not None)
+    labels = [item.name for item in recipe.sources]
+    units = plan_for(chosen, sources, labels, recipe.policy, has_base=base is not None)
 
     def read(unit: Unit) -> list[Tensor]:
         return [whole(sources[i], unit.name).detach() for i in unit.sources]
@@ -58,7 +68,21 @@ def merge_with(
         refuse_nonfinite(unit, count, recipe.policy)
         value = value.clone() if any(value.data_ptr() == tensor.data_ptr() for tensor in tensors) else value
         result.update(dict.fromkeys(unit.names, value))
-    return {name: result[name] for name in by_name(units, sources)}
+    return {name: result[name] for name in by_name(units, merging(chosen, sources))}
+
+
+def with_statistics(method: str, inputs: dict[str, StateDict], statistics: Sources | None) -> dict[str, StateDict]:
+    """Give the inputs and then the statistics of each. Raises MergeError where a method takes none, or one has none."""
+    if statistics is None:
+        return inputs
+    if not method_named(method).statistics:
+        raise MergeError(f"{method} takes no statistics; fisher and regmean do")
+    found = opened_all(statistics)
+    lacking = [name for name in inputs if name not in found]
+    if lacking or set(found) - set(inputs):
+        wrong = f"no statistics for {', '.join(lacking)}" if lacking else f"the inputs are {', '.join(inputs)}"
+        raise MergeError(f"{wrong}; there are some for {', '.join(found) or 'nobody'}")
+    return inputs | {f"statistics of {name}": found[name] for name in inputs}
 
 
 def unplaced_recipe(
@@ -91,7 +115,7 @@ def average(
     policy: Policy | None = None,
 ) -> dict[str, Tensor]:
     """`sum_i weights_i * inputs_i`; equal weights where none are given (model soups, arXiv 2203.05482)."""
-    given = {} if weights is None else {"weights": weights}
+    given: dict[str, Any] = {} if weights is None else {"weights": weights}
     return merge_with("average", inputs, None, policy=policy, **given)
 
 
@@ -108,7 +132,7 @@ def task_arithmetic(
     `experts` are finetuned checkpoints, not differences: so one expert at scale 1 is that expert to the bit. For
     differences see `TaskVector`.
     """
-    given = {} if weights is None else {"weights": weights}
+    given: dict[str, Any] = {} if weights is None else {"weights": weights}
     return merge_with("task-arithmetic", experts, base, policy=policy, scale=scale, **given)
 
 

@@ -24,7 +24,7 @@ def fisher(tensors: Tensors, *, floor: float, name: str = "", out: Tensor | None
     Entries that no Fisher information tells apart are averaged. Computed as a running mean: equal entries stay equal.
     Raises MergeError where the statistics do not pair with the experts.
     """
-    experts, statistics = _paired(tensors, name)
+    experts, statistics = _paired(tensors)
     result, total = experts[0], statistics[0].clamp(min=floor)
     for expert, statistic in zip(experts[1:], statistics[1:], strict=True):
         weight = statistic.clamp(min=floor)
@@ -40,7 +40,7 @@ def regmean(tensors: Tensors, *, shrink: float, floor: float, name: str = "") ->
     are multiplied by `shrink`. Input features that no expert has seen are averaged. Statistics of a tensor's own shape
     (biases, norms) weight its entries as in `fisher`. Raises MergeError for other shapes and for values not finite.
     """
-    experts, statistics = _paired(tensors, name)
+    experts, statistics = _paired(tensors)
     shape, wanted = tuple(statistics[0].shape), tuple(experts[0].shape)
     if len(wanted) != 2 or shape != (wanted[1], wanted[1]):
         if shape != wanted:
@@ -61,12 +61,8 @@ def regmean(tensors: Tensors, *, shrink: float, floor: float, name: str = "") ->
     return (mean + _divided(pull, total)).to(mean.dtype)
 
 
-def _paired(tensors: Tensors, name: str) -> tuple[Tensors, Tensors]:
+def _paired(tensors: Tensors) -> tuple[Tensors, Tensors]:
     half = len(tensors) // 2
-    if len(tensors) % 2:
-        raise MergeError(
-            f"{name}: the inputs are experts and then one file of statistics each, not {len(tensors)} files"
-        )
     return tensors[:half], tensors[half:]
 
 

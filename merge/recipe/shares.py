@@ -85,7 +85,8 @@ def describe(recipe: Recipe) -> str:
         text = " + ".join([*base, _label(parts)])
     elif method_named(recipe.method).statistics:
         half = len(names) // 2
-        text = f"{', '.join(names[:half])} by statistics {', '.join(names[half:])}"
+        collected = [name.removeprefix("statistics of ") for name in names[half:]]
+        text = f"{', '.join(names[:half])} by statistics {', '.join(collected)}"
     else:
         text = ", ".join([*base, *names])
     rest = [f"{k} {_plain(v)}" for k, v in recipe.parameters.items() if not parts or k not in SHARES]

@@ -1,4 +1,4 @@
-"""What an expert's weights mean to it: Fisher information and inner products of activations, and merges by them.
+"""What an expert's weights mean to it: Fisher information and inner products of activations, to merge by.
 
 Statistics are state dicts with the expert's names; they can be saved and opened like checkpoints. Collect them on the
 task that the expert was finetuned for, with as few as some hundred examples.
@@ -14,16 +14,49 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from merge.checkpoint.source import StateDict, whole
-from merge.engine.kernel import merged, refuse_nonfinite
+from merge.checkpoint.save import save_checkpoint
 from merge.errors import MergeError
-from merge.plan.checks import leave
-from merge.plan.policy import Policy
-from merge.plan.units import plan
-from merge.recipe.parameters import method_named, parameters_for
-from merge.recipe.recipe import Input, Recipe
 
 Batch = TypeVar("Batch")
+
+
+def statistics(
+    method: str,
+    model: nn.Module,
+    batches: Iterable[Batch],
+    call: Callable[[nn.Module, Batch], Any] | None = None,
+    output: str | Path | None = None,
+    *,
+    overwrite: bool = False,
+) -> dict[str, Tensor]:
+    """Collect what "fisher" or "regmean" weigh an expert by, and write it to a file if `output` names one.
+
+        >>> layer = nn.Linear(2, 1)
+        >>> statistics("regmean", layer, [torch.eye(2)])["weight"].tolist()
+        [[0.5, 0.0], [0.0, 0.5]]
+
+    For "fisher" `call(model, batch)` gives the negative log-likelihood of every example (`fisher_information`); for
+    "regmean" it calls the model (`inner_products`), by default with a batch as its arguments: a mapping by name, a
+    tuple or list in turn. Raises MergeError for another method and where nothing was collected.
+    """
+    if method == "regmean":
+        found = inner_products(model, batches, call or called)
+    elif method != "fisher":
+        raise MergeError(f"{method} takes no statistics; fisher and regmean do")
+    elif call is None:
+        raise MergeError("fisher needs call(model, batch): the negative log-likelihood of every example of a batch")
+    else:
+        found = fisher_information(model, batches, call)
+    if output is not None:
+        save_checkpoint(found, output, overwrite=overwrite)
+    return found
+
+
+def called(model: nn.Module, batch: Any) -> Any:
+    """Call a model with a batch: a mapping by name, a tuple or list in turn, anything else alone."""
+    if isinstance(batch, Mapping):
+        return model(**batch)
+    return model(*batch) if isinstance(batch, (tuple, list)) else model(batch)
 
 
 def fisher_information(
@@ -89,50 +122,6 @@ def inner_products(
         name: (sums[id(value)] / counts[id(value)]).float() if counts.get(id(value)) else _unweighted(value.detach())
         for name, value in model.state_dict(keep_vars=True).items()
     }
-
-
-def merge_with_statistics(
-    method: str,
-    experts: Mapping[str, StateDict],
-    statistics: Mapping[str, StateDict],
-    parameters: Mapping[str, Any] | None = None,
-    policy: Policy | None = None,
-) -> dict[str, Tensor]:
-    """Merge experts by "fisher" or "regmean", with each one's statistics under the same name.
-
-    Lazily opened checkpoints are read tensor by tensor. Tied tensors use the statistics of their first name. Raises
-    MergeError for experts without statistics and for all that a merge refuses.
-    """
-    lacking = [name for name in experts if name not in statistics]
-    if lacking:
-        raise MergeError(
-            f"no statistics for {', '.join(lacking)}; there are some for {', '.join(statistics) or 'nobody'}"
-        )
-    labels = [*experts, *(f"statistics of {name}" for name in experts)]
-    recipe = Recipe(
-        method, tuple(Input(label, Path(label)) for label in labels), parameters or {}, policy=policy or Policy()
-    )
-    units = plan(list(experts.values()), list(experts), recipe.policy)
-    resolved = parameters_for(recipe, units)
-    chosen = method_named(method)
-    result: dict[str, Tensor] = {}
-    for unit in units:
-        tensors = [whole(list(experts.values())[index], unit.name).detach() for index in unit.sources]
-        if unit.assembly is not None or 1 < len(unit.sources) < len(experts):
-            raise MergeError(f"{unit.name}: statistics are of whole tensors that all experts have; {leave(unit.name)}")
-        if unit.kind == "merge":
-            tensors += [_statistic(statistics[name], name, unit.name) for name in experts]
-        ((value, count),) = merged(unit, tensors, chosen, [resolved.get(unit.name, {})], recipe.policy)
-        refuse_nonfinite(unit, count, recipe.policy)
-        value = value.clone() if unit.kind == "copy" else value
-        result.update(dict.fromkeys(unit.names, value))
-    return result
-
-
-def _statistic(statistics: StateDict, expert: str, name: str) -> Tensor:
-    if name not in statistics:
-        raise MergeError(f"the statistics of {expert} lack {name}; collect them on a model with the expert's names")
-    return statistics[name].detach()
 
 
 def _unweighted(value: Tensor) -> Tensor:

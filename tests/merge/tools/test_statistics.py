@@ -12,7 +12,10 @@ from torch import Tensor, nn
 
 import merge
 from merge import MergeError
-from merge.tools.statistics import fisher_information, inner_products, merge_with_statistics
+from merge.tools.statistics import fisher_information, inner_products
+from tests.merge.made import assert_same
+from tests.merge.shell import command, done
+from tests.merge.ways import merged_every_way, recipe_of
 
 Batch = tuple[Tensor, Tensor]
 
@@ -141,7 +144,7 @@ def experts() -> tuple[dict[str, dict[str, Tensor]], dict[str, dict[str, Tensor]
 
 def test_fisher_weighted_average_of_two_networks() -> None:
     states, fishers, _ = experts()
-    merged = merge_with_statistics("fisher", states, fishers)
+    merged = merge.merge_with("fisher", states, statistics=fishers)
     weights = [value["first.weight"].clamp(min=1e-6) for value in fishers.values()]
     values = [value["first.weight"] for value in states.values()]
     wanted = (weights[0] * values[0] + weights[1] * values[1]) / (weights[0] + weights[1])
@@ -159,14 +162,14 @@ def test_fisher_from_files_is_the_same(tmp_path: Path) -> None:
             save_file({key: value.clone() for key, value in state.items()}, paths[-1])
     recipe = merge.Recipe("fisher", tuple(merge.Input(path.stem, path) for path in paths))
     merge.run(recipe, tmp_path / "out.safetensors", merge.Options(sync=False))
-    wanted = merge_with_statistics("fisher", states, fishers)
+    wanted = merge.merge_with("fisher", states, statistics=fishers)
     for name, value in load_file(tmp_path / "out.safetensors").items():
         assert torch.equal(value, wanted[name]), name
 
 
 def test_regmean_keeps_outputs_better_than_the_average() -> None:
     states, _, products = experts()
-    merged = merge_with_statistics("regmean", states, products, {"shrink": 1.0})
+    merged = merge.merge_with("regmean", states, statistics=products, shrink=1.0)
     mean = merge.average(states)
 
     def error(weight: Tensor) -> float:
@@ -181,9 +184,9 @@ def test_regmean_keeps_outputs_better_than_the_average() -> None:
     torch.testing.assert_close(merged["table.weight"], mean["table.weight"])
     torch.testing.assert_close(merged["first.bias"], mean["first.bias"])
     assert merged["first.weight"].dtype == torch.float32
-    shrunk = merge_with_statistics("regmean", states, products, {"shrink": {"first.*": 0.5, "*": 0.9}})
+    shrunk = merge.merge_with("regmean", states, statistics=products, shrink={"first.*": 0.5, "*": 0.9})
     assert error(merged["first.weight"]) < error(shrunk["first.weight"])
-    other = merge_with_statistics("regmean", states, products)
+    other = merge.merge_with("regmean", states, statistics=products)
     assert torch.equal(other["last.weight"], shrunk["last.weight"])
 
 
@@ -193,18 +196,80 @@ def test_statistics_may_lie_in_files(tmp_path: Path) -> None:
     for name, state in products.items():
         save_file({key: value.clone() for key, value in state.items()}, tmp_path / f"{name}.safetensors")
         opened[name] = merge.open_checkpoint(tmp_path / f"{name}.safetensors")
-    wanted = merge_with_statistics("regmean", states, products)
-    for name, value in merge_with_statistics("regmean", states, opened).items():
+    wanted = merge.merge_with("regmean", states, statistics=products)
+    for name, value in merge.merge_with("regmean", states, statistics=opened).items():
         assert torch.equal(value, wanted[name])
 
 
 def test_what_is_missing_is_named() -> None:
-    states, fishers, _ = experts()
+    states, fishers, products = experts()
     with pytest.raises(MergeError, match="no statistics for caption; there are some for vqa"):
-        merge_with_statistics("fisher", states, {"vqa": fishers["vqa"]})
+        merge.merge_with("fisher", states, statistics={"vqa": fishers["vqa"]})
     lacking = {**fishers, "vqa": {key: value for key, value in fishers["vqa"].items() if key != "norm.bias"}}
     with pytest.raises(MergeError, match=r"the statistics of vqa lack norm\.bias"):
-        merge_with_statistics("fisher", states, lacking)
+        merge.merge_with("fisher", states, statistics=lacking)
     broken = {**fishers, "vqa": {**fishers["vqa"], "norm.bias": torch.full((5,), torch.nan)}}
     with pytest.raises(MergeError, match=r"norm\.bias: 5 infinite or NaN values"):
-        merge_with_statistics("fisher", states, broken)
+        merge.merge_with("fisher", states, statistics=broken)
+    with pytest.raises(MergeError, match="the inputs are vqa, caption; there are some for vqa, caption, other"):
+        merge.merge_with("fisher", states, statistics={**fishers, "other": fishers["vqa"]})
+    with pytest.raises(MergeError, match="average takes no statistics; fisher and regmean do"):
+        merge.merge_with("average", states, statistics=fishers)
+    with pytest.raises(
+        MergeError, match=r"first.weight has shape \[5, 3\]: the statistics of vqa cannot have shape \[3, 3\]"
+    ):
+        merge.merge_with("fisher", states, statistics=products)
+
+
+# -- files -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["regmean", "fisher"])
+def test_from_a_model_to_statistics_to_a_merged_file(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    models = {"vqa": Net(1), "caption": Net(2)}
+    for seed, (name, model) in enumerate(models.items()):
+        merge.save_checkpoint(model, f"{name}.pt")
+        call = run if method == "regmean" else negative_log_likelihood
+        merge.statistics(method, model, batches(4, seed), call, f"{name}-statistics.safetensors")
+    paths = {name: Path(f"{name}.pt") for name in models}
+    collected = {f"statistics of {name}": Path(f"{name}-statistics.safetensors") for name in models}
+    made = merged_every_way(recipe_of(method, {**paths, **collected}, {}, merge.Policy()), tmp_path / "m.safetensors")
+    options = [
+        word for name in ("caption", "vqa") for word in ("--statistics", f"{name}={name}-statistics.safetensors")
+    ]
+    told = done("merge", method, "vqa.pt", "caption.pt", *options, "-o", "again.safetensors")
+    assert f"{method}: vqa, caption by statistics vqa, caption" in told.out
+    assert_same(merge.load_checkpoint("again.safetensors"), made)
+    with pytest.raises(MergeError, match="exists"):
+        merge.statistics("regmean", models["vqa"], batches(1, 0), run, "vqa-statistics.safetensors")
+
+
+def refused(*words: Any) -> str:
+    outcome = command(*words)
+    assert outcome.code == 2
+    return outcome.err.removeprefix("error: ").strip()
+
+
+def test_statistics_on_the_command_line_are_of_the_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("vqa", "caption"):
+        merge.save_checkpoint(Net(), f"{name}.pt")
+    words = ("merge", "regmean", "vqa.pt", "caption.pt", "-o", "m.pt")
+    wrong = refused(*words, "--statistics", "vqa.pt")
+    assert wrong == "--statistics 'vqa.pt': give NAME=FILE; the inputs are vqa, caption"
+    assert refused(*words, "--statistics", "vqa=vqa.pt") == "--statistics: none are given for caption"
+    other = refused("merge", "average", "vqa.pt", "caption.pt", "-o", "m.pt", "--statistics", "vqa=vqa.pt")
+    assert other == "--statistics: average takes none; fisher and regmean do"
+
+
+def test_a_batch_is_the_models_arguments() -> None:
+    batch = torch.eye(3)
+    wanted = merge.statistics("regmean", Net(), [(batch,), [batch], {"x": batch}, batch])
+    assert torch.equal(wanted["first.weight"], merge.statistics("regmean", Net(), [batch])["first.weight"])
+    with pytest.raises(MergeError, match="average takes no statistics"):
+        merge.statistics("average", Net(), [batch])
+    with pytest.raises(MergeError, match=r"fisher needs call\(model, batch\)"):
+        merge.statistics("fisher", Net(), [batch])
