@@ -18,7 +18,18 @@ from tests import ROOT
 WINGS: dict[str, tuple[str, ...]] = {
     "merge": ("commands", "tools", "engine", "recipe", "plan", "methods", "checkpoint", "errors", "_version"),
     "unival_core": (
-        *("commands", "training", "permutations", "evaluation", "ensemble", "generation", "tasks", "data", "metrics"),
+        *(
+            "commands",
+            "training",
+            "permutations",
+            "evaluation",
+            "likelihood",
+            "ensemble",
+            "generation",
+            "tasks",
+            "data",
+            "metrics",
+        ),
         *(
             "checkpoint",
             "model",

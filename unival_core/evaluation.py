@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from unival_core.decoding import GenerationOptions, IdRange
 from unival_core.ensemble import Ensemble
 from unival_core.errors import UnivalError
 from unival_core.generation import generate, score_candidates
+from unival_core.likelihood import negative_log_likelihood
 from unival_core.metrics import METRICS, Scores
 from unival_core.model import UnivalModel
 from unival_core.text import Trie
@@ -35,13 +37,19 @@ NO_BOX = (float("nan"),) * 4
 @dataclass(frozen=True)
 class Prediction:
     """What a model answered to a row: a text, a box x0, y0, x1, y1 in pixels, or image codes; its log-probability
-    (ranked as the search ranks); and the reference it is compared with."""
+    (ranked as the search ranks); and the reference it is compared with.
+
+    `confidence` is the probability of the whole answer, among those allowed; `loss` the negative log-likelihood of the
+    references (`negative_log_likelihood`), where it was asked for.
+    """
 
     name: str
     place: str
     answer: Any
     score: float
     reference: Any
+    confidence: float
+    loss: float | None = None
 
 
 @dataclass(frozen=True)
@@ -90,12 +98,19 @@ def evaluate(
     modes = [(module, module.training) for module in model.modules()]  # frozen parts may differ from the model's own
     model.eval()
     try:
-        with precision, tqdm(desc=task.name, total=total, unit="example", disable=None if progress else True) as bar:
+        with (
+            precision,
+            torch.no_grad(),
+            tqdm(desc=task.name, total=total, unit="example", disable=None if progress else True) as bar,
+        ):
             for rows, batch in evaluation_batches(dataset, batch_size, limit=limit, workers=workers):
-                answers = predict(
-                    model, batch.to(where), task, dataset.tokenizer, answers=dataset.answers, options=options
-                )
-                found.update(zip(rows, answers, strict=True))
+                batch, limits = batch.to(where), dataset.answers
+                encoded = model.encode(batch.inputs)
+                said = predict(model, batch, task, dataset.tokenizer, answers=limits, options=options, encoded=encoded)
+                if any(METRICS[name].of == "loss" for name in metrics):
+                    losses = negative_log_likelihood(model, batch, limits, encoded)
+                    said = [replace(one, loss=loss) for one, loss in zip(said, losses, strict=True)]
+                found.update(zip(rows, said, strict=True))
                 bar.update(len(rows))
     finally:
         for module, mode in modes:
@@ -117,12 +132,16 @@ def predict(
     *,
     answers: Answers | None = None,
     options: GenerationOptions | None = None,
+    encoded: Any = None,
 ) -> list[Prediction]:
-    """Return the answers to a batch of one task (`sized_for` the model), which lies on the model's device."""
+    """Return the answers to a batch of one task (`sized_for` the model), which lies on the model's device.
+
+    `encoded` is what `model.encode` returned of the batch's inputs, where that is known.
+    """
     prefix = batch.prefix if task.repeats_prompt else None
     if answers is not None and task.rank_answers:
-        ranks, places = score_candidates(model, batch.inputs, answers.ids, prefix=prefix).max(dim=1)
-        said = [(answers.ids[place], rank) for place, rank in zip(places.tolist(), ranks.tolist(), strict=True)]
+        ranks, places = score_candidates(model, batch.inputs, answers.ids, prefix=prefix, encoded=encoded).max(dim=1)
+        said = [(answers.ids[place], rank, rank) for place, rank in zip(places.tolist(), ranks.tolist(), strict=True)]
     else:
         constraint: Trie | IdRange | None = None if answers is None else answers.trie
         if answers is None and task.writes != "text":
@@ -135,11 +154,15 @@ def predict(
             constraint=constraint,
             prefix=prefix,
             code_rows=batch.code_rows,
+            encoded=encoded,
         )
-        said = [(sentences[0].answer, sentences[0].score) for sentences in found]
+        best = [sentences[0] for sentences in found]
+        said = [(one.answer, one.score, sum(one.token_scores[one.prefix_length :])) for one in best]
     return [
-        Prediction(e.name, e.place, told(ids, task, tokenizer, answers, e.size), rank, e.reference)
-        for (ids, rank), e in zip(said, batch.examples, strict=True)
+        Prediction(
+            e.name, e.place, told(ids, task, tokenizer, answers, e.size), rank, e.reference, math.exp(min(whole, 0.0))
+        )
+        for (ids, rank, whole), e in zip(said, batch.examples, strict=True)
     ]
 
 
@@ -166,8 +189,8 @@ def known_metrics(names: Sequence[str]) -> Sequence[str]:
 
 def score(predictions: Sequence[Prediction], metrics: Sequence[str]) -> dict[str, Scores]:
     """Return the scores by the names of metrics."""
-    answers, references = [p.answer for p in predictions], [p.reference for p in predictions]
-    return {name: METRICS[name](answers, references) for name in metrics}
+    references = [p.reference for p in predictions]
+    return {name: METRICS[name]([getattr(p, METRICS[name].of) for p in predictions], references) for name in metrics}
 
 
 def write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
@@ -176,7 +199,8 @@ def write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
     try:
         with partial.open("w", encoding="utf-8") as file:
             for prediction in predictions:
-                file.write(json.dumps(asdict(prediction), ensure_ascii=False) + "\n")
+                said = {name: value for name, value in asdict(prediction).items() if value is not None}
+                file.write(json.dumps(said, ensure_ascii=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)

@@ -76,12 +76,14 @@ def generate(
     constraint: Trie | IdRange | None = None,
     prefix: Sequence[Sequence[int]] | None = None,
     code_rows: Tensor | None = None,
+    encoded: Any = None,
 ) -> list[list[Hypothesis]]:
     """Return the best sentences of each of B samples, best first (arXiv 2307.16184, as evaluated there).
 
     `constraint` is a trie of the allowed answers, or a range of ids: `IdRange(config.bin_offset, config.vocabulary)`
     with `min_len=4, max_len_b=4` gives four bins exactly, that is a box. `prefix` forces the first tokens (after bos)
     of each sample; their log-probabilities count. `code_rows` (B, bool) marks samples that write an image.
+    `encoded` is what `model.encode` returned of the inputs, where that is known.
     A sample of a batch gets what it would get alone, except for the draws of `sample`.
 
     >>> generate(model, inputs, GenerationOptions(beam=5))[0][0].answer  # doctest: +SKIP
@@ -93,7 +95,7 @@ def generate(
     limits = _limits(model, inputs, options, prefix, codes=code_rows is not None)
     search = _search(options, model.config.vocabulary, inputs.tokens.device)
     filters = _filters(options, constraint, limits, model.config.vocabulary)
-    cache = model.start(model.encode(inputs), code_rows)
+    cache = model.start(model.encode(inputs) if encoded is None else encoded, code_rows)
     rows, logits = _begin(model, cache, limits, options.temperature)
     found: list[list[Hypothesis]] = [[] for _ in limits.longest]
     running = list(range(len(found)))
@@ -136,17 +138,19 @@ def score_candidates(
     *,
     prefix: Sequence[Sequence[int]] | None = None,
     rows: int = 64,
+    encoded: Any = None,
 ) -> Tensor:
     """Return the log-probability of each of A candidate answers (ids without eos) for each of B samples, B x A in
     float32.
 
     At every position the probabilities of the ids that continue some candidate sum to 1; the forced `prefix` of a
-    sample (after bos) does not count. Media and texts are encoded once; about `rows` answers are decoded at a time.
+    sample (after bos) does not count. Media and texts are encoded once, here or by
+    the caller (`encoded`, as of `generate`); about `rows` answers are decoded at a time.
     Raises UnivalError as `generate` does.
     """
     trie = Trie(candidates).to(inputs.tokens.device)
     limits = _limits(model, inputs, GREEDY, prefix)
-    encoded = model.encode(inputs)
+    encoded = model.encode(inputs) if encoded is None else encoded
     scores = torch.empty(len(inputs.tokens), len(candidates), device=inputs.tokens.device)
     for length in limits.prefix_length.unique().tolist():
         members = (limits.prefix_length == length).nonzero().flatten()

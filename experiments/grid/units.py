@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 
 from experiments.grid.rows import Records
 
+SHARE = "share"  # the unit of rows whose scores are shares of 1, shown in %
 TIMES_100 = "× 100"  # the unit of scores that are no share of anything and yet are told times 100
 _TOLD_TIMES_100 = ("cider", "bleu", "rouge", "meteor", "spice")  # in rows older than units
 
@@ -50,16 +51,24 @@ class Unit(NamedTuple):
 SHARES = Unit(100.0, "%")  # of 1
 
 
+def unit_in_rows(shown: str) -> str:
+    """Return the unit that rows name, whose shares are of 1, where scores are printed in the unit `shown`."""
+    return SHARE if shown == SHARES.name else shown
+
+
 def unit_of(rows: Records) -> Unit:
     """Return the unit of rows of one metric.
 
-    Without a unit of their own scores that lie in 0..1 and rise are shares of 1; any other are shown as they are.
+    Without a unit of their own scores that lie in 0..1 and rise are taken for shares of 1; any other are shown as they
+    are.
     """
     first = rows[0]
     name, rises = str(first.get("unit", "")), bool(first.get("higher_is_better", True))
     values = [row["value"] for row in rows if not math.isnan(row["value"])]
     if name == TIMES_100 or (not name and any(word in first["metric"].lower() for word in _TOLD_TIMES_100)):
         return Unit(100.0, TIMES_100, rises)
+    if name == SHARE:
+        return SHARES._replace(rises=rises)
     if not name and rises and all(0 <= value <= 1 for value in values):
         return SHARES
     return Unit(1.0, name, rises)

@@ -109,6 +109,10 @@ class BaseSetup:
         """Quote the task's first metric."""
         return TASKS[task].metrics[:1]
 
+    def limits_answers(self, task: str) -> bool:
+        """Tell whether only some answers are allowed."""
+        return bool(TASKS[task].answers or TASKS[task].published.answers)
+
     def areas(self) -> tuple[float, float]:
         """Return the areas of COCO, in square pixels."""
         return COCO_AREAS

@@ -83,6 +83,10 @@ class PocketSetup:
         """Return the metric quoted for a task, one that has scores of single examples."""
         return (TASKS[task].quoted(self.name),)
 
+    def limits_answers(self, task: str) -> bool:
+        """Tell whether only some answers are allowed."""
+        return bool(TASKS[task].answers or read_world(self.pocket().world).answers.get(task))
+
     def areas(self) -> tuple[float, float]:
         """Return the areas, in square pixels, at which boxes stop being small, and start being large: terciles of the
         boxes in training."""

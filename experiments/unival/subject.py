@@ -14,6 +14,7 @@ from torch import nn
 
 from experiments.errors import StudyError
 from experiments.grid.subject import Score
+from experiments.grid.units import unit_in_rows
 from experiments.study.points import Cell, Expert
 from experiments.unival.setups import Setup
 from merge import Checkpoint, Input, recalibrate_batchnorm
@@ -30,10 +31,11 @@ from unival_core import (
     evaluate,
 )
 from unival_core.data import Batch, MediaCache, TaskDataset, collate
-from unival_core.metrics import score_interval
+from unival_core.metrics import Scores, not_computed, score_interval
 
 RECALIBRATION = 512  # training inputs that BatchNorm statistics are measured on
 BATCH = 64
+LOSS, CONFIDENCE = "negative log-likelihood", "confidence"  # beside what is quoted
 OPTIONAL_MEDIA = MEDIA[1:]  # every model sees images
 
 
@@ -75,10 +77,14 @@ class UnivalSubject:
         return self.setup.data_digest(task, split)
 
     def metrics(self, cell: Cell) -> Mapping[str, Sequence[float]]:
-        """Return the cell's, or those quoted for its task; boxes are small and large by the setup's areas."""
-        names = cell.metrics or self.setup.metrics(cell.task)
+        """Return the cell's, or those quoted for its task; then the loss and, where answers are limited, confidence.
+
+        Boxes are small and large by the setup's areas.
+        """
+        names = [*(cell.metrics or self.setup.metrics(cell.task))]
         if unknown := [name for name in names if name not in METRICS]:
             raise StudyError(f"no metric {unknown[0]!r}: choose from {', '.join(METRICS)}")
+        names += [LOSS, CONFIDENCE] if self.setup.limits_answers(cell.task) else [LOSS]
         return {name: self.setup.areas() if METRICS[name].size else () for name in names}
 
     def conditions(self, task: str) -> Mapping[str, Any]:
@@ -139,7 +145,7 @@ class UnivalSubject:
             )
         except NotFinite as error:
             count = len(dataset) if self.limit is None else min(self.limit, len(dataset))
-            return dict.fromkeys(names, Score(math.nan, math.nan, math.nan, count, np.empty(0), str(error)))
+            return {name: scored(name, not_computed(count, str(error)), str(error)) for name in names}
         answers, references = ([getattr(p, name) for p in result.predictions] for name in ("answer", "reference"))
         broken = f"{len(result.broken)} broken rows left out" if result.broken else ""
         found: dict[str, Score] = {}
@@ -147,8 +153,7 @@ class UnivalSubject:
             own = result.scores[name]
             if METRICS[name].size:  # boxes are small and large by the setup's areas, not by the published ones
                 own = METRICS[name](answers, references, areas=self.setup.areas())
-            note = "; ".join(filter(None, (own.note, broken)))
-            found[name] = Score(own.value, *score_interval(own), own.n, own.per_example, note)
+            found[name] = scored(name, own, "; ".join(filter(None, (own.note, broken))))
         return found
 
     def dataset(self, task: str, split: str, config: UnivalConfig) -> TaskDataset:
@@ -157,6 +162,25 @@ class UnivalSubject:
             tokenizer = self.setup.tokenizer(config)
             self._data[task, split] = self.setup.dataset(task, split, tokenizer, config, self._cache)
         return self._data[task, split]
+
+
+def scored(name: str, own: Scores, note: str) -> Score:
+    """Return the scores of a metric as rows keep them, with their interval and unit.
+
+    Of numbers that a model tells of itself, rows keep nine binary digits: that is a fifth of the bytes.
+    """
+    metric = METRICS[name]
+    if metric.of != "answer":
+        short = shortened(own.per_example)
+        own = replace(own, value=float(short.mean()) if len(short) else math.nan, per_example=short)
+    unit, rises = unit_in_rows(metric.unit), metric.higher_is_better
+    return Score(own.value, *score_interval(own), own.n, own.per_example, note, unit, rises)
+
+
+def shortened(values: np.ndarray) -> np.ndarray:
+    """Round numbers to nine binary digits, a relative error of 1 / 512 at most."""
+    mantissas, exponents = np.frexp(values)
+    return np.ldexp(np.round(mantissas * 512) / 512, exponents)
 
 
 def mixed(datasets: Sequence[TaskDataset]) -> Iterator[Batch]:

@@ -212,8 +212,8 @@ def _draw(box: Sequence[float], source: Path, draw: Path) -> None:
 
 
 def _print_scores(result: Evaluation, data: str) -> None:
-    """Print scores times 100, as papers print them; on stderr the rows that were left out."""
-    from unival_core.metrics import score_interval
+    """Print scores as papers print them; on stderr the rows that were left out."""
+    from unival_core.metrics import METRICS, score_interval
 
     for place, reason in result.broken[:SHOWN]:
         typer.echo(f"left out: {place}: {reason}", err=True)
@@ -224,6 +224,6 @@ def _print_scores(result: Evaluation, data: str) -> None:
         if scores.value != scores.value:  # NaN
             typer.echo(f"{name:14} {scores.note}")
             continue
-        low, high = score_interval(scores)
+        value, low, high = (METRICS[name].factor * one for one in (scores.value, *score_interval(scores)))
         note = f"  ({scores.note})" if scores.note else ""
-        typer.echo(f"{name:14} {100 * scores.value:6.2f}  [{100 * low:.2f}, {100 * high:.2f}]  n {scores.n}{note}")
+        typer.echo(f"{name:14} {value:6.2f}  [{low:.2f}, {high:.2f}]  n {scores.n}{note}")

@@ -25,7 +25,7 @@ class Example:
     it has to write. `media` is the medium as exact small integers: uint8 3 x height x width pixels, or 3 x frames x
     height x width, or int16 samples. `size` is (width, height) of the image before it was resized, which boxes refer
     to; `reference` is what the metrics of the task compare an answer with; `place` is file:line. `answers` are the only
-    ones that training chooses among.
+    ones that training chooses among. `further` are targets besides the first one, in evaluation.
     """
 
     task: str
@@ -41,6 +41,7 @@ class Example:
     answers: Answers | None = None
     writes_image: bool = False
     reference: Any = None
+    further: list[list[int]] = field(default_factory=list[list[int]])
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,16 +81,24 @@ def collate(examples: Sequence[Example]) -> Batch:
     """Return one batch of any mixture of examples, texts right-padded; media of one kind must have one shape."""
     if not examples:
         raise UnivalError("a batch needs at least one example")
+    target_inputs, targets, allowed = taught(examples)
     return Batch(
         inputs=_inputs(examples),
-        target_inputs=right_pad([[BOS, *e.prefix, *e.target] for e in examples]),
-        targets=right_pad([[*[PAD] * len(e.prefix), *e.target, EOS] for e in examples]),
+        target_inputs=target_inputs,
+        targets=targets,
         confidence=torch.tensor([e.confidence for e in examples]),
         prefix=[e.prefix for e in examples],
         examples=list(examples),
-        allowed=_allowed(examples),
+        allowed=allowed,
         code_rows=torch.tensor([e.writes_image for e in examples]) if any(e.writes_image for e in examples) else None,
     )
+
+
+def taught(examples: Sequence[Example]) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return what the decoder is taught of examples: `target_inputs`, `targets` and `allowed` of a `Batch`."""
+    target_inputs = right_pad([[BOS, *e.prefix, *e.target] for e in examples])
+    targets = right_pad([[*[PAD] * len(e.prefix), *e.target, EOS] for e in examples])
+    return target_inputs, targets, _allowed(examples)
 
 
 def collate_by_task(examples: Sequence[Example]) -> list[Batch]:

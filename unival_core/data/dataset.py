@@ -183,14 +183,19 @@ def asked(task: Task, row: Row, medium: Medium | None, tokenizer: Tokenizer, pla
 
 def answered(task: Task, example: Example, row: Row, tokenizer: Tokenizer, generator: Random | None) -> Example:
     """Add the half of an example that the model has to find out."""
-    target = task.target(row, generator)
-    ids = to_ids(f" {target}" if isinstance(target, str) else target, tokenizer, example.size)
-    return replace(example, target=ids, confidence=task.confidence(row), reference=task.reference(row))
+    further = [] if generator is not None or task.targets is None else task.targets(row)[1:]
+    ids, *others = (
+        to_ids(f" {words}" if isinstance(words, str) else words, tokenizer, example.size)
+        for words in (task.target(row, generator), *further)
+    )
+    confidence, reference = task.confidence(row), task.reference(row)
+    return replace(example, target=ids, further=others, confidence=confidence, reference=reference)
 
 
 def check_lengths(example: Example, config: UnivalConfig) -> None:
     """Raise UnivalError where an example is longer than the model has positions for."""
-    source, written = len(example.source) + 2, 1 + len(example.prefix) + len(example.target)
+    longest = max(len(target) for target in (example.target, *example.further))
+    source, written = len(example.source) + 2, 1 + len(example.prefix) + longest
     if example.writes_image:
         if len(example.target) != config.code_side**2:
             raise UnivalError(f"{len(example.target)} image codes, the model writes {config.code_side**2}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any, NamedTuple
@@ -84,8 +84,9 @@ class Task:
     `columns` are those that the functions use; the column `media` holds the image, video or audio. `layout` names
     every column of the task's files in their order, by default only these. `prompt` is what the encoder reads.
     `target` is what the decoder learns to write, with the generator of a training run, or None in evaluation, where it
-    is the first of several; `confidence` is its weight. `reference` is what each of `metrics` (names of METRICS, the
-    one to quote first) compares with an answer, which for text is what `answer` makes of the decoded text. Functions
+    is the first of several; `targets` are all of these, where there can be several; `confidence` is its weight.
+    `reference` is what each of `metrics` (names of METRICS, the one to quote first) compares with an answer, which for
+    text is what `answer` makes of the decoded text. Functions
     raise UnivalError where a row is broken. `example` are the cells of a valid row, but for its media.
 
     `answers` are the only ones allowed; () where the user may give a list or leave them free. With `rank_answers` all
@@ -116,6 +117,7 @@ class Task:
     answers: tuple[str, ...] = ()
     rank_answers: bool = False
     repeats_prompt: bool = False
+    targets: Callable[[Row], Sequence[Words]] | None = None
     confidence: Callable[[Row], float] = fully
     asks: str | None = None
     complete: Callable[[Row, Callable[[], Row], Random], Row] | None = None

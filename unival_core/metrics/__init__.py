@@ -1,5 +1,6 @@
 """Scores of predictions against references: `METRICS`, and the functions they are made of."""
 
+import math
 from functools import partial
 
 from unival_core.metrics.accuracy import COCO_AREAS, box_accuracy, box_iou, code_accuracy, exact_match, vqa_accuracy
@@ -13,7 +14,7 @@ from unival_core.metrics.captions import (
 )
 from unival_core.metrics.intervals import Interval, bootstrap_interval, is_binary, score_interval, wilson_interval
 from unival_core.metrics.meteor import meteor
-from unival_core.metrics.scores import Metric, Scores
+from unival_core.metrics.scores import Metric, Scores, not_computed, told_mean
 
 _OTHER = "× 100"  # the unit of scores that are no share of anything
 METRICS: dict[str, Metric] = {
@@ -31,9 +32,19 @@ METRICS: dict[str, Metric] = {
     "CIDEr-D": Metric(cider_d, "likeness of rare n-grams", _OTHER, (0.0, 10.0)),
     "METEOR": Metric(meteor, "words matched by form, stem or meaning", _OTHER, is_mean=False),
     "code accuracy": Metric(code_accuracy, "share of right image codes"),
+    "negative log-likelihood": Metric(
+        told_mean,
+        "improbability of the references, per token",
+        "nats",
+        (0.0, math.inf),
+        higher_is_better=False,
+        factor=1.0,
+        of="loss",
+    ),
+    "confidence": Metric(told_mean, "probability of the given answer among those allowed", of="confidence"),
 }
 
 __all__ = [
     "COCO_AREAS", "METRICS", "Interval", "Metric", "Scores", "bootstrap_interval", "box_iou", "document_frequencies",
-    "is_binary", "load_frequencies", "save_frequencies", "score_interval", "wilson_interval",
+    "is_binary", "load_frequencies", "not_computed", "save_frequencies", "score_interval", "wilson_interval",
 ]  # fmt: skip

@@ -1,6 +1,6 @@
 """What a metric is, and what it returns."""
 
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,9 +34,10 @@ class Metric:
     """A score of predictions against references, and what its numbers mean.
 
     Call it with predictions and references, one each and in one order; options of `function` may follow. `range` holds
-    the least and the greatest value there can be; `unit` is that of values times 100, as they are printed. `is_mean`
-    says that the value is the mean of the scores of single examples, which can then be compared and resampled. `size`
-    is the size of the only boxes that count ("small", "medium", "large"), whose bounds the option `areas` moves.
+    the least and the greatest value there can be; `unit` is that of values times `factor`, as they are printed.
+    `is_mean` says that the value is the mean of the scores of single examples, which can then be compared and
+    resampled. `size` is the size of the only boxes that count ("small", "medium", "large"), whose bounds the option
+    `areas` moves. `of` names what is scored of a `Prediction`: its answer, or a number that the model told of itself.
     """
 
     function: Callable[..., Scores]
@@ -46,6 +47,8 @@ class Metric:
     higher_is_better: bool = True
     is_mean: bool = True
     size: str | None = None
+    factor: float = 100.0
+    of: str = "answer"
 
     def __call__(self, predictions: Any, references: Any, **options: Any) -> Scores:
         sized = {} if self.size is None else {"size": self.size}
@@ -56,6 +59,12 @@ def mean_scores(per_example: np.ndarray, note: str = "") -> Scores:
     """Make scores whose value is the mean of the examples."""
     values = np.asarray(per_example, dtype=np.float64)
     return Scores(float(values.mean()), values, len(values), note)
+
+
+def told_mean(numbers: Sequence[float], references: Sized) -> Scores:
+    """Compute the mean of numbers that a model told of itself, one a reference."""
+    check_pairs(numbers, references)
+    return mean_scores(np.array(numbers))
 
 
 def not_computed(n: int, reason: str) -> Scores:

@@ -17,11 +17,14 @@ def prompt(row: Row) -> str:
     return " what does the image describe?"
 
 
+def targets(row: Row) -> list[str]:
+    """Take the first 20 words of each of the row's captions, without punctuation."""
+    return [" ".join(plain(text).split()[:MAX_TARGET_WORDS]) for text in several(row["caption"])]
+
+
 def target(row: Row, generator: Random | None) -> str:
-    """Take the first 20 words of one of the row's captions, at random in training, without punctuation."""
-    texts = several(row["caption"])
-    text = texts[0] if generator is None else generator.choice(texts)
-    return " ".join(plain(text).split()[:MAX_TARGET_WORDS])
+    """Take one of them, at random in training."""
+    return targets(row)[0] if generator is None else generator.choice(targets(row))
 
 
 def reference(row: Row) -> list[str]:
@@ -35,6 +38,7 @@ TASK = Task(
     layout=("uniq_id", "image_id", "caption", "objects", "media"),
     prompt=prompt,
     target=target,
+    targets=targets,
     reference=reference,
     metrics=("CIDEr-D", "BLEU@4", "ROUGE-L"),
     generation=SENTENCE,

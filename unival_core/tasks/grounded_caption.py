@@ -15,10 +15,14 @@ def prompt(row: Row) -> tuple[str, Box]:
     return "  what does the region describe? region:", region(row["box"])
 
 
+def targets(row: Row) -> list[str]:
+    """Take the first 30 words of each of the row's descriptions."""
+    return [clean_caption(text, MAX_TARGET_WORDS) for text in several(row["text"])]
+
+
 def target(row: Row, generator: Random | None) -> str:
-    """Take one of the row's descriptions, at random in training."""
-    texts = several(row["text"])
-    return clean_caption(texts[0] if generator is None else generator.choice(texts), MAX_TARGET_WORDS)
+    """Take one of them, at random in training."""
+    return targets(row)[0] if generator is None else generator.choice(targets(row))
 
 
 def reference(row: Row) -> list[str]:
@@ -32,6 +36,7 @@ TASK = Task(
     layout=("uniq_id", "image_id", "text", "box", "media"),
     prompt=prompt,
     target=target,
+    targets=targets,
     reference=reference,
     metrics=("CIDEr-D", "BLEU@4", "ROUGE-L"),
     generation=SENTENCE,

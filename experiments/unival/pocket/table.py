@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments.grid.rows import Row, append_row, content_key, read_rows
+from experiments.grid.units import unit_in_rows
 from experiments.pages.tables import pivot, to_markdown
 from experiments.study.points import Expert
 from experiments.unival.pocket.data import rows_digest
@@ -95,6 +96,7 @@ def measure(pocket: Pocket, cell: Measurement, split: str) -> None:
 
 def made_row(pocket: Pocket, cell: Measurement, split: str, scores: Scores, interval: Interval, key: str) -> Row:
     """Return a result row, of no checkpoint so far."""
+    metric = TASKS[cell.task].quoted("pocket")
     return Row(
         study=STUDY,
         shares={cell.name: 1.0},
@@ -103,7 +105,7 @@ def made_row(pocket: Pocket, cell: Measurement, split: str, scores: Scores, inte
         batchnorm="own",
         task=cell.task,
         split=split,
-        metric=TASKS[cell.task].quoted("pocket"),
+        metric=metric,
         value=scores.value,
         lo=interval.lo,
         hi=interval.hi,
@@ -115,6 +117,7 @@ def made_row(pocket: Pocket, cell: Measurement, split: str, scores: Scores, inte
         data=rows_digest(pocket.world, cell.task, split),
         key=key,
         note=scores.note,
+        unit=unit_in_rows(METRICS[metric].unit),
     )
 
 

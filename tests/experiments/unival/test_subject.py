@@ -2,10 +2,13 @@
 
 from pathlib import Path
 
+import numpy as np
+
 from experiments.grid.grid import Grid
 from experiments.unival.published import BaseSetup
 from experiments.unival.studies import Choice, MixtureStudy
-from experiments.unival.subject import UnivalSubject
+from experiments.unival.subject import CONFIDENCE, LOSS, UnivalSubject, scored, shortened
+from unival_core.metrics import Scores
 
 # By cell the keys by metric, as they have been in all files so far.
 KEYS = [
@@ -55,4 +58,19 @@ def test_keys_are_those_of_old_rows(monkeypatch):
     monkeypatch.setattr(BaseSetup, "data_digest", lambda _, task, split: f"{task}/{split}")
     grid = Named("tiny", UnivalSubject(BaseSetup(Path(), Path("checkpoints"), Path("data")), limit=7))
     cells = STUDY.cells(Choice("base", batchnorm=("all",)))
-    assert [" ".join(grid.keys(cell, 1).values()) for cell in cells] == KEYS
+    keys = [grid.keys(cell, 1) for cell in cells]
+    beside = [[name for name in own if name in (LOSS, CONFIDENCE)] for own in keys]
+    assert [" ".join(key for name, key in own.items() if name not in (LOSS, CONFIDENCE)) for own in keys] == KEYS
+    assert beside == [[LOSS, CONFIDENCE] if cell.task == "vqa" else [LOSS] for cell in cells]
+
+
+def test_rows_keep_what_models_tell_of_themselves_in_nine_binary_digits():
+    values = np.array([0.0, 1.0, 0.75, 1e-9, 3.14159, 12345.678])
+    short = shortened(values)
+    assert short[:3].tolist() == [0.0, 1.0, 0.75]
+    assert np.abs(short - values).max() / values.max() <= 1 / 512
+    assert (np.abs(short[3:] / values[3:] - 1) <= 1 / 512).all()
+    assert np.array_equal(short.astype(np.float32), short)
+    told = scored(LOSS, Scores(9.0, values, len(values)), "")
+    assert (told.value, told.unit, told.higher_is_better) == (short.mean(), "nats", False)
+    assert scored("accuracy", Scores(0.3, values, len(values)), "").per_example is values

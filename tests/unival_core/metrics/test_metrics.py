@@ -214,6 +214,8 @@ EXAMPLES = {  # by what a metric reads: a right and a wrong prediction, and thei
     "exact_match": (["red", "two"], ["red", "three"]),
     "box_accuracy": ([[0, 0, 9, 9], [50, 50, 60, 60]], [[0, 0, 9, 9], [0, 0, 9, 9]]),
     "code_accuracy": ([[1, 2], [3, 4]], [[1, 2], [5, 6]]),
+    "negative log-likelihood": ([0.1, 2.0], ["a", "b"]),
+    "confidence": ([0.9, 0.2], ["a", "b"]),
     "captions": (["a dog runs fast now", "two"], [["a dog runs fast now"], ["a cat sat on it"]]),
 }
 
@@ -222,10 +224,11 @@ EXAMPLES = {  # by what a metric reads: a right and a wrong prediction, and thei
 def test_every_metric_is_whole(name):
     metric = METRICS[name]
     assert metric.label, f"{name} lacks a label"
-    assert metric.unit in ("%", "× 100"), f"{name} lacks a unit"
+    assert (metric.unit, metric.factor) in (("%", 100), ("× 100", 100), ("nats", 1)), f"{name} lacks a unit"
     least, greatest = metric.range
     assert least < greatest, f"{name} lacks a range"
     predictions, references = EXAMPLES.get(getattr(metric.function, "__name__", ""), EXAMPLES["captions"])
+    predictions, references = EXAMPLES.get(name, (predictions, references))
     if metric.size in ("medium", "large"):
         side = {"medium": 50, "large": 200}[metric.size]
         predictions, references = [[0, 0, side, side], [0, 0, 1, 1]], [[0, 0, side, side]] * 2
