@@ -63,7 +63,8 @@ def table(
     found = asked(words)
     name, folder = found.name, found.folder
     rows, scores = open_study(folder, name)
-    typer.echo(written(rows, scores, form, read_notes(folder, name).tables), nl=False)
+    notes = read_notes(folder, name)
+    typer.echo(written(rows, scores, form, notes.tables, notes.beside), nl=False)
     costs = costs_table(folder, {one for row in rows for one in experts_of(row)}) if form == "markdown" else ""
     typer.echo(f"\n## costs\n\n{costs}" * bool(costs), nl=False)
 

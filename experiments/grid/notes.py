@@ -19,7 +19,8 @@ FILE = "study.json"
 class Notes:
     """A study in words. `tables` hold by title the models to compare, by name, each with its tasks; `contender` is the
     kind of experts whose average findings compare with those of other kinds on shifted data. `tasks` are by name whose
-    own they are ("" for nobody's); `progress` by kind of experts the share of one finetuning that they have had;
+    own they are ("" for nobody's); `beside` metrics that are no scores to quote, which have tables of their own;
+    `progress` by kind of experts the share of one finetuning that they have had;
     `files` where experts lie, by name (where a name has several kinds, "kind/name") and seed: path, section and rules
     of names; `code` the file that defines the study (FILE.py:NAME), if one does."""
 
@@ -31,6 +32,7 @@ class Notes:
     files: Mapping[str, Mapping[str, Sequence[str]]] = field(default_factory=dict[str, Mapping[str, Sequence[str]]])
     code: str = ""
     progress: Mapping[str, float] = field(default_factory=dict[str, float])
+    beside: Sequence[str] = field(default_factory=list[str])
 
 
 def read_notes(folder: str | Path, study: str) -> Notes:
@@ -71,6 +73,7 @@ def _read(path: Path) -> dict[str, Any]:
                 *notes.tasks.values(),
                 *notes.files,
                 *notes.progress,
+                *list[str](notes.beside),
             ]
             words += [word for seeds in notes.files.values() for place in seeds.values() for word in list[str](place)]
             for models in notes.tables.values():

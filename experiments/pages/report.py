@@ -196,7 +196,7 @@ def svg_uri(svg: str) -> str:
 
 def _tables(rows: Records, scores: dict[str, Any], notes: Notes) -> str:
     parts: list[str] = []
-    tables = study_tables(rows, scores, notes.tables)
+    tables = study_tables(rows, scores, notes.tables, notes.beside)
     for title, table in tables.items():
         body = f'<div class="wide">{to_html(table)}</div>'
         opened = " open" * bool(notes.tables and len(tables) <= MOST_TABLES)

@@ -91,13 +91,22 @@ class Table:
         return " ".join([text, *sorted(notes)])
 
 
-def study_tables(rows: Records, scores: Examples, groups: Groups | None = None) -> dict[str, Table]:
+def study_tables(
+    rows: Records, scores: Examples, groups: Groups | None = None, beside: Sequence[str] = ()
+) -> dict[str, Table]:
     """Tabulate a study, by title: one table of each of `groups`; else one of each pair, where all that is merged lies
     between two experts; else one of all rows, with no title.
 
-    `scores` are per example by row key, for tests. Points along a line or a plane are not tested for a best: a maximum
-    of many is likely to be too high.
+    The metrics `beside` have tables of their own, behind these. `scores` are per example by row key, for tests. Points
+    along a line or a plane are not tested for a best: a maximum of many is likely to be too high.
     """
+    if beside:
+        tables = study_tables([row for row in rows if row["metric"] not in beside], scores, groups)
+        for metric in beside:
+            own = [row for row in rows if row["metric"] == metric]
+            found = study_tables(own, scores, groups) if own else {}
+            tables |= {f"{title}, {metric}" if title else metric: table for title, table in found.items()}
+        return tables
     if groups:
         kept = {title: [row for name in own for row in _asked(rows, name, own[name])] for title, own in groups.items()}
         return {title: pivot(found, scores or None, index=("point",)) for title, found in kept.items() if found}
@@ -113,12 +122,14 @@ def study_tables(rows: Records, scores: Examples, groups: Groups | None = None) 
     return tables
 
 
-def written(rows: Records, scores: Examples, form: str, groups: Groups | None = None) -> str:
+def written(
+    rows: Records, scores: Examples, form: str, groups: Groups | None = None, beside: Sequence[str] = ()
+) -> str:
     """Write a study's tables as markdown or latex, each behind its title, or as csv, which is one table of all rows."""
     if form not in FORMATS:
         raise StudyError(f"no format {form!r}: choose {', '.join(FORMATS)}")
     write, heading, escaped = FORMATS[form]
-    tables = study_tables(rows, scores, groups) if heading else {"": pivot(rows, index=INDEX)}
+    tables = study_tables(rows, scores, groups, beside) if heading else {"": pivot(rows, index=INDEX)}
     return "\n".join(heading.format(escaped(title)) * bool(title) + write(table) for title, table in tables.items())
 
 

@@ -108,7 +108,7 @@ def write_pages(folder: Path, study: str, command: str) -> Generator[str, None, 
         figures.append(save(one.figure, pages / one.stem)[0])
         yield f"  {figures[-1]}"
     table = pages / "tables.md"
-    table.write_text(written(rows, scores, "markdown"), encoding="utf-8")
+    table.write_text(written(rows, scores, "markdown", beside=notes.beside), encoding="utf-8")
     yield f"  {table}"
     report = write_report(folder, study, pages / "report.html", command=command, drawn=drawn)
     yield f"  {report}"

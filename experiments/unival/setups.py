@@ -27,6 +27,8 @@ from merge import Input
 from unival_core import TASKS, GenerationOptions, Tokenizer, UnivalConfig, load_tokenizer
 from unival_core.data import MediaCache, TaskDataset
 
+LOSS, CONFIDENCE = "negative log-likelihood", "confidence"  # metrics that every cell has beside the quoted one
+
 
 @dataclass(frozen=True)
 class PocketSetup:

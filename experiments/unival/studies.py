@@ -14,7 +14,7 @@ from __future__ import annotations
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from experiments.errors import StudyError
@@ -25,7 +25,7 @@ from experiments.study.points import POLICIES, START, Cell, Expert, Point, singl
 from experiments.unival.pocket.families import families
 from experiments.unival.pocket.kinds import KINDS, PROGRESS
 from experiments.unival.pocket.pretrainings import COMPARISONS, comparisons_of, tasks_of
-from experiments.unival.setups import SETUPS
+from experiments.unival.setups import CONFIDENCE, LOSS, SETUPS
 
 if TYPE_CHECKING:
     from experiments.study.study import Mixture
@@ -80,7 +80,7 @@ class UnivalStudy(ABC):
     @property
     def notes(self) -> Notes:
         """Return what pages made of its rows say of it, and the tables that they show besides."""
-        return Notes(self.question, self.source)
+        return Notes(self.question, self.source, beside=[LOSS, CONFIDENCE])
 
     def mixtures_of(self, choice: Choice) -> list[dict[str, Expert]]:
         """Return the experts of every mixture wanted by name, of every kind apart; StudyError where there are none."""
@@ -130,7 +130,7 @@ class MixtureStudy(UnivalStudy):
     @property
     def notes(self) -> Notes:
         """Add the contender and the progress."""
-        return Notes(self.question, self.source, contender=self.contender, progress=self.progress)
+        return replace(super().notes, contender=self.contender, progress=self.progress)
 
     def cells(self, choice: Choice) -> list[Cell]:
         """List every cell once, those of one point together; StudyError where the choice names what there is not."""
@@ -226,7 +226,7 @@ class PretrainingStudy(UnivalStudy):
     @property
     def notes(self) -> Notes:
         """Add the comparisons, as tables of their own."""
-        return Notes(self.question, self.source, self.comparisons)
+        return replace(super().notes, tables=self.comparisons)
 
     def cells(self, choice: Choice) -> list[Cell]:
         """Return every cell once, those of one training together; StudyError where the choice names what there is

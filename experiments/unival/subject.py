@@ -16,7 +16,7 @@ from experiments.errors import StudyError
 from experiments.grid.subject import Score
 from experiments.grid.units import unit_in_rows
 from experiments.study.points import Cell, Expert
-from experiments.unival.setups import Setup
+from experiments.unival.setups import CONFIDENCE, LOSS, Setup
 from merge import Checkpoint, Input, recalibrate_batchnorm
 from unival_core import (
     COMPUTED,
@@ -35,7 +35,6 @@ from unival_core.metrics import Scores, not_computed, score_interval
 
 RECALIBRATION = 512  # training inputs that BatchNorm statistics are measured on
 BATCH = 64
-LOSS, CONFIDENCE = "negative log-likelihood", "confidence"  # beside what is quoted
 OPTIONAL_MEDIA = MEDIA[1:]  # every model sees images
 
 

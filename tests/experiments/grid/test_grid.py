@@ -76,7 +76,11 @@ def told(rows):
 def test_every_cell_has_a_row(full):
     folder, summary = full
     rows = rows_in(folder)
-    assert (summary.evaluated, summary.copied, summary.known) == (len(rows), 0, 0) == (10, 0, 0)
+    assert (summary.evaluated, summary.copied, summary.known) == (10, 0, 0)
+    assert len(rows) == 10 * 3
+    columns = {"VQA accuracy", "accuracy"}, {"negative log-likelihood"}, {"confidence"}
+    assert [set(rows["metric"][first::3]) for first in range(3)] == [*columns]  # what is quoted comes first
+    assert list(rows["unit"][:3]) == ["share", "nats", "share"]
     points = ["1.00 pretrained", "1.00 vqa", "1.00 entailment", "0.50 vqa + 0.50 entailment"]
     assert list(dict.fromkeys(rows["point"])) == points
     assert set(rows["method"]) == {"single", "interpolate", "ensemble"}
@@ -111,7 +115,7 @@ def test_seeds_have_their_own_experts(home, tmp_path):
     summary = run(home, tmp_path, seeds=(0, 1))
     rows = rows_in(tmp_path)
     assert summary.evaluated == 20 - 2  # the pretrained model is one for both
-    assert rows[rows["seed"] == 1]["point"].tolist().count("1.00 vqa") == 2
+    assert rows[rows["seed"] == 1]["point"].tolist().count("1.00 vqa") == 2 * 3
 
 
 def test_limits_are_other_rows(home, full, tmp_path):
@@ -139,7 +143,7 @@ def test_a_changed_expert_redoes_its_own_rows(home, tmp_path):
     summary = run(own, tmp_path)
     rows = rows_in(tmp_path)
     new = rows[~rows["key"].isin(before)]
-    assert summary.evaluated == len(new) == 6
+    assert summary.evaluated == len(new) / 3 == 6
     assert all("entailment" in shares for shares in new["shares"])
 
 
@@ -219,7 +223,8 @@ def test_a_killed_run_goes_on_with_the_same_rows(home, full, tmp_path):
     process.send_signal(signal.SIGKILL)
     _, errors = process.communicate()  # waits for the workers too, who hold the pipe
     assert process.returncode == -signal.SIGKILL, errors.decode()
-    there = len(rows_in(tmp_path))
+    there, torn = divmod(len(rows_in(tmp_path)), 3)
+    assert torn == 0
     assert 1 <= there < 10
     summary = run(home, tmp_path)
     assert (summary.evaluated, summary.known) == (10 - there, there)

@@ -43,8 +43,8 @@ def test_points_are_rows_of_the_study_and_known_rows_cost_nothing(home, tmp_path
     assert (history.evaluations, history.cached, sorted(asked)) == (2, 3, [0.25, 0.75])
     after = read_rows(tmp_path / "rows.jsonl")
     added = after[~after["key"].isin(before["key"])]
-    assert sorted(added["point"]) == 2 * ["0.25 vqa + 0.75 entailment"] + 2 * ["0.75 vqa + 0.25 entailment"]
-    assert sorted(added["task"]) == 2 * ["entailment"] + 2 * ["vqa"]
+    assert sorted(added["point"]) == 6 * ["0.25 vqa + 0.75 entailment"] + 6 * ["0.75 vqa + 0.25 entailment"]
+    assert sorted(added["task"]) == sorted(3 * (2 * ["entailment"] + 2 * ["vqa"]))
     assert set(added["study"]) == {"tiny"}
     assert set(added["split"]) == {"val"}
     finer = TINY.cells(Choice(split="val", points=5))

@@ -6,8 +6,9 @@ import numpy as np
 
 from experiments.grid.grid import Grid
 from experiments.unival.published import BaseSetup
+from experiments.unival.setups import CONFIDENCE, LOSS
 from experiments.unival.studies import Choice, MixtureStudy
-from experiments.unival.subject import CONFIDENCE, LOSS, UnivalSubject, scored, shortened
+from experiments.unival.subject import UnivalSubject, scored, shortened
 from unival_core.metrics import Scores
 
 # By cell the keys by metric, as they have been in all files so far.

@@ -198,11 +198,14 @@ def test_rows_of_a_comparison_its_tables_and_its_costs(pocket):
         ("1.00 video-from-start", "curriculum", "single", 2),
         ("1.00 image-then-video", "curriculum+modalities", "single", 2),
     }
-    tables = study_tables(rows, scores, read_notes(pocket.folder, "pretraining").tables)
+    notes = read_notes(pocket.folder, "pretraining")
+    tables = study_tables(rows, scores, notes.tables, notes.beside)
     assert tables["curriculum"].rows == [("1.00 video-from-start",), ("1.00 image-then-video",)]
     assert len(tables["curriculum"].columns) == 6
     assert [column[0] for column in tables["modalities"].columns] == ["caption", "vqa", "grounding", "entailment"]
-    assert set(tables) == {"curriculum", "modalities"}
+    quoted = ["curriculum", "modalities"]
+    beside = [f"{title}, {metric}" for metric in ("negative log-likelihood", "confidence") for title in quoted]
+    assert sorted(tables) == sorted([*quoted, *beside])
     told = CliRunner().invoke(app, ["study", "table", "pretraining", str(pocket.folder)])
     assert told.exit_code == 0, told.output
     assert "## costs" in told.output
