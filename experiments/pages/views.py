@@ -33,7 +33,8 @@ Scores = dict[str, Any]
 def open_study(folder: str | Path, study: str) -> tuple[Records, Scores]:
     """Read a study's rows in FOLDER/rows.jsonl, and the scores of examples by row key (empty if none).
 
-    Where FOLDER/study.json says whose own the tasks are, each row has the `owner` of its task.
+    Where FOLDER/study.json says whose own the tasks are, each row has the `owner` of its task; where it says how far
+    along one finetuning the kinds of experts are, their rows have the `progress`.
     """
     path = Path(folder) / "rows.jsonl"
     everything = records(read_rows(path))
@@ -41,8 +42,11 @@ def open_study(folder: str | Path, study: str) -> tuple[Records, Scores]:
     if not rows:
         held = ", ".join(names_in(everything, "study")) or "nothing"
         raise StudyError(f"{path} holds rows of {held}, none of {study}: run the study first, or name another folder")
-    tasks = read_notes(folder, study).tasks
-    owned = with_owners(rows, tasks) if tasks else rows
+    notes = read_notes(folder, study)
+    owned = with_owners(rows, notes.tasks) if notes.tasks else rows
+    if notes.progress:
+        known = {PRETRAINED: 0.0, **notes.progress}
+        owned = [{**row, "progress": known[row["experts"]]} if row["experts"] in known else row for row in owned]
     return owned, read_scores(path) if scores_path(path).is_file() else {}
 
 
@@ -127,6 +131,27 @@ def main_metrics(rows: Rows) -> Records:
     owned = found if found and all("owner" in row for row in found) else with_owners(found, {})
     first: dict[str, str] = {}
     return [row for row in owned if first.setdefault(row["task"], row["metric"]) == row["metric"]]
+
+
+def losses_of(rows: Records) -> Records:
+    """Keep the computed rows of each task's first loss, in nats, that stands beside another main metric."""
+    main: dict[str, str] = {}
+    first: dict[str, str] = {}
+    found: Records = []
+    for row in rows:
+        is_main = main.setdefault(row["task"], row["metric"]) == row["metric"]
+        if is_main or row.get("higher_is_better", True) or not str(row.get("unit", "")).startswith("nats"):
+            continue
+        if first.setdefault(row["task"], row["metric"]) == row["metric"] and not math.isnan(row["value"]):
+            found.append(row)
+    return found
+
+
+def reported_points(rows: Records) -> Records:
+    """Leave out merged points that have rows only on the split where others were chosen before them."""
+    reported = reported_split(rows)
+    there = {_point(row) for row in rows if row["split"] == reported}
+    return [row for row in rows if is_single(row) or _point(row) in there]
 
 
 def experts_of(row: Mapping[str, Any]) -> list[str]:
@@ -244,8 +269,7 @@ def with_intervals(rows: Records, scores: Mapping[str, np.ndarray]) -> Records:
     for column in columns.values():
         models: dict[tuple[Any, ...], Records] = {}
         for row in column:
-            place = row["point"], row["experts"], method_words(row), row["batchnorm"]
-            models.setdefault(place, []).append(row)
+            models.setdefault(_point(row), []).append(row)
         several = [own for own in models.values() if len({row["seed"] for row in own}) == len(own) > 1]
         draws = _draws([row["key"] for own in several for row in own], scores)
         for own in several:
@@ -299,6 +323,10 @@ def shifted_splits(rows: Records, task: str | None = None) -> list[str]:
     """Name the shifted splits (of a task), in the order of the rows."""
     named = names_in([row for row in rows if task in (None, row["task"])], "split")
     return [split for split in named if split not in (REPORTED, *CHOOSING)]
+
+
+def _point(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    return row["point"], row["experts"], method_words(row), row["batchnorm"]
 
 
 def _place(row: Mapping[str, Any]) -> tuple[Any, ...]:

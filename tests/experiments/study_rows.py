@@ -39,10 +39,11 @@ def study_rows(study, *, curve=kept, kind=KIND, start=0.55, seeds=(0,), inputs=N
             name = metric.rpartition(" ")[2] if cell.metrics and " " in metric else cell.task
             is_reference = point.kind in ("pretrained", "joint")
             value = start if is_reference else curve(point.shares.get(name, 0.0))
-            value += kind[point.kind] + 0.02 * (point.method == "ensemble") - SHIFT[cell.split]
+            value += kind.get(point.kind, 0.0) + 0.02 * (point.method == "ensemble") - SHIFT[cell.split]
             right = round(N * min(max(value, 0), 1))
             scores = (np.arange(N) * 7919 % N < right).astype(float)  # the same examples are hard for every point
             key = hashlib.sha256(f"{study} {point.id} {cell.task} {cell.split} {metric} {seed}".encode()).hexdigest()
+            parameters = {name: list(own) if isinstance(own, tuple) else own for name, own in point.parameters.items()}
             shares = {name: share for name, share in point.shares.items() if share}
             row = Row(
                 study=study,
@@ -63,8 +64,25 @@ def study_rows(study, *, curve=kept, kind=KIND, start=0.55, seeds=(0,), inputs=N
                 inputs={name: (inputs or {}).get(name, "ab" * 8) for name in shares},
                 data="cd" * 8,
                 key=key[:16],
+                parameters=parameters,
             )
             yield row, scores
+
+
+def with_losses(rows):
+    """Rows of a loss beside those of scores."""
+    about = {"metric": "negative log-likelihood", "unit": "nats", "higher_is_better": False}
+    return rows + [
+        {
+            **row,
+            **about,
+            "value": 2 - row["value"],
+            "lo": 2 - row["hi"],
+            "hi": 2 - row["lo"],
+            "key": f"{row['key']}-loss",
+        }
+        for row in rows
+    ]
 
 
 def in_memory(study, **made):

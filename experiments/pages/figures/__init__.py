@@ -21,9 +21,11 @@ from matplotlib.figure import Figure
 
 from experiments.errors import StudyError
 from experiments.grid.escapes import file_stem
-from experiments.grid.rows import Records, Rows, is_made_of, names_in
+from experiments.grid.rows import Records, Rows, is_made_of, names_in, records
 from experiments.pages.figures.charts import radar, ternary
 from experiments.pages.figures.compare import retention_map, score_dots
+from experiments.pages.figures.growth import along, counts
+from experiments.pages.figures.landscape import coefficients, landscapes
 from experiments.pages.figures.lines import accuracy_curves, batchnorm_panels, parameter_curves
 from experiments.pages.figures.plane import tradeoff_plane
 from experiments.pages.figures.scatter import ood_scatter
@@ -47,6 +49,7 @@ from experiments.pages.views import (
     pairs_of,
     policies_of,
     references_of,
+    reported_points,
     reported_split,
     shifted_splits,
     tasks_of,
@@ -69,13 +72,15 @@ class Kind:
 
     `figures` finds what there is in the rows that it can be drawn of, a figure each, and how to draw it; nothing where
     the rows have another shape. `title` holds the names of the subject, `caption` says how the figure is to be read.
-    Kinds that are `optional` are drawn only where they are asked for.
+    Kinds that are `optional` are drawn only where they are asked for. Rows are those of main metrics without the points
+    of planes; kinds that are `whole` get all rows.
     """
 
     title: str
     caption: str
     figures: Callable[[Records, Styles], Found]
     optional: bool = False
+    whole: bool = False
 
 
 class Drawn(NamedTuple):
@@ -104,14 +109,15 @@ def draw(
     """
     if unknown := [name for name in (*also, *only) if name not in FIGURES]:
         raise StudyError(f"no figure {unknown[0]!r}: choose one of {', '.join(FIGURES)}")
-    found = with_series(main_metrics(with_owners(rows, tasks) if tasks else rows), policies=False)
-    found = found if scores is None else with_intervals(found, scores)
+    every = with_series(records(with_owners(rows, tasks) if tasks else rows), policies=False)
+    every = every if scores is None else with_intervals(every, scores)
+    found = main_metrics(reported_points([row for row in every if coefficients(row) is None]))
     styles = _styles(found)
     wanted = [
         (name, *one)
         for name, kind in FIGURES.items()
         if (name in only if only else name in also or not kind.optional)
-        for one in kind.figures(found, styles)
+        for one in kind.figures(every if kind.whole else found, styles)
     ]
     order = list(dict.fromkeys(subject for _, subject, _ in wanted))  # the figures of one subject stand together
     drawn: list[Drawn] = []
@@ -283,6 +289,25 @@ FIGURES = {
         "{}: scores over its {}",
         "A line a mixture, at equal shares; ringed is the best value of each, chosen on the scores that are shown.",
         _sweeps,
+    ),
+    "landscape": Kind(
+        "The plane through the pretrained model, the {} and the {} expert",
+        "Contours of scores, and of losses where there are such; dots are the evaluated points, the diamond is the "
+        "average of the experts.",
+        landscapes,
+        whole=True,
+    ),
+    "count": Kind(
+        "Averages by the number of experts in them",
+        "A dot an average of equal shares, or an expert alone, whose scores are compared with the task's own expert's.",
+        counts,
+        whole=True,
+    ),
+    "along": Kind(
+        "Experts and their average along the finetuning",
+        "Averages are of experts at equal progress; at 0 is what all start from, at 100 are the finished experts.",
+        along,
+        whole=True,
     ),
     "batchnorm": Kind(
         "BatchNorm policies between the {} and the {} expert",

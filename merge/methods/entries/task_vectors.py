@@ -10,6 +10,7 @@ from merge.methods.entries.words import (
     CUTS,
     DARE,
     DELLA,
+    DRAWN,
     DROP,
     ELECT,
     EPSILON,
@@ -73,7 +74,7 @@ TASK_VECTORS: dict[str, Method] = {
         edges=TIE_UP,
         group="sparse task vectors",
         mergekit={"dare_ties": Mergekit(TRIM, {**DROP, "normalize": ELECT}, UNSCALED)},
-        grid=AGREED,
+        grid=DRAWN,
     ),
     "della-linear": Method(
         "merge.methods.sparse:della_linear",
@@ -101,7 +102,7 @@ TASK_VECTORS: dict[str, Method] = {
         edges=TIE_UP,
         group="sparse task vectors",
         mergekit={"della": Mergekit(RANKED, {**DROP, "normalize": ("normalize", True)}, UNSCALED)},
-        grid=AGREED,
+        grid=DRAWN,
     ),
     "breadcrumbs": Method(
         "merge.methods.sparse:breadcrumbs",

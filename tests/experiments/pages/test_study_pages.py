@@ -12,9 +12,11 @@ from typer.testing import CliRunner
 from experiments.commands import app, pages
 from experiments.errors import StudyError
 from experiments.pages.figures import FIGURES, draw
+from experiments.pages.figures.growth import MERGED, OTHERS, OWN
 from experiments.pages.tables import study_tables
 from experiments.pages.views import main_metrics, one_policy, open_study, pairs_of, shifted_splits, with_series
-from tests.experiments.study_rows import in_memory, write_study
+from experiments.unival.studies import STUDIES
+from tests.experiments.study_rows import in_memory, kept, with_losses, write_study
 
 SIMPLEX = "ternary_small_medium_large"
 RECALIBRATED = ("average", "recalibrate:mixture")
@@ -84,16 +86,67 @@ def test_every_kind_of_figure_is_whole(name):
     kind = FIGURES[name]
     assert kind.caption.endswith("."), f"figure {name} does not say how it is to be read"
     studies = {"ternary": "rewarded-soups", "radar": "averaging", "dots": "averaging"}
+    studies |= {"landscape": "plane", "count": "subsets", "along": "along"}
     options = {"only": "vqa+caption", "batchnorm": RECALIBRATED} if name not in studies else {}
     rows = with_series(main_metrics(in_memory(studies.get(name, "interpolation"), **options)[0]))
     if name == "sweep":
         rows = [{**row, "parameters": {"t": t}} for t in (0.1, 0.2) for row in rows if row["method"] != "single"]
+    if name == "along":
+        rows = [{**row, "progress": STUDIES["along"].notes.progress.get(row["experts"], 0)} for row in rows]
     subjects = [subject for subject, _ in kind.figures(rows, {})]
     assert subjects, f"no rows of a study have the shape of figure {name}"
     title = kind.title.format(*subjects[0])
     assert all(word in title for word in subjects[0]), f"the title of figure {name} does not name its subject"
     singles = [row for row in rows if row["method"] == "single" and row["split"] == "test"]
     assert list(kind.figures(singles, {})) == [], f"figure {name} would be drawn of rows without its shape"
+
+
+def test_a_plane_is_drawn_with_its_three_models_in_the_axes_of_gram_and_schmidt():
+    rows, _ = in_memory("plane")
+    (drawn,) = draw(with_losses(rows), only=["landscape"])[0]
+    assert drawn.stem == "landscape_vqa_caption"
+    panels = [axis for axis in drawn.figure.axes if axis.get_title()]
+    assert [axis.get_title().replace("\n", " ") for axis in panels] == [
+        "vqa, test: VQA accuracy (%)",
+        "caption, test: CIDEr-D (× 100)",
+        "vqa, test: negative log-likelihood (nats, lower is better)",
+        "caption, test: negative log-likelihood (nats, lower is better)",
+    ]
+    marks = {line.get_label(): line.get_xydata().tolist() for line in panels[0].get_lines()}
+    assert (marks["pretrained"], marks["the experts"]) == ([[0, 0]], [[1, 0], [0, 1]])
+    lines = [one.stem for one in draw(rows, only=["retention", "curves", "dots", "sweep"])[0]]
+    assert lines == ["retention", "curves_vqa_caption"]  # the points of a plane are in no other figure
+    about = {"first": 2.0, "second": 5.0, "cosine": 0.6}
+    (drawn,) = draw([{**row, "geometry": about} for row in rows], only=["landscape"])[0]
+    marks = {line.get_label(): line.get_xydata() for line in drawn.figure.axes[0].get_lines()}
+    assert marks["the experts"].tolist() == [pytest.approx([2, 0]), pytest.approx([3, 4])]
+    assert marks["their average"].tolist() == [pytest.approx([2.5, 2])]
+
+
+def test_averages_are_drawn_by_the_number_of_their_experts():
+    rows, _ = in_memory("subsets")
+    (drawn,) = [one for one in draw(with_losses(rows))[0] if one.stem == "count"]
+    titles = [axis.get_title() for axis in drawn.figure.axes]
+    assert [titles[0], titles[1], titles[5], titles[6]] == [
+        "all tasks, test",
+        "vqa, test",
+        "all tasks, shifted data",
+        "vqa, test",
+    ]
+    own, every = (line.get_ydata() for line in drawn.figure.axes[0].get_lines() if len(line.get_xdata()) == 4)
+    scores = [kept(1 / size) for size in (1, 2, 3, 4)]
+    assert own == pytest.approx([100 * score / scores[0] for score in scores], abs=0.3)
+    assert every[3] == pytest.approx(own[3])
+
+
+def test_experts_and_averages_are_drawn_over_their_progress(tmp_path):
+    gained = {f"along-{part}": part / 100 - 1 for part in range(10, 100, 10)}
+    folder = write_study(tmp_path, "along", kind={**gained, "vanilla": 0.0, "pretrained": 0.0}, start=0.1)
+    (drawn,) = draw(*open_study(folder, "along"), only=["along"])[0]
+    lines = [line for line in drawn.figure.axes[1].get_lines() if len(line.get_xdata()) == 11]
+    assert lines[0].get_xdata().tolist() == pytest.approx([*range(0, 101, 10)])
+    assert lines[0].get_ydata()[[0, 5, 10]] == pytest.approx([10, 35, 85], abs=0.3)
+    assert [text.get_text() for text in drawn.figure.legends[0].get_texts()] == [OWN, MERGED, OTHERS]
 
 
 def test_radar_has_charts_that_can_be_read():
