@@ -52,7 +52,7 @@ _HOME = {
     "inspect": "tools.diagnose.inspection",
     "interpolate": "engine.memory",
     "load_checkpoint": "checkpoint.source",
-    "merge_adapters": "tools.adapters.factors",
+    "merge_adapters": "tools.adapters.merged",
     "merge_with": "engine.memory",
     "open_adapter": "tools.adapters.folder",
     "open_checkpoint": "checkpoint.open",
@@ -96,8 +96,8 @@ if TYPE_CHECKING:
     from merge.recipe.label import share_label
     from merge.recipe.recipe import Input, Recipe
     from merge.recipe.shares import ratios
-    from merge.tools.adapters.factors import merge_adapters
     from merge.tools.adapters.folder import Adapter, open_adapter
+    from merge.tools.adapters.merged import merge_adapters
     from merge.tools.adapters.over_base import apply_adapters
     from merge.tools.align import (
         Alignment,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from merge.commands.coefficients import Weights
+from merge.commands.coefficients import Weights, parameters_of
 from merge.commands.options import (
     Accept,
     AllowNonfinite,
@@ -25,7 +25,6 @@ from merge.commands.options import (
     ShardSize,
     byte_size,
     command_line,
-    one_of,
     rules_of,
     stem,
 )
@@ -72,6 +71,13 @@ def convert(
     _tell(done.notes, json.dumps({**asdict(done), "path": str(done.path)}) if json_ else text)
 
 
+def adapter_modes() -> list[str]:
+    """Give the names of all ways to merge adapters, for shells to complete."""
+    from merge.tools.adapters.modes import modes
+
+    return modes()
+
+
 def adapters(
     folders: Annotated[list[Path], typer.Argument(metavar="DIR", help="Folders of LoRA adapters in peft's layout.")],
     output: Annotated[
@@ -79,8 +85,17 @@ def adapters(
     ],
     weights: Weights,
     mode: Annotated[
-        str, one_of(("exact", "factors"), "--mode", "Ranks add up, or A and B are averaged: another change.")
+        str,
+        typer.Option(
+            metavar="exact|factors|knots|METHOD",
+            help="Ranks add up; A and B are averaged, another change; KnOTS, or a method, merges the changes.",
+            autocompletion=adapter_modes,
+        ),
     ] = "exact",
+    parameter: Annotated[
+        list[str] | None,
+        typer.Option("--parameter", "-p", metavar="NAME=VALUE", help="A parameter of the method: density=0.2."),
+    ] = None,
     rank: Annotated[int | None, typer.Option(help="Recompress the exact sum to this rank, by singular values.")] = None,
     name: Names = None,
     base: Annotated[Path | None, typer.Option(help="Add the sum to this checkpoint instead.")] = None,
@@ -96,13 +111,20 @@ def adapters(
     \b
     unival-merge adapters vqa_lora caption_lora -w 0.4,0.6 -o merged_lora
     unival-merge adapters vqa_lora caption_lora --base model.safetensors -o merged.safetensors
+    unival-merge adapters vqa_lora caption_lora --mode knots -p density=0.2 -o knots_lora
     """
+    from merge.tools.adapters.modes import EXACT, method_of
+
+    if mode in EXACT and parameter:
+        raise MergeError(f"--mode {mode} takes no -p")
+    parameters = {} if mode in EXACT else parameters_of(mode, method_of(mode), parameter or ())
     from merge.tools.adapters.files import AdapterOptions, adapters_to_file
 
     names = name or [folder.resolve().name for folder in folders]
     options = AdapterOptions(
         weights=weights.of(names).get("weights"),
         mode=mode,
+        parameters=parameters,
         rank=rank,
         base=base,
         section=section,

@@ -1,4 +1,4 @@
-"""Sums of low-rank adapters: exactly, as averages of their factors, at a smaller rank, or over their base.
+"""Sums of low-rank adapters: exactly, as averages of their factors, or at a smaller rank.
 
 An adapter changes the weight W of a module to W + s B A (LoRA, arXiv 2106.09685), s = alpha / rank, or alpha /
 sqrt(rank) (rsLoRA, arXiv 2312.03732). A weighted sum of such changes has at most the sum of the ranks, and is written
@@ -13,43 +13,15 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from merge.engine.kernel import nonfinite
 from merge.engine.memory import average
 from merge.errors import MergeError
 from merge.plan.policy import Policy
-from merge.tools.adapters.folder import Adapter, Factors, open_adapter
-from merge.tools.adapters.rows import averaged_rows, common_copies
-
-MODES = ("exact", "factors")
-
-
-@dataclass(frozen=True)
-class MergedAdapter:
-    """The result of `merge_adapters`: every module's factors, of one rank and scale 1.
-
-    Attributes:
-        modules: the factors by module, named as in the base.
-        saved: tensors that the adapters trained whole, and their rows of tokens, averaged; copies of the base's.
-        distance: relative Frobenius distance ||result - exact|| / ||exact|| over all modules, rounding left aside.
-        discarded: the share of the exact sum's squared Frobenius norm that a smaller rank left out.
-        notes: what a user should know, one line each.
-    """
-
-    modules: Mapping[str, Factors]
-    saved: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
-    distance: float = 0.0
-    discarded: float = 0.0
-    notes: tuple[str, ...] = ()
-
-    @property
-    def rank(self) -> int:
-        return next(iter(self.modules.values())).rank
+from merge.tools.adapters.folder import Adapter, Factors
 
 
 @dataclass(frozen=True)
@@ -58,48 +30,6 @@ class Part:
 
     share: float
     factors: Factors
-
-
-def merge_adapters(
-    adapters: Sequence[Adapter | str | Path],
-    *,
-    weights: Sequence[float] | None = None,
-    mode: str = "exact",
-    rank: int | None = None,
-) -> MergedAdapter:
-    """Add up adapters (open, or the folders of peft's layout): `sum_i w_i s_i B_i A_i` as one adapter.
-
-    "exact" puts the factors side by side (rank: the sum of the ranks); the numbers w_i s_i go into B, so that A keeps
-    its bits. "factors" averages A and B separately, which is another change: `distance` says how far off. `rank`
-    recompresses the exact sum by its singular values, without forming a whole matrix. A module that an adapter lacks
-    counts as zero. Without `weights` all are 1 / n; they need to sum to 1 only where whole modules were trained.
-
-    Raises MergeError for ranks and shapes that do not fit together and for weights that are no finite numbers.
-    """
-    adapters = [each if isinstance(each, Adapter) else open_adapter(each) for each in adapters]
-    if mode not in MODES:
-        raise MergeError(f"mode {mode!r}: must be one of {', '.join(MODES)}")
-    if rank is not None and (mode != "exact" or rank < 1):
-        raise MergeError(f"rank {rank}: must be 1 or more, and is for mode 'exact' only ('factors' keeps the rank)")
-    found = parts_of(adapters, shares_of(adapters, weights))
-    exact = {module: concatenated(module, parts) for module, parts in found.items()}
-    modules, discarded = exact, 0.0
-    if mode == "factors":
-        modules = {module: _averaged(module, parts) for module, parts in found.items()}
-    elif rank is not None:
-        modules, discarded = _recompressed(exact, rank)
-    distance = math.sqrt(discarded) if mode == "exact" else _distance(modules, exact)
-    largest = max(factors.rank for factors in modules.values())
-    stored = {module: _stored(modules[module], parts, largest) for module, parts in found.items()}
-    saved = {
-        **saved_of(adapters, weights),
-        **averaged_rows({adapter.name: adapter.rows for adapter in adapters}, shares_of(adapters, weights)),
-        **common_copies({adapter.name: adapter.copies for adapter in adapters}),
-    }
-    for name, value in saved.items():
-        if nonfinite(value):
-            raise MergeError(f"{name}: infinite or NaN values in what was trained whole")
-    return MergedAdapter(stored, saved, distance, discarded, notes_on(adapters))
 
 
 # -- what is added up ------------------------------------------------------------------------------------------------
@@ -193,7 +123,7 @@ def concatenated(module: str, parts: Sequence[Part]) -> Factors:
     return _finite(module, Factors(a, b, 1.0, parts[0].factors.ends))
 
 
-def _averaged(module: str, parts: Sequence[Part]) -> Factors:
+def averaged(module: str, parts: Sequence[Part]) -> Factors:
     """`(sum_i w_i s_i B_i)(sum_i w_i A_i)`. Raises MergeError for ranks that differ."""
     ranks = sorted({part.factors.rank for part in parts})
     if len(ranks) > 1:
@@ -214,8 +144,8 @@ def _finite(module: str, factors: Factors) -> Factors:
     return factors
 
 
-def _recompressed(exact: Mapping[str, Factors], rank: int) -> tuple[dict[str, Factors], float]:
-    """Every module's best approximation of a rank (Eckart and Young 1936), and the share of energy left out.
+def recompressed(exact: Mapping[str, Factors], rank: int) -> tuple[dict[str, Factors], float]:
+    """Give every module's best approximation of a rank (Eckart and Young 1936), and the share of energy left out.
 
     With B = Q_b R_b and A^T = Q_a R_a, the singular values of B A are those of the small matrix R_b R_a^T.
     """
@@ -234,8 +164,8 @@ def _recompressed(exact: Mapping[str, Factors], rank: int) -> tuple[dict[str, Fa
     return result, lost / (kept + lost) if kept + lost else 0.0
 
 
-def _distance(modules: Mapping[str, Factors], exact: Mapping[str, Factors]) -> float:
-    """||modules - exact|| / ||exact||, Frobenius, over all modules, without forming a whole matrix."""
+def distance_of(modules: Mapping[str, Factors], exact: Mapping[str, Factors]) -> float:
+    """Give ||modules - exact|| / ||exact||, Frobenius, over all modules, without forming a whole matrix."""
     whole = apart = 0.0
     for module, factors in exact.items():
         other = modules[module]
@@ -251,8 +181,8 @@ def _norm(a: Tensor, b: Tensor) -> float:
     return torch.linalg.norm(rb @ ra.T).item()
 
 
-def _stored(factors: Factors, parts: Sequence[Part], rank: int) -> Factors:
-    """The factors filled up with zeros to `rank`, in the dtype of the adapters."""
+def stored(factors: Factors, parts: Sequence[Part], rank: int) -> Factors:
+    """Give the factors filled up with zeros to `rank`, in the dtype of the adapters."""
     kinds = [tensor.dtype for part in parts for tensor in (part.factors.a, part.factors.b)]
     dtype = functools.reduce(torch.promote_types, kinds)
     blank = rank - factors.rank

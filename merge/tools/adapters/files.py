@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from merge._version import VERSION
 from merge.checkpoint.atomic import check_target
@@ -19,9 +20,11 @@ from merge.plan.policy import Policy
 from merge.plan.sidecars import sidecars
 from merge.recipe.label import share_label
 from merge.tools.adapters.configuration import CONFIG
-from merge.tools.adapters.factors import MergedAdapter, merge_adapters, notes_on, shares_of
+from merge.tools.adapters.factors import notes_on, shares_of
 from merge.tools.adapters.folder import WEIGHTS, Adapter, open_adapter, save_adapter
-from merge.tools.adapters.over_base import over_base
+from merge.tools.adapters.merged import MergedAdapter, merge_adapters
+from merge.tools.adapters.modes import EXACT
+from merge.tools.adapters.over_base import changes_by, over_base
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class AdapterOptions:
 
     weights: Sequence[float] | None = None
     mode: str = "exact"
+    parameters: Mapping[str, Any] = field(default_factory=dict[str, Any])
     rank: int | None = None
     base: Path | None = None
     section: str = "auto"
@@ -61,22 +65,25 @@ def adapters_to_file(folders: Sequence[Path], output: Path, options: AdapterOpti
     adapters = [open_adapter(folder, name) for folder, name in zip(folders, names, strict=True)]
     if any(output.resolve() in (folder.resolve(), *folder.resolve().parents) for folder in folders):
         raise MergeError(f"{output}: is or holds an input; choose another output")
-    shares = dict(zip([a.name for a in adapters], shares_of(adapters, options.weights), strict=True))
-    data = {"output": str(output), "shares": shares, "mode": options.mode}
+    shares = _shares(adapters, options)
+    data = {"output": str(output), "shares": shares, "mode": options.mode, **_parameters(options)}
     if options.base is not None:
-        if options.mode != "exact" or options.rank is not None:
-            raise MergeError("over a base the sum is exact and of any rank: leave mode=... and rank=... out")
+        if options.mode == "factors" or options.rank is not None:
+            raise MergeError("over a base the change is whole and of any rank: leave mode='factors' and rank=... out")
         notes = _over_base(open_checkpoint(options.base, options.section), adapters, output, options)
-        told = f"{output}: {options.base.name} + {share_label(shares)}"
+        told = f"{output}: {options.base.name} + {_label(shares, options)}"
         return AdapterReport(told, {**data, "base": str(options.base)}, (*notes_on(adapters), *notes))
     check_target(output, 0, folder=True, overwrite=options.overwrite)
     if options.allow_nonfinite:
         raise MergeError("allow_nonfinite=... is for sums over a base: merged factors have to be finite")
     if options.dequantize or options.accept:
         raise MergeError(f"{'dequantize' if options.dequantize else 'accept'}=... is for sums over a base, base=...")
-    merged = merge_adapters(adapters, weights=options.weights, mode=options.mode, rank=options.rank)
-    metadata = {"unival_merge": json.dumps({**_identity(adapters, shares), "mode": options.mode, "rank": options.rank})}
-    made = Made("adapters", share_label(shares), {a.name: a.checkpoint for a in adapters}, shares=shares)
+    merged = merge_adapters(
+        adapters, weights=options.weights, mode=options.mode, rank=options.rank, **options.parameters
+    )
+    chosen = {"mode": options.mode, "rank": options.rank, **_parameters(options)}
+    metadata = {"unival_merge": json.dumps({**_identity(adapters, shares), **chosen})}
+    made = Made("adapters", _label(shares, options), {a.name: a.checkpoint for a in adapters}, shares=shares)
 
     def card(digest: str) -> str:
         recorded = made.record({"digest": digest, "notes": list(merged.notes)})
@@ -91,12 +98,27 @@ def adapters_to_file(folders: Sequence[Path], output: Path, options: AdapterOpti
 
 
 def _told(output: Path, merged: MergedAdapter, shares: Mapping[str, float], options: AdapterOptions) -> str:
-    text = f"{output}: {share_label(shares)}, rank {merged.rank}, {len(merged.modules)} modules"
+    text = f"{output}: {_label(shares, options)}, rank {merged.rank}, {len(merged.modules)} modules"
     if options.mode == "factors":
         text += f"; averaged factors are not the exact sum: relative Frobenius distance {merged.distance:.3g}"
-    elif options.rank is not None:
+    elif options.rank is not None or options.mode != "exact":
         text += f"; left out {merged.discarded:.3%} of the energy (relative Frobenius distance {merged.distance:.3g})"
     return text
+
+
+def _shares(adapters: Sequence[Adapter], options: AdapterOptions) -> dict[str, float]:
+    """The coefficient of every adapter; methods multiply by 1 where no weights are given."""
+    weights = options.weights or ([1.0] * len(adapters) if options.mode not in EXACT else None)
+    return dict(zip([adapter.name for adapter in adapters], shares_of(adapters, weights), strict=True))
+
+
+def _parameters(options: AdapterOptions) -> dict[str, object]:
+    """What a method was given, for records; exact sums have nothing of the kind."""
+    return {} if options.mode in EXACT else {"parameters": dict(options.parameters)}
+
+
+def _label(shares: Mapping[str, float], options: AdapterOptions) -> str:
+    return share_label(shares) if options.mode in EXACT else f"{options.mode} of {share_label(shares)}"
 
 
 def _identity(adapters: Sequence[Adapter], shares: Mapping[str, float]) -> dict[str, object]:
@@ -115,8 +137,9 @@ def _over_base(base: Checkpoint, adapters: Sequence[Adapter], output: Path, opti
     policy = Policy(
         dequantize=options.dequantize, accept=tuple(options.accept), allow_nonfinite=options.allow_nonfinite
     )
-    applied = over_base(base, adapters, options.weights, policy)
-    shares = dict(zip([a.name for a in adapters], shares_of(adapters, options.weights), strict=True))
+    changes = changes_by(adapters, options.weights, options.mode, options.parameters)
+    applied = over_base(base, adapters, options.weights, policy, changes)
+    shares = _shares(adapters, options)
     metadata = dict(base.metadata)
     if set(metadata) <= {"format"}:  # some models rebuild themselves from their metadata: it is not added to
         metadata = {"format": "pt", **metadata, "unival_merge": json.dumps(_identity(adapters, shares))}
@@ -124,10 +147,11 @@ def _over_base(base: Checkpoint, adapters: Sequence[Adapter], output: Path, opti
     beside = sidecars(base, [base], ["base"], applied.units, policy)
     layout = lay_out(output, described, like=base, metadata=metadata, sidecars=beside.files)
     notes = (*(beside.notes if layout.folder else ()), *layout.notes)
-    chosen = {"accept": list(options.accept), "dequantize": options.dequantize}
+    chosen: dict[str, object] = {"accept": list(options.accept), "dequantize": options.dequantize}
+    chosen |= {} if options.mode in EXACT else {"mode": options.mode, **_parameters(options)}
     made = Made(
         "adapters",
-        f"{base.path.name} + {share_label(shares)}",
+        f"{base.path.name} + {_label(shares, options)}",
         {adapter.name: adapter.checkpoint for adapter in adapters},
         base,
         shares,

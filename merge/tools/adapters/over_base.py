@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -17,6 +18,7 @@ from merge.plan.findings import Facts, examine, refuse, warn
 from merge.plan.findings.kinds import prefixes
 from merge.plan.policy import Origin, Policy
 from merge.plan.units import Unit, plan
+from merge.tools.adapters.combined import Changes, combined
 from merge.tools.adapters.factors import Part, concatenated, parts_of, saved_of, shares_of
 from merge.tools.adapters.folder import EMBEDDING, Adapter, open_adapter
 from merge.tools.adapters.rows import Rows, check_copies, check_rows, with_rows
@@ -27,11 +29,15 @@ def apply_adapters(
     adapters: Sequence[Adapter | str | Path],
     *,
     weights: Sequence[float] | None = None,
+    mode: str = "exact",
     allow_nonfinite: bool = False,
     dequantize: bool = False,
     accept: str | Sequence[str] = (),
+    **parameters: Any,
 ) -> dict[str, Tensor]:
     """`base + sum_i w_i s_i B_i A_i`, in float32, rounded once to the base's dtype; other tensors are the base's own.
+
+    Or, by another `mode` with its `parameters`, `base +` what the method makes of the changes: see `merge_adapters`.
 
     With `dequantize`, 8-bit floats with scales beside them are what they stand for, and bfloat16 in the result.
 
@@ -45,9 +51,21 @@ def apply_adapters(
         accept=(accept,) if isinstance(accept, str) else tuple(accept),
         allow_nonfinite=allow_nonfinite,
     )
-    applied = over_base(opened(base, name="base"), adapters, weights, policy)
+    made = changes_by(adapters, weights, mode, parameters)
+    applied = over_base(opened(base, name="base"), adapters, weights, policy, made)
     tensors = {unit.names: applied.tensor(unit) for unit in applied.units}
     return {name: tensors[unit.names] for name, unit in applied.by_name().items()}
+
+
+def changes_by(
+    adapters: Sequence[Adapter], weights: Sequence[float] | None, mode: str, parameters: Mapping[str, Any]
+) -> Changes | None:
+    """Give the changes that a mode makes; None where they are summed exactly. Raises MergeError for mode "factors"."""
+    if mode == "factors":
+        raise MergeError("mode factors is for adapters alone: over a base the sum is exact, leave mode=... out")
+    if mode == "exact" and parameters:
+        raise MergeError(f"mode exact has no parameter {next(iter(parameters))!r}")
+    return None if mode == "exact" else combined(adapters, weights, mode, parameters)
 
 
 @dataclass(frozen=True)
@@ -82,9 +100,15 @@ class OverBase:
 
 
 def over_base(
-    base: StateDict, adapters: Sequence[Adapter], weights: Sequence[float] | None, policy: Policy
+    base: StateDict,
+    adapters: Sequence[Adapter],
+    weights: Sequence[float] | None,
+    policy: Policy,
+    made: Changes | None = None,
 ) -> OverBase:
     """Say what to do with a base's tensors; nothing is computed yet but the averages of whole tensors.
+
+    `made` gives the changes of modules where they are not summed exactly.
 
     Asks of the tensors to be changed what every merge asks. Raises MergeError as `apply_adapters` does.
     """
@@ -95,7 +119,9 @@ def over_base(
     modules = {f"{module}." for adapter in adapters for module in (*adapter.modules, *adapter.rows)}
     modules |= {name.rpartition(".")[0] + "." for adapter in adapters for name in adapter.saved}
     _ask(base, modules, policy)
-    changes = _low_rank(base, adapters, shares)
+    changes = _low_rank(base, adapters, shares if made is None else [1.0] * len(adapters))
+    for change in changes.values():
+        change.made = made
     _add_rows(base, adapters, shares, changes)
     check_copies(base, {adapter.name: adapter.copies for adapter in adapters})
     for name, value in saved_of(adapters, weights).items():
@@ -138,6 +164,7 @@ class Change:
     ):
         self.module, self.parts, self.transposed, self.instead = module, parts, transposed, instead
         self.rows: list[tuple[float, Rows]] = []
+        self.made: Changes | None = None
 
     def __call__(self, value: Tensor | None) -> Tensor:
         """The changed tensor; a sum is in float32."""
@@ -146,8 +173,11 @@ class Change:
             return self.instead
         if self.rows:
             return with_rows(value, self.rows)
-        factors = concatenated(self.module, self.parts)
-        change = factors.b.flatten(1) @ factors.a.flatten(1)
+        if self.made is None:
+            factors = concatenated(self.module, self.parts)
+            change = factors.b.flatten(1) @ factors.a.flatten(1)
+        else:
+            change = self.made(self.module).float()
         change = change.T if self.transposed else change
         return value.float() + change.reshape(value.shape)
 

@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import merge
-from merge.tools.adapters.factors import MergedAdapter
 from merge.tools.adapters.folder import Adapter, Factors
+from merge.tools.adapters.merged import MergedAdapter
 from tests.merge.adapters import SHAPES, base_of, change, lora
 from tests.merge.made import assert_same
 from tests.merge.shell import command, done
@@ -294,7 +294,7 @@ def test_one_adapter_with_a_module_trained_whole_over_its_base(tmp_path: Path) -
         ({"mode": "factors"}, "has ranks 2 and 3: factors can be averaged at one rank only"),
         ({"mode": "mean"}, "mode 'mean': must be one of exact, factors"),
         ({"rank": 0}, "rank 0: must be 1 or more"),
-        ({"mode": "factors", "rank": 2}, "for mode 'exact' only"),
+        ({"mode": "factors", "rank": 2}, "is not for mode 'factors'"),
     ],
     ids=str,
 )
