@@ -48,6 +48,8 @@ def _why_not(method: str, experts: int, has_base: bool) -> str:
         return "needs statistics of every expert"
     if entry.takes_base and not has_base:
         return "starts from a base"
+    if entry.ordered:
+        return "averages checkpoints of one run"
     return f"takes {most} expert{'s' * (most > 1)}" if most is not None and experts > most else ""
 
 

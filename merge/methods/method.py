@@ -138,6 +138,7 @@ class Method:
         edges: what happens at the edges (ties, zero vectors, vectors without a direction), for docs.
         group: the heading under which methods are listed.
         mergekit: how mergekit writes it, by mergekit's name.
+        ordered: the inputs are checkpoints of one training run, in order: of experts of different tasks it is no merge.
         grid: by parameter the values worth trying where the best are looked for: at most six merges.
     """
 
@@ -157,6 +158,7 @@ class Method:
     edges: str = ""
     group: str = "other"
     mergekit: Mapping[str, Mergekit] = field(default_factory=dict[str, Mergekit])
+    ordered: bool = False
     grid: Mapping[str, Sequence[Any]] = field(default_factory=dict[str, Sequence[Any]])
 
     def __repr__(self) -> str:

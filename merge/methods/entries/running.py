@@ -22,6 +22,7 @@ RUNNING: dict[str, Method] = {
         single=partial(shortcuts.one_input, relative=True),
         edges=f"{ROUNDED}; {COPIED}; first weights of sum 0 are an error",
         group="along a training run",
+        ordered=True,
     ),
     "ema": Method(
         "merge.methods.running:ema",
@@ -35,5 +36,7 @@ RUNNING: dict[str, Method] = {
         shares=shortcuts.by_decay,
         edges=f"{ROUNDED}; decay 0 is the last, 1 the first, to the bit",
         group="along a training run",
+        ordered=True,
+        grid={"decay": (0.5, 0.9)},
     ),
 }

@@ -50,5 +50,6 @@ WHOLE: dict[str, Method] = {
         edges="an expert without change counts for nothing (the authors' program gives NaN everywhere); changes of "
         "another size select other entries",
         group="the whole model in view",
+        grid={"density": (0.1, 0.3), "scale": (0.7, 1.0, 1.5)},
     ),
 }
