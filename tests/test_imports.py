@@ -18,6 +18,7 @@ OPTIONAL = {  # extras, imported by the function that needs them
     "merge/checkpoint/formats/t5x.py": {"msgpack"},
     "merge/checkpoint/hub.py": {"huggingface_hub"},
     "merge/recipe/mergekit.py": {"yaml"},
+    "merge/recipe/templates.py": {"jinja2"},
     "merge/tools/align/assignment.py": {"scipy"},
 }
 FROM_MERGE = {  # all that unival_core may use

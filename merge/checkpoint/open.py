@@ -60,6 +60,7 @@ class Checkpoint(Mapping[str, "Tensor"]):
             its tensors' names begin with here (`"unet/"`, `""` for the folder's own).
         rename: the rules by which `renamed` has given tensors other names.
         stored: what the file calls these tensors, by their other names.
+        hidden: by the file's names, tensors that a merge leaves out: they count for the digest.
     """
 
     path: Path
@@ -73,6 +74,7 @@ class Checkpoint(Mapping[str, "Tensor"]):
     parts: Mapping[str, Checkpoint] = field(default_factory=dict[str, "Checkpoint"])
     rename: tuple[str, ...] = ()
     stored: Mapping[str, str] = field(default_factory=dict[str, str])
+    hidden: Mapping[str, TensorEntry] = field(default_factory=dict[str, TensorEntry])
 
     def __getitem__(self, name: str) -> Tensor:
         return self.entries[name].tensor()
@@ -149,18 +151,16 @@ class Checkpoint(Mapping[str, "Tensor"]):
 def open_checkpoint(path: str | Path, section: str = "auto") -> Checkpoint:
     """Open a file or folder lazily: headers are read and checked, tensors are mapped on access.
 
-    Reads every format of `merge.checkpoint.formats.FORMATS`: `.safetensors` and torch zip files (single, sharded with
-    an index, in a folder), `.npz`, T5X folders (with the extra `t5x`); the names of the last two are the keys on the
-    way to an array, joined with dots. Pickles are never executed. `section` names a part of a training file, as
-    listed by `.sections`; "auto" takes the only one.
+    Reads every format of `merge.checkpoint.formats.FORMATS`: single files, shards with an index, folders; names of
+    `.npz` and T5X are the keys on the way to an array, joined with dots. Pickles are never executed. `section` names a
+    part of a training file, as listed by `.sections`; "auto" takes the only one.
 
     A mapped tensor is the file: while a script holds it, nobody may cut the file short (the system ends the script, by
-    SIGBUS) or write into it. `Checkpoint.read` and `load_checkpoint` give tensors of their own, and merges, in memory
-    too, read so. A live path that holds endpoints of files on the CPU maps them.
+    SIGBUS) or write into it. `Checkpoint.read`, `load_checkpoint` and merges give or read tensors of their own. A live
+    path that holds endpoints of files on the CPU maps them.
 
-        >>> checkpoint = open_checkpoint("vqa.pt", section="model")        # doctest: +SKIP
-        >>> checkpoint["encoder.layer_norm.weight"].dtype                  # doctest: +SKIP
-        torch.float16
+        >>> checkpoint = open_checkpoint("vqa.pt", section="model")                          # doctest: +SKIP
+        >>> first, tensor = next(iter(checkpoint.items()))                                  # doctest: +SKIP
 
     Raises MergeError for anything missing, broken, hostile or ambiguous, naming the file.
     """

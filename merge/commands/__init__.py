@@ -26,6 +26,7 @@ COMMANDS = {
     "run": Command("merge.commands.merging:run", "Merge", "Make a merge again from its recipe."),
     "extract": Command("merge.commands.merging:extract", "Merge", "Take some tensors out of a checkpoint."),
     "graft": Command("merge.commands.merging:graft", "Merge", "Put tensors of one checkpoint into another."),
+    "layers": Command("merge.commands.merging:layers", "Merge", "Repeat, drop or stack layers of checkpoints."),
     "adapters": Command("merge.commands.files:adapters", "Merge", "Merge LoRA adapters, alone or into their base."),
     "align": Command("merge.commands.files:align", "Merge", "Put a model's units in the order of another's."),
     "convert": Command("merge.commands.files:convert", "Merge", "Write a checkpoint in another format, bit for bit."),

@@ -125,6 +125,31 @@ def summing_to_one(weights: Sequence[float], count: int, *, normalize: bool, ext
     return list(weights)
 
 
+def layers_taken(texts: Sequence[str], names: Sequence[str]) -> dict[str, tuple[dict[str, tuple[int, int]], ...]]:
+    """Give the layers that a result is made of, as a recipe has them, from [LIST=][NAME:]FROM-TO,...
+
+        >>> layers_taken(["0-15,b:8-23,3"], ["a", "b"])
+        {'': ({'a': (0, 16)}, {'b': (8, 24)}, {'a': (3, 4)})}
+
+    Raises MergeError naming the text.
+    """
+    found: dict[str, list[dict[str, tuple[int, int]]]] = {}
+    for text in texts:
+        which, equals, rest = text.rpartition("=")
+        for item in (rest if equals else text).split(","):
+            name, colon, span = item.strip().rpartition(":")
+            first, dash, last = span.partition("-")
+            name = name if colon else names[0]
+            if not (first.isdecimal() and (last.isdecimal() or not dash)) or int(last or first) < int(first):
+                raise MergeError(
+                    f"--take {shown(text)!r}: {shown(item)!r} is no range of layers: give 0-15, 3 or NAME:8-23"
+                )
+            if name not in names:
+                raise MergeError(f"--take {shown(text)!r}: {name} is no checkpoint here: they are {', '.join(names)}")
+            found.setdefault(which, []).append({name: (int(first), int(last or first) + 1)})
+    return {which: tuple(ranges) for which, ranges in found.items()}
+
+
 def parameters_of(name: str, method: Method, given: Sequence[str]) -> dict[str, Any]:
     """Give the parameters of a method from NAME=VALUE and NAME=GLOB=VALUE; globs in turn, the value for the rest last.
 
@@ -152,6 +177,14 @@ def parameters_of(name: str, method: Method, given: Sequence[str]) -> dict[str, 
 def _value(key: str, text: str, parameter: Parameter) -> Any:
     """A value as its parameter is: true or false, names, a number, or one for every input."""
     option = f"-p {key}"
+    if ":" in text and parameter.kind is not bool:  # along the depth, as 0:0.5:1
+        each = [_value(key, part.replace(":", ","), replace(parameter, each=True)) for part in text.split(",")]
+        runs: list[Any] = [
+            {"gradient": one} if ":" in part else one for part, one in zip(text.split(","), each, strict=True)
+        ]
+        if len(runs) > 1 and not parameter.each:
+            raise MergeError(f"{option}={shown(text)}: takes one value for all inputs, {parameter.range}")
+        return runs if len(runs) > 1 else runs[0]
     if parameter.kind is bool:
         if text.lower() not in SWITCH:
             raise MergeError(f"{option}={shown(text)}: give true or false ({parameter.help})")

@@ -14,6 +14,7 @@ from merge.commands.coefficients import (
     Statistics,
     Weights,
     WeightsFrom,
+    layers_taken,
     number,
     numbers,
     parameters_of,
@@ -80,7 +81,7 @@ def merge(
     unival-merge merge ties vqa.pt caption.pt --base pretrained.pt -p density=0.2,0.5 -o merged.safetensors
     unival-merge merge slerp vqa.pt caption.pt -p ratio=0.3 -p 'ratio=encoder.*=1/2' -o merged.safetensors
     """
-    from merge.recipe.parameters import method_named, parameters_for
+    from merge.recipe.parameters import method_named, parameters_for, varies
 
     chosen = method_named(method)
     if chosen.takes_base != (base is not None):
@@ -94,7 +95,8 @@ def merge(
         if "weights" in parameters:
             raise MergeError(f"-p weights and --weights-from {weights_from}: give one of them")
         parameters["weights"] = read_weights(weights_from, [item.name for item in recipe.inputs])
-    if weights is not None and (weights.simplex or normalize) and isinstance(parameters.get("weights"), list):
+    plain = isinstance(parameters.get("weights"), list) and not varies(parameters["weights"])
+    if weights is not None and (weights.simplex or normalize) and plain:
         parameters["weights"] = summing_to_one(
             parameters["weights"], len(recipe.inputs), normalize=normalize, extrapolate=choices.extrapolate
         )
@@ -202,6 +204,10 @@ def run(
     output: Output,
     choices: Overrides,
     running: Running,
+    whole_depth: Annotated[
+        bool,
+        typer.Option("--whole-depth", help="Gradients of mergekit's slices run over all layers, not anew in each."),
+    ] = False,
 ) -> None:
     """Make a merge again from its recipe, which lies beside every merged checkpoint. Says which inputs have changed.
 
@@ -215,7 +221,7 @@ def run(
 
     if output.resolve() in (recipe.resolve(), *recipe.resolve().parents):
         raise MergeError(f"{output}: is or holds the recipe {recipe}; choose another output")
-    carry_out(overridden(read_recipe(recipe), choices), output, running)
+    carry_out(overridden(read_recipe(recipe, whole_depth=whole_depth), choices), output, running)
 
 
 def extract(
@@ -234,6 +240,44 @@ def extract(
     recipe = recipe_for("linear", [checkpoint], {"weights": 1.0}, choices)
     rules = [*recipe.policy.pick, *(f"{glob}={recipe.inputs[0].name}" for glob in only), "*="]
     carry_out(_picking(recipe, rules), output, running)
+
+
+def layers(
+    checkpoints: Annotated[list[Path], typer.Argument(metavar="CHECKPOINT", help="Files or folders to take from.")],
+    take: Annotated[
+        list[str],
+        typer.Option(
+            metavar="[LIST=][NAME:]FROM-TO,...",
+            help="The layers of the result in turn, of the first checkpoint or of NAME, both ends included: 0-15,8-23; "
+            "of LIST where there are several lists of layers (decoder.layers=0-3); may be repeated.",
+        ),
+    ],
+    output: Output,
+    choices: Choices,
+    running: Running,
+    zero: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="GLOB", help="Tensors of the result to set to zero: what a new layer adds; may be repeated."
+        ),
+    ] = None,
+) -> None:
+    """Put a model together of layers: repeat, drop, reorder them, or stack those of several checkpoints.
+
+    What lies before the layers (embeddings) comes from the first one's checkpoint, what lies behind (the last norm, the
+    head) from the last one's. config.json follows.
+
+    \b
+    unival-merge layers small.safetensors --take 0-15,8-23 -o deeper.safetensors
+    unival-merge layers one.pt two.pt --take one:0-15,two:8-23 -o stacked.pt
+    """
+    from merge.recipe.recipe import Recipe
+
+    recipe = recipe_for("linear", checkpoints, {}, choices)
+    names = [item.name for item in recipe.inputs]
+    weights: dict[str, Any] = {**dict.fromkeys(zero or (), 0.0), "*": 1.0}
+    given = {"weights": weights, "normalize": False} if zero else {}
+    carry_out(Recipe("linear", recipe.inputs, given, None, recipe.policy, layers_taken(take, names)), output, running)
 
 
 def graft(

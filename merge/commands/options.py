@@ -186,6 +186,12 @@ class Choices:
         ),
     ] = False
     dequantize: Dequantize = False
+    untie: Annotated[
+        bool,
+        typer.Option(
+            "--untie", help="Merge embeddings as the head where only some tie the two.", rich_help_panel=POLICY
+        ),
+    ] = False
     accept: Accept = None
 
 
@@ -247,6 +253,7 @@ def policy_of(choices: Choices) -> Policy:
         extrapolate=choices.extrapolate,
         accept=tuple(choices.accept or ()),
         dequantize=choices.dequantize,
+        untie=choices.untie,
     )
 
 

@@ -42,4 +42,9 @@ def overridden(recipe: Recipe, given: Overrides) -> Recipe:
     policy = replace(
         recipe.policy, **{name: value for name, value in choices.items() if value is not None and name in known}
     )
-    return replace(recipe, inputs=inputs, base=ancestor, policy=policy)
+    called = {old.name: new.name for old, new in zip(recipe.inputs, inputs, strict=True)}
+    layers = {
+        name: tuple({called.get(label, label): span for label, span in ranges.items()} for ranges in stretches)
+        for name, stretches in recipe.layers.items()
+    }
+    return replace(recipe, inputs=inputs, base=ancestor, policy=policy, layers=layers)

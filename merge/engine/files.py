@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from merge._version import VERSION
 from merge.checkpoint.atomic import check_target
@@ -30,7 +30,7 @@ from merge.plan.paired import merging, plan_for
 from merge.plan.sidecars import sidecars
 from merge.plan.summary import told
 from merge.plan.units import Unit, by_name, dictionary
-from merge.recipe.inputs import open_inputs
+from merge.recipe.inputs import open_inputs, restacked
 from merge.recipe.json import read_recipe, to_json
 from merge.recipe.parameters import check_inputs, method_named, parameters_for
 from merge.recipe.recipe import Recipe
@@ -191,8 +191,11 @@ def _checked(recipe: Recipe, outputs: Sequence[tuple[Recipe, Path]], options: Op
     if recipe.policy.dequantize:
         checkpoints = [dequantized(checkpoint) for checkpoint in checkpoints]
     labels, found = [source.name for source in recipe.sources], list[Finding]()
-    method, based = method_named(recipe.method), recipe.base is not None
-    units = plan_for(method, checkpoints, labels, recipe.policy, has_base=based, told=found.append)
+    method = method_named(recipe.method)
+    stack = restacked(recipe, checkpoints)
+    given, checkpoints = checkpoints, cast("list[Checkpoint]", list(stack.inputs))
+    rest: dict[str, Any] = {"has_base": recipe.base is not None, "sources": stack.sources, "told": found.append}
+    units = plan_for(method, checkpoints, labels, recipe.policy, **rest)
     for finding in found:
         warn(finding)
     parameters = [parameters_for(item, units) for item, _ in outputs]
@@ -200,7 +203,7 @@ def _checked(recipe: Recipe, outputs: Sequence[tuple[Recipe, Path]], options: Op
     first, tokens = checkpoints[0], dictionary(merged, labels, units)
     specs = {name: Spec(unit.element, unit.shape, unit.name) for name, unit in by_name(units, merged).items()}
     like = with_parts(merged)
-    beside = sidecars(like, merged, labels[: len(merged)], units, recipe.policy)
+    beside = sidecars(like, merging(method, given), labels[: len(merged)], units, recipe.policy, stack)
     targets: list[Target] = []
     for (item, path), values in zip(outputs, parameters, strict=True):
         ties = {name: specs[name].tie for name in specs}
@@ -210,10 +213,11 @@ def _checked(recipe: Recipe, outputs: Sequence[tuple[Recipe, Path]], options: Op
             metadata = {"format": "pt", **metadata, "unival_merge": identity(item, options.digest, None)}
         if tokens is not None:  # without it nobody knows what the rows mean
             metadata[DICTIONARY] = json.dumps(tokens)
-        rest: dict[str, Any] = {"metadata": metadata, "shard_size": options.shard_size, "sidecars": beside.files}
+        rest = {"metadata": metadata, "shard_size": options.shard_size, "sidecars": beside.files}
         layout = lay_out(path, specs, like=like, others=merged[1:], **rest)
         notes = told(merged, labels[: len(merged)], entries_kept=layout.like)
-        layout = replace(layout, notes=(*notes, *(beside.notes if layout.folder else ()), *layout.notes))
+        beside_notes = beside.notes if layout.folder else ()
+        layout = replace(layout, notes=(*stack.notes, *notes, *beside_notes, *layout.notes))
         targets.append(Target(item, values, path, layout))
     return Plan(recipe, checkpoints, units, targets, options, found)
 

@@ -38,7 +38,8 @@ def merged(
     for parameters in points:
         narrow: Tensor | None = None  # all finite
         # Parameters that mean one input alone give that input's own bits: nothing of the others can leak in.
-        single = 0 if unit.kind == "copy" else method.single(len(parts), parameters)
+        alone = unit.kind == "copy" or len(parts) < method.inputs[0] + method.takes_base
+        single = 0 if alone else method.single(len(parts), parameters)
         if single is not None:
             result = parts[single]  # carried as it is stored; what was dequantised is in float32 until here
             if unit.kind != "copy" or (result.dtype == torch.float32 and unit.element.name != "float32"):

@@ -21,6 +21,7 @@ from merge.errors import MergeError
 from merge.plan.paired import plan_for
 from merge.plan.policy import Policy
 from merge.plan.units import Unit
+from merge.recipe.inputs import restacked
 from merge.recipe.parameters import is_rules, method_named, parameters_for, resolve
 
 
@@ -68,6 +69,7 @@ class LivePath:
         if self._recipe.policy.dequantize:
             sources = [dequantized(source) for source in sources]
         labels = [item.name for item in self._recipe.sources]
+        sources = restacked(self._recipe, sources).inputs
         self._units = plan_for(self._method, sources, labels, self._recipe.policy, has_base=base is not None)
         self._check_targets(sources)
         own = {tensor.untyped_storage().data_ptr() for tensor in self._targets.values()}

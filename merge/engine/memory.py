@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from merge.errors import MergeError
 from merge.plan.paired import merging, plan_for
 from merge.plan.policy import Policy, policy_of
 from merge.plan.units import Unit, by_name
+from merge.recipe.inputs import restacked
 from merge.recipe.parameters import check_inputs, method_named, parameters_for
 from merge.recipe.recipe import Input, Recipe
 
@@ -29,9 +31,10 @@ def merge_with(
     *,
     statistics: Sources | None = None,
     policy: Policy | None = None,
+    layers: Any = None,
     **parameters: Any,
 ) -> dict[str, Tensor]:
-    """Merge checkpoints by any method of `METHODS`, with that method's parameters.
+    """Merge checkpoints by any method of `METHODS`, with that method's parameters; `layers` as a `Recipe` takes them.
 
         >>> import torch
         >>> base, expert = {"w": torch.tensor([1.0, 2.0])}, {"w": torch.tensor([3.0, 2.0])}
@@ -45,14 +48,16 @@ def merge_with(
     """
     named = with_statistics(method, opened_all(inputs), statistics)
     ancestor = [] if base is None else [opened(base, name="base")]
-    recipe = unplaced_recipe(method, list(named), base is not None, policy, parameters)
+    recipe = replace(unplaced_recipe(method, list(named), base is not None, policy, parameters), layers=layers or {})
     chosen = method_named(method)
     check_inputs(recipe, chosen)
     sources = [*ancestor, *named.values()]
     if recipe.policy.dequantize:
         sources = [dequantized(source) for source in sources]
-    labels = [item.name for item in recipe.sources]
-    units = plan_for(chosen, sources, labels, recipe.policy, has_base=base is not None)
+    stack = restacked(recipe, sources)
+    sources, labels = stack.inputs, [item.name for item in recipe.sources]
+    rest: dict[str, Any] = {"has_base": base is not None, "sources": stack.sources}
+    units = plan_for(chosen, sources, labels, recipe.policy, **rest)
 
     def read(unit: Unit) -> list[Tensor]:
         return [whole(sources[i], unit.name).detach() for i in unit.sources]

@@ -281,9 +281,10 @@ class _Pass:
                 found.setdefault(name if tie is None else tie, []).append(name)
         return [_Reader([(entries[tied[0]], tied)], most, buffers, index, new) for tied in found.values()]
 
-    def note_digests(self, index: int, readers: Sequence[_Reader]) -> None:
+    def note_digests(self, index: int, readers: Sequence[_Reader], stored: Mapping[str, str] | None = None) -> None:
         """Note the digests of tensors of input `index`, reading first what nobody needed."""
-        digest, stored, progress = self._digests[index], self._stored[index], self.plan.options.progress
+        stored = self._stored[index] if stored is None else stored
+        digest, progress = self._digests[index], self.plan.options.progress
         for reader in readers:
             for (entry, names), content in zip(reader.parts, reader.finish(), strict=True):
                 for name in names:  # a digest is the file's, whatever it is merged as
@@ -296,7 +297,10 @@ class _Pass:
         used = {name for unit in self.plan.units for name in unit.names}
         for index, entries in enumerate(self.sources):
             left = [name for name in entries if name not in used]
-            self.note_digests(index, self.readers(index, [left], BLOCK, _Buffers(BLOCK)))
+            buffers, new = _Buffers(BLOCK), self._digests[index].start
+            self.note_digests(index, self.readers(index, [left], BLOCK, buffers))
+            for name, entry in self.plan.checkpoints[index].hidden.items():
+                self.note_digests(index, [_Reader([(entry, [name])], BLOCK, buffers, index, new)], {})
         return [digest.text() for digest in self._digests]
 
 

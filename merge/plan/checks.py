@@ -33,6 +33,7 @@ class Case:
         decided: the names that one input alone decides.
         vocabulary: the rows that the inputs' dictionaries say, where they differ.
         statistics_from: the input that BatchNorm statistics come from, None where they are averaged.
+        sources: the inputs that names are made of, where not all take part in all.
     """
 
     inputs: Sequence[Mapping[str, Tensor]]
@@ -43,6 +44,7 @@ class Case:
     slices: Sequence[Slice]
     vocabulary: Vocabulary | None
     statistics_from: int | None
+    sources: Mapping[str, tuple[int, ...]] | None = None
 
 
 def name_problems(case: Case, names: Sequence[str]) -> list[str]:
@@ -52,8 +54,9 @@ def name_problems(case: Case, names: Sequence[str]) -> list[str]:
     zero = case.policy.missing == "zero-delta"  # experts may lack names, the base may not
     wanted = [name for name in names if name not in case.decided]
     problems: list[str] = []
-    for tensors, label in list(zip(case.described, case.labels, strict=True))[: 1 if zero else None]:
-        lacking = [name for name in wanted if name not in tensors]
+    for index, label in list(enumerate(case.labels))[: 1 if zero else None]:
+        mine = [name for name in wanted if index in case.sources[name]] if case.sources is not None else wanted
+        lacking = [name for name in mine if name not in case.described[index]]
         if lacking:
             problems.append(f"{label} lacks {listed(lacking)}")
     if problems:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
@@ -30,6 +30,7 @@ def plan_for(
     policy: Policy | None = None,
     *,
     has_base: bool = False,
+    sources: Mapping[str, tuple[int, ...]] | None = None,
     told: Callable[[Finding], object] | None = None,
 ) -> list[Unit]:
     """Give the units of a merge by a method, as `plan` does; every merged tensor also has its statistics as sources.
@@ -39,7 +40,7 @@ def plan_for(
     if len(inputs) % 2 and method.statistics:
         raise MergeError(f"the inputs are experts and then one file of statistics each, not {len(inputs)} files")
     experts = merging(method, inputs)
-    units = plan(experts, labels[: len(experts)], policy, has_base=has_base, told=told)
+    units = plan(experts, labels[: len(experts)], policy, has_base=has_base, sources=sources, told=told)
     if not method.statistics:
         return units
     described = [specs(statistics) for statistics in inputs[len(experts) :]]

@@ -68,6 +68,9 @@ class Policy:
         accept: codes of findings (`merge.plan.findings.FINDINGS`) that would refuse the merge, or warn, and shall not.
         dequantize: take 8-bit floats with scales beside them as the weights that they stand for; the result of these is
             bfloat16 (or `dtype`), and the scales are gone.
+        untie: of inputs whose head is their embedding, take it as the head where others have one of their own; the
+            result then has one.
+        chat_template: what a folder's chat template becomes; "" leaves it as it is in the first input.
     """
 
     keep: tuple[str, ...] = ()
@@ -83,6 +86,8 @@ class Policy:
     extrapolate: bool = False
     accept: tuple[str, ...] = ()
     dequantize: bool = False
+    untie: bool = False
+    chat_template: str = ""
 
     def __post_init__(self) -> None:
         """Read one glob as a list of one and a dtype as its name. Raises MergeError for other types."""

@@ -17,11 +17,14 @@ from typing import Any
 from merge.checkpoint.open import Checkpoint
 from merge.checkpoint.parts import beside
 from merge.errors import MergeError
+from merge.plan.depth import Depth, follow
+from merge.plan.layers import lists_in
 from merge.plan.policy import Policy
 from merge.plan.rows import VOCABULARY
+from merge.plan.stacked import WHOLE, Stacked
 from merge.plan.units import Unit
 
-CONFIG = "config.json"
+CONFIG, TOKENIZER_CONFIG, TEMPLATE = "config.json", "tokenizer_config.json", "chat_template.jinja"
 _HEAD = re.compile(r"(.*\.)?(lm_head|embed_out|output_projection)\.weight")
 _TOKENIZER = re.compile(
     r"tokenizer(_config)?\.json|special_tokens_map\.json|added_tokens\.json|vocab\.(json|txt|bpe)|merges\.txt"
@@ -40,10 +43,16 @@ class Sidecars:
 
 
 def sidecars(
-    like: Checkpoint, checkpoints: Sequence[Checkpoint], labels: Sequence[str], units: Sequence[Unit], policy: Policy
+    like: Checkpoint,
+    checkpoints: Sequence[Checkpoint],
+    labels: Sequence[str],
+    units: Sequence[Unit],
+    policy: Policy,
+    stack: Stacked = WHOLE,
 ) -> Sidecars:
     """Say how the configuration and the tokenizer of `like` (the first input, with all parts) follow the result.
 
+    `checkpoints` are the inputs as they lie there, `stack` how they were put together.
     Raises MergeError where they cannot: rows that are other tokens in different inputs, or whose tokens nobody knows.
     """
     files: dict[str, bytes | Path | None] = {}
@@ -51,7 +60,7 @@ def sidecars(
     lying = [beside(item).taken for item in (like, *checkpoints)]
     for prefix in like.parts or ("",):
         mine = [part for unit in units if (part := _in_part(unit, prefix, like.parts))]
-        changes = _Changes(prefix, mine, checkpoints)
+        changes = _Changes(prefix, mine, checkpoints, stack)
         holder = changes.holder()
         known = [{n.removeprefix(prefix): p for n, p in its.items() if n.startswith(prefix)} for its in lying]
         if holder is not None:
@@ -60,7 +69,11 @@ def sidecars(
             if taken:
                 notes.append(f"the tokenizer is that of {labels[holder]}, which has the rows of the result")
         config = _read(known[0].get(CONFIG))
-        told = changes.edit(config, policy) if config else []
+        others = [_read(its.get(CONFIG)) for its in known[1:]] if stack.origins else []
+        told = changes.edit(config, policy, others) if config else []
+        if policy.chat_template and (prefix == "" or any(map(_TOKENIZER.fullmatch, known[0]))):
+            files |= {prefix + name: text for name, text in _templates(known[0], policy.chat_template).items()}
+            notes.append(f"{prefix}{TEMPLATE} is the template that was asked for")
         if config and told:
             files[prefix + CONFIG] = json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n"
             notes.append(f"{prefix}{CONFIG} follows the weights: {', '.join(told)}")
@@ -80,9 +93,15 @@ def _in_part(unit: Unit, prefix: str, parts: Mapping[str, Checkpoint]) -> tuple[
 class _Changes:
     """How the tensors of one part of the result differ from the first input's."""
 
-    def __init__(self, prefix: str, units: Sequence[tuple[list[str], Unit]], checkpoints: Sequence[Checkpoint]):
+    def __init__(
+        self,
+        prefix: str,
+        units: Sequence[tuple[list[str], Unit]],
+        checkpoints: Sequence[Checkpoint],
+        stack: Stacked,
+    ):
         self.prefix, self.units, self.first = prefix, units, checkpoints[0].entries
-        self.checkpoints = checkpoints
+        self.checkpoints, self.stack = checkpoints, stack
         self.vocabulary = [
             (name, unit) for names, unit in units for name in names[:1] if VOCABULARY.fullmatch(name) and unit.shape
         ]
@@ -91,7 +110,9 @@ class _Changes:
         """Give the input whose rows the result has, where they are not simply the first's."""
         for name, unit in self.vocabulary:
             whole = self.prefix + name
-            if unit.kind == "copy" and len(unit.sources) == 1 and unit.assembly is None:
+            if self.stack.origins and _HEAD.fullmatch(name):
+                continue  # the tokenizer goes with what reads it
+            if (unit.kind == "copy" or self.stack.origins) and len(unit.sources) == 1 and unit.assembly is None:
                 if unit.sources[0] != 0 and whole in self.first:
                     return unit.sources[0]
             elif unit.assembly is not None and unit.assembly.put is not None:
@@ -100,9 +121,11 @@ class _Changes:
                     return sizes.index(unit.shape[0])
         return None
 
-    def edit(self, config: dict[str, Any], policy: Policy) -> list[str]:
-        """Change a configuration to what the result is; tells what was changed."""
+    def edit(self, config: dict[str, Any], policy: Policy, others: Sequence[Mapping[str, Any]]) -> list[str]:
+        """Change a configuration to what the result is; tells what was changed. `others` are those of all inputs."""
         told: list[str] = []
+        for depth in self._depths():
+            told += follow(config, others, depth, self.prefix + CONFIG)
         for key, old, new in self._sizes():
             places = [place for place in _places(config) if place.get(key) == old]
             for place in places:
@@ -144,14 +167,24 @@ class _Changes:
                 found.setdefault("in_channels", (entry.shape[1], unit.shape[1]))
         yield from ((key, *sizes) for key, sizes in found.items())
 
+    def _depths(self) -> Iterator[Depth]:
+        """The lists of this part that were put together."""
+        lists = {name: len(its) for name, its in lists_in(self.first).items() if name.startswith(self.prefix)}
+        for name, origins in self.stack.origins.items():
+            if name in lists:
+                mine, *others = (other.removeprefix(self.prefix) for other in (name, *(lists.keys() - {name})))
+                yield Depth(mine, others, lists[name], origins)
+
     def _untied(self) -> bool:
         """Whether the result has an output projection of its own where the first input has none, or a tied one."""
         words = [name for name in self.first if VOCABULARY.fullmatch(name) and not _HEAD.fullmatch(name)]
         embeddings = {self.first[name].tie for name in words}
-        for names, _ in self.units:
+        givers = {unit.sources for name, unit in self.vocabulary if not _HEAD.fullmatch(name)}
+        for names, unit in self.units:
             heads = [name for name in names if _HEAD.fullmatch(name)]
             entry = self.first.get(self.prefix + heads[0]) if heads else None
             tied = entry is None or (entry.tie is not None and entry.tie in embeddings)
+            tied |= bool(self.stack.origins) and givers != {unit.sources}
             if heads and len(heads) == len(names) and embeddings and tied:
                 return True
         return False
@@ -175,6 +208,19 @@ def _places(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
     for value in config.values():
         if isinstance(value, dict):
             yield from _places(value)
+
+
+# -- chat templates --------------------------------------------------------------------------------------------------
+
+
+def _templates(known: Mapping[str, Path], text: str) -> dict[str, bytes]:
+    """Give the files that say a chat template: its own, and the tokenizer's configuration where that says one too."""
+    found = {TEMPLATE: text.encode()}
+    config = _read(known.get(TOKENIZER_CONFIG))
+    if "chat_template" in config:
+        config["chat_template"] = text
+        found[TOKENIZER_CONFIG] = json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n"
+    return found
 
 
 # -- tokenizers ------------------------------------------------------------------------------------------------------

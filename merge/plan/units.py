@@ -92,11 +92,13 @@ def plan(
     policy: Policy | None = None,
     *,
     has_base: bool = False,
+    sources: Mapping[str, tuple[int, ...]] | None = None,
     told: Callable[[Finding], object] | None = None,
 ) -> list[Unit]:
     """Give one unit per tensor of the result, in the order of the first input.
 
-    `labels` name the inputs in messages; with `has_base` the first is the others' ancestor. `told` is called with every
+    `labels` name the inputs in messages; with `has_base` the first is the others' ancestor. `sources` are the inputs
+    that names are made of where not all take part in all (`merge.plan.stacked`). `told` is called with every
     finding that warns and is not accepted; by default it is a `MergeWarning`. Raises MergeError for findings that
     refuse and are not accepted, and then listing every difference in names, shapes and dtypes and every integer
     conflict, with the choices that resolve them.
@@ -107,13 +109,14 @@ def plan(
     described = [stated(tensors) for tensors in inputs]
     statistics_from = statistics_source(policy.batchnorm, labels)
     decided = decisions(inputs, described, labels, policy)
-    found = examine(Facts(labels, described, policy, has_base, inputs, decided))
+    facts = Facts(labels, _examined(described, sources), policy, has_base, inputs, decided, sources is not None)
+    found = examine(facts)
     refuse(found, policy.accept)
     every = dict.fromkeys(name for tensors in described for name in tensors)
     names = [name for name in every if name not in decided or decided[name].index != NOBODY]
     slices = read_slices(policy, labels, names)
     vocabulary = by_token(_dictionaries(inputs), labels)
-    case = Case(inputs, described, labels, policy, decided, slices, vocabulary, statistics_from)
+    case = Case(inputs, described, labels, policy, decided, slices, vocabulary, statistics_from, sources)
     problems = name_problems(case, names)
     units: list[Unit] = []
     counts: dict[tuple[int, tuple[int, ...]], str] = {}
@@ -137,6 +140,17 @@ def plan(
         if finding.severity == "warn" and finding.code not in policy.accept:
             (told or warn)(finding)
     return units
+
+
+def _examined(described: Sequence[Specs], sources: Mapping[str, tuple[int, ...]] | None) -> Sequence[Specs]:
+    """What checks look at: of a result put together of layers what is merged, and everything whose rows are tokens."""
+    if sources is None:
+        return described
+    words = [name for name in sources if VOCABULARY.fullmatch(name)]
+    chosen = [{n: spec for n, spec in its.items() if len(sources[n]) > 1 or n in words} for its in described]
+    for its in chosen:  # an embedding of one and a head of another: the rows of both are the same tokens
+        its |= {other: its[name] for name in words if name in its for other in words if other not in its}
+    return chosen
 
 
 def decisions(
@@ -225,7 +239,8 @@ def _unit(names: tuple[str, ...], case: Case) -> tuple[Unit | None, str]:
     name = names[0]
     origin = case.decided.get(name)
     slices = [item for item in case.slices if matches(name, (item.glob,))]
-    holders = [i for i, tensors in enumerate(case.described) if name in tensors]
+    every: Sequence[int] = range(len(case.inputs)) if case.sources is None else case.sources[name]
+    holders = [index for index in every if name in case.described[index]]
     first = case.described[origin.index if origin else holders[0]][name]
 
     def copied(index: int, why: str) -> Unit:
@@ -234,9 +249,11 @@ def _unit(names: tuple[str, ...], case: Case) -> tuple[Unit | None, str]:
     if origin:
         problem = f"slices={slices[0].rule!r}: {name} is {origin.why}, as a whole" if slices else ""
         return copied(origin.index, origin.why), problem
-    sources, why = tuple(range(len(case.inputs))), ""
+    sources, why = tuple(every), ""
+    if case.sources is not None and len(sources) == 1:
+        why = f"from {case.labels[sources[0]]}"
     if len(holders) < len(sources):
-        sources, why = _present(holders, case), f"missing: {case.policy.missing}"
+        sources, why = _present(holders, every, case), f"missing: {case.policy.missing}"
         if not sources:
             return None, ""  # its name is a problem already
         if len(sources) == 1:
@@ -245,7 +262,7 @@ def _unit(names: tuple[str, ...], case: Case) -> tuple[Unit | None, str]:
     if case.statistics_from is not None and name.endswith(BATCHNORM) and not slices:
         whose = case.statistics_from if case.statistics_from in holders else sources[0]
         return copied(whose, case.policy.batchnorm), conflict(name, sources, case)
-    vocabulary, problem = rows_of(name, sources, case) if not slices else (None, "")
+    vocabulary, problem = rows_of(name, sources, case) if not slices and len(sources) > 1 else (None, "")
     problem = problem or conflict(name, sources, case, rows=vocabulary is not None)
     shape, assembly = first.shape, None
     if vocabulary is not None:
@@ -266,13 +283,14 @@ def _unit(names: tuple[str, ...], case: Case) -> tuple[Unit | None, str]:
     return Unit(names, "merge", sources, element, shape, why, assembly), ""
 
 
-def _present(holders: Sequence[int], case: Case) -> tuple[int, ...]:
+def _present(holders: Sequence[int], every: Sequence[int], case: Case) -> tuple[int, ...]:
     """The inputs that a name is taken from where some lack it; none where that is a problem."""
     if case.policy.missing == "keep-first":
         return (holders[0],)
     if case.policy.missing == "union":
         return tuple(holders)
     if case.policy.missing == "zero-delta" and holders[0] == 0:
-        every = range(len(case.inputs))
+        if case.sources is not None:
+            return tuple(holders)  # of a stretch of layers: without it as with a change of zero
         return tuple(index if index in holders else 0 for index in every) if len(holders) > 1 else (0,)
     return ()

@@ -6,8 +6,11 @@ from collections.abc import Sequence
 
 from merge.checkpoint.names import idle_rules
 from merge.checkpoint.open import Checkpoint, open_checkpoint
+from merge.checkpoint.source import StateDict
 from merge.errors import MergeError
-from merge.recipe.recipe import Input
+from merge.methods import METHODS
+from merge.plan.stacked import Stacked, stacked
+from merge.recipe.recipe import Input, Recipe
 
 
 def open_inputs(inputs: Sequence[Input]) -> list[Checkpoint]:
@@ -24,3 +27,13 @@ def open_inputs(inputs: Sequence[Input]) -> list[Checkpoint]:
             names = ", ".join(list(found[having[0]])[:3])
             raise MergeError(f"rename={rule!r} fits no tensor of {called}; names look like {names}")
     return [one.renamed(item.rename) for item, one in zip(inputs, found, strict=True)]
+
+
+def restacked(recipe: Recipe, inputs: Sequence[StateDict]) -> Stacked:
+    """Give a recipe's inputs, the base first, as its `layers` put them together. Raises MergeError."""
+    if METHODS[recipe.method].statistics:
+        if recipe.layers:
+            raise MergeError(f"{recipe.method} merges whole models: statistics are of layers where they were collected")
+        return Stacked(inputs)
+    labels, base = [item.name for item in recipe.sources], recipe.base.name if recipe.base is not None else ""
+    return stacked(inputs, labels, recipe.layers, base, untie=recipe.policy.untie)

@@ -13,12 +13,13 @@ from typing import Any
 
 from merge.checkpoint.hub import joined
 from merge.errors import MergeError, nearest, shortened
+from merge.plan.layers import Layers, layers_of
 from merge.plan.policy import Policy
 from merge.recipe.mergekit import read_mergekit
 from merge.recipe.recipe import Input, Recipe
 
 FORMAT = "unival-merge recipe 1"
-_KEYS = ("format", "method", "inputs", "base", "parameters", "policy", "output", "provenance")
+_KEYS = ("format", "method", "inputs", "base", "parameters", "policy", "layers", "output", "provenance")
 
 
 def to_json(recipe: Recipe) -> dict[str, Any]:
@@ -30,6 +31,8 @@ def to_json(recipe: Recipe) -> dict[str, Any]:
         "vocab_rows": policy.vocab_rows,
         "accept": list(policy.accept),
         "dequantize": policy.dequantize,
+        "untie": policy.untie,
+        "chat_template": policy.chat_template,
     }
     return {
         "format": FORMAT,
@@ -50,9 +53,19 @@ def to_json(recipe: Recipe) -> dict[str, Any]:
             "extrapolate": policy.extrapolate,
             # Choices that came later and that few merges make are noted where they are made: older files have the same
             # bytes when they are made again.
-            **{key: value for key, value in rare.items() if value not in ([], "error", False)},
+            **{key: value for key, value in rare.items() if value not in ([], "error", False, "")},
         },
+        **({"layers": _layers_json(recipe.layers)} if recipe.layers else {}),
     }
+
+
+def _layers_json(layers: Layers) -> Any:
+    """Stretches by list, or alone where they are of the only list."""
+    lists = {
+        name: [{label: span and list(span) for label, span in ranges.items()} for ranges in stretches]
+        for name, stretches in layers.items()
+    }
+    return lists[""] if list(lists) == [""] else lists
 
 
 def _input_json(item: Input) -> dict[str, Any]:
@@ -78,17 +91,19 @@ def from_json(data: Any, folder: Path = Path()) -> Recipe:
         parameters=_kind("parameters", data.get("parameters", {}), dict),
         base=None if base is None else _input(base, folder),
         policy=_policy(_kind("policy", data.get("policy", {}), dict)),
+        layers=layers_of(data.get("layers")),
     )
 
 
-def read_recipe(path: str | Path) -> Recipe:
+def read_recipe(path: str | Path, *, whole_depth: bool = False) -> Recipe:
     """Read a recipe file, as written beside every merged checkpoint, or mergekit's YAML (`.yml`, `.yaml`).
 
-    Raises MergeError naming the file.
+    With `whole_depth` gradients of the YAML run over all layers, not over each slice. Raises MergeError naming the
+    file.
     """
     path = Path(path)
     if path.suffix in (".yml", ".yaml"):
-        return read_mergekit(path)
+        return read_mergekit(path, whole_depth=whole_depth)
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

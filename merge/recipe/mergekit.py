@@ -1,9 +1,9 @@
 """mergekit's YAML recipes, read as ours.
 
-Supported are `models`, `base_model`, `merge_method`, `dtype`, `out_dtype` and the parameters of every method that is
-also ours, as numbers, as lists by tensor name (`filter`) and as gradients over the layers. Anything else is an error.
-Numbers are not always mergekit's to the last bit: arithmetic is in float32 and rounded once, so that `dtype` is the
-dtype of the result and not of the sums.
+Supported are `models`, `slices` and `modules`, `base_model`, `merge_method`, `dtype`, `out_dtype`, `chat_template` and
+the parameters of every method that is also ours, as numbers, as lists by tensor name (`filter`) and as gradients over
+the layers (`merge.recipe.mergekit_values`). Anything else is an error. Numbers are not always mergekit's to the last
+bit: arithmetic is in float32 and rounded once, so that `dtype` is the dtype of the result and not of the sums.
 """
 
 # What a file holds has no type until it is looked at.
@@ -11,39 +11,39 @@ dtype of the result and not of the sums.
 
 from __future__ import annotations
 
-import contextlib
-import json
-import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from merge.checkpoint.hub import is_hub, joined
 from merge.checkpoint.open import open_checkpoint
 from merge.errors import MergeError, nearest, shortened
-from merge.methods import METHODS, Mergekit
+from merge.methods import METHODS
+from merge.plan.layers import lists_in
 from merge.plan.policy import Policy
+from merge.recipe.mergekit_forms import Stretch, check_keys, model_path, parameters_in, stretches_of
+from merge.recipe.mergekit_values import Values, resolved
 from merge.recipe.recipe import Input, Recipe
+from merge.recipe.templates import template_of
 
-_KEYS = ("merge_method", "models", "base_model", "parameters", "dtype", "out_dtype", "name")
-_UNSUPPORTED = {
-    "slices": "assembling layers of different models is not supported; whole models only",
-    "modules": "models of several modules are not supported; merge each module's checkpoint",
-    "tokenizer_source": "tokenizers are not merged; embeddings are merged row by row",
-    "tokenizer": "tokenizers are not merged; embeddings are merged row by row",
-    "chat_template": "templates are not merged; copy the one that the merged model shall have",
+_KEYS = (
+    *("merge_method", "models", "slices", "modules", "base_model", "parameters", "dtype", "out_dtype"),
+    *("chat_template", "name"),
+)
+# What mergekit has and we do not yet.
+_NOT_YET = {
+    "tokenizer_source": "vocabularies are not matched by token yet; without it rows are merged by their number",
+    "tokenizer": "vocabularies are not matched by token yet; without it rows are merged by their number",
+    "input_model_parameters": "an old form: give every model its parameters under `models`",
 }
+_SAME = {"multi_modal_projector": "projector"}  # modules of mergekit, by the word in names of tensors
 _LONGEST = 1 << 18  # bytes of a recipe in YAML, which is read by Python code, slowly
-_LARGEST = 1e38  # sums of larger numbers may have no float
 _MERGED = 10_000  # entries that merge keys may bring
-# Parameters that change how mergekit computes, not what.
-_WITHOUT_EFFECT = ("int8_mask", "eps")
 
 
-def read_mergekit(path: Path) -> Recipe:
+def read_mergekit(path: Path, *, whole_depth: bool = False) -> Recipe:
     """Read a YAML recipe of mergekit. Relative paths of models are relative to the recipe's folder.
 
     Raises MergeError naming what is unknown (with the nearest known key) or unsupported, and without PyYAML.
@@ -79,46 +79,95 @@ def read_mergekit(path: Path) -> Recipe:
             raise
         raise MergeError(f"{path}: not a YAML file: {shortened(error)}") from error
     try:
-        return from_mergekit(data, path.parent)
+        return from_mergekit(data, path.parent, whole_depth=whole_depth)
     except MergeError as error:
         raise MergeError(f"{path}: {error}") from error
 
 
-def from_mergekit(data: Any, folder: Path = Path()) -> Recipe:
-    """A recipe of mergekit, as plain data, as one of ours; the first model's header is read for filters and gradients.
+def from_mergekit(data: Any, folder: Path = Path(), *, whole_depth: bool = False) -> Recipe:
+    """A recipe of mergekit, as plain data, as one of ours; headers are read where parameters differ by tensor.
 
         >>> models = [{"model": name, "parameters": {"weight": 0.5}} for name in ("a.pt", "b.pt")]
         >>> from_mergekit({"merge_method": "linear", "models": models}).parameters["weights"]
         [0.5, 0.5]
 
-    Raises MergeError.
+    With `whole_depth` gradients run over all layers of the result, and what lies behind them has the last value; in
+    mergekit they begin anew in every slice, and what lies before and behind has the first. Raises MergeError.
     """
     if not isinstance(data, Mapping) or "merge_method" not in data:
         raise MergeError("not a recipe of mergekit: it has no 'merge_method'")
     for key in data:
-        if key in _UNSUPPORTED:
-            raise MergeError(f"{key}: {_UNSUPPORTED[key]}")
-        if key not in _KEYS:
+        if key in _NOT_YET and data[key] is not None:
+            raise MergeError(f"{key}: {_NOT_YET[key]}")
+        if key not in (*_KEYS, *_NOT_YET):
             raise MergeError(f"a recipe has no key {shortened(key)}{nearest(str(key), _KEYS)}")
     method = str(data["merge_method"])
-    ours = named(method, with_base=data.get("base_model") is not None)
-    form = METHODS[ours].mergekit[method]
-    models = [_Model.read(item) for item in _listed(data, "models")]
-    common = _parameters(data.get("parameters"), "parameters")
-    _check_keys(method, form, [common, *(model.parameters for model in models)])
-    base, inputs = _inputs(method, ours, models, data.get("base_model"))
-    paths = [model.path for model in ([] if base is None else [base]) + inputs]
-    labels = _labels(paths)
-    sources = tuple(Input(label, joined(folder, path)) for label, path in zip(labels, paths, strict=True))
-    parameters = _resolved(form, common, [model.parameters for model in inputs], sources[0])
-    chosen = data.get("out_dtype") or data.get("dtype")
-    return Recipe(
-        ours,
-        sources if base is None else sources[1:],
-        parameters,
-        None if base is None else sources[0],
-        Policy(dtype=None if chosen is None else str(chosen)),
+    base = None if data.get("base_model") is None else model_path(data["base_model"])
+    ours = named(method, with_base=base is not None)
+    form, entry = METHODS[ours].mergekit[method], METHODS[ours]
+    lists, common = stretches_of(data), parameters_in(data.get("parameters"), "parameters")
+    every = [stretch for its in lists.values() for stretch in its]
+    check_keys(method, form, [common, *(given for stretch in every for given in stretch.given)])
+    if base is None and (entry.takes_base or form.base_first):
+        raise MergeError(f"{method} needs a base_model")
+    if form.alone and (many := [len(stretch.sources) for stretch in every if len(stretch.sources) != 1]):
+        raise MergeError(f"{method} takes one model, {many[0]} were given")
+    used = list(dict.fromkeys(source.path for stretch in every for source in stretch.sources))
+    paths = [base] if base is not None and (entry.takes_base or form.base_first or base in used) else []
+    paths += [path for path in used if path not in paths]
+    called = dict(zip(paths, _labels(paths), strict=True))
+    sources = tuple(Input(label, joined(folder, path)) for path, label in called.items())
+    takes = int(entry.takes_base)
+    policy = Policy(dtype=_dtype(data), untie=True, chat_template=_template(data, sources))
+    recipe = Recipe(
+        ours, sources[takes:], {}, sources[0] if takes else None, policy, _layers(lists, called, sources, base)
     )
+    return recipe.with_parameters(**resolved(recipe, Values(form, common, lists, called, whole_depth)))
+
+
+def _dtype(data: Mapping[str, Any]) -> str | None:
+    chosen = data.get("out_dtype") or data.get("dtype")
+    return None if chosen is None else str(chosen)
+
+
+def _template(data: Mapping[str, Any], sources: Sequence[Input]) -> str:
+    given = data.get("chat_template")
+    return "" if given is None else template_of(given, [item.path for item in sources])
+
+
+def _layers(
+    lists: Mapping[str, Sequence[Stretch]], called: Mapping[str, str], sources: Sequence[Input], base: str | None
+) -> dict[str, tuple[dict[str, Any], ...]]:
+    """The layers of our recipe: nothing where every model is taken as a whole."""
+    if all(source.span is None for its in lists.values() for stretch in its for source in stretch.sources):
+        return {}
+    names = _lists_of(sources[0], list(lists)) if list(lists) != [""] else {"": ""}
+    return {
+        names[name]: tuple(
+            {
+                called[source.path]: source.span
+                for source in sorted(stretch.sources, key=lambda source: source.path != base)
+            }
+            for stretch in its
+        )
+        for name, its in lists.items()
+    }
+
+
+def _lists_of(first: Input, modules: Sequence[str]) -> dict[str, str]:
+    """The list of layers that every module's name means, by the words in both. Raises MergeError."""
+    lists = list(lists_in(open_checkpoint(first.path, first.section)))
+    found: dict[str, str] = {}
+    for module in modules:
+        words = {"text": "language", **_SAME}.get(module, module).replace("text", "language|text").split("_")
+        near = [name for name in lists if any(re.search(word, name) for word in words)]
+        near = lists if module == "default" or len(lists) == 1 else near
+        if len(near) != 1:
+            raise MergeError(
+                f"modules: {module} is no single list of layers of {first.name}: it has {', '.join(lists)}"
+            )
+        found[module] = near[0]
+    return found
 
 
 def named(method: str, *, with_base: bool) -> str:
@@ -130,75 +179,6 @@ def named(method: str, *, with_base: bool) -> str:
     return next((name for name in names if METHODS[name].takes_base == with_base), names[0])
 
 
-# -- models ----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Model:
-    path: str
-    parameters: Mapping[str, Any]
-
-    @staticmethod
-    def read(data: Any) -> _Model:
-        if not isinstance(data, Mapping) or "model" not in data:
-            raise MergeError(f"an entry of models must have the key 'model', not be {shortened(data)}")
-        for key in data:
-            if key not in ("model", "parameters"):
-                raise MergeError(
-                    f"an entry of models has no key {shortened(key)}{nearest(str(key), ('model', 'parameters'))}"
-                )
-        return _Model(_path(data["model"]), _parameters(data.get("parameters"), str(data["model"])))
-
-
-def _path(model: Any) -> str:
-    if not isinstance(model, str):
-        raise MergeError(f"model {shortened(model)}: only paths are supported, not adapters or revisions")
-    if "+" in model:
-        raise MergeError(
-            f"model {shortened(model)}: adapters are not supported; merge the adapter into its model first"
-        )
-    return model
-
-
-def _listed(data: Mapping[str, Any], key: str) -> Sequence[Any]:
-    value = data.get(key)
-    if not isinstance(value, Sequence) or isinstance(value, str) or not value:
-        raise MergeError(f"the recipe needs a list of {key}")
-    return value
-
-
-def _parameters(value: Any, where: str) -> Mapping[str, Any]:
-    if value is None:
-        return {}
-    if not isinstance(value, Mapping):
-        raise MergeError(f"{where}: parameters must be a mapping, not {shortened(value)}")
-    return value
-
-
-def _check_keys(method: str, form: Mergekit, given: Sequence[Mapping[str, Any]]) -> None:
-    relative = (form.relative[0],) if form.relative else ()
-    known = (*form.each, *form.whole, *relative, *_WITHOUT_EFFECT)
-    for parameters in given:
-        for key in parameters:
-            if key not in known:
-                raise MergeError(f"{method} has no parameter {shortened(key)}{nearest(str(key), known)}")
-
-
-def _inputs(method: str, ours: str, models: list[_Model], base: Any) -> tuple[_Model | None, list[_Model]]:
-    """The base, if the method has one, and the models to merge, which the base is not one of."""
-    takes_base, form = METHODS[ours].takes_base, METHODS[ours].mergekit[method]
-    if form.alone and len(models) != 1:
-        raise MergeError(f"{method} takes one model, {len(models)} were given")
-    if base is None and (takes_base or form.base_first):
-        raise MergeError(f"{method} needs a base_model")
-    path = None if base is None else _path(base)
-    if path is None or not (takes_base or form.base_first):
-        return None, models
-    others = [model for model in models if model.path != path]
-    same = next((model for model in models if model.path == path), _Model(path, {}))
-    return (None, [same, *others]) if form.base_first else (same, others)
-
-
 def _labels(paths: Sequence[str]) -> list[str]:
     """A name for each input: the end of its path, numbered where it appears again."""
     stems = [Path(path).stem if Path(path).suffix and not is_hub(Path(path)) else Path(path).name for path in paths]
@@ -208,101 +188,3 @@ def _labels(paths: Sequence[str]) -> list[str]:
         seen[stem] += 1
         labels.append(stem if seen[stem] == 1 else f"{stem}-{seen[stem]}")
     return labels
-
-
-# -- parameters ------------------------------------------------------------------------------------------------------
-
-
-def _resolved(
-    form: Mergekit, common: Mapping[str, Any], models: Sequence[Mapping[str, Any]], first: Input
-) -> dict[str, Any]:
-    """Our parameters; one that depends on the tensor has a rule for each name that is not as most are."""
-    if not any(isinstance(value, (list, dict)) for level in (common, *models) for value in level.values()):
-        return _values(form, common, models, "", 0.0)
-    entries = open_checkpoint(first.path, first.section).entries
-    names = [name for name, entry in entries.items() if entry.dtype.is_floating_point]
-    rows = {name: _values(form, common, models, name, place) for name, place in _places(names).items()}
-    parameters: dict[str, Any] = {}
-    for key in next(iter(rows.values()), {}):
-        usual = max(Counter(json.dumps(row[key]) for row in rows.values()).items(), key=lambda item: item[1])[0]
-        rules = {_literal(name): row[key] for name, row in rows.items() if json.dumps(row[key]) != usual}
-        parameters[key] = {**rules, "*": json.loads(usual)} if rules else json.loads(usual)
-    return parameters
-
-
-def _literal(name: str) -> str:
-    """A glob that fits this name alone."""
-    return re.sub(r"([*?[])", r"[\1]", name)
-
-
-def _places(names: Sequence[str]) -> dict[str, float]:
-    """Where a tensor's layer lies in its stack, from 0 to 1; 0 for tensors outside numbered layers."""
-    found = {name: re.match(r"(.*?(?:^|\.))(\d+)\.", name) for name in names}
-    last: dict[str, int] = {}
-    for match in filter(None, found.values()):
-        last[match[1]] = max(last.get(match[1], 0), int(match[2]))
-    return {name: int(match[2]) / max(last[match[1]], 1) if match else 0.0 for name, match in found.items()}
-
-
-def _values(
-    form: Mergekit, common: Mapping[str, Any], models: Sequence[Mapping[str, Any]], name: str, place: float
-) -> dict[str, Any]:
-    """Our parameters of one tensor."""
-    values: dict[str, Any] = dict(form.fixed)
-    for key, (ours, default) in form.whole.items():
-        values[ours] = _value(key, default, [common], name, place)
-    for key, (ours, default) in form.each.items():
-        values[ours] = [_value(key, default, [model, common], name, place) for model in models]
-    if form.relative and _value(*form.relative, [common], name, place):
-        total = math.fsum(values["weights"])
-        if total == 0:
-            raise MergeError(f"the weights sum to 0 and cannot be normalized{f' for {name}' if name else ''}")
-        values["weights"] = [weight / total for weight in values["weights"]]
-    return values
-
-
-def _value(key: str, default: Any, levels: Sequence[Mapping[str, Any]], name: str, place: float) -> Any:
-    """The value of a parameter at the first level that has one for this tensor."""
-    for level in levels:
-        value = _filtered(key, level[key], name) if key in level else None
-        if value is not None:
-            return _number(key, value, place)
-    if default is None:
-        raise MergeError(f"the parameter {key!r} is missing{f' for {name}' if name else ''}")
-    return default
-
-
-def _filtered(key: str, value: Any, name: str) -> Any:
-    """The value of the first entry whose filter is part of the tensor's name; a plain value is for all."""
-    entries: Any = [value] if isinstance(value, Mapping) else value
-    if not isinstance(entries, list) or not any(isinstance(entry, Mapping) for entry in entries):
-        return value
-    for entry in entries:
-        if not isinstance(entry, Mapping) or not {"value"} <= set(entry) <= {"value", "filter"}:
-            raise MergeError(f"{key}: an entry must have a 'value' and may have a 'filter', not be {shortened(entry)}")
-        wanted = entry.get("filter")
-        if wanted is None or wanted == "*" or str(wanted) in name:
-            return entry["value"]
-    return None
-
-
-def _number(key: str, value: Any, place: float) -> Any:
-    """A number, a switch, or a list of numbers along the layers, between which is interpolated."""
-    if not isinstance(value, list):
-        return _plain(key, value)
-    numbers = [_plain(key, item) for item in value]
-    if not numbers:
-        raise MergeError(f"{key} must be a number or a list of numbers along the layers, not {shortened(value)}")
-    at = place * (len(numbers) - 1)
-    low = min(int(at), len(numbers) - 1)
-    high = min(low + 1, len(numbers) - 1)
-    return numbers[low] + (at - low) * (numbers[high] - numbers[low])
-
-
-def _plain(key: str, value: Any) -> Any:
-    """A number or a switch. YAML 1.1 reads 5e-1 as text, as it wants a point and a sign; mergekit makes it a number."""
-    with contextlib.suppress(ValueError):
-        value = float(value) if isinstance(value, str) else value
-    if isinstance(value, (bool, int, float)) and abs(value) <= _LARGEST:
-        return value
-    raise MergeError(f"{key} must be a number or a list of numbers along the layers, not {shortened(value)}")

@@ -12,6 +12,7 @@ from typing import Any
 
 from merge.errors import MergeError, nearest, shortened
 from merge.methods import METHODS, Method, Parameter
+from merge.plan.layers import places
 from merge.plan.policy import why_idle
 from merge.plan.units import Unit
 from merge.recipe.recipe import Recipe
@@ -34,13 +35,20 @@ def parameters_for(recipe: Recipe, units: Sequence[Unit]) -> dict[str, Mapping[s
             )
     computed = [unit for unit in units if unit.kind != "copy"]
     names = [name for unit in computed for name in unit.names]
+    depths = {name: place.depth for name, place in places([n for unit in units for n in unit.names]).items()}
     common: dict[str, Any] = {}
     by_module: dict[str, dict[str, Any]] = {}
     for key, parameter in method.parameters.items():
         value = value_of(recipe, key, parameter)
-        if is_rules(value):
-            checked = {str(glob): check(recipe, key, parameter, item) for glob, item in value.items()}
-            by_module[key] = {name: item for name, (_, item) in resolve(checked, names).items()} if names else {}
+        if varies(value):
+            rules = {str(glob): item for glob, item in value.items()} if is_rules(value) else {"*": value}
+            for item in rules.values():
+                for depth in _knots(item):
+                    check(recipe, key, parameter, at_depth(item, depth))
+            decided = resolve(rules, names) if names else {}
+            by_module[key] = {
+                name: check(recipe, key, parameter, at_depth(item, depths[name])) for name, (_, item) in decided.items()
+            }
         else:
             common[key] = check(recipe, key, parameter, value)
     found: dict[str, Mapping[str, Any]] = {}
@@ -52,18 +60,25 @@ def parameters_for(recipe: Recipe, units: Sequence[Unit]) -> dict[str, Mapping[s
                 both = f"{values[first]} and {values[other]}"
                 raise MergeError(f"{first} and {other} are one tensor, but the rules for {key} give {both}")
         mine = {**common, **{key: values[first] for key, values in by_module.items()}} if by_module else common
-        if recipe.policy.missing == "union" and len(unit.sources) < len(recipe.inputs):
-            mine = {key: _among(unit.sources, value, method.parameters[key]) for key, value in mine.items()}
+        inputs = [index - (recipe.base is not None) for index in unit.sources if index or recipe.base is None]
+        if (recipe.policy.missing == "union" or recipe.layers) and inputs != list(range(len(recipe.inputs))):
+            mine = {
+                key: _among(inputs, value, method.parameters[key], scaled=not recipe.layers)
+                for key, value in mine.items()
+            }
         found[first] = mine
     return found
 
 
-def _among(sources: Sequence[int], value: Any, parameter: Parameter) -> Any:
-    """A parameter for some of the inputs: shares are scaled to the sum 1, equal where all were 0."""
+def _among(sources: Sequence[int], value: Any, parameter: Parameter, *, scaled: bool) -> Any:
+    """A parameter for some of the inputs: shares are scaled to the sum 1, equal where all were 0.
+
+    Not `scaled` are weights that only count relatively, as a method that shall not divide by their sum takes them.
+    """
     if not parameter.each:
         return value
     mine = tuple(value[index] for index in sources)
-    if not (parameter.simplex or parameter.relative):
+    if not (parameter.simplex or (parameter.relative and scaled)):
         return mine
     total = math.fsum(mine)
     return tuple(number / total for number in mine) if total else (1 / len(mine),) * len(mine)
@@ -72,7 +87,7 @@ def _among(sources: Sequence[int], value: Any, parameter: Parameter) -> Any:
 def value_of(recipe: Recipe, key: str, parameter: Parameter) -> Any:
     """Give a parameter as the recipe or the method's default has it: a value for all tensors, or rules by name."""
     value = recipe.parameters.get(key, 1 / len(recipe.inputs) if parameter.simplex else parameter.default)
-    if isinstance(value, Mapping) and not parameter.each and not is_rules(value):
+    if isinstance(value, Mapping) and not parameter.each and not varies(value):
         resolve(value, ())  # says that "*" is missing
     if value is None:
         raise MergeError(f"{recipe.method} needs the parameter {key!r}: {parameter.help}")
@@ -154,12 +169,63 @@ def check_inputs(recipe: Recipe, method: Method) -> None:
                 f"an input is called {shortened(name)}; choose a name='NAME' without slashes that is not '*'"
             )
     low, high = method.inputs
-    count = len(recipe.inputs)
-    if count < low or (high is not None and count > high):
-        wanted = f"{low}" if low == high else f"at least {low}"
-        raise MergeError(f"{recipe.method} takes {wanted} checkpoints, {count} were given")
+    base = recipe.base.name if recipe.base is not None else None
+    stretches = [ranges for its in recipe.layers.values() for ranges in its]
+    counts = [len(set(ranges) - {base}) for ranges in stretches] or [len(recipe.inputs)]
+    for number, count in enumerate(counts):
+        alone = bool(stretches) and count + (base is not None) == 1  # one alone is taken as it is
+        if not alone and (count < low or (high is not None and count > high)):
+            wanted = f"{low}" if low == high else f"at least {low}"
+            where = f"in layers[{number}] " if stretches else ""
+            raise MergeError(f"{recipe.method} takes {wanted} checkpoints, {where}{count} were given")
     if method.takes_base != (recipe.base is not None):
         raise MergeError(f"{recipe.method} {'needs' if method.takes_base else 'takes no'} base")
+
+
+# -- coefficients along the depth ------------------------------------------------------------------------------------
+
+
+def is_gradient(value: Any) -> bool:
+    """Tell whether a value runs along the depth: `{"gradient": [0, 0.5, 1]}`, evenly spaced from the first layer (and
+    what lies before) to the last (and what lies behind)."""
+    return isinstance(value, Mapping) and set(value) == {"gradient"}
+
+
+def varies(value: Any) -> bool:
+    """Tell whether a parameter's value differs from tensor to tensor: by module, or along the depth."""
+    if isinstance(value, Mapping):
+        return is_rules(value) or is_gradient(value) or any(map(varies, value.values()))
+    return isinstance(value, (list, tuple)) and any(map(is_gradient, value))
+
+
+def at_depth(value: Any, depth: float) -> Any:
+    """Give a value without gradients, as it is at a depth from 0 to 1. Raises MergeError for what is no gradient.
+
+    >>> at_depth([{"gradient": [0, 1]}, {"gradient": [1, 0.5, 0]}], 0.25)
+    [0.25, 0.75]
+    """
+    if is_gradient(value):
+        knots = value["gradient"]
+        numbers = [x for x in knots if type(x) in (int, float)] if isinstance(knots, (list, tuple)) else []
+        if not numbers or len(numbers) != len(knots):
+            raise MergeError(f"a gradient is a list of numbers along the depth, not {shortened(knots)}")
+        return along(numbers, depth)
+    if isinstance(value, Mapping):
+        return {key: at_depth(item, depth) for key, item in value.items()}
+    return [at_depth(item, depth) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def along(numbers: Sequence[float], depth: float) -> float:
+    """Interpolate between numbers that are evenly spaced from 0 to 1."""
+    at = depth * (len(numbers) - 1)
+    low = min(int(at), len(numbers) - 1)
+    high = min(low + 1, len(numbers) - 1)
+    return numbers[low] + (at - low) * (numbers[high] - numbers[low])
+
+
+def _knots(value: Any) -> list[float]:
+    """Depths at which a value with gradients is looked at before there are tensors: its ends; 0 where it has none."""
+    return [0.0, 1.0] if varies(value) else [0.0]
 
 
 # -- coefficients by module ------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from merge.errors import MergeError
+from merge.plan.layers import Layers, layers_of, told
 from merge.plan.policy import Policy, policy_of
 
 
@@ -56,6 +57,9 @@ class Recipe:
             may also be a mapping from globs to such values ("*" required, the first match wins).
         base: the common ancestor, for methods that take one.
         policy: names, dtypes, BatchNorm statistics, non-finite values.
+        layers: what the result's layers are made of: a list of stretches, each with the layers [from, to) of the inputs
+            that take part, as `[{"vqa": (0, 16), "caption": (0, 16)}, {"vqa": (8, 24)}]`; by the name of the list where
+            there are several (`{"decoder.layers": [...]}`). Empty: every input as it is.
     """
 
     method: str
@@ -63,6 +67,7 @@ class Recipe:
     parameters: Mapping[str, Any] = field(default_factory=dict[str, Any])
     base: Input | None = None
     policy: Policy = field(default_factory=Policy)
+    layers: Layers = field(default_factory=dict[str, Any])
 
     def __post_init__(self) -> None:
         """Raise MergeError for values of wrong types."""
@@ -75,13 +80,15 @@ class Recipe:
             raise MergeError(f"parameters={self.parameters!r}: must be a mapping, as {{'ratio': 0.5}}")
         object.__setattr__(self, "inputs", tuple(self.inputs))
         object.__setattr__(self, "policy", policy_of(self.policy))
+        object.__setattr__(self, "layers", layers_of(self.layers))
 
     def __repr__(self) -> str:
         names = ", ".join(item.name for item in self.inputs)
         base = "" if self.base is None else f", base={self.base.name}"
         given = "".join(f", {key}={value!r}" for key, value in self.parameters.items())
         policy = "" if self.policy == Policy() else f", {self.policy!r}"
-        return f"Recipe({self.method}: {names}{base}{given}{policy})"
+        layers = f", layers={told(self.layers)}" if self.layers else ""
+        return f"Recipe({self.method}: {names}{base}{given}{policy}{layers})"
 
     @property
     def sources(self) -> tuple[Input, ...]:

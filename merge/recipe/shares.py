@@ -10,8 +10,9 @@ import math
 from typing import Any
 
 from merge.errors import MergeError
+from merge.plan.layers import told
 from merge.recipe.label import share_label
-from merge.recipe.parameters import check, is_rules, method_named, value_of
+from merge.recipe.parameters import check, method_named, value_of, varies
 from merge.recipe.recipe import Recipe
 
 SHARES = ("ratio", "scale", "weights")  # parameters that say how much of each checkpoint there is
@@ -42,7 +43,8 @@ def shares(recipe: Recipe) -> dict[str, float] | None:
     method, names = method_named(recipe.method), [item.name for item in recipe.inputs]
     known = method.parameters
     given = [value for key, value in recipe.parameters.items() if key in known]
-    if not (method.shares or set(SHARES) & set(known)) or any(map(is_rules, given)):
+    shared = method.shares or set(SHARES) & set(known)
+    if not shared or any(map(varies, given)) or not _everywhere(recipe):
         return None
     if method.shares is not None:
         told = {key: check(recipe, key, item, value_of(recipe, key, item)) for key, item in known.items()}
@@ -56,6 +58,12 @@ def shares(recipe: Recipe) -> dict[str, float] | None:
     if "weights" in known and known["weights"].relative and values.get("normalize", True) and total:
         weights = [weight / total for weight in weights]
     return {name: values.get("scale", 1.0) * weight for name, weight in zip(names, weights, strict=True)}
+
+
+def _everywhere(recipe: Recipe) -> bool:
+    """Whether every input takes part in every layer."""
+    names = {item.name for item in recipe.inputs}
+    return all(names <= set(ranges) for stretches in recipe.layers.values() for ranges in stretches)
 
 
 def file_stem(recipe: Recipe) -> str:
@@ -90,9 +98,10 @@ def describe(recipe: Recipe) -> str:
     else:
         text = ", ".join([*base, *names])
     rest = [f"{k} {_plain(v)}" for k, v in recipe.parameters.items() if not parts or k not in SHARES]
+    stacked = f", layers {told(recipe.layers)}" if recipe.layers else ""
     rules = [rule.rpartition("=") for rule in (*recipe.policy.pick, *recipe.policy.slices)]
     picked = "".join(f", {what} from {name or 'none'}" for what, _, name in rules)
-    return f"{recipe.method}: {text}" + (f" ({', '.join(rest)})" if rest else "") + picked
+    return f"{recipe.method}: {text}" + (f" ({', '.join(rest)})" if rest else "") + stacked + picked
 
 
 def _label(parts: dict[str, float]) -> str:

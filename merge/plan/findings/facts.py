@@ -29,6 +29,8 @@ class Facts:
         has_base: whether the first is the others' ancestor.
         inputs: the checkpoints themselves: only tiny tensors of them are read.
         decided: the names that one input alone decides.
+        stacked: whether the result is put together of layers; of `specs` then only what is merged is here, under the
+            result's names.
     """
 
     labels: Sequence[str]
@@ -37,6 +39,7 @@ class Facts:
     has_base: bool = False
     inputs: Sequence[Mapping[str, Tensor]] = ()
     decided: Mapping[str, Origin] = field(default_factory=dict[str, Origin])
+    stacked: bool = False
 
     @functools.cached_property
     def same_names(self) -> bool:

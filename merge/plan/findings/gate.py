@@ -27,8 +27,9 @@ def examine(facts: Facts) -> list[Finding]:
     """
     if not facts.wanted or len(facts.specs) < 2:
         return []
+    asked = {code: kind for code, kind in FINDINGS.items() if not (facts.stacked and kind.whole)}
     return [
-        finding(code, *seen) for code, kind in FINDINGS.items() if kind.check is not None for seen in kind.check(facts)
+        finding(code, *seen) for code, kind in asked.items() if kind.check is not None for seen in kind.check(facts)
     ]
 
 

@@ -55,6 +55,7 @@ class Kind:
         example: inputs that yield it, and inputs that do not, in a few words: a test makes them.
         check: tells what it sees in the facts; None for what only `doctor` tells, which reads the values.
         acceptable: whether `accept` lets it pass; what cannot be computed at all is not.
+        whole: asked of whole models only, not of results that are put together of layers.
     """
 
     severity: Severity
@@ -64,6 +65,7 @@ class Kind:
     example: tuple[str, str]
     check: Callable[[Facts], Iterable[Seen]] | None = None
     acceptable: bool = True
+    whole: bool = False
 
 
 # -- words ------------------------------------------------------------------------------------------------------------

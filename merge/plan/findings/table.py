@@ -48,6 +48,7 @@ FINDINGS: dict[str, Kind] = {
         "`rename`, with the rule that the finding gives",
         ("`w` in one, `_orig_mod.w` in the other", "`w` in both"),
         names.prefixed,
+        whole=True,
     ),
     "nothing-shared": Kind(
         "refuse",
@@ -56,14 +57,16 @@ FINDINGS: dict[str, Kind] = {
         "choose the `section` with the weights, or take parts with `graft`",
         ("`a.w` in one, `b.w` in the other", "`a.w` in both, `b.w` in one"),
         names.nothing_shared,
+        whole=True,
     ),
     "tied-and-untied": Kind(
         "refuse",
         "names that some lack and others tie to a common one, by storage, metadata or `tie_word_embeddings`",
         "taken from one input alone, such a head would not fit the embeddings that are merged",
-        "`drop` the name where all tie it; else write the tied one with both names",
+        "`drop` the name where all tie it; else `untie`: the embedding is merged as the head too",
         ("`lm_head.weight` tied in one, not there in the other", "not there in both"),
         vocabularies.tied_and_untied,
+        whole=True,
     ),
     "config-meaning": Kind(
         "refuse",

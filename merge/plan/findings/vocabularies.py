@@ -173,10 +173,7 @@ def tied_and_untied(facts: Facts) -> Iterator[Seen]:
         else:
             holder = next(label for label, spec in zip(facts.labels, facts.specs, strict=True) if name in spec)
             text = f"{', '.join(without)} ties {name} to {partner}, and {holder} has values of its own there"
-            advice = (
-                f"write {without[0]} with both names first: state = merge.load_checkpoint(path); state[{name!r}] = "
-                f"state[{partner!r}]; merge.save_checkpoint(state, other)"
-            )
+            advice = f"pass untie=True: {partner} of {without[0]} is then merged as its {name} too"
         yield Seen(text, advice, tuple(found))
         return
     yield from _tied_by_the_first(facts)
@@ -184,6 +181,8 @@ def tied_and_untied(facts: Facts) -> Iterator[Seen]:
 
 def _tied_by_the_first(facts: Facts) -> Iterator[Seen]:
     """The first's configuration ties what another has untied: whoever loads the result gets the tie."""
+    if facts.policy.untie:
+        return
     says = [item.config.get("tie_word_embeddings") for item in facts.sidecars]
     untied = [index for index in facts.experts if index < len(says) and says[index] is False]
     heads = [name for name in facts.common if TIED.fullmatch(name)] if untied else []

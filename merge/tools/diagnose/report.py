@@ -12,6 +12,7 @@ from merge.errors import MergeError
 from merge.plan.checks import COUNTERS
 from merge.plan.findings import ORDER, Facts, Finding, accepted, examine
 from merge.plan.policy import Policy, policy_of
+from merge.plan.stacked import stacked
 from merge.plan.units import decisions, plan
 from merge.tools.diagnose.measure import Progress, measure_all
 from merge.tools.diagnose.relations import Pair, differences, relate_all, relation_findings
@@ -110,6 +111,7 @@ def doctor(
     found = [replace(item, severity="note") if item.code in policy.accept else item for item in found]
     if not any(finding.severity == "refuse" for finding in found):
         # The engine's own plan has the last word: what it refuses, no report may call mergeable.
+        sources = stacked(sources, labels, {}, untie=policy.untie).inputs
         plan(sources, labels, policy, has_base=facts.has_base, told=lambda _: None)
     found.sort(key=lambda finding: ORDER[finding.severity])
     return Report(labels, tuple(found), tuple(relation.pair for relation in relations if relation.pair.tensors))

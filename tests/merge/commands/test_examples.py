@@ -39,6 +39,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         merge.save_checkpoint(finetuned(seed), name)
     merge.save_checkpoint({"model.layer.weight": torch.ones(4, 6)}, "model.safetensors")
     Path("run").mkdir()
+    for name in ("small.safetensors", "one.pt", "two.pt"):
+        merge.save_checkpoint({f"h.{number}.w": torch.ones(2) for number in range(24)}, name)
     for name in ("vqa_lora", "caption_lora"):
         (tmp_path / name).mkdir()
         factors = {"lora_A": torch.ones(2, 6), "lora_B": torch.ones(4, 2)}

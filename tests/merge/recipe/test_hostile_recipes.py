@@ -150,7 +150,8 @@ def test_broken_bytes_of_recipes_are_read_or_refused(tmp_path: Path, seed: int) 
 
 def test_numbers_that_yaml_reads_as_text(tmp_path: Path) -> None:
     pytest.importorskip("yaml")
-    merge.save_checkpoint(weights(0), tmp_path / "a.pt")
+    for name in "ab":
+        merge.save_checkpoint(weights(0), tmp_path / f"{name}.pt")
     text = YAML.replace("[0.1, 5e-1]", "5e-1").replace("[{filter: attn, value: 0.2}, {value: 1}]", ".5")
     assert read(tmp_path / "r.yml", text) == ""
     assert merge.read_recipe(tmp_path / "r.yml").parameters["weights"] == [0.5, 0.5]
