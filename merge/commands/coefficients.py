@@ -191,7 +191,7 @@ def _value(key: str, text: str, parameter: Parameter) -> Any:
         return SWITCH[text.lower()]
     if parameter.kind is tuple:
         return text.split(",")
-    if text in parameter.words:
+    if parameter.input or text in parameter.words:
         return text
     values: list[float] = []
     if parameter.kind is not str:

@@ -29,6 +29,7 @@ class Parameter:
         simplex: the values per input sum to 1 (unless `extrapolate`); equal shares where none are given.
         relative: of the values per input only the proportions count, unless a parameter `normalize` is false.
         kind: float, int, bool, str for one of the words alone, or tuple for globs or parts of tensors' names.
+        input: it is the name of one of the inputs, or its place from 0; the method gets the place, -1 for none.
         words: what it may be in the place of a number, such as "auto".
         example: a usual value of a parameter without default, for examples, benchmarks and tests.
     """
@@ -41,6 +42,7 @@ class Parameter:
     simplex: bool = False
     relative: bool = False
     kind: type = float
+    input: bool = False
     words: tuple[str, ...] = ()
     example: float | None = None
 
@@ -66,7 +68,7 @@ class Parameter:
         if self.kind is tuple:
             return "globs or parts of names"
         if self.kind is str:
-            return ", ".join(self.words)
+            return "an input's name" if self.input else ", ".join(self.words)
         bounds = f"{self.low:g} or more" if self.high == float("inf") else f"{self.low:g} to {self.high:g}"
         bounds = "any" if self.low == float("-inf") else bounds
         bounds = "".join(f"{word} or " for word in self.words) + bounds

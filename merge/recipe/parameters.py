@@ -98,6 +98,8 @@ def check(recipe: Recipe, key: str, parameter: Parameter, given: Any) -> Any:
     """Give one value of a parameter as the method takes it: a number, one for each input, globs. Raises MergeError."""
     if parameter.kind is tuple:
         return _patterns(key, given)
+    if parameter.input:
+        return _place(recipe, key, given)
     if not parameter.each:
         return _number(recipe, key, parameter, given)
     named, value = [item.name for item in recipe.inputs], given
@@ -126,6 +128,17 @@ def _patterns(key: str, given: Any) -> tuple[str, ...]:
     if not isinstance(listed, Sequence) or not all(isinstance(item, str) for item in listed):
         raise MergeError(f"{key} must be globs or parts of tensors' names, one or a list, not {shortened(given)}")
     return tuple(item for item in listed if item)
+
+
+def _place(recipe: Recipe, key: str, given: Any) -> int:
+    names = [item.name for item in recipe.inputs]
+    places = {"": -1, **{str(place): place for place in range(len(names))}, **{name: i for i, name in enumerate(names)}}
+    if isinstance(given, bool) or str(given) not in places:
+        listed = ", ".join(names)
+        raise MergeError(
+            f"{key} must be one of the inputs, {listed}, not {shortened(given)}{nearest(str(given), names)}"
+        )
+    return places[str(given)]
 
 
 def _number(recipe: Recipe, key: str, parameter: Parameter, value: Any) -> Any:

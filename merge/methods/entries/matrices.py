@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from merge.methods import shortcuts
-from merge.methods.entries.words import SCALE, UNIT
-from merge.methods.method import Method, Parameter
+from merge.methods.entries.words import SCALE, UNIT, WHERE
+from merge.methods.method import Method, Parameter, Survey
 
 TOLERANCE = Parameter(
     "singular values below this part of the largest are zero",
@@ -13,6 +15,7 @@ TOLERANCE = Parameter(
     high=1.0,
 )
 EXCLUDE = Parameter("matrices that are averaged like biases", default="text_projection", kind=tuple)
+EXPERT = Parameter("the expert whose own model is made, by its mask", default="", kind=str, input=True)
 NULL = "directions that nobody has changed are left out"
 REST = "what is not 2-D, or excluded, has the mean of the task vectors for change (convolutions too)"
 
@@ -82,14 +85,24 @@ MATRICES: dict[str, Method] = {
     "emr": Method(
         "merge.methods.masks:emr",
         "Elect a sign by the mean of the task vectors, and take the largest magnitude that has it.",
-        "base + scale * s * max_i max(s * (X_i - base), 0), s the sign of sum_i (X_i - base)",
-        "EMR-Merging, arXiv 2405.17461, the unified task vector",
-        {"scale": UNIT},
+        "base + scale * u, u = s * max_i max(s * t_i, 0), s the sign of sum_i t_i; an expert: c * u where s * t_i > 0",
+        "EMR-Merging, arXiv 2405.17461",
+        {
+            "scale": UNIT,
+            "expert": EXPERT,
+            "rescaler": Parameter(
+                "of an expert's model, c: the ratio of norms over all entries, or as in the authors' program of means",
+                default="entries",
+                kind=str,
+                words=("entries", "tensors"),
+            ),
+        },
         takes_base=True,
         elementwise=True,
         inputs=(1, None),
         single=shortcuts.by_factor,
-        edges="a sum of exactly 0 elects -",
+        survey=Survey("merge.methods.masks:rescalers", of=("expert", "rescaler")),
+        edges="a sum of exactly 0 elects -; an expert without changes has c of 1; masks are written as models only",
         group="masks",
         grid={"scale": (0.5, 1.0)},
     ),
@@ -102,11 +115,18 @@ MATRICES: dict[str, Method] = {
             "scale": SCALE,
             "tall_lambda": Parameter("how much stricter a mask is with an expert", 0.4, 0.0, each=True),
             "k": Parameter("masks in which an entry has to be", default=2, low=0, kind=int),
+            "expert": EXPERT,
+            "change": Parameter("what t is", default="sum", kind=str, words=("sum", "ties")),
+            "density": Parameter("of ties: part of each task vector that is kept", 0.2, 0.0, 1.0, each=True),
+            "threshold": replace(
+                WHERE, default="whole", words=("whole", "published"), help="of ties: the largest of the whole model"
+            ),
         },
         takes_base=True,
         elementwise=True,
         inputs=(1, None),
         single=shortcuts.by_no_scale,
+        survey=Survey("merge.methods.whole:cuts", of=("change", "density", "threshold")),
         edges="k of 0 is task arithmetic; k above the number of experts is an error; 0 is not above 0",
         group="masks",
         grid={"scale": (0.3, 0.5, 1.0), "k": (1, 2)},

@@ -141,10 +141,11 @@ def test_elementwise_means_that_blocks_give_the_same_bits(method: str) -> None:
 def resolved(method: str) -> dict[str, Any]:
     """Parameters as a function gets them."""
     given, count = parameters_of(method), count_of(method)
+    defaults = {
+        name: -1 if p.input else 1 / count if p.simplex else p.default for name, p in METHODS[method].parameters.items()
+    }
     return {
-        name: (
-            [given.get(name, 1 / count if p.simplex else p.default)] * count if p.each else given.get(name, p.default)
-        )
+        name: [given.get(name, defaults[name])] * count if p.each else given.get(name, defaults[name])
         for name, p in METHODS[method].parameters.items()
     }
 

@@ -26,7 +26,7 @@ OURS: dict[str, tuple[str, dict[str, str], dict[str, Any]]] = {
     "wudi": ("wudi", {"iterations": "steps"}, {"scale": {**{f"*{end}": 1 for end in WUDI}, "*": 0}}),
     "wudi_fb": ("wudi", {"iterations": "steps"}, {}),
     "emr": ("emr", {}, {}),
-    "consensus": ("consensus", {"prun_thre_k": "k"}, {}),
+    "consensus": ("consensus", {"prun_thre_k": "k", "use_ties": "change"}, {"threshold": "published"}),
 }
 LAWFUL = ("tsv", "iso-c", "iso-cts", "wudi", "emr", "consensus")
 
@@ -37,8 +37,7 @@ def recordings() -> dict[str, dict[str, Any]]:
     return {
         name: entry
         for name, entry in entries.items()
-        if entry["method"] in OURS and "use_ties" not in entry["parameters"]
-        if (FOLDER / entry["files"]["merged"]).exists()
+        if entry["method"] in OURS and (FOLDER / entry["files"]["merged"]).exists()
     }
 
 
@@ -48,10 +47,13 @@ def loaded(file: str) -> dict[str, Tensor]:
 
 
 @cache
-def ours(recording: str) -> dict[str, Tensor]:
+def ours(recording: str, **parameters: Any) -> dict[str, Tensor]:
     entry = recordings()[recording]
     name, words, more = OURS[entry["method"]]
-    given: dict[str, Any] = {words.get(key, key): value for key, value in entry["parameters"].items()} | more
+    recorded: dict[str, Any] = entry["parameters"]
+    given: dict[str, Any] = {words.get(key, key): value for key, value in recorded.items()}
+    given |= {"change": "ties"} if "change" in given else {}
+    given |= {**more, **parameters}
     return merge.merge_with(name, [loaded(file) for file in entry["experts"]], loaded(entry["base"]), **given)
 
 
@@ -66,6 +68,17 @@ def test_as_the_papers_program_where_its_result_is_sound(recording: str) -> None
         assert made[name].isfinite().all()
         if name not in other:
             torch.testing.assert_close(made[name], value, rtol=0, atol=entry["atol"])
+
+
+@pytest.mark.parametrize("recording", [name for name in recordings() if name.startswith(("emr", "consensus"))])
+def test_the_model_of_an_expert_as_the_papers_program_has_it(recording: str) -> None:
+    entry = recordings()[recording]
+    how: dict[str, Any] = {"rescaler": "tensors"} if recording.startswith("emr") else {"scale": 1.0}
+    for place, file in enumerate(f"{recording}.model{place}.safetensors" for place in range(3)):
+        if (FOLDER / file).exists():
+            made = ours(recording, expert=place, **how)
+            for name, value in loaded(file).items():
+                torch.testing.assert_close(made[name], value, rtol=0, atol=entry["atol"])
 
 
 def test_where_singular_values_vanish_null_directions_are_dropped() -> None:
@@ -197,6 +210,20 @@ def test_more_masks_than_experts_are_refused() -> None:
         merged("consensus", base, experts, k=3)
     plain = merge.task_arithmetic({"w": base}, [{"w": expert} for expert in experts], 0.3)["w"]
     torch.testing.assert_close(merged("consensus", base, experts, k=0, scale=0.3), plain)
+
+
+def test_an_experts_model_keeps_its_norm_and_is_named() -> None:
+    base, experts = made("full")
+    states = {name: {"w": expert, "b": expert[0]} for name, expert in zip("abc", experts, strict=True)}
+    start = {"w": base, "b": base[0]}
+    one = merge.merge_with("emr", states, start, expert="b")
+    own, left = (sum((state[key] - start[key]).abs().sum() for key in start) for state in (states["b"], one))
+    torch.testing.assert_close(own, left)
+    assert all(torch.equal(one[key], merge.merge_with("emr", states, start, expert=1)[key]) for key in one)
+    with pytest.raises(MergeError, match="expert must be one of the inputs, a, b, c, not 'd'"):
+        merge.merge_with("emr", states, start, expert="d")
+    unchanged = merge.merge_with("emr", {**states, "d": start}, start, expert="d")
+    assert torch.equal(unchanged["w"], base)
 
 
 def test_patterns_are_words_or_lists_of_them() -> None:
