@@ -40,6 +40,7 @@ _HOME = {
     "TaskVector": "tools.task_vector",
     "activation_matching": "tools.align",
     "activation_statistics": "tools.batchnorm",
+    "adamerge": "tools.adamerge",
     "align_checkpoint": "tools.align",
     "alone": "checkpoint.atomic",
     "apply_adapters": "tools.adapters.over_base",
@@ -96,6 +97,8 @@ if TYPE_CHECKING:
     from merge.recipe.label import share_label
     from merge.recipe.recipe import Input, Recipe
     from merge.recipe.shares import ratios
+    from merge.tools.adamerge import adamerge
+    from merge.tools.adapters.factors import merge_adapters
     from merge.tools.adapters.folder import Adapter, open_adapter
     from merge.tools.adapters.merged import merge_adapters
     from merge.tools.adapters.over_base import apply_adapters

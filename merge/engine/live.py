@@ -70,11 +70,10 @@ class LivePath:
             sources = [dequantized(source) for source in sources]
         labels = [item.name for item in self._recipe.sources]
         sources = restacked(self._recipe, sources).inputs
-        self._units = plan_for(self._method, sources, labels, self._recipe.policy, has_base=base is not None)
+        self.units = plan_for(self._method, sources, labels, self._recipe.policy, has_base=base is not None)
         self._check_targets(sources)
         own = {tensor.untyped_storage().data_ptr() for tensor in self._targets.values()}
-        self._endpoints = [self._gather(unit, sources, own, resident) for unit in self._units]
-        self._by_name = {unit.name: item for unit, item in zip(self._units, self._endpoints, strict=True)}
+        self._endpoints = {unit.name: self._gather(unit, sources, own, resident) for unit in self.units}
         self._saved: list[dict[str, Tensor]] = []
         self._set: Mapping[str, Any] | None = None
 
@@ -91,39 +90,47 @@ class LivePath:
 
     def set_parameters(self, **parameters: Any) -> None:
         """Write the merged weights for these parameters of the method into the model."""
+        recipe = self._recipe.with_parameters(**parameters)
+        resolved: Parameters = parameters_for(recipe, self.units)
+        if self._method.survey is not None:
+            (found,) = survey(self._method, self.units, [resolved], recipe.policy, Walk(self.endpoints))
+            resolved = found.parameters
+        self.set_each(resolved)
+        self._set = parameters
+
+    def set_each(self, parameters: Parameters) -> None:
+        """Write the merged weights for the method's whole parameters of every tensor, by name, as they are."""
         now = self._tensors()
         moved = next((k for k, v in self._targets.items() if k not in now or now[k].data_ptr() != v.data_ptr()), None)
         if moved is not None:
             raise MergeError(f"{moved} of the model was replaced or moved since this path was made; make a new one")
-        recipe = self._recipe.with_parameters(**parameters)
-        resolved: Parameters = parameters_for(recipe, self._units)
-        if self._method.survey is not None:
-            (found,) = survey(self._method, self._units, [resolved], recipe.policy, Walk(self._endpoints_of))
-            resolved = found.parameters
         with torch.no_grad():
-            for unit, endpoints in zip(self._units, self._endpoints, strict=True):
-                point = resolved.get(unit.name, {})
-                ways = {self._targets[name].data_ptr(): self._targets[name] for name in unit.names}
-                target, *others = ways.values()
+            for unit, endpoints in zip(self.units, self._endpoints.values(), strict=True):
+                point = parameters.get(unit.name, {})
+                target, *others = self.targets(unit)
                 tensors = [tensor.to(target.device, non_blocking=True) for tensor in endpoints]
                 if self._in_place(unit, target, tensors) and self._method.single(len(tensors), point) is None:
                     self._method.function(tensors, name=unit.name, out=target, **point)
                 else:
-                    ((value, count),) = merged(unit, tensors, self._method, [point], recipe.policy)
-                    refuse_nonfinite(unit, count, recipe.policy)
+                    ((value, count),) = merged(unit, tensors, self._method, [point], self._recipe.policy)
+                    refuse_nonfinite(unit, count, self._recipe.policy)
                     target.copy_(value)
                 for other in others:  # tied in the checkpoints, not in the model
                     other.copy_(target)
-        self._set = parameters
 
-    def _endpoints_of(self, unit: Unit) -> Sequence[Tensor]:
-        return self._by_name[unit.name]
+    def endpoints(self, unit: Unit) -> Sequence[Tensor]:
+        """Give the tensors of the checkpoints that a unit is merged from."""
+        return self._endpoints[unit.name]
+
+    def targets(self, unit: Unit) -> list[Tensor]:
+        """Give the model's own tensors that a unit is written to: several where the model does not tie its names."""
+        return list({self._targets[name].data_ptr(): self._targets[name] for name in unit.names}.values())
 
     def resolution(self) -> str:
         """Give a table of every merged tensor, the rule that decided it and its coefficient at the point last set."""
         if self._set is None:
             raise MergeError("no point has been set yet")
-        kinds = {name: unit.kind for unit in self._units for name in unit.names}
+        kinds = {name: unit.kind for unit in self.units for name in unit.names}
         names = [name for name, kind in kinds.items() if kind != "copy"]
         lines: list[str] = []
         for key, value in self._set.items():
@@ -160,7 +167,7 @@ class LivePath:
 
     def _check_targets(self, sources: Sequence[StateDict]) -> None:
         """Raise where the checkpoints do not fit the model. A name tied in the model is set by any of its names."""
-        merged = {name: unit for unit in self._units for name in unit.names}
+        merged = {name: unit for unit in self.units for name in unit.names}
         reached = {self._targets[name].data_ptr() for name in merged if name in self._targets}
         lacking = sorted(set(merged) - set(self._targets))
         unset = sorted(k for k, v in self._targets.items() if k not in merged and v.data_ptr() not in reached)
