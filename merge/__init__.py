@@ -98,7 +98,6 @@ if TYPE_CHECKING:
     from merge.recipe.recipe import Input, Recipe
     from merge.recipe.shares import ratios
     from merge.tools.adamerge import adamerge
-    from merge.tools.adapters.factors import merge_adapters
     from merge.tools.adapters.folder import Adapter, open_adapter
     from merge.tools.adapters.merged import merge_adapters
     from merge.tools.adapters.over_base import apply_adapters
