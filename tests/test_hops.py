@@ -86,7 +86,7 @@ def test_from_a_path_to_a_live_model(walked: list[Hop]) -> None:
     walked.clear()
     model = nn.ParameterDict({"w": torch.zeros(3)})
     merge.LinearPath(model, *ENDS).set(0.5)
-    assert walked == [*listed("A live model")[:2], listed("A live model")[-1]]
+    assert walked == [*listed("A live model")[:3], listed("A live model")[-1]]
 
 
 def test_every_place_that_the_page_names_is_there() -> None:
