@@ -7,13 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from merge.checkpoint.scaled import dequantized
 from merge.checkpoint.source import Source, StateDict, opened, opened_all, whole
 from merge.engine.kernel import merged, refuse_nonfinite
 from merge.engine.survey import Walk, survey
+from merge.engine.workers import on_threads, threads_for
 from merge.errors import MergeError
+from merge.methods import Method
 from merge.plan.paired import merging, plan_for
 from merge.plan.policy import Policy, policy_of
 from merge.plan.units import Unit, by_name
@@ -66,14 +69,32 @@ def merge_with(
     if chosen.survey is not None:
         (found,) = survey(chosen, units, [resolved], recipe.policy, Walk(read))
         resolved = found.parameters
+    threads = threads_for(chosen, units)
+    ahead = on_threads(lambda unit: _computed(unit, read(unit), chosen, resolved, recipe.policy), units, threads)
     result: dict[str, Tensor] = {}
     for unit in units:
-        tensors = read(unit)
-        ((value, count),) = merged(unit, tensors, chosen, [resolved.get(unit.name, {})], recipe.policy)
+        if threads > 1:
+            tensors, (value, count) = next(ahead)
+        else:
+            tensors = read(unit)
+            ((value, count),) = merged(unit, tensors, chosen, [resolved.get(unit.name, {})], recipe.policy)
         refuse_nonfinite(unit, count, recipe.policy)
         value = value.clone() if any(value.data_ptr() == tensor.data_ptr() for tensor in tensors) else value
         result.update(dict.fromkeys(unit.names, value))
     return {name: result[name] for name in by_name(units, merging(chosen, sources))}
+
+
+def _computed(
+    unit: Unit,
+    tensors: Sequence[Tensor],
+    method: Method,
+    resolved: Mapping[str, Mapping[str, Any]],
+    policy: Policy,
+) -> tuple[Sequence[Tensor], tuple[Tensor, int]]:
+    """Give a unit's tensors with what they are merged to."""
+    with torch.no_grad():
+        (result,) = merged(unit, tensors, method, [resolved.get(unit.name, {})], policy)
+    return tensors, result
 
 
 def with_statistics(method: str, inputs: dict[str, StateDict], statistics: Sources | None) -> dict[str, StateDict]:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import chain, repeat
 from typing import Any, TypeVar
 
 import torch
@@ -15,6 +12,7 @@ from torch import Tensor
 
 from merge.engine.files import Plan
 from merge.engine.kernel import to_compute
+from merge.engine.workers import on_threads
 from merge.methods import Method
 from merge.methods.survey import Surveyed
 from merge.plan.policy import Policy
@@ -101,21 +99,9 @@ class _Whole:
         self._passes += 1
         if self._walk.begun:
             self._walk.begun(self._passes)
-        before = torch.get_num_threads()
-        threads = self._walk.threads or before
-        waiting: deque[Future[Seen]] = deque()
-        try:
-            with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-                # A few tensors ahead of the one that is waited for, so that memory is bounded by a few tensors.
-                for unit in chain(map(self._units.__getitem__, self._units if names is None else names), repeat(None)):
-                    if unit is not None:
-                        waiting.append(pool.submit(self._seen, unit, look))
-                    elif not waiting:
-                        break
-                    if len(waiting) > threads or unit is None:
-                        yield waiting.popleft().result()
-        finally:
-            torch.set_num_threads(before)
+        units = map(self._units.__getitem__, self._units if names is None else names)
+        threads = self._walk.threads or torch.get_num_threads()
+        yield from on_threads(lambda unit: self._seen(unit, look), units, threads)
 
     def _seen(self, unit: Unit, look: Callable[[str, Sequence[Tensor]], Seen]) -> Seen:
         stored = self._walk.read(unit)

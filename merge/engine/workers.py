@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain, repeat
+from typing import TypeVar
 
 from merge.engine.files import Plan
+from merge.methods import Method
+from merge.plan.units import Unit
 from merge.recipe.parameters import method_named
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 WORTH_A_THREAD = 32 << 20  # bytes of output: many small tensors are quicker without a second thread at the lock
 WHOLE = 2 << 20  # the same where a method needs whole tensors, and takes longer
@@ -24,6 +34,35 @@ def workers_for(plan: Plan) -> int:
         held = max(sizes, default=0) * len(plan.checkpoints) * 4
         count, worth = min(cores, memory // 2 // max(held, 1)), WHOLE
     return max(1, min(plan.options.threads or count, 1 + sum(sizes) // worth))
+
+
+def threads_for(method: Method, units: Sequence[Unit]) -> int:
+    """Say how many tensors in memory are merged at a time: one on each of torch's threads, by methods of whole ones."""
+    import torch
+
+    size = sum(unit.nbytes for unit in units)
+    return 1 if method.elementwise else min(torch.get_num_threads(), 1 + size // WHOLE)
+
+
+def on_threads(call: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Iterator[Result]:
+    """Yield `call(item)` of all items in their order, each computed on one thread, so many at a time.
+
+    Only a few items are ahead of the one that is waited for, so that memory is bounded by theirs.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    waiting: deque[Future[Result]] = deque()
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            for item in chain(((one,) for one in items), repeat(())):
+                waiting.extend(pool.submit(call, one) for one in item)
+                if not waiting:
+                    break
+                if len(waiting) > threads or not item:
+                    yield waiting.popleft().result()
+    finally:
+        torch.set_num_threads(before)
 
 
 def _has_checksums(plan: Plan) -> bool:

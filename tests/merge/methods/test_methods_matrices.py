@@ -232,3 +232,21 @@ def test_patterns_are_words_or_lists_of_them() -> None:
         merged("tsv", base, experts, exclude=3)
     assert METHODS["tsv"].parameters["exclude"].range == "globs or parts of names"
     assert METHODS["wudi"].parameters["exclude"].usual == "none"
+
+
+def test_tensors_in_memory_are_merged_side_by_side_with_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    states = [{str(i): torch.randn(20, 12, generator=generator) for i in range(9)} for _ in range(3)]
+    alone = merge.merge_with("iso-cts", states[1:], states[0])
+    monkeypatch.setattr("merge.engine.workers.WHOLE", 64)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        together = merge.merge_with("iso-cts", states[1:], states[0])
+        assert torch.get_num_threads() == 3
+        with pytest.raises(MergeError, match="infinite or NaN"):
+            merge.merge_with("iso-cts", [states[1], {**states[2], "3": states[2]["3"] * float("nan")}], states[0])
+    finally:
+        torch.set_num_threads(before)
+    assert list(alone) == list(together)
+    assert all(torch.equal(alone[name], together[name]) for name in alone)
