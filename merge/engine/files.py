@@ -37,6 +37,7 @@ from merge.recipe.recipe import Recipe
 from merge.recipe.shares import SHARES, as_name, describe, file_stem
 
 MOST_FILES = 10_000  # of a sweep
+OF_EXPERTS = "expert."  # metadata of such names are kept from all inputs, others from the first one
 
 
 @dataclass(frozen=True)
@@ -204,6 +205,8 @@ def _checked(recipe: Recipe, outputs: Sequence[tuple[Recipe, Path]], options: Op
     specs = {name: Spec(unit.element, unit.shape, unit.name) for name, unit in by_name(units, merged).items()}
     like = with_parts(merged)
     beside = sidecars(like, merging(method, given), labels[: len(merged)], units, recipe.policy, stack)
+    pairs = (pair for checkpoint in reversed(merged) for pair in checkpoint.metadata.items())
+    noted = {name: text for name, text in pairs if name.startswith(OF_EXPERTS)}
     targets: list[Target] = []
     for (item, path), values in zip(outputs, parameters, strict=True):
         ties = {name: specs[name].tie for name in specs}
@@ -211,6 +214,7 @@ def _checked(recipe: Recipe, outputs: Sequence[tuple[Recipe, Path]], options: Op
         metadata = {k: to for k, to in first.metadata.items() if k not in ties or ties[k] == ties.get(to, ties[k])}
         if set(metadata) <= {"format"}:  # some models rebuild themselves from their metadata: it is not added to
             metadata = {"format": "pt", **metadata, "unival_merge": identity(item, options.digest, None)}
+        metadata = {**noted, **metadata}
         if tokens is not None:  # without it nobody knows what the rows mean
             metadata[DICTIONARY] = json.dumps(tokens)
         rest = {"metadata": metadata, "shard_size": options.shard_size, "sidecars": beside.files}

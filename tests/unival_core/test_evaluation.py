@@ -10,10 +10,12 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
-from tests.unival_core.made_rows import POCKET, TOKENIZER, cells, dataset, table, write_file
+import merge
+from tests.unival_core.made_rows import POCKET, TOKENIZER, cells, dataset, png, table, write_file
 from unival_core.checkpoint import save_model
 from unival_core.commands import app as program
 from unival_core.config import replace as replace_config
+from unival_core.data.answers import STORED
 from unival_core.data.batch import collate
 from unival_core.data.dataset import TaskDataset
 from unival_core.data.media_cache import MediaCache
@@ -195,6 +197,32 @@ def test_evaluate_prints_scores_with_intervals(tmp_path, pocket):
     again = run("evaluate", checkpoint, "vqa", *arguments)
     assert (again.exit_code, again.stderr) == (2, f"error: {said} exists: pass --overwrite\n")
     assert run("evaluate", checkpoint, "vqa", *arguments, "--overwrite").exit_code == 0
+
+
+def test_the_answers_stored_with_the_weights_are_those_allowed(tmp_path, pocket):
+    told = {f"{STORED}vqa": json.dumps(["four", "red", "dark red"]), TOKENIZER_KEY: TOKENIZER.to_json()}
+    first, second = (save_model(pocket, tmp_path / name, metadata=told) for name in ("a.safetensors", "b.safetensors"))
+    other = save(pocket, tmp_path)  # the first input, which knows of no list
+    merge.run(
+        merge.Recipe("average", tuple(merge.Input(path.stem, path) for path in (other, first, second))),
+        tmp_path / "merged.safetensors",
+    )
+    path, answers = write_file(tmp_path / "data.tsv", "vqa", 4), tmp_path / "answers.txt"
+    answers.write_text("four\nred\ndark red\n")
+    arguments, scored = ("--data", str(path), "--batch-size", "4"), lambda result: result.stdout.splitlines()[1:]
+    given = run("evaluate", tmp_path / "merged.safetensors", "vqa", *arguments, "--answers", str(answers))
+    stored = run("evaluate", tmp_path / "merged.safetensors", "vqa", *arguments)
+    assert scored(stored) == scored(given)
+    assert (given.stderr, stored.stderr) == ("", "vqa: one of the 3 answers stored with the weights\n")
+    free = run("evaluate", tmp_path / "merged.safetensors", "vqa", *arguments, "--answers", "none", "--beam", "1")
+    silent = run("evaluate", other, "vqa", *arguments, "--beam", "1")
+    assert scored(free) == scored(silent)
+    assert silent.stderr.startswith(f"{other} has no list of the answers allowed for vqa: if it was trained with a ")
+    (tmp_path / "image.png").write_bytes(png(0))
+    asked = ("--image", str(tmp_path / "image.png"), "--text", "which digit is red")
+    assert run("generate", tmp_path / "merged.safetensors", "vqa", *asked).stdout.strip() in answers.read_text()
+    broken = save_model(pocket, tmp_path / "c.safetensors", metadata={**told, f"{STORED}vqa": "{"})
+    assert "metadata expert.answers.vqa is no list of answers" in run("evaluate", broken, "vqa", *arguments).stderr
 
 
 def test_evaluate_tells_what_it_left_out_and_what_it_could_not_compute(tmp_path, pocket):

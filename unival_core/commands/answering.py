@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -40,9 +40,6 @@ class Reading:
     """Options that say which rows are read, and how."""
 
     data: Annotated[list[Path], typer.Option(help="Tab-separated file in the published layout; may be repeated.")]
-    answers: Annotated[
-        Path | None, typer.Option(help="The answers allowed: .txt, .json, .pkl, or a training file .tsv.")
-    ] = None
     selected_cols: Annotated[
         str | None, of_file(metavar="N,N,...", help="Columns of the file; default: the task's.")
     ] = None
@@ -78,13 +75,19 @@ def generate(
     \b
     unival-merge generate --checkpoint vqa.safetensors --task vqa --image dog.jpg --text "what colour is the dog"
     """
+    from unival_core.config import CONFIGS
+
     chosen = _task(task)
     source = _source(chosen, {"image": image, "video": video, "audio": audio}, text)
     if draw and chosen.writes != "box":
         raise UnivalError(f"--draw needs a box, {task} has none")
     _check_free(draw, overwrite)
+    answers, told = asking.allowed(chosen, checkpoint, loading.section)
     model, tokenizer = loading.load(checkpoint)
+    if told and not answers and chosen.published.answers and model.config.vocabulary == CONFIGS["base"].vocabulary:
+        typer.echo(told, err=True)  # the published experts were trained with a list
     chosen = asking.of(chosen.sized_for(model.config))
+    chosen = replace(chosen, answers=chosen.answers or tuple(answers))
     answer = _answer(model, tokenizer, chosen, source, text, asking.resample)
     if draw and source:
         _draw(answer, source, draw)
@@ -116,16 +119,18 @@ def evaluate(
     """
     chosen = _task(task)
     _check_free(output, overwrite)
-    from unival_core.data import TaskDataset, TsvTable, load_answers
+    from unival_core.data import TaskDataset, TsvTable
     from unival_core.evaluation import evaluate as run
     from unival_core.evaluation import known_metrics
 
     names = known_metrics(metrics.split(",") if metrics else chosen.metrics)
     table = TsvTable(reading.data, chosen.columns, reading.columns or chosen.selected_cols)
-    given = {"answers": load_answers(reading.answers, chosen) if reading.answers else (), "media_dir": reading.media}
+    answers, told = asking.allowed(chosen, checkpoint, loading.section)
+    if told:
+        typer.echo(told, err=True)
     model, tokenizer = loading.load(checkpoint)
     sizes = {"side": asking.side, "frames": asking.frames, "resample": asking.resample}
-    dataset = TaskDataset(chosen, table, tokenizer, model.config, **given, **sizes)
+    dataset = TaskDataset(chosen, table, tokenizer, model.config, answers=answers, media_dir=reading.media, **sizes)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "skipped ")  # told below
         result = run(

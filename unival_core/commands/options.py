@@ -80,6 +80,26 @@ class Asking:
     side: Annotated[int | None, asking(min=1, help="Pixels along the side of an image; default: the task's.")] = None
     frames: Annotated[int | None, asking(min=1, help="Frames to look at; default: the task's.")] = None
     resample: Annotated[bool, asking("--resample", help="Resample audio of another rate.")] = False
+    answers: Annotated[
+        Path | None,
+        asking(
+            metavar="FILE",
+            help="The answers allowed: .txt, .json, .pkl, or a training file .tsv; default: those stored with the "
+            "weights; none: any words.",
+        ),
+    ] = None
+
+    def allowed(self, task: Task, checkpoint: Path, section: str) -> tuple[list[str], str]:
+        """Return the answers allowed, those given or those stored with the weights, and what is to be said of them."""
+        from unival_core.data.answers import load_answers, stored_answers
+
+        if self.answers is not None:
+            return [] if str(self.answers) == "none" else load_answers(self.answers, task), ""
+        stored = stored_answers(checkpoint, task.name, section) if task.takes_answers else []
+        if stored is None:
+            advice = "if it was trained with a list, give that: --answers FILE (--answers none: any words)"
+            return [], f"{checkpoint} has no list of the answers allowed for {task.name}: {advice}"
+        return stored, f"{task.name}: one of the {len(stored)} answers stored with the weights" if stored else ""
 
     def of(self, task: Task) -> Task:
         """Replace a task's own beam, side and frames where others were given."""

@@ -1,6 +1,6 @@
 """From tab-separated files to batches: `table` (rows), `task`, `dataset` (examples), `sampling`, `loading`, `batch`."""
 
-from unival_core.data.answers import allowed_answers, load_answers
+from unival_core.data.answers import allowed_answers, load_answers, stored_answers
 from unival_core.data.batch import Batch, Example, collate
 from unival_core.data.dataset import TaskDataset
 from unival_core.data.media_cache import MediaCache
@@ -10,5 +10,5 @@ from unival_core.data.task import Box, Codes, InStage, Published, Row, Task, tex
 
 __all__ = [
     "Batch", "Box", "Codes", "Example", "InStage", "MediaCache", "MediaReader", "Published", "Row", "Task",
-    "TaskDataset", "TsvTable", "allowed_answers", "collate", "load_answers", "texts_of",
+    "TaskDataset", "TsvTable", "allowed_answers", "collate", "load_answers", "stored_answers", "texts_of",
 ]  # fmt: skip

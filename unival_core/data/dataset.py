@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import warnings
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from random import Random
 from typing import NamedTuple
 
 from unival_core.config import UnivalConfig
-from unival_core.data.answers import allowed_answers
+from unival_core.data.answers import STORED, allowed_answers
 from unival_core.data.batch import Example
 from unival_core.data.media_cache import MediaCache, Medium
 from unival_core.data.reader import MediaReader
@@ -73,6 +74,14 @@ class TaskDataset:
 
     def __len__(self) -> int:
         return len(self.table)
+
+    @property
+    def notes(self) -> dict[str, str]:
+        """Return what a file of weights trained on this has to say in its metadata: the answers that were allowed, if
+        the task has no list of its own (`stored_answers`)."""
+        if self.task.answers or (self.answers is None and not self.task.takes_answers):
+            return {}
+        return {f"{STORED}{self.task.name}": json.dumps(self.answers.texts if self.answers else [])}
 
     def __getitem__(self, row: int) -> Example:
         return self.read(row)

@@ -143,6 +143,11 @@ class Task:
         """Return the number, from 0, of each of `columns` in a file of the task's layout."""
         return tuple((self.layout or self.columns).index(name) for name in self.columns)
 
+    @property
+    def takes_answers(self) -> bool:
+        """Tell whether rows have answers, and the list of those allowed is for the user to give."""
+        return "answers" in self.columns and not self.answers
+
     def quoted(self, setup: str) -> str:
         """Return the metric to quote: the first; at pocket setup, whose rows keep them, the first with scores of
         examples."""

@@ -134,6 +134,8 @@ class Run:
         self.model, self.options, self.folder, self.team = model.to(team.device), options, folder, team
         published = model.config.vocabulary == CONFIGS["base"].vocabulary  # whose tokenizer is not ours to write
         self.metadata = {} if published else {TOKENIZER_KEY: tokenizer.to_json()}
+        for rows in data.values():
+            self.metadata |= rows.notes
         self.update, self.total = 0, options.length(max(map(len, data.values())))
         self.best = -math.inf
         model.regularize(options.regularization)

@@ -25,6 +25,7 @@ from tests.unival_core.training.made_run import (
     weights,
 )
 from unival_core.checkpoint import load_model, save_model
+from unival_core.data.answers import stored_answers
 from unival_core.data.batch import collate
 from unival_core.errors import NotFinite, UnivalError
 from unival_core.generation import generate
@@ -57,6 +58,15 @@ def test_the_loss_is_the_mean_over_tasks_of_means_over_tokens(tables, tmp_path):
     assert float(row["loss"]) == pytest.approx(sum(own) / 2, rel=1e-5)
     assert own[0] == pytest.approx(math.log(MICRO.vocabulary), abs=1.0)
     assert own[1] == pytest.approx(math.log(4) / 2, abs=0.5)  # one of four answers, then an end that is certain
+
+
+def test_weights_say_which_answers_were_allowed(tables, tmp_path):
+    _, path = run(tables, tmp_path / "run", replace(PLAIN, updates=1))
+    assert stored_answers(path, "vqa") == list(COLOURS)
+    assert stored_answers(path, "caption") is None
+    free = datasets(tables, "vqa")["vqa"]
+    free.answers = None
+    assert free.notes == {"expert.answers.vqa": "[]"}
 
 
 def test_shares_of_tasks_decide_what_is_drawn(tables, tmp_path):
