@@ -19,6 +19,9 @@ COMMANDS = {
     "study search": Command(
         "experiments.commands.search:search", "Study", "Search the best ratio with a budget.", prints=True
     ),
+    "study measure": Command(
+        "experiments.commands.measure:measure", "Study", "Measure weights pair by pair, and merges."
+    ),
     "study plot": Command("experiments.commands.pages:plot", "Study", "Draw every figure of a study."),
     "study table": Command("experiments.commands.pages:table", "Study", "Print the scores of a study.", prints=True),
     "study report": Command("experiments.commands.pages:report", "Study", "Write one HTML page of a study."),

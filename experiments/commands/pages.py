@@ -56,6 +56,7 @@ def table(
     \b
     unival-merge study table averaging results/pocket-averaging --format latex
     """
+    from experiments.pages.mergeability import mergeability_table
     from experiments.pages.tables import written
     from experiments.pages.views import experts_of, open_study, read_notes
     from experiments.unival.costs import costs_table
@@ -65,6 +66,9 @@ def table(
     rows, scores = open_study(folder, name)
     notes = read_notes(folder, name)
     typer.echo(written(rows, scores, form, notes.tables, notes.beside), nl=False)
+    more = {"weights and barriers": mergeability_table(rows)} if form == "markdown" else {}
+    for title, text in more.items():
+        typer.echo(f"\n## {title}\n\n{text}" * bool(text), nl=False)
     costs = costs_table(folder, {one for row in rows for one in experts_of(row)}) if form == "markdown" else ""
     typer.echo(f"\n## costs\n\n{costs}" * bool(costs), nl=False)
 

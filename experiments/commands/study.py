@@ -96,7 +96,7 @@ def run(
     unival-merge study run digits_study.py digits
     unival-merge study run interpolation pocket-full --only vqa+caption
     """
-    found, seeds = asked(words), _numbers(seed)
+    found, seeds = asked(words), numbers(seed)
     if found.file:
         found.refuse({"--limit": limit, "--train": train, "--kinds": cells.kinds, "--setup": place != Place()})
         _run_open(found, cells, engine, seeds, dry_run=dry_run, save=save)
@@ -304,7 +304,7 @@ def _best(
     return best_points(results.rows, results.notes.tasks, mixtures, list(kinds), report=report)
 
 
-def _numbers(seeds: list[str] | None) -> tuple[int, ...] | None:
+def numbers(seeds: list[str] | None) -> tuple[int, ...] | None:
     """Seeds as numbers, None where none were given."""
     if not seeds:
         return None

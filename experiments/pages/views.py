@@ -14,6 +14,7 @@ from experiments.grid.notes import read_notes as read_notes
 from experiments.grid.rows import Records, Rows, latest, names_in, read_rows, read_scores, records, scores_path
 from experiments.grid.units import SHARES, unit_of
 from experiments.statistics.bootstrap import interval, resampled_means
+from experiments.statistics.weights import Geometry, read_pairs
 from experiments.study.points import PRETRAINED as PRETRAINED
 from experiments.study.points import WHOLE, share_parameter
 from merge import METHODS
@@ -34,7 +35,8 @@ def open_study(folder: str | Path, study: str) -> tuple[Records, Scores]:
     """Read a study's rows in FOLDER/rows.jsonl, and the scores of examples by row key (empty if none).
 
     Where FOLDER/study.json says whose own the tasks are, each row has the `owner` of its task; where it says how far
-    along one finetuning the kinds of experts are, their rows have the `progress`.
+    along one finetuning the kinds of experts are, their rows have the `progress`; where FOLDER/weights.csv knows how
+    two experts' weights stand to each other, rows of their merges have the `geometry`.
     """
     path = Path(folder) / "rows.jsonl"
     everything = records(read_rows(path))
@@ -47,7 +49,24 @@ def open_study(folder: str | Path, study: str) -> tuple[Records, Scores]:
     if notes.progress:
         known = {PRETRAINED: 0.0, **notes.progress}
         owned = [{**row, "progress": known[row["experts"]]} if row["experts"] in known else row for row in owned]
+    owned = with_geometry(owned, read_pairs(folder))
     return owned, read_scores(path) if scores_path(path).is_file() else {}
+
+
+def with_geometry(rows: Records, pairs: Sequence[Geometry]) -> Records:
+    """Add to the rows of merges of two experts how their task vectors stand to each other, where that was measured:
+    `cosine`, `distance`, `agreement`, and the lengths of the `first` and the `second`."""
+    known: dict[tuple[str, int, str, str], dict[str, float]] = {}
+    for one in pairs:
+        about = {"cosine": one.cosine, "distance": one.distance, "agreement": one.agreement}
+        place, lengths = (one.kind, one.seed, one.first, one.second), (one.first_length, one.second_length)
+        known[place] = {**about, "first": lengths[0], "second": lengths[1]}
+        known[(*place[:2], one.second, one.first)] = {**about, "first": lengths[1], "second": lengths[0]}
+    return [
+        {**row, "geometry": known[place]} if len(place) == 4 and place in known else row
+        for row in rows
+        for place in [(row["experts"], row["seed"], *experts_of(row))]
+    ]
 
 
 def read_samples(folder: str | Path) -> dict[str, list[dict[str, Any]]]:

@@ -22,7 +22,8 @@ from matplotlib.figure import Figure
 from experiments.errors import StudyError
 from experiments.grid.escapes import file_stem
 from experiments.grid.rows import Records, Rows, is_made_of, names_in, records
-from experiments.pages.figures.charts import radar, ternary
+from experiments.pages.figures.angles import angles
+from experiments.pages.figures.charts import radar, radar_groups, ternary
 from experiments.pages.figures.compare import retention_map, score_dots
 from experiments.pages.figures.growth import along, counts
 from experiments.pages.figures.landscape import coefficients, landscapes
@@ -245,7 +246,7 @@ def _averages(rows: Records, styles: Styles) -> Found:
     names = names_in(chosen, "series")
 
     def make() -> Figure:
-        groups = _radar_groups(chosen, reported_split(rows))
+        groups = radar_groups(chosen, reported_split(rows))
         if not groups:
             raise StudyError(f"no task has scores of all of {', '.join(names)}: run the study")
         return radar(chosen, groups, by="series", styles=styles)
@@ -307,6 +308,12 @@ FIGURES = {
         "Experts and their average along the finetuning",
         "Averages are of experts at equal progress; at 0 is what all start from, at 100 are the finished experts.",
         along,
+        whole=True,
+    ),
+    "angles": Kind(
+        "Barriers between experts beside what their weights say",
+        "A mark a pair of experts: how far the worst point between them lies below the straight line between them.",
+        angles,
         whole=True,
     ),
     "batchnorm": Kind(
@@ -373,22 +380,3 @@ def _swept(rows: Records) -> list[str]:
         for name, value in (row.get("parameters") or {}).items():
             values.setdefault(name, set()).add(str(value))
     return [name for name, own in values.items() if len(own) > 1]
-
-
-def _radar_groups(rows: Records, reported: str) -> dict[str, list[tuple[str, str]]]:
-    """The axes that have a score of every series, by chart: the reported split, then shifted splits one after the
-    other, as many to a chart as give it three axes."""
-    axes: dict[tuple[str, str], set[str]] = {}
-    for row in rows:
-        axes.setdefault((row["task"], row["split"]), set()).add(row["series"])
-    whole = [axis for axis, there in axes.items() if there == set(names_in(rows, "series"))]
-    joined: list[tuple[list[str], list[tuple[str, str]]]] = []
-    for split in shifted_splits(rows):
-        own = [axis for axis in whole if axis[1] == split]
-        if joined and min(len(own), len(joined[-1][1])) < 3:
-            joined[-1] = (joined[-1][0] + [split], joined[-1][1] + own)
-        else:
-            joined.append(([split], own))
-    inside = [axis for axis in whole if axis[1] == reported]
-    outside = {f"out of distribution: {', '.join(splits)}": own for splits, own in joined if own}
-    return {"in distribution": inside, **outside} if inside else outside

@@ -16,6 +16,7 @@ from experiments.grid.escapes import figure as shown
 from experiments.grid.rows import Records, Rows, is_made_of, mean_of, names_in, records, scored
 from experiments.grid.units import unit_of
 from experiments.pages.figures.style import GREY, SMALL, TEXT, Styles, legend_below, score_name, styles_of, wrapped
+from experiments.pages.views import shifted_splits
 from merge import share_label
 
 _Means = dict[str, tuple[str, str, str]]  # value, lo, hi as they are shown, by series
@@ -48,6 +49,25 @@ def radar(
         _draw_table(figure.add_subplot(grid[i, 1]), means)
     legend_below(figure, charts)
     return figure
+
+
+def radar_groups(rows: Records, reported: str) -> dict[str, list[tuple[str, str]]]:
+    """The axes that have a score of every series, by chart: the reported split, then shifted splits one after the
+    other, as many to a chart as give it three axes."""
+    axes: dict[tuple[str, str], set[str]] = {}
+    for row in rows:
+        axes.setdefault((row["task"], row["split"]), set()).add(row["series"])
+    whole = [axis for axis, there in axes.items() if there == set(names_in(rows, "series"))]
+    joined: list[tuple[list[str], list[tuple[str, str]]]] = []
+    for split in shifted_splits(rows):
+        own = [axis for axis in whole if axis[1] == split]
+        if joined and min(len(own), len(joined[-1][1])) < 3:
+            joined[-1] = (joined[-1][0] + [split], joined[-1][1] + own)
+        else:
+            joined.append(([split], own))
+    inside = [axis for axis in whole if axis[1] == reported]
+    outside = {f"out of distribution: {', '.join(splits)}": own for splits, own in joined if own}
+    return {"in distribution": inside, **outside} if inside else outside
 
 
 def ternary(rows: Rows, corners: tuple[str, str, str], *, tasks: Sequence[str]) -> Figure:

@@ -147,6 +147,5 @@ def _name(axis: Axes, rows: Records, pair: Sequence[str], measured: bool) -> Non
     axis.tick_params(labelsize=SMALL)
     if measured:
         name_axes(axis, f"along the task vector of {first}", f"at a right angle to it, towards {second}", 3.2, 3)
-        axis.set_aspect("equal", adjustable="datalim")
     else:
         name_axes(axis, f"times the task vector of {first}", f"times the task vector of {second}", 3.2, 3)

@@ -8,18 +8,16 @@ elsewhere there is none. `start_mb` is what the process had when the training be
 from __future__ import annotations
 
 import csv
-import ctypes
-import gc
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from experiments.grid.memory import forget_peak, megabytes
 from experiments.unival.pocket.pipeline import Pocket
 from unival_core.training import RunFolder, TrainOptions
 
 COSTS = "costs.csv"
-_PROCESS = Path("/proc/self")
 
 
 @contextmanager
@@ -50,24 +48,3 @@ def measured(pocket: Pocket, folder: Path, start: str, options: TrainOptions) ->
         if is_new:
             writer.writeheader()
         writer.writerow(line)
-
-
-def forget_peak() -> None:
-    """Give memory that is not used back to the system, and let its highest value start anew, where that can be."""
-    gc.collect()
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
-        (_PROCESS / "clear_refs").write_text("5")
-    except (OSError, AttributeError, TypeError):  # no Linux, or one with another allocator
-        return
-
-
-def megabytes(name: str) -> str:
-    """Return the memory of this process by the system's name for it, in megabytes (10^6 bytes); "" where it is not
-    known."""
-    try:
-        lines = (_PROCESS / "status").read_text().splitlines()
-    except OSError:
-        return ""
-    found = [line.split()[1] for line in lines if line.startswith(f"{name}:")]
-    return f"{int(found[0]) * 1024 / 1e6:.0f}" if found else ""

@@ -86,11 +86,14 @@ def test_every_kind_of_figure_is_whole(name):
     kind = FIGURES[name]
     assert kind.caption.endswith("."), f"figure {name} does not say how it is to be read"
     studies = {"ternary": "rewarded-soups", "radar": "averaging", "dots": "averaging"}
-    studies |= {"landscape": "plane", "count": "subsets", "along": "along"}
+    studies |= {"landscape": "plane", "count": "subsets", "along": "along", "angles": "mergeability"}
     options = {"only": "vqa+caption", "batchnorm": RECALIBRATED} if name not in studies else {}
     rows = with_series(main_metrics(in_memory(studies.get(name, "interpolation"), **options)[0]))
     if name == "sweep":
         rows = [{**row, "parameters": {"t": t}} for t in (0.1, 0.2) for row in rows if row["method"] != "single"]
+    if name == "angles":
+        about = {"cosine": 0.1, "distance": 2.0, "agreement": 0.5}
+        rows = [{**row, "geometry": about} if len(row["shares"]) > 1 else row for row in rows]
     if name == "along":
         rows = [{**row, "progress": STUDIES["along"].notes.progress.get(row["experts"], 0)} for row in rows]
     subjects = [subject for subject, _ in kind.figures(rows, {})]
