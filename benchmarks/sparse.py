@@ -2,6 +2,7 @@
 
     python benchmarks/sparse.py                  two inputs of 32 GB each, one output of 32 GB
     python benchmarks/sparse.py --gigabytes 4
+    python benchmarks/sparse.py --series 8       eight checkpoints of a training, 32 GB together, and their average
 
 The inputs have the shape of Emu2's: shards under an index, matrices of a 33-billion-parameter language model, most of
 them holes and one tensor a shard with numbers, whose merge is checked. Blocks of zeros are read, hashed and computed as
@@ -21,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from merge import Input, Options, Recipe, open_checkpoint, run
+from merge import Input, Options, Recipe, open_checkpoint, run, series
 from merge.checkpoint.formats import safetensors
 from merge.checkpoint.formats.elements import ELEMENTS
 from merge.checkpoint.formats.tensors import Spec
@@ -67,24 +68,29 @@ def sizes(folder: Path) -> tuple[int, int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--gigabytes", type=float, default=32, help="of each input")
+    parser.add_argument("--gigabytes", type=float, default=32, help="of each input; of a series, of all together")
+    parser.add_argument("--series", type=int, default=0, help="average so many checkpoints along a training instead")
     parser.add_argument("--inputs", type=Path, default=None, help="where the inputs are made (and removed)")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=given.inputs) as scratch, tempfile.TemporaryDirectory() as made:
-        folders = {"a": Path(scratch, "a"), "b": Path(scratch, "b"), "out": Path(made, "out")}
-        for name, value in (("a", 1.0), ("b", 3.0)):
-            write_input(folders[name], int(given.gigabytes * GB), value)
+        values = {f"checkpoint-{step}": float(step) for step in range(1, given.series + 1)} or {"a": 1.0, "b": 3.0}
+        folders = {name: Path(scratch, name) for name in values}
+        for name, value in values.items():
+            write_input(folders[name], int(given.gigabytes * GB / max(given.series, 1)), value)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        recipe = Recipe("interpolate", tuple(Input(name, folders[name]) for name in "ab"), {"ratio": 0.25})
+        pair = [Input(name, folder) for name, folder in folders.items()][:2]
+        recipe = series(scratch) if given.series else Recipe("interpolate", pair, {"ratio": 0.25})
+        wanted = (given.series + 1) / 2 if given.series else 1.5
+        folders["out"] = Path(made, "out")
         start, busy = time.perf_counter(), time.process_time()
         run(recipe, folders["out"], Options(sync=False, threads=1))
         seconds, busy = time.perf_counter() - start, time.process_time() - busy
         out = open_checkpoint(folders["out"])
-        checked = sum(bool((out[name] == 1.5).all()) for name in out if name.endswith(".norm"))
+        checked = sum(bool((out[name] == wanted).all()) for name in out if name.endswith(".norm"))
         for name, folder in folders.items():
             apparent, real = sizes(folder)
             shards = sum(file.suffix == ".safetensors" for file in folder.iterdir())
-            print(f"{name:4} {apparent / GB:8.2f} GB apparent, {real / GB:7.4f} GB on the disk, {shards} shards")
+            print(f"{name:14} {apparent / GB:8.2f} GB apparent, {real / GB:7.4f} GB on the disk, {shards} shards")
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         print(f"{len(out)} tensors, {checked} with numbers as wanted; {seconds:.1f} s, {busy:.1f} CPU-s")
         print(f"peak resident memory {peak / 1024:.0f} MiB, {before / 1024:.0f} MiB of it before the merge")

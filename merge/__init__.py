@@ -28,6 +28,7 @@ _HOME = {
     "Adapter": "tools.adapters.folder",
     "Alignment": "tools.align",
     "Checkpoint": "checkpoint.open",
+    "ExtractOptions": "tools.adapters.extract",
     "Input": "recipe.recipe",
     "LinearPath": "engine.live",
     "LivePath": "engine.live",
@@ -50,6 +51,7 @@ _HOME = {
     "diff": "tools.diagnose.difference",
     "digest": "checkpoint.digest",
     "doctor": "tools.diagnose.report",
+    "extract_lora": "tools.adapters.extract",
     "inspect": "tools.diagnose.inspection",
     "interpolate": "engine.memory",
     "load_checkpoint": "checkpoint.source",
@@ -98,6 +100,7 @@ if TYPE_CHECKING:
     from merge.recipe.recipe import Input, Recipe
     from merge.recipe.shares import ratios
     from merge.tools.adamerge import adamerge
+    from merge.tools.adapters.extract import ExtractOptions, extract_lora
     from merge.tools.adapters.folder import Adapter, open_adapter
     from merge.tools.adapters.merged import merge_adapters
     from merge.tools.adapters.over_base import apply_adapters

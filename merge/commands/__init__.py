@@ -28,6 +28,9 @@ COMMANDS = {
     "graft": Command("merge.commands.merging:graft", "Merge", "Put tensors of one checkpoint into another."),
     "layers": Command("merge.commands.merging:layers", "Merge", "Repeat, drop or stack layers of checkpoints."),
     "adapters": Command("merge.commands.files:adapters", "Merge", "Merge LoRA adapters, alone or into their base."),
+    "extract-lora": Command(
+        "merge.commands.files:extract_lora", "Merge", "Write what finetuning changed as a LoRA adapter."
+    ),
     "align": Command("merge.commands.files:align", "Merge", "Put a model's units in the order of another's."),
     "convert": Command("merge.commands.files:convert", "Merge", "Write a checkpoint in another format, bit for bit."),
     "inspect": Command("merge.commands.looking:inspect", "Look", "Show what a checkpoint holds.", prints=True),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from merge.commands.coefficients import Weights, parameters_of
+from merge.commands.coefficients import Weights, number, parameters_of
 from merge.commands.options import (
     Accept,
     AllowNonfinite,
@@ -25,6 +25,7 @@ from merge.commands.options import (
     ShardSize,
     byte_size,
     command_line,
+    one_of,
     rules_of,
     stem,
 )
@@ -136,6 +137,65 @@ def adapters(
     )
     report = adapters_to_file(folders, output, options)
     _tell(report.notes, json.dumps(report.data) if json_ else report.text)
+
+
+def extract_lora(
+    tuned: Annotated[Path, typer.Argument(help="The finetuned model.")],
+    base: Annotated[Path, typer.Argument(help="What it was finetuned from.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder to make, as peft's.")],
+    rank: Annotated[
+        str, typer.Option(metavar="R|auto", help="Largest rank of a module; auto: as --energy asks.")
+    ] = "auto",
+    energy: Annotated[
+        str | None,
+        typer.Option(metavar="SHARE", help="Share of each change's energy to keep; default: 0.99, with a rank 1."),
+    ] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="GLOB", help="Tensors whose changes are taken; may be repeated.")
+    ] = None,
+    drop: Annotated[
+        list[str] | None, typer.Option(metavar="GLOB", help="Tensors whose changes are left out; may be repeated.")
+    ] = None,
+    whole: Annotated[
+        list[str] | None,
+        typer.Option(metavar="GLOB", help="Tensors to save whole, as of layers that peft cannot factor."),
+    ] = None,
+    dtype: Annotated[str, one_of(("float32", "float16", "bfloat16"), "--dtype", "Dtype of the factors.")] = "float32",
+    section: Section = "auto",
+    accept: Accept = None,
+    overwrite: Overwrite = False,
+    json_: Json = False,
+) -> None:
+    """Write what finetuning changed as a LoRA adapter that peft loads over BASE: a truncated SVD, matrix by matrix.
+
+    \b
+    unival-merge extract-lora tuned.safetensors model.safetensors --rank 8 -o extracted_lora
+    unival-merge extract-lora tuned.safetensors model.safetensors --energy 0.9 -o small_lora
+    """
+    from merge.commands.progress import progress_bar
+    from merge.recipe.recipe import Input
+    from merge.tools.adapters.extract import ExtractOptions, extract_to_file
+
+    if rank != "auto" and not rank.isdecimal():
+        raise MergeError(f"--rank {rank!r}: give a whole number, or auto")
+    with progress_bar([Input("tuned", tuned, section)], "extract-lora") as bar:
+        options = ExtractOptions(
+            rank=rank if rank == "auto" else int(rank),
+            energy=None if energy is None else number("--energy", energy),
+            only=only or (),
+            drop=drop or (),
+            whole=whole or (),
+            dtype=dtype,
+            accept=accept or (),
+            progress=bar,
+        )
+        made = extract_to_file(tuned, base, output, options, section=section, overwrite=overwrite)
+    lines = [f"{item['module']}: rank {item['rank']}, {item['left_out']:.3%} left out" for item in made["modules"]]
+    lines += [f"{module}: whole" for module in made["whole"]]
+    lines += [f"{module}: {count} rows" for module, count in made["rows"].items()]
+    skipped = made["skipped"]
+    notes = [f"changes left out: {', '.join(skipped[:3])}{' ...' * (len(skipped) > 3)} ({len(skipped)})"]
+    _tell(notes if skipped else [], json.dumps(made) if json_ else "\n".join([f"{output}: {made['told']}", *lines]))
 
 
 def aligning(load: Callable[[], Callable[..., Alignment]]) -> Callable[..., None]:

@@ -39,6 +39,13 @@ def combined(
     method = method_of(mode)
     shares_of(adapters, None)  # names that differ, and one way to turn matrices
     found = {module: parts[0].factors for module, parts in parts_of(adapters, [1.0] * len(adapters)).items()}
+    biased = next(
+        (adapter for adapter in adapters if any(one.bias is not None for one in adapter.modules.values())), None
+    )
+    if biased is not None:
+        raise MergeError(
+            f"{biased.name} changes biases (lora_bias), which mode {mode} does not merge: choose mode='exact'"
+        )
     given = {**parameters, **({} if weights is None else {"weights": list(weights)})}
     for key in given:
         if key not in method.parameters:

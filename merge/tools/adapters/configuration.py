@@ -20,7 +20,7 @@ CONFIG = "adapter_config.json"
 # what matters in training only. Any other key with a value is refused: it may change what is computed.
 _UNDERSTOOD = {
     *("peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "fan_in_fan_out"),
-    "trainable_token_indices",
+    *("trainable_token_indices", "lora_bias"),
 }
 _NEUTRAL = {
     *("task_type", "base_model_name_or_path", "revision", "auto_mapping", "peft_version", "inference_mode"),
@@ -36,7 +36,6 @@ _ROUNDED_BASE = "the factors make up for a base that was quantised, so B A is no
 _MEANINGS = {
     "use_dora": "DoRA rescales whole columns, which is not a sum of low-rank changes",
     "bias": "biases of the base were trained too",
-    "lora_bias": "the factor B has a bias",
     "use_qalora": "the input is pooled before A",
     "layer_replication": "the base's layers are repeated",
     "alora_invocation_tokens": "the adapter acts on some tokens only",

@@ -120,7 +120,14 @@ def concatenated(module: str, parts: Sequence[Part]) -> Factors:
     """`sum_i w_i s_i B_i A_i` as one pair of factors in float32: the A below each other, w_i s_i B_i side by side."""
     a = torch.cat([part.factors.a.float() for part in parts])
     b = torch.cat([part.factors.b.float() * (part.share * part.factors.scale) for part in parts], dim=1)
-    return _finite(module, Factors(a, b, 1.0, parts[0].factors.ends))
+    return _finite(module, Factors(a, b, 1.0, parts[0].factors.ends, bias_of(parts)))
+
+
+def bias_of(parts: Sequence[Part]) -> Tensor | None:
+    """`sum_i w_i s_i bias_i` of those that have one, in float32."""
+    having = [(part, part.factors.bias) for part in parts]
+    sums = [bias.float() * (part.share * part.factors.scale) for part, bias in having if bias is not None]
+    return _summed(sums) if sums else None
 
 
 def averaged(module: str, parts: Sequence[Part]) -> Factors:
@@ -131,7 +138,7 @@ def averaged(module: str, parts: Sequence[Part]) -> Factors:
         raise MergeError(f"{module} has ranks {told}: factors can be averaged at one rank only; choose mode 'exact'")
     a = _summed(part.factors.a.float() * part.share for part in parts)
     b = _summed(part.factors.b.float() * (part.share * part.factors.scale) for part in parts)
-    return _finite(module, Factors(a, b, 1.0, parts[0].factors.ends))
+    return _finite(module, Factors(a, b, 1.0, parts[0].factors.ends, bias_of(parts)))
 
 
 def _summed(tensors: Iterable[Tensor]) -> Tensor:
@@ -139,7 +146,8 @@ def _summed(tensors: Iterable[Tensor]) -> Tensor:
 
 
 def _finite(module: str, factors: Factors) -> Factors:
-    if not (torch.isfinite(factors.a).all() and torch.isfinite(factors.b).all()):
+    tensors = [tensor for tensor in (factors.a, factors.b, factors.bias) if tensor is not None]
+    if not all(torch.isfinite(tensor).all() for tensor in tensors):
         raise MergeError(f"{module}: infinite or NaN values in its factors")
     return factors
 
@@ -160,7 +168,7 @@ def recompressed(exact: Mapping[str, Factors], rank: int) -> tuple[dict[str, Fac
         root = values[:rank].sqrt()
         a = (root[:, None] * (vt[:rank] @ qa.T)).reshape(-1, *factors.a.shape[1:])
         b = (qb @ u[:, :rank] * root).reshape(factors.b.shape[0], -1, *factors.b.shape[2:])
-        result[module] = Factors(a, b, 1.0, factors.ends)
+        result[module] = Factors(a, b, 1.0, factors.ends, factors.bias)
     return result, lost / (kept + lost) if kept + lost else 0.0
 
 
@@ -188,4 +196,5 @@ def stored(factors: Factors, parts: Sequence[Part], rank: int) -> Factors:
     blank = rank - factors.rank
     a = torch.cat([factors.a, factors.a.new_zeros(blank, *factors.a.shape[1:])])
     b = torch.cat([factors.b, factors.b.new_zeros(factors.b.shape[0], blank, *factors.b.shape[2:])], dim=1)
-    return Factors(a.to(dtype), b.to(dtype), 1.0, factors.ends)
+    bias = None if factors.bias is None else factors.bias.to(dtype)
+    return Factors(a.to(dtype), b.to(dtype), 1.0, factors.ends, bias)

@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import re
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +28,21 @@ PREFIX = "base_model.model."
 # The ends of a module's two tensors: of a matrix or convolution, and of an embedding (whose change is transposed).
 LINEAR = (".lora_A.weight", ".lora_B.weight")
 EMBEDDING = (".lora_embedding_A", ".lora_embedding_B")
+BIAS = ".lora_B.bias"
 
 
 @dataclass(frozen=True)
 class Factors:
-    """One module's change: `scale * B @ A`, with A [rank, inputs] and B [outputs, rank] (convolutions: more axes)."""
+    """One module's change: `scale * B @ A`, with A [rank, inputs] and B [outputs, rank] (convolutions: more axes).
+
+    With a bias of B [outputs] (peft's `lora_bias`) the module's own bias changes by `scale * bias`.
+    """
 
     a: Tensor
     b: Tensor
     scale: float
     ends: tuple[str, str] = LINEAR
+    bias: Tensor | None = None
 
     @property
     def rank(self) -> int:
@@ -93,6 +99,9 @@ def open_adapter(folder: str | Path, name: str = "") -> Adapter:
             module = short.removesuffix(ends[0]).removesuffix(ends[1])
             if module not in modules:
                 modules[module] = _factors(file, checkpoint, config, module, ends)
+        elif short.endswith(BIAS):
+            module = short.removesuffix(BIAS)
+            modules[module] = replace(_factors(file, checkpoint, config, module, LINEAR), bias=checkpoint[key])
         elif short.endswith(COPY):
             copies[short.removesuffix(COPY)] = checkpoint[key]
         elif short.endswith(TOKENS):
@@ -132,16 +141,24 @@ def save_adapter(
     *,
     metadata: Mapping[str, str] | None = None,
     card: Callable[[str], str] | None = None,
+    others: Collection[str] = (),
     overwrite: bool = False,
 ) -> Path:
-    """Write an adapter of one rank and scale 1, with the other settings of the configuration `like`.
+    """Write an adapter of scale 1, with the other settings of the configuration `like`.
 
-    Modules are named whole in the configuration, so that peft finds exactly these. `card` gives the text of
-    its model card by the digest of the tensors. Raises MergeError.
+    Modules are named whole in the configuration, so that peft finds exactly these; where the ends of `others`, the
+    base's other modules, are such names too, by an expression. `card` gives the text of its model card by the digest of
+    the tensors. Raises MergeError.
     """
-    rank = next(iter(modules.values())).rank
+    rank = max(factors.rank for factors in modules.values())
     config = {**like, "r": rank, "lora_alpha": rank, "use_rslora": False, "target_modules": sorted(modules)}
-    config |= {key: {} for key in ("rank_pattern", "alpha_pattern")}
+    if any(name.endswith(f".{module}") for module in modules for name in others):
+        config["target_modules"] = "|".join(re.escape(module) for module in sorted(modules))
+    # The scale is alpha over rank: 1 where both patterns say the same.
+    ranks = {f"^{re.escape(module)}": factors.rank for module, factors in modules.items() if factors.rank != rank}
+    config |= {"rank_pattern": ranks, "alpha_pattern": ranks}
+    if any(factors.bias is not None for factors in modules.values()) or config.get("lora_bias"):
+        config["lora_bias"] = any(factors.bias is not None for factors in modules.values())
     # The start of a training: peft makes it again before it reads the factors, and some starts refuse some ranks.
     config["init_lora_weights"] = True
     unused = ("layers_to_transform", "layers_pattern", "exclude_modules", "eva_config")
@@ -150,6 +167,8 @@ def save_adapter(
     for module, factors in modules.items():
         for end, value in zip(factors.ends, (factors.a, factors.b), strict=True):
             tensors[PREFIX + module + end] = value
+        if factors.bias is not None:
+            tensors[PREFIX + module + BIAS] = factors.bias
     size = sum(value.numel() * value.dtype.itemsize for value in tensors.values())
     with replacing(output, size, folder=True, overwrite=overwrite) as partial:
         save_checkpoint(tensors, partial / WEIGHTS, metadata={"format": "pt", **(metadata or {})})

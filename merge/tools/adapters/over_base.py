@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from merge.checkpoint.formats.elements import element_of
@@ -19,7 +20,7 @@ from merge.plan.findings.kinds import prefixes
 from merge.plan.policy import Origin, Policy
 from merge.plan.units import Unit, plan
 from merge.tools.adapters.combined import Changes, combined
-from merge.tools.adapters.factors import Part, concatenated, parts_of, saved_of, shares_of
+from merge.tools.adapters.factors import Part, bias_of, concatenated, parts_of, saved_of, shares_of
 from merge.tools.adapters.folder import EMBEDDING, Adapter, open_adapter
 from merge.tools.adapters.rows import Rows, check_copies, check_rows, with_rows
 
@@ -137,12 +138,23 @@ def over_base(
         changes[name] = Change(name, instead=value)
     for unit in units:
         changed = [name for name in unit.names if name in changes]
-        if changed and len(unit.names) > 1:
+        if changed and len(unit.names) > 1 and not _one_change([changes[name] for name in changed], unit):
             raise MergeError(
                 f"{changed[0]} is one tensor with {' and '.join(unit.names)} in the base: give it one of its own there "
                 f"first, as state[{changed[0]!r}] = state[{changed[0]!r}].clone()"
             )
+        if changed:
+            changes[unit.name] = changes[changed[0]]
     return OverBase(base, units, changes, policy)
+
+
+def _one_change(changes: Sequence[Change], unit: Unit) -> bool:
+    """Whether tied names change as one: rows, which peft gives to tied modules too, or each to the same tensor."""
+    if all(change.rows for change in changes):
+        return len(changes) == 1
+    values = [change.instead for change in changes]
+    alike = all(value is not None and values[0] is not None and torch.equal(value, values[0]) for value in values)
+    return alike and len(changes) == len(unit.names)
 
 
 def _ask(base: StateDict, modules: Collection[str], policy: Policy) -> None:
@@ -157,12 +169,18 @@ def _ask(base: StateDict, modules: Collection[str], policy: Policy) -> None:
 
 
 class Change:
-    """What happens to one tensor of the base: a sum of low-rank changes is added, or it or rows of it are replaced."""
+    """What happens to one tensor of the base: a sum of changes is added, or it or rows of it are replaced."""
 
     def __init__(
-        self, module: str, parts: Sequence[Part] = (), transposed: bool = False, instead: Tensor | None = None
+        self,
+        module: str,
+        parts: Sequence[Part] = (),
+        transposed: bool = False,
+        *,
+        instead: Tensor | None = None,
+        added: Tensor | None = None,
     ):
-        self.module, self.parts, self.transposed, self.instead = module, parts, transposed, instead
+        self.module, self.parts, self.transposed, self.instead, self.added = module, parts, transposed, instead, added
         self.rows: list[tuple[float, Rows]] = []
         self.made: Changes | None = None
 
@@ -171,6 +189,8 @@ class Change:
         if self.instead is not None or value is None:
             assert self.instead is not None
             return self.instead
+        if self.added is not None:
+            return value.float() + self.added
         if self.rows:
             return with_rows(value, self.rows)
         if self.made is None:
@@ -199,6 +219,12 @@ def _low_rank(base: StateDict, adapters: Sequence[Adapter], shares: Sequence[flo
             told = f"{list(base[name].shape)} {base[name].dtype}"
             raise MergeError(f"{name} is {told} in the base, the adapters' change has shape {wanted}")
         changes[name] = Change(module, parts, transposed)
+        if (bias := bias_of(parts)) is not None:
+            name = f"{module}.bias"
+            if name not in base or base[name].shape != bias.shape:
+                told = f"has shape {list(base[name].shape)}" if name in base else "is not"
+                raise MergeError(f"{name} {told} in the base, the adapters' change has shape {list(bias.shape)}")
+            changes[name] = Change(module, added=bias)
     return changes
 
 

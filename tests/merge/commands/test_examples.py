@@ -38,6 +38,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for seed, name in enumerate(CHECKPOINTS):
         merge.save_checkpoint(finetuned(seed), name)
     merge.save_checkpoint({"model.layer.weight": torch.ones(4, 6)}, "model.safetensors")
+    merge.save_checkpoint({"model.layer.weight": torch.eye(4, 6)}, "tuned.safetensors")
     Path("run").mkdir()
     for name in ("small.safetensors", "one.pt", "two.pt"):
         merge.save_checkpoint({f"h.{number}.w": torch.ones(2) for number in range(24)}, name)

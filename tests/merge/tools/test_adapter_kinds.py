@@ -48,7 +48,6 @@ from tests.merge.shell import command, done
         ({"alpha_pattern": {".*.*.*.*x": 2}}, "has more than 3 repetitions or choices"),
         ({"lora_alpha": 10**400}, "lora_alpha 1000"),
         ({"bias": "lora_only"}, "bias is 'lora_only': biases of the base were trained too; only plain LoRA"),
-        ({"lora_bias": True}, "the factor B has a bias"),
         ({"peft_type": "IA3"}, "peft_type is 'IA3'; only LORA"),
         ({"r": 3}, "do not fit its rank 3"),
         ({"rank_pattern": {"q": 5}}, "do not fit its rank 5"),
