@@ -62,6 +62,8 @@ def test_keys_are_those_of_old_rows(monkeypatch):
     keys = [grid.keys(cell, 1) for cell in cells]
     beside = [[name for name in own if name in (LOSS, CONFIDENCE)] for own in keys]
     assert [" ".join(key for name, key in own.items() if name not in (LOSS, CONFIDENCE)) for own in keys] == KEYS
+    half = Named("tiny", grid.subject, precision="bf16")
+    assert not {*keys[0].values()} & {*half.keys(cells[0], 1).values()}
     assert beside == [[LOSS, CONFIDENCE] if cell.task == "vqa" else [LOSS] for cell in cells]
 
 
