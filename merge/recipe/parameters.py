@@ -134,10 +134,7 @@ def _place(recipe: Recipe, key: str, given: Any) -> int:
     names = [item.name for item in recipe.inputs]
     places = {"": -1, **{str(place): place for place in range(len(names))}, **{name: i for i, name in enumerate(names)}}
     if isinstance(given, bool) or str(given) not in places:
-        listed = ", ".join(names)
-        raise MergeError(
-            f"{key} must be one of the inputs, {listed}, not {shortened(given)}{nearest(str(given), names)}"
-        )
+        raise MergeError(f"{key} must be one of the inputs, not {shortened(given)}{nearest(str(given), names)}")
     return places[str(given)]
 
 

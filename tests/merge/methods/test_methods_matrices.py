@@ -220,7 +220,7 @@ def test_an_experts_model_keeps_its_norm_and_is_named() -> None:
     own, left = (sum((state[key] - start[key]).abs().sum() for key in start) for state in (states["b"], one))
     torch.testing.assert_close(own, left)
     assert all(torch.equal(one[key], merge.merge_with("emr", states, start, expert=1)[key]) for key in one)
-    with pytest.raises(MergeError, match="expert must be one of the inputs, a, b, c, not 'd'"):
+    with pytest.raises(MergeError, match="expert must be one of the inputs, not 'd'; known are a, b, c"):
         merge.merge_with("emr", states, start, expert="d")
     unchanged = merge.merge_with("emr", {**states, "d": start}, start, expert="d")
     assert torch.equal(unchanged["w"], base)
