@@ -3,8 +3,8 @@
     python benchmarks/matrices.py [--folder /dev/shm/matrices] [--method tsv] [--threads 0]
 
 Makes three files of 1.0 GB in the folder if they are not there, and leaves them. Prints seconds by the clock, CPU
-seconds, nanoseconds of CPU per byte of one checkpoint and the peak of resident memory (where the files were there, whose
-making takes more); results go to benchmarks/results/matrices.json by method and threads. A minute of reading and writing apart, all is singular values.
+seconds, nanoseconds of CPU per byte of one checkpoint and, where the files were there (making them takes more), peak
+resident memory; results go to benchmarks/results/matrices.json by method and threads.
 """
 
 from __future__ import annotations
