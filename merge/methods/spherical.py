@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from merge.errors import MergeError
-from merge.methods.blocks import dot, grams, identical
+from merge.methods.blocks import blocks, dot, grams, identical
 from merge.methods.method import Tensors
 
 NEARLY_PARALLEL = 0.9995
@@ -142,9 +142,13 @@ def _on_sphere(
             start[int((norms > 0).nonzero()[0])] = 1
         mean = _walk(cosines, factors * (norms > 0), start, steps, tolerance)
         shares = (mean / norms).nan_to_num(nan=0.0) * (factors @ norms)
-    result = used[0][0] * float(shares[0])
-    for (tensor, _), share in zip(used[1:], shares[1:], strict=True):
-        result = torch.add(result, tensor, alpha=float(share))
+    result = torch.empty_like(used[0][0], memory_format=torch.contiguous_format)
+    flat, vectors = result.view(-1), [tensor.reshape(-1) for tensor, _ in used]
+    for part in blocks(flat):  # summed in float64: where directions nearly balance out large shares cancel
+        total = vectors[0][part].double() * float(shares[0])
+        for vector, share in zip(vectors[1:], shares[1:], strict=True):
+            total.add_(vector[part], alpha=float(share))
+        flat[part] = total
     return result
 
 

@@ -193,3 +193,15 @@ def test_where_mergekit_fails_we_merge(recipe: str, folder: Path) -> None:
     got = from_files(recipe, folder)
     assert not got["both_zero"].any()
     assert torch.equal(got["ident"], input_state("a_fp32")["ident"])
+
+
+@pytest.mark.parametrize("names", ["ab", "abc"])
+def test_karcher_of_a_small_tolerance_is_rounded_once(names: str) -> None:
+    """Also where directions nearly balance out (signtie), so that large shares cancel."""
+    method, shares = METHODS["karcher"].function, [1 / len(names)] * len(names)
+    states = [input_state(f"{name}_fp32") for name in names]
+    for name in states[0]:
+        inputs = [state[name] for state in states]
+        got = method(inputs, weights=shares, iterations=100, tolerance=1e-9)
+        exact = method([value.double() for value in inputs], weights=shares, iterations=100, tolerance=1e-9)
+        assert steps_between(got, exact.float(), inputs) <= 0.5, name
