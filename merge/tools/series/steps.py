@@ -16,6 +16,7 @@ from pathlib import Path
 
 from merge.checkpoint.folder import SHARD, has_weights, is_another, is_state, parts_in
 from merge.checkpoint.formats import FORMATS
+from merge.checkpoint.hub import is_hub
 from merge.errors import MergeError
 
 SHOWN = 6
@@ -80,7 +81,10 @@ def find_series(sources: str | Path | Sequence[str | Path], *, match: str = "", 
     if len(paths) != 1 or not paths[0].is_dir():
         if match:
             raise MergeError(f"match={match!r} chooses from the folder of a run; {len(paths)} paths were given")
-        if as_given:
+        for path in paths:
+            if not path.exists() and not is_hub(path):
+                raise MergeError(f"{path}: no such file or folder")
+        if as_given or len(paths) == 1:
             return Series(tuple(paths))
         return _ordered(_called(paths), "the paths given", "give them in order and pass as_given=True")
     folder = paths[0]

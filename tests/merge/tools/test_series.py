@@ -96,6 +96,8 @@ def test_files_come_in_order_too_and_a_glob_chooses(tmp_path: Path) -> None:
     assert find_series([*files, run / "a/last.pt"], as_given=True).paths == (*files, run / "a/last.pt")
     assert find_series(run, match="epoch-*").labels == ["epoch-1", "epoch-2"]
     assert find_series(run, match="ema_*").labels == ["ema_1", "ema_2"]
+    with pytest.raises(MergeError, match="nowhere: no such file or folder"):
+        find_series([files[0], run / "nowhere"])
     with pytest.raises(MergeError, match="was given twice"):
         find_series([files[0], files[0]])
 
