@@ -57,16 +57,22 @@ def table(
     unival-merge study table averaging results/pocket-averaging --format latex
     """
     from experiments.pages.mergeability import mergeability_table
+    from experiments.pages.ranking import ranking_table
     from experiments.pages.tables import written
-    from experiments.pages.views import experts_of, open_study, read_notes
+    from experiments.pages.views import coefficients, experts_of, open_study, read_notes, reported_points
+    from experiments.statistics.weights import read_merges
     from experiments.unival.costs import costs_table
 
     found = asked(words)
     name, folder = found.name, found.folder
     rows, scores = open_study(folder, name)
     notes = read_notes(folder, name)
-    typer.echo(written(rows, scores, form, notes.tables, notes.beside), nl=False)
-    more = {"weights and barriers": mergeability_table(rows)} if form == "markdown" else {}
+    shown = reported_points([row for row in rows if coefficients(row) is None])
+    typer.echo(written(shown, scores, form, notes.tables, notes.beside), nl=False)
+    more: dict[str, str] = {}
+    if form == "markdown":
+        more["methods"] = ranking_table(rows, scores, read_merges(folder))
+        more["weights and barriers"] = mergeability_table(rows)
     for title, text in more.items():
         typer.echo(f"\n## {title}\n\n{text}" * bool(text), nl=False)
     costs = costs_table(folder, {one for row in rows for one in experts_of(row)}) if form == "markdown" else ""

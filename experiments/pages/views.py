@@ -173,6 +173,15 @@ def reported_points(rows: Records) -> Records:
     return [row for row in rows if is_single(row) or _point(row) in there]
 
 
+def coefficients(row: Mapping[str, Any]) -> tuple[float, float] | None:
+    """Return where in a plane a row's point lies; None for one of no plane."""
+    weights = (row.get("parameters") or {}).get("weights")
+    if not isinstance(weights, (list, tuple)) or len(weights) != 2 or len(experts_of(row)) != 2:
+        return None
+    scale = float(row["parameters"].get("scale", 1))
+    return scale * float(weights[0]), scale * float(weights[1])
+
+
 def experts_of(row: Mapping[str, Any]) -> list[str]:
     """Name the experts that have a share of a row's point."""
     return [name for name, share in row["shares"].items() if share]

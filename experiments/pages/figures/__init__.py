@@ -26,9 +26,10 @@ from experiments.pages.figures.angles import angles
 from experiments.pages.figures.charts import radar, radar_groups, ternary
 from experiments.pages.figures.compare import retention_map, score_dots
 from experiments.pages.figures.growth import along, counts
-from experiments.pages.figures.landscape import coefficients, landscapes
+from experiments.pages.figures.landscape import landscapes
 from experiments.pages.figures.lines import accuracy_curves, batchnorm_panels, parameter_curves
 from experiments.pages.figures.plane import tradeoff_plane
+from experiments.pages.figures.ranked import ranked
 from experiments.pages.figures.scatter import ood_scatter
 from experiments.pages.figures.style import EXPERT, Styles, study_styles
 from experiments.pages.figures.style import save as save
@@ -37,6 +38,7 @@ from experiments.pages.views import (
     PRETRAINED,
     Pair,
     between,
+    coefficients,
     experts_of,
     follows_shares,
     has_equal_shares,
@@ -111,7 +113,8 @@ def draw(
     if unknown := [name for name in (*also, *only) if name not in FIGURES]:
         raise StudyError(f"no figure {unknown[0]!r}: choose one of {', '.join(FIGURES)}")
     every = with_series(records(with_owners(rows, tasks) if tasks else rows), policies=False)
-    every = every if scores is None else with_intervals(every, scores)
+    if scores is not None:
+        every = [{**row, "examples": scores.get(row["key"])} for row in with_intervals(every, scores)]
     found = main_metrics(reported_points([row for row in every if coefficients(row) is None]))
     styles = _styles(found)
     wanted = [
@@ -314,6 +317,12 @@ FIGURES = {
         "Barriers between experts beside what their weights say",
         "A mark a pair of experts: how far the worst point between them lies below the straight line between them.",
         angles,
+        whole=True,
+    ),
+    "ranking": Kind(
+        "Methods that merge {} ({})",
+        "Best first, each at the values that are best on val: means over tasks of scores over the own experts' scores.",
+        ranked,
         whole=True,
     ),
     "batchnorm": Kind(

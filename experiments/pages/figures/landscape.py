@@ -1,6 +1,6 @@
 """The plane through three models: scores and losses around the base and two experts, as contours."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from experiments.pages.figures.style import SMALL, TEXT, Styles, legend_below, n
 from experiments.pages.views import (
     PRETRAINED,
     Pair,
+    coefficients,
     experts_of,
     losses_of,
     main_metrics,
@@ -56,15 +57,6 @@ def landscapes(rows: Records, styles: Styles) -> Iterator[tuple[Pair, Callable[[
     for plane in lattices(one_policy(main_metrics(shown_rows))):
         places = {id(row) for one in lattices(losses) if (one.pair, one.kind) == plane[:2] for row in one.rows}
         yield plane.pair, partial(landscape, plane, [row for row in losses if id(row) in places])
-
-
-def coefficients(row: Mapping[str, Any]) -> tuple[float, float] | None:
-    """Return where in a plane a row's point lies; None for one of no plane."""
-    weights = (row.get("parameters") or {}).get("weights")
-    if not isinstance(weights, (list, tuple)) or len(weights) != 2 or len(experts_of(row)) != 2:
-        return None
-    scale = float(row["parameters"].get("scale", 1))
-    return scale * float(weights[0]), scale * float(weights[1])
 
 
 def landscape(plane: Lattice, losses: Records, base: str = PRETRAINED) -> Figure:

@@ -63,7 +63,7 @@ LINES: dict[str, Method] = {
         edges="entries equal to the base stay; scale 0 is the base, one expert at scale 1 that expert, to the bit",
         group="straight lines",
         mergekit={"task_arithmetic": Mergekit(WEIGHT, LAMBDA, relative=ELECT)},
-        grid={"scale": (0.2, 0.3, 0.4, 0.5, 0.7, 1.0)},
+        grid={"scale": (0.1, 0.2, 0.3, 0.4, 0.6, 1.0)},
     ),
     "add-difference": Method(
         "merge.methods.linear:add_difference",

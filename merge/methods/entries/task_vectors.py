@@ -116,7 +116,7 @@ TASK_VECTORS: dict[str, Method] = {
         edges="of equal magnitudes the lower index is the larger; density has priority over gamma",
         group="sparse task vectors",
         mergekit={"breadcrumbs": Mergekit(MIDDLE, SPARSE, relative=ELECT)},
-        grid={"density": (0.5, 0.9), "scale": (0.2, 0.3, 0.5)},
+        grid={"density": (0.5, 0.9), "scale": (0.1, 0.2, 0.4)},
     ),
     "breadcrumbs-ties": Method(
         "merge.methods.sparse:breadcrumbs_ties",

@@ -68,6 +68,6 @@ TIE_UP = "a sum of exactly 0 elects +"
 ONE_LINE = "vectors on one line (within 1e-6) or zero: linear; nearly opposite ones grow, 16 bits may not hold them"
 
 # Values worth trying: of sums of task vectors, and of means of those that agree.
-SUMMED = {"density": (0.2, 0.5), "scale": (0.2, 0.3, 0.5)}
+SUMMED = {"density": (0.2, 0.5), "scale": (0.1, 0.2, 0.4)}
 AGREED = {"density": (0.2, 0.5), "scale": (0.7, 1.0, 1.5)}
 DRAWN = {"density": (0.2, 0.5), "scale": (0.3, 0.5, 1.0)}  # means of entries that were stretched

@@ -13,8 +13,10 @@ from experiments.commands import app, pages
 from experiments.errors import StudyError
 from experiments.pages.figures import FIGURES, draw
 from experiments.pages.figures.growth import MERGED, OTHERS, OWN
+from experiments.pages.ranking import ranking_table, rankings
 from experiments.pages.tables import study_tables
 from experiments.pages.views import main_metrics, one_policy, open_study, pairs_of, shifted_splits, with_series
+from experiments.statistics.weights import MergeCost
 from experiments.unival.studies import STUDIES
 from tests.experiments.study_rows import in_memory, kept, with_losses, write_study
 
@@ -86,7 +88,13 @@ def test_every_kind_of_figure_is_whole(name):
     kind = FIGURES[name]
     assert kind.caption.endswith("."), f"figure {name} does not say how it is to be read"
     studies = {"ternary": "rewarded-soups", "radar": "averaging", "dots": "averaging"}
-    studies |= {"landscape": "plane", "count": "subsets", "along": "along", "angles": "mergeability"}
+    studies |= {
+        "landscape": "plane",
+        "count": "subsets",
+        "along": "along",
+        "angles": "mergeability",
+        "ranking": "methods",
+    }
     options = {"only": "vqa+caption", "batchnorm": RECALIBRATED} if name not in studies else {}
     rows = with_series(main_metrics(in_memory(studies.get(name, "interpolation"), **options)[0]))
     if name == "sweep":
@@ -150,6 +158,26 @@ def test_experts_and_averages_are_drawn_over_their_progress(tmp_path):
     assert lines[0].get_xdata().tolist() == pytest.approx([*range(0, 101, 10)])
     assert lines[0].get_ydata()[[0, 5, 10]] == pytest.approx([10, 35, 85], abs=0.3)
     assert [text.get_text() for text in drawn.figure.legends[0].get_texts()] == [OWN, MERGED, OTHERS]
+
+
+def test_methods_are_ranked_by_what_they_keep_at_the_values_chosen_on_val(tmp_path):
+    rows, scores = in_memory("methods", tasks=("vqa", "caption"))
+    better = {"ties": {"density": 0.5, "scale": 1.0}, "sce": {"density": 0.3}}
+    for row in rows:
+        if better.get(row["method"]) == row["parameters"]:
+            for name in ("value", "lo", "hi"):
+                row[name] += 0.1 if row["method"] == "ties" else 0.05
+            scores.pop(row["key"])
+    cost = MergeCost("vanilla", "vqa+caption+grounding+entailment", "sce", '{"density": 0.3}', 1.5, 24.0, 5.0, "9")
+    table = ranking_table(rows, scores, [cost])
+    lines = [line.split(" | ")[:3] for line in table.splitlines()[2:]]
+    assert lines[0][:2] == ["| ties", "density 0.5, scale 1"]
+    assert lines[1][:2] == ["| sce", "density 0.3"]
+    assert "| 1.50 | 24 | 9 |" in table
+    first = rankings(rows, scores)["vqa+caption+grounding+entailment", "vanilla"][0]
+    assert first.reported[0] == pytest.approx((kept(0.25) + 0.1) / kept(1), abs=0.01)
+    (drawn,) = draw(rows, scores, only=["ranking"])[0]
+    assert drawn.figure.axes[0].get_yticklabels()[0].get_text() == "ties, density 0.5, scale 1"
 
 
 def test_radar_has_charts_that_can_be_read():
