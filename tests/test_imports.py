@@ -17,6 +17,7 @@ MERGE_NEEDS = {"torch", "numpy", "safetensors", "xxhash", "tqdm"}
 OPTIONAL = {  # extras, imported by the function that needs them
     "merge/checkpoint/formats/t5x.py": {"msgpack"},
     "merge/checkpoint/hub.py": {"huggingface_hub"},
+    "merge/plan/tokens.py": {"tokenizers"},
     "merge/recipe/mergekit.py": {"yaml"},
     "merge/recipe/templates.py": {"jinja2"},
     "merge/tools/align/assignment.py": {"scipy"},

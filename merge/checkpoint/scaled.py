@@ -34,6 +34,8 @@ _TOP = ("scaled_fp8",)
 class Scaled(Decoded):
     """The bytes of one tensor that is computed of codes and scales."""
 
+    stated = ELEMENTS[RESULT]
+
 
 class Dequantized(dict[str, "Tensor"]):
     """A state dict in which the tensors `scaled` were computed of codes and scales."""
@@ -66,15 +68,22 @@ def _fits(scale: Spec | TensorEntry, codes: Spec | TensorEntry) -> bool:
 
 
 def stated(tensors: Mapping[str, Tensor]) -> Mapping[str, Spec | TensorEntry]:
-    """Dtypes, shapes and ties by name, as a merge keeps them: what was computed of codes is bfloat16 in the result."""
+    """Dtypes, shapes and ties by name, as a merge keeps them: what was computed of codes is bfloat16 in the result.
+
+    Rows that were made up may be given more exactly than their table is stored.
+    """
     described = specs(tensors)
     if isinstance(tensors, Checkpoint):
-        names: Collection[str] = [name for name, entry in tensors.entries.items() if isinstance(entry.file, Scaled)]
+        files = {name: entry.file for name, entry in tensors.entries.items() if isinstance(entry.file, Decoded)}
+        kept = {name: file.stated for name, file in files.items() if file.stated is not None}
     else:
-        names = tensors.scaled if isinstance(tensors, Dequantized) else ()
-    if not names:
+        kept = dict.fromkeys(tensors.scaled if isinstance(tensors, Dequantized) else (), ELEMENTS[RESULT])
+    if not kept:
         return described
-    return {**described, **{name: Spec(ELEMENTS[RESULT], described[name].shape, described[name].tie) for name in names}}
+    return {
+        **described,
+        **{name: Spec(element, described[name].shape, described[name].tie) for name, element in kept.items()},
+    }
 
 
 @overload

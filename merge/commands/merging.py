@@ -312,7 +312,10 @@ def recipe_for(
 
 
 # Of a command that takes tensors as they are: what decides how tensors are merged, and what "*" leaves nothing to.
-_ARITHMETIC = ("keep", "slice_", "missing", "vocab_rows", "batchnorm", "dtype", "compute_dtype", "extrapolate")
+_ARITHMETIC = (
+    *("keep", "slice_", "missing", "vocab_rows", "batchnorm", "dtype", "compute_dtype", "extrapolate"),
+    *("tokenizer", "missing_rows", "pad_to_multiple"),
+)
 
 
 def _refuse_arithmetic(command: str, choices: Choices) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from merge.commands.vocabularies import MissingRows, PadToMultiple, Tokenizer
 from merge.errors import MergeError
 
 if TYPE_CHECKING:
@@ -193,6 +194,9 @@ class Choices:
         ),
     ] = False
     accept: Accept = None
+    tokenizer: Tokenizer = ""
+    missing_rows: MissingRows = ""
+    pad_to_multiple: PadToMultiple = 0
 
 
 @dataclass(frozen=True)
@@ -254,6 +258,9 @@ def policy_of(choices: Choices) -> Policy:
         accept=tuple(choices.accept or ()),
         dequantize=choices.dequantize,
         untie=choices.untie,
+        tokenizer=choices.tokenizer,
+        missing_rows=choices.missing_rows,
+        pad_to_multiple=choices.pad_to_multiple,
     )
 
 

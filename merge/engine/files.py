@@ -203,7 +203,7 @@ def _checked(recipe: Recipe, outputs: Sequence[tuple[Recipe, Path]], options: Op
     merged = merging(method, checkpoints)
     first, tokens = checkpoints[0], dictionary(merged, labels, units)
     specs = {name: Spec(unit.element, unit.shape, unit.name) for name, unit in by_name(units, merged).items()}
-    like = with_parts(merged)
+    like = replace(with_parts(merged), content=given[0].content)
     beside = sidecars(like, merging(method, given), labels[: len(merged)], units, recipe.policy, stack)
     pairs = (pair for checkpoint in reversed(merged) for pair in checkpoint.metadata.items())
     noted = {name: text for name, text in pairs if name.startswith(OF_EXPERTS)}

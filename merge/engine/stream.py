@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from merge.checkpoint.atomic import replacing
 from merge.checkpoint.digest import Digest
-from merge.checkpoint.formats.tensors import TensorEntry, raw_bytes
+from merge.checkpoint.formats.tensors import Decoded, TensorEntry, raw_bytes
 from merge.checkpoint.open import SHOWN
 from merge.checkpoint.owned import CARD, SWEEP, recipe_path
 from merge.checkpoint.save import Writer
@@ -287,8 +287,9 @@ class _Pass:
         digest, progress = self._digests[index], self.plan.options.progress
         for reader in readers:
             for (entry, names), content in zip(reader.parts, reader.finish(), strict=True):
+                of = _origin(entry) or entry
                 for name in names:  # a digest is the file's, whatever it is merged as
-                    digest.add(stored.get(name, name), entry.element, entry.shape, content)
+                    digest.add(stored.get(name, name), of.element, of.shape, content)
             if progress:
                 progress(sum(entry.nbytes for entry, _ in reader.parts))
 
@@ -338,6 +339,7 @@ class _Reader:
     ):
         self.parts, self.at = parts, 0
         self.entry, self.names = parts[0]
+        self.buffers = (buffers, index, new)
         sizes = [entry.nbytes for entry, _ in parts]
         self.content = Contents(new, sizes)
         self.numel = sum(sizes) // self.entry.element.itemsize  # bytes, where several elements share one
@@ -358,16 +360,24 @@ class _Reader:
         size = self.entry.element.itemsize
         view = self.view[: (stop - start) * size]
         self.entry.file.read_into(view, self.entry.offset + start * size)
-        self.content.update(view)
+        if _origin(self.entry) is None:
+            self.content.update(view)
         return (
             self.buffer[: len(view)] if self.entry.element.bits < 8 else self.buffer[: len(view)].view(self.entry.dtype)
         )
 
     def finish(self) -> list[str]:
         """Read what is left, for the digest alone; give the digest of every tensor in hex."""
+        if origin := _origin(self.entry):
+            return _Reader([(origin, self.names)], BLOCK, *self.buffers).finish()
         while self.at < self.numel:
             self.block(min(self.at + self.most, self.numel))
         return self.content.hexdigests()
+
+
+def _origin(entry: TensorEntry) -> TensorEntry | None:
+    """The stored tensor that an entry is another view of; its bytes are what is hashed."""
+    return entry.file.origin if isinstance(entry.file, Decoded) else None
 
 
 def _reader_of(name: str, readers: Sequence[_Reader]) -> _Reader:

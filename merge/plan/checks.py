@@ -13,6 +13,7 @@ from merge.checkpoint.formats.tensors import Spec, TensorEntry, same_bytes
 from merge.checkpoint.open import SHOWN
 from merge.plan.policy import Origin, Policy, Slice
 from merge.plan.rows import VOCABULARY, Assembly, Vocabulary, by_position, growing_axis
+from merge.plan.tokens import has_tokenizer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -83,6 +84,8 @@ def conflict(name: str, sources: Sequence[int], case: Case, *, rows: bool = Fals
             axis = growing_axis(name, [first.shape, spec.shape])
             parts = {0: "row by row", 1: "those channels that all have"}.get(-1 if axis is None else axis)
             advice = leave(name) + (f", or merge {parts} with vocab_rows='keep-first'" if parts else "")
+            if axis == 0 and all(has_tokenizer(case.inputs[place]) for place in sources):
+                advice += ", or by token with tokenizer='union'"
             return f"{name} has shape {list(first.shape)} in {label} and {list(spec.shape)} in {other}: {advice}"
         floats = spec.element.is_floating_point and first.element.is_floating_point
         if spec.element is not first.element and not (floats and case.policy.dtype):

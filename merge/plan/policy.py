@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -66,6 +66,18 @@ class Policy:
         allow_nonfinite: accept infinities and NaNs in the result.
         extrapolate: accept coefficients outside [0, 1].
         accept: codes of findings (`merge.plan.findings.FINDINGS`) that would refuse the merge, or warn, and shall not.
+        tokenizer: whose vocabulary the result has: "first" (the first input that is no base), "base", "union" (the
+            first's, or the base's, tokens and then those that only others have), an input's name, or the path of a
+            tokenizer. Rows of embeddings and heads are then merged by their tokens; "" leaves them by their numbers.
+        missing_rows: with `tokenizer`, what stands in for the row of a token that an input lacks: the base's and, where
+            it has none, the mean of those that have it ("zero-delta", the default beside a base); the same of another
+            input ("from:NAME"); that mean ("mean", the default without a base); the input's own row of another token
+            ("copy:TOKEN"); "zero"; or it is an "error".
+        pad_to_multiple: with `tokenizer`, make the rows a multiple of this; 1 drops those that are no token's. New ones
+            are the mean of all others. 0 keeps the rows of inputs that agree in all.
+        token_rows: with `tokenizer`, a token, also a new one, and what its row is where an input lacks it: "zero",
+            "NAME" (an input's), "NAME:TOKEN" (its row of another token) or "NAME#ROW"; with "always " before it
+            everywhere. A mapping, kept as pairs.
         dequantize: take 8-bit floats with scales beside them as the weights that they stand for; the result of these is
             bfloat16 (or `dtype`), and the scales are gone.
         untie: of inputs whose head is their embedding, take it as the head where others have one of their own; the
@@ -88,6 +100,10 @@ class Policy:
     dequantize: bool = False
     untie: bool = False
     chat_template: str = ""
+    tokenizer: str = ""
+    missing_rows: str = ""
+    pad_to_multiple: int = 0
+    token_rows: Mapping[str, str] | tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         """Read one glob as a list of one and a dtype as its name. Raises MergeError for other types."""
@@ -98,6 +114,18 @@ class Policy:
                 form = "a code or a list of codes" if name == "accept" else "a glob or a list of globs, as ['head.*']"
                 raise MergeError(f"{name}={given!r}: must be {form}")
             object.__setattr__(self, name, tuple(globs))
+        for name in ("tokenizer", "missing_rows"):
+            if not isinstance(getattr(self, name), str):
+                raise MergeError(f"{name}={getattr(self, name)!r}: must be a text")
+        if type(self.pad_to_multiple) is not int or self.pad_to_multiple < 0:
+            raise MergeError(f"pad_to_multiple={self.pad_to_multiple!r}: must be a number of rows")
+        rows: Any = self.token_rows
+        if not isinstance(rows, (Mapping, tuple)):
+            raise MergeError(f"token_rows={rows!r}: must be texts by token, as {{'<think>': 'zero'}}")
+        pairs = dict(rows)
+        if not all(isinstance(text, str) for pair in pairs.items() for text in pair):
+            raise MergeError(f"token_rows={pairs!r}: must be texts by token, as {{'<think>': 'zero'}}")
+        object.__setattr__(self, "token_rows", tuple(pairs.items()))
         for name in ("dtype", "compute_dtype"):
             given = getattr(self, name)
             if isinstance(given, str) or type(given).__module__ == "torch":

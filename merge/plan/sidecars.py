@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 from collections import Counter
@@ -20,16 +19,16 @@ from merge.errors import MergeError
 from merge.plan.depth import Depth, follow
 from merge.plan.layers import lists_in
 from merge.plan.policy import Policy
+from merge.plan.renumbered import renumber, tokenizer_files
 from merge.plan.rows import VOCABULARY
 from merge.plan.stacked import WHOLE, Stacked
+from merge.plan.tokens import CONFIG as TOKENIZER_CONFIG
+from merge.plan.tokens import TEMPLATE, TOKENIZER, read_json, tokens_of
 from merge.plan.units import Unit
+from merge.plan.vocabulary import Vocabulary
 
-CONFIG, TOKENIZER_CONFIG, TEMPLATE = "config.json", "tokenizer_config.json", "chat_template.jinja"
+CONFIG, GENERATION = "config.json", "generation_config.json"
 _HEAD = re.compile(r"(.*\.)?(lm_head|embed_out|output_projection)\.weight")
-_TOKENIZER = re.compile(
-    r"tokenizer(_config)?\.json|special_tokens_map\.json|added_tokens\.json|vocab\.(json|txt|bpe)|merges\.txt"
-    r"|.*\.(tiktoken|model)|chat_template\..*|tokenization_.*\.py"
-)
 _DTYPES = ("dtype", "torch_dtype")  # of old and new configurations
 _QUANTISED = ("quantization_config", "compression_config")
 
@@ -61,23 +60,36 @@ def sidecars(
     for prefix in like.parts or ("",):
         mine = [part for unit in units if (part := _in_part(unit, prefix, like.parts))]
         changes = _Changes(prefix, mine, checkpoints, stack)
-        holder = changes.holder()
+        holder = None if stack.vocabulary else changes.holder()
         known = [{n.removeprefix(prefix): p for n, p in its.items() if n.startswith(prefix)} for its in lying]
         if holder is not None:
             taken = _tokenizer(known[1:], labels, holder)
             files |= {prefix + name: path for name, path in taken.items()}
             if taken:
                 notes.append(f"the tokenizer is that of {labels[holder]}, which has the rows of the result")
-        config = _read(known[0].get(CONFIG))
-        others = [_read(its.get(CONFIG)) for its in known[1:]] if stack.origins else []
+        config = read_json(known[0].get(CONFIG))
+        others = [read_json(its.get(CONFIG)) for its in known[1:]] if stack.origins else []
         told = changes.edit(config, policy, others) if config else []
-        if policy.chat_template and (prefix == "" or any(map(_TOKENIZER.fullmatch, known[0]))):
-            files |= {prefix + name: text for name, text in _templates(known[0], policy.chat_template).items()}
+        if stack.vocabulary and not prefix:
+            files |= tokenizer_files(stack.vocabulary, {n: p for n, p in known[0].items() if TOKENIZER.fullmatch(n)})
+            told += _renumbered(config, CONFIG, checkpoints[0], stack.vocabulary)
+            generation = read_json(known[0].get(GENERATION))
+            if ids := _renumbered(generation, GENERATION, checkpoints[0], stack.vocabulary):
+                files[GENERATION] = _text(generation)
+                notes.append(f"{GENERATION} follows the vocabulary: {', '.join(ids)}")
+        if policy.chat_template and (prefix == "" or any(map(TOKENIZER.fullmatch, known[0]))):
+            place = prefix + TOKENIZER_CONFIG
+            said = files[place] if place in files else known[0].get(TOKENIZER_CONFIG)
+            files |= {prefix + name: text for name, text in _templates(said, policy.chat_template).items()}
             notes.append(f"{prefix}{TEMPLATE} is the template that was asked for")
         if config and told:
-            files[prefix + CONFIG] = json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n"
+            files[prefix + CONFIG] = _text(config)
             notes.append(f"{prefix}{CONFIG} follows the weights: {', '.join(told)}")
     return Sidecars(files, tuple(notes))
+
+
+def _text(config: Mapping[str, Any]) -> bytes:
+    return json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n"
 
 
 def _in_part(unit: Unit, prefix: str, parts: Mapping[str, Checkpoint]) -> tuple[list[str], Unit] | None:
@@ -100,6 +112,7 @@ class _Changes:
         checkpoints: Sequence[Checkpoint],
         stack: Stacked,
     ):
+        self.tables = stack.vocabulary.tables if stack.vocabulary else frozenset[str]()
         self.prefix, self.units, self.first = prefix, units, checkpoints[0].entries
         self.checkpoints, self.stack = checkpoints, stack
         self.vocabulary = [
@@ -161,7 +174,8 @@ class _Changes:
             entry = self.first.get(self.prefix + names[0])
             if entry is None or len(entry.shape) != len(unit.shape):
                 continue
-            if VOCABULARY.fullmatch(names[0]) and entry.shape[0] != unit.shape[0]:
+            words = VOCABULARY.fullmatch(names[0]) or (names[0] in self.tables and len(unit.shape) == 2)
+            if words and entry.shape[0] != unit.shape[0]:
                 found.setdefault("vocab_size", (entry.shape[0], unit.shape[0]))
             elif unit.assembly is not None and unit.assembly.axis == 1 and entry.shape[1] != unit.shape[1]:
                 found.setdefault("in_channels", (entry.shape[1], unit.shape[1]))
@@ -213,17 +227,26 @@ def _places(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
 # -- chat templates --------------------------------------------------------------------------------------------------
 
 
-def _templates(known: Mapping[str, Path], text: str) -> dict[str, bytes]:
+def _templates(said: bytes | Path | None, text: str) -> dict[str, bytes]:
     """Give the files that say a chat template: its own, and the tokenizer's configuration where that says one too."""
     found = {TEMPLATE: text.encode()}
-    config = _read(known.get(TOKENIZER_CONFIG))
+    config: dict[str, Any] = json.loads(said) if isinstance(said, bytes) else read_json(said)
     if "chat_template" in config:
-        config["chat_template"] = text
-        found[TOKENIZER_CONFIG] = json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n"
+        found[TOKENIZER_CONFIG] = _text({**config, "chat_template": text})
     return found
 
 
 # -- tokenizers ------------------------------------------------------------------------------------------------------
+
+
+def _renumbered(config: dict[str, Any], name: str, first: Checkpoint, vocabulary: Vocabulary) -> list[str]:
+    """Let a configuration of the first input name the result's rows of tokens; tells what was changed."""
+    known = tokens_of(first)
+    assert known is not None
+    if all(vocabulary.tokens.get(token) == row for token, row in known.rows.items()):
+        return []
+    place = next(iter(vocabulary.base.files.values()), None)
+    return renumber(config, name, known, vocabulary, read_json(place.with_name(name) if place else None))
 
 
 def _tokenizer(lying: Sequence[Mapping[str, Path]], labels: Sequence[str], holder: int) -> dict[str, Path | None]:
@@ -232,18 +255,10 @@ def _tokenizer(lying: Sequence[Mapping[str, Path]], labels: Sequence[str], holde
     That the tokens of the rows that several have are the same is a finding of the plan. Raises MergeError where that
     input has no tokenizer and the first has.
     """
-    files = [{name: path for name, path in its.items() if _TOKENIZER.fullmatch(name)} for its in lying]
+    files = [{name: path for name, path in its.items() if TOKENIZER.fullmatch(name)} for its in lying]
     if files[0] and not files[holder]:
         raise MergeError(
             f"the result has the rows of {labels[holder]}, beside which no tokenizer lies, and the tokenizer of "
             f"{labels[0]} has other rows: put the tokenizer's files beside the weights of {labels[holder]}"
         )
     return {name: files[holder].get(name) for name in {**files[0], **files[holder]}} if holder else {}
-
-
-def _read(path: Path | None) -> dict[str, Any]:
-    """A JSON file's mapping; empty where there is none."""
-    with contextlib.suppress(OSError, ValueError, RecursionError):
-        data = json.loads(path.read_text(encoding="utf-8")) if path else None
-        return data if isinstance(data, dict) else {}
-    return {}

@@ -17,6 +17,7 @@ from merge.checkpoint.source import StateDict
 from merge.errors import MergeError
 from merge.plan.findings.sidecars import sidecars_of
 from merge.plan.layers import SHOWN, Layers, Ranges, is_end, list_named, lists_in, nearest_list, numbered
+from merge.plan.vocabulary import Vocabulary
 
 HEAD = re.compile(r"(.*\.)?(lm_head|embed_out|output_projection|proj_out)\.weight")
 _EMBEDDING = re.compile(r"(.*\.)?(embed_tokens|wte|shared|word_embeddings?|tok_embeddings|embed_in)\.weight")
@@ -35,6 +36,7 @@ class Stacked:
             there.
         lengths: for such a list how many layers each of its stretches has.
         notes: what was done beside that, in words.
+        vocabulary: the result's, where rows were matched by token.
     """
 
     inputs: Sequence[StateDict]
@@ -42,6 +44,7 @@ class Stacked:
     origins: Mapping[str, Sequence[tuple[int, int]]] = field(default_factory=dict[str, Sequence[tuple[int, int]]])
     lengths: Mapping[str, Sequence[int]] = field(default_factory=dict[str, Sequence[int]])
     notes: tuple[str, ...] = ()
+    vocabulary: Vocabulary | None = None
 
 
 WHOLE = Stacked(())  # what is said of merges in which nothing was put together

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from merge.checkpoint.names import idle_rules
 from merge.checkpoint.open import Checkpoint, open_checkpoint
@@ -10,6 +11,7 @@ from merge.checkpoint.source import StateDict
 from merge.errors import MergeError
 from merge.methods import METHODS
 from merge.plan.stacked import Stacked, stacked
+from merge.plan.vocabulary import matched
 from merge.recipe.recipe import Input, Recipe
 
 
@@ -30,10 +32,17 @@ def open_inputs(inputs: Sequence[Input]) -> list[Checkpoint]:
 
 
 def restacked(recipe: Recipe, inputs: Sequence[StateDict]) -> Stacked:
-    """Give a recipe's inputs, the base first, as its `layers` put them together. Raises MergeError."""
+    """Give a recipe's inputs, the base first, with the rows of one vocabulary where the policy names one, and as its
+    `layers` put them together. Raises MergeError.
+    """
     if METHODS[recipe.method].statistics:
-        if recipe.layers:
-            raise MergeError(f"{recipe.method} merges whole models: statistics are of layers where they were collected")
+        if recipe.layers or recipe.policy.tokenizer:
+            what = "layers" if recipe.layers else "rows"
+            raise MergeError(f"{recipe.method} merges whole models: statistics are of {what} where they were collected")
         return Stacked(inputs)
     labels, base = [item.name for item in recipe.sources], recipe.base.name if recipe.base is not None else ""
-    return stacked(inputs, labels, recipe.layers, base, untie=recipe.policy.untie)
+    match = matched(inputs, labels, recipe.policy, has_base=recipe.base is not None)
+    stack = stacked(match.inputs, labels, recipe.layers, base, untie=recipe.policy.untie)
+    if match.vocabulary is None:
+        return stack
+    return replace(stack, vocabulary=match.vocabulary, notes=(*match.vocabulary.notes, *stack.notes))

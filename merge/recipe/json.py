@@ -33,6 +33,10 @@ def to_json(recipe: Recipe) -> dict[str, Any]:
         "dequantize": policy.dequantize,
         "untie": policy.untie,
         "chat_template": policy.chat_template,
+        "tokenizer": policy.tokenizer,
+        "missing_rows": policy.missing_rows,
+        "pad_to_multiple": policy.pad_to_multiple,
+        "token_rows": dict(policy.token_rows),
     }
     return {
         "format": FORMAT,
@@ -53,7 +57,7 @@ def to_json(recipe: Recipe) -> dict[str, Any]:
             "extrapolate": policy.extrapolate,
             # Choices that came later and that few merges make are noted where they are made: older files have the same
             # bytes when they are made again.
-            **{key: value for key, value in rare.items() if value not in ([], "error", False, "")},
+            **{key: value for key, value in rare.items() if value not in ([], "error", False, "", {})},
         },
         **({"layers": _layers_json(recipe.layers)} if recipe.layers else {}),
     }
@@ -133,6 +137,8 @@ def _policy(data: Mapping[str, Any]) -> Policy:
         if key in ("keep", "drop", "pick", "slices", "accept"):
             _kind(key, value, list)
             values[key] = tuple(_kind(key, item, str) for item in value)
+        elif key == "token_rows":
+            _kind(key, value, dict)
         elif key in ("dtype", "compute_dtype"):
             values[key] = None if value is None else _kind(key, value, str)
         else:

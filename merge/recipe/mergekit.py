@@ -1,9 +1,10 @@
 """mergekit's YAML recipes, read as ours.
 
-Supported are `models`, `slices` and `modules`, `base_model`, `merge_method`, `dtype`, `out_dtype`, `chat_template` and
-the parameters of every method that is also ours, as numbers, as lists by tensor name (`filter`) and as gradients over
-the layers (`merge.recipe.mergekit_values`). Anything else is an error. Numbers are not always mergekit's to the last
-bit: arithmetic is in float32 and rounded once, so that `dtype` is the dtype of the result and not of the sums.
+Supported are `models`, `slices` and `modules`, `base_model`, `merge_method`, `dtype`, `out_dtype`, `chat_template`,
+`tokenizer` (`merge.recipe.mergekit_tokenizer`) and the parameters of every method that is also ours, as numbers, as
+lists by tensor name (`filter`) and as gradients over the layers (`merge.recipe.mergekit_values`). Anything else is an
+error. Numbers are not always mergekit's to the last bit: arithmetic is in float32 and rounded once, so that `dtype` is
+the dtype of the result and not of the sums.
 """
 
 # What a file holds has no type until it is looked at.
@@ -24,18 +25,17 @@ from merge.methods import METHODS
 from merge.plan.layers import lists_in
 from merge.plan.policy import Policy
 from merge.recipe.mergekit_forms import Stretch, check_keys, model_path, parameters_in, stretches_of
+from merge.recipe.mergekit_tokenizer import tokenizer_choices
 from merge.recipe.mergekit_values import Values, resolved
 from merge.recipe.recipe import Input, Recipe
 from merge.recipe.templates import template_of
 
 _KEYS = (
     *("merge_method", "models", "slices", "modules", "base_model", "parameters", "dtype", "out_dtype"),
-    *("chat_template", "name"),
+    *("tokenizer", "tokenizer_source", "chat_template", "name"),
 )
 # What mergekit has and we do not yet.
 _NOT_YET = {
-    "tokenizer_source": "vocabularies are not matched by token yet; without it rows are merged by their number",
-    "tokenizer": "vocabularies are not matched by token yet; without it rows are merged by their number",
     "input_model_parameters": "an old form: give every model its parameters under `models`",
 }
 _SAME = {"multi_modal_projector": "projector"}  # modules of mergekit, by the word in names of tensors
@@ -118,7 +118,8 @@ def from_mergekit(data: Any, folder: Path = Path(), *, whole_depth: bool = False
     called = dict(zip(paths, _labels(paths), strict=True))
     sources = tuple(Input(label, joined(folder, path)) for path, label in called.items())
     takes = int(entry.takes_base)
-    policy = Policy(dtype=_dtype(data), untie=True, chat_template=_template(data, sources))
+    rows = tokenizer_choices(data, folder, called, base)
+    policy = Policy(dtype=_dtype(data), untie=True, chat_template=_template(data, sources), **rows)
     recipe = Recipe(
         ours, sources[takes:], {}, sources[0] if takes else None, policy, _layers(lists, called, sources, base)
     )

@@ -210,7 +210,14 @@ class Decoded:
     """The bytes of one tensor that a file holds encoded (compressed, in chunks, inside a pickle).
 
     They are decoded whole, for every lazy access anew; a stream's reads from first to last byte decode once.
+
+    Attributes:
+        stated: the dtype that a merge keeps, where the decoded one only holds more exactly what is meant.
+        origin: the stored tensor that this is another view of; digests are its.
     """
+
+    stated: Element | None = None
+    origin: TensorEntry | None = None
 
     def __init__(self, path: Path, size: int, decode: Callable[[], memoryview | bytearray]):
         """`decode` gives `size` new writable bytes, or raises MergeError."""

@@ -81,9 +81,17 @@ FINDINGS: dict[str, Kind] = {
         "refuse",
         "tokenizer.json, vocab.json and vocab.txt, where tensors with a row for every token are merged",
         "one row is two tokens: their mean is neither",
-        "`keep` those tensors: they and the tokenizer stay the first's",
+        "merge rows by token with `tokenizer`, or `keep` those tensors: they and the tokenizer stay the first's",
         ("row 1 is 'cat' in one, 'dog' in the other", "the second has a row more at the end"),
         vocabularies.tokens_differ,
+    ),
+    "unlike-vocabularies": Kind(
+        "refuse",
+        "plain tokens, that a model cuts texts into, of one tokenizer and not of the first, where a union is asked for",
+        "in a union they are added tokens, which are cut out of a text before the rest is: texts are cut anew",
+        "choose the vocabulary of one input",
+        ("plain tokens cat and dog", "an added token `<think>` more"),
+        vocabularies.unlike_vocabularies,
     ),
     "labels-differ": Kind(
         "refuse",
@@ -100,6 +108,14 @@ FINDINGS: dict[str, Kind] = {
         "`keep` them as in the first",
         ("`position_ids` 0, 1, 2 and 0, 2, 1 in float32", "0, 1, 2 in float32 and float16"),
         indices.indices_differ,
+    ),
+    "templates-differ": Kind(
+        "warn",
+        "chat templates beside the weights, where a vocabulary is chosen",
+        "the result has one of them, or none",
+        "see that it is the one that is meant",
+        ("two templates", "one, and none"),
+        vocabularies.templates_differ,
     ),
     "config-differs": Kind(
         "warn",

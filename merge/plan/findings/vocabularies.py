@@ -14,6 +14,7 @@ from merge.plan.findings.facts import Facts
 from merge.plan.findings.kinds import Seen, chosen, listed
 from merge.plan.findings.sidecars import LABELS, Sidecars, rows_of
 from merge.plan.rows import VOCABULARY
+from merge.plan.tokens import tokens_of
 
 # Tables of tokens under other names than those whose rows are matched (`rows.VOCABULARY`).
 TABLES = re.compile(
@@ -33,7 +34,7 @@ _ROWS = re.compile(rb'"added_tokens"\s*:\s*\[.*?\]\s*,\s*"', re.DOTALL)
 
 
 def tokens_differ(facts: Facts) -> Iterator[Seen]:
-    """Rows of one place that are other tokens."""
+    """Rows of one place that are other tokens, where rows are merged by their numbers."""
     for index, (path, other, name) in _tokenizers(facts):
         mine, theirs = rows_of(path), rows_of(other)
         clashes = [row for row, token in mine.items() if theirs.get(row, token) != token]
@@ -46,7 +47,10 @@ def tokens_differ(facts: Facts) -> Iterator[Seen]:
                 f"{name}: {len(clashes):,} rows are other tokens, as row {row}: {mine[row]!r} in {facts.labels[0]} and "
                 f"{theirs[row]!r} in {facts.labels[index]}"
             )
-            advice = f"leave the rows and the tokenizer of the first with {chosen('keep', tables, facts.wanted)}"
+            advice = (
+                f"leave the rows and the tokenizer of the first with {chosen('keep', tables, facts.wanted)}, or merge "
+                "rows by token with tokenizer='first'"
+            )
             yield Seen(text, advice, tuple(tables))
             return
 
@@ -64,11 +68,43 @@ def tokenizers_differ(facts: Facts) -> Iterator[Seen]:
 
 def _tokenizers(facts: Facts) -> Iterator[tuple[int, tuple[Path, Path, str]]]:
     """Tokenizer files of the first and of another that are not the same bytes."""
-    first = facts.sidecars[0].tokenizers if facts.sidecars else {}
+    first = facts.sidecars[0].tokenizers if facts.sidecars and not facts.policy.tokenizer else {}
     for index, item in enumerate(facts.sidecars[1:], 1):
         for name in first:
             if name in item.tokenizers and not _same_bytes(first[name], item.tokenizers[name]):
                 yield index, (first[name], item.tokenizers[name], name)
+
+
+def unlike_vocabularies(facts: Facts) -> Iterator[Seen]:
+    """Tokens that one model cuts texts into and another does not, which a union would cut out of all texts first."""
+    known = [tokens_of(item) for item in facts.inputs] if facts.policy.tokenizer == "union" else []
+    first = known[0] if known else None
+    if first is None or not first.files:
+        return
+    for label, its in list(zip(facts.labels, known, strict=True))[1:]:
+        plain = [token for token in its.rows if token not in its.added] if its else []
+        foreign = [token for token in plain if token not in first.rows]
+        if its and foreign:
+            text = (
+                f"{len(foreign):,} tokens of {label} are plain ones of another {its.kind} vocabulary than that of "
+                f"{facts.labels[0]}, as {foreign[0]!r}: added to it they are cut out of every text before it cuts the "
+                "rest, so texts are no longer cut as either model has learned"
+            )
+            yield Seen(text, f"choose one vocabulary, as tokenizer={facts.labels[0]!r} or tokenizer={label!r}")
+            return
+
+
+def templates_differ(facts: Facts) -> Iterator[Seen]:
+    """Chat templates that differ, where a vocabulary is chosen and with it a template."""
+    if not facts.policy.tokenizer:
+        return
+    known = [tokens_of(item) for item in facts.inputs]
+    texts = {label: its.template for label, its in zip(facts.labels, known, strict=True) if its and its.template}
+    if len(set(texts.values())) > 1:
+        yield Seen(
+            f"the chat templates of {' and '.join(texts)} differ, and the result has that of its tokenizer, if any",
+            "see that it is the one that the result shall be asked with",
+        )
 
 
 def _same_bytes(first: Path, second: Path) -> bool:

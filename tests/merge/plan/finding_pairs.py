@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from merge.plan.policy import Policy
 from merge.tools.diagnose.report import doctor
 from tests.merge import broken
 from tests.merge.broken import Break
+from tests.merge.tokenized import PLAIN, language_model
 
 State = dict[str, Tensor]
 LABELS = ["a", "b"]
@@ -68,6 +69,14 @@ def configs(one: Mapping[str, Any], two: Mapping[str, Any]) -> Callable[[Path], 
 def vocabularies(one: Mapping[str, int], two: Mapping[str, int]) -> Callable[[Path], list[Any]]:
     said = [{"tokenizer": {"model": {"vocab": vocab}}} for vocab in (one, two)]
     return folders(model(0), model(1), *said)
+
+
+def unions(*plain: Sequence[str], **more: Any) -> Callable[[Path], list[Any]]:
+    """Two models with tokenizers of whole words, or of added tokens, that are merged in one vocabulary."""
+    return lambda place: [
+        language_model(place / name, seed, words, **{key: value[seed] for key, value in more.items()})
+        for seed, (name, words) in enumerate(zip("ab", plain, strict=True))
+    ]
 
 
 def scaled(value: float, scale: float) -> State:
@@ -131,6 +140,16 @@ PAIRS = {
     "tokens-differ": Pair(
         vocabularies({"<s>": 0, "cat": 1, "dog": 2}, {"<s>": 0, "dog": 1, "cat": 2}),
         vocabularies({"<s>": 0, "cat": 1}, {"<s>": 0, "cat": 1, "dog": 2}),
+    ),
+    "unlike-vocabularies": Pair(
+        unions(("<unk>", "cat"), ("<unk>", "dog")),
+        unions(("<unk>", "cat"), ("<unk>", "cat"), added=((), ("<think>",))),
+        Policy(tokenizer="union"),
+    ),
+    "templates-differ": Pair(
+        unions(PLAIN, PLAIN, template=("one", "two")),
+        unions(PLAIN, PLAIN, template=("one", "")),
+        Policy(tokenizer="first"),
     ),
     "labels-differ": Pair(
         folders(head(2), head(2), *({"config": {"id2label": {"0": a, "1": b}}} for a, b in ("cd", "dc"))),

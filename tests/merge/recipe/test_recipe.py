@@ -47,6 +47,7 @@ def test_recipes_say_what_they_are() -> None:
     assert to_json(FULL)["format"] == FORMAT
     assert set(to_json(FULL)) == {"format", "method", "base", "inputs", "parameters", "policy"}
     rare = {"pick", "slices", "vocab_rows", "accept", "dequantize", "untie", "chat_template"}
+    rare |= {"tokenizer", "missing_rows", "pad_to_multiple", "token_rows"}
     assert set(to_json(FULL)["policy"]) | rare == set(vars(Policy()))
 
 
