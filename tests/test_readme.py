@@ -6,6 +6,7 @@ import re
 import runpy
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -61,8 +62,8 @@ def test_the_study_of_your_own_models(tmp_path: Path, monkeypatch: pytest.Monkey
 
         return score_and_count
 
-    tasks = {name: counted(given[name]) for name in ("score_upright", "score_turned", "score_inverted")}
-    names = {"make_model": given["model"], **tasks}
+    scores = {task: partial(given["score"], task) for task in given["TASKS"]}
+    names = {"make_model": given["model"], **{f"score_{task}": counted(score) for task, score in scores.items()}}
     block = BLOCKS[1].replace("points=11", "points=5")  # eleven are for people
     exec(block, dict(names))
     assert (tmp_path / "digits" / "report.html").stat().st_size > 50_000
@@ -81,7 +82,7 @@ def test_the_study_of_your_own_models(tmp_path: Path, monkeypatch: pytest.Monkey
         }
         model.load_state_dict(state)
         with torch.no_grad():
-            right = given[f"score_{row['task']}"](model, row["split"])
+            right = scores[row["task"]](model, row["split"])
         assert row["value"] == right.double().mean().item()
         assert np.array_equal(results.scores(row), right.double().numpy())
     calls.clear()

@@ -305,7 +305,7 @@ def _best(
 
 
 def numbers(seeds: list[str] | None) -> tuple[int, ...] | None:
-    """Seeds as numbers, None where none were given."""
+    """Read seeds as numbers; None where none were given."""
     if not seeds:
         return None
     try:

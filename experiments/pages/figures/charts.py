@@ -52,7 +52,7 @@ def radar(
 
 
 def radar_groups(rows: Records, reported: str) -> dict[str, list[tuple[str, str]]]:
-    """The axes that have a score of every series, by chart: the reported split, then shifted splits one after the
+    """List the axes that have a score of every series, by chart: the reported split, then shifted splits one after the
     other, as many to a chart as give it three axes."""
     axes: dict[tuple[str, str], set[str]] = {}
     for row in rows:
