@@ -2,6 +2,7 @@
 
     python benchmarks/sparse.py                  two inputs of 32 GB each, one output of 32 GB
     python benchmarks/sparse.py --gigabytes 4
+    python benchmarks/sparse.py --layers         the layers of both merged, then a quarter of the second's once more
     python benchmarks/sparse.py --series 8       eight checkpoints of a training, 32 GB together, and their average
 
 The inputs have the shape of Emu2's: shards under an index, matrices of a 33-billion-parameter language model, most of
@@ -18,6 +19,7 @@ import json
 import resource
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -26,6 +28,7 @@ from merge import Input, Options, Recipe, open_checkpoint, run, series
 from merge.checkpoint.formats import safetensors
 from merge.checkpoint.formats.elements import ELEMENTS
 from merge.checkpoint.formats.tensors import Spec
+from merge.plan.layers import layers_of
 
 GB = 10**9
 WIDTH, INNER = 6656, 17920  # of Emu2's language model; bfloat16
@@ -70,6 +73,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--gigabytes", type=float, default=32, help="of each input; of a series, of all together")
     parser.add_argument("--series", type=int, default=0, help="average so many checkpoints along a training instead")
+    parser.add_argument("--layers", action="store_true", help="put the result together of layers")
     parser.add_argument("--inputs", type=Path, default=None, help="where the inputs are made (and removed)")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=given.inputs) as scratch, tempfile.TemporaryDirectory() as made:
@@ -81,6 +85,10 @@ def main() -> None:
         pair = [Input(name, folder) for name, folder in folders.items()][:2]
         recipe = series(scratch) if given.series else Recipe("interpolate", pair, {"ratio": 0.25})
         wanted = (given.series + 1) / 2 if given.series else 1.5
+        if given.layers:
+            count = sum(name.endswith("q_proj.weight") for name in open_checkpoint(folders["a"]))
+            stretches = [{"a": (0, count), "b": (0, count)}, {"b": (count - count // 4, count)}]
+            recipe, wanted = replace(recipe, layers=layers_of(stretches)), 3.0  # behind the layers is the second's
         folders["out"] = Path(made, "out")
         start, busy = time.perf_counter(), time.process_time()
         run(recipe, folders["out"], Options(sync=False, threads=1))

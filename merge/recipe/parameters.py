@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fnmatch
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -253,7 +254,13 @@ def resolve(rules: Mapping[str, Any], names: Sequence[str]) -> dict[str, tuple[s
     """
     if "*" not in rules:
         raise MergeError(f"coefficients by module need a rule '*' for the rest; given are {', '.join(rules)}")
-    resolved = {name: next((glob, rules[glob]) for glob in rules if fnmatch.fnmatchcase(name, glob)) for name in names}
+    order = {glob: number for number, glob in enumerate(rules)}
+    globs = [glob for glob in rules if re.search(r"[*?[]", glob)]  # others are whole names, of which there may be many
+    resolved: dict[str, tuple[str, Any]] = {}
+    for name in names:
+        glob = next(glob for glob in globs if fnmatch.fnmatchcase(name, glob))
+        glob = name if name in rules and order[name] < order[glob] else glob
+        resolved[name] = (glob, rules[glob])
     used = {glob for glob, _ in resolved.values()}
     idle = [glob for glob in rules if glob not in used and glob != "*"]
     if idle:

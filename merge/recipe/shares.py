@@ -12,7 +12,7 @@ from typing import Any
 from merge.errors import MergeError
 from merge.plan.layers import told
 from merge.recipe.label import share_label
-from merge.recipe.parameters import check, method_named, value_of, varies
+from merge.recipe.parameters import check, is_rules, method_named, value_of, varies
 from merge.recipe.recipe import Recipe
 
 SHARES = ("ratio", "scale", "weights")  # parameters that say how much of each checkpoint there is
@@ -113,4 +113,6 @@ def _label(parts: dict[str, float]) -> str:
 
 
 def _plain(value: Any) -> str:
+    if is_rules(value) and len(value) > _LISTED:
+        return f"by {len(value)} rules"
     return json.dumps(list(value) if isinstance(value, tuple) else value)

@@ -328,3 +328,14 @@ def test_nothing_is_warned_of_in_a_stack_of_one() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error", MergeWarning)
         merge_with("linear", {"a": model(0)}, layers=[{"a": (0, 1)}, {"a": (0, 4)}])
+
+
+def test_ties_by_storage_stay_where_one_gives_both(tmp_path: Path) -> None:
+    for seed, name in enumerate("ab"):
+        state = model(seed, head=False)
+        torch.save({**state, "lm_head.weight": state["model.embed_tokens.weight"]}, tmp_path / f"{name}.bin")
+    for take, tied in (("0-2,1-3", True), ("0-1,b:2-3", False)):
+        inputs = [tmp_path / "a.bin", *([] if tied else [tmp_path / "b.bin"])]
+        done("layers", *inputs, "--take", take, "-o", tmp_path / "out.bin", "--overwrite")
+        got = torch.load(tmp_path / "out.bin")
+        assert (got["lm_head.weight"].data_ptr() == got["model.embed_tokens.weight"].data_ptr()) is tied
