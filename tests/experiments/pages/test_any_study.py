@@ -68,10 +68,11 @@ def legend_of(artist):
 def test_every_shape_of_rows_has_its_figure(drawn):
     pair = ["curves_left_right", "plane_left_right", "batchnorm_left_right"]
     dots = ["dots_left+right", "dots_left+right+third", "dots_left"]
-    assert set(drawn) == {"retention", "sweep_ties_density", *pair, *dots, *(f"ood_{task}" for task in OWNERS)}
+    ranked = ["ranking_left+right_expert", "ranking_left+right+third_expert"]
+    assert set(drawn) == {"retention", "sweep_ties_density", *pair, *dots, *ranked, *(f"ood_{task}" for task in OWNERS)}
 
 
-@pytest.mark.parametrize("kind", ["retention", "curves", "plane", "sweep", "batchnorm", "dots", "ood"])
+@pytest.mark.parametrize("kind", ["retention", "curves", "plane", "sweep", "batchnorm", "dots", "ood", "ranking"])
 def test_no_text_and_no_axis_leaves_the_canvas(drawn, kind):
     for stem, figure in drawn.items():
         if not stem.startswith(kind):
