@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from merge.methods.blocks import blocks
+from merge.methods.blocks import WIDE, blocks
 
 # Elements looked at first: enough for bounds on the cut that hold 1 % of all values, few enough to be sorted.
 SAMPLE = 65_536
@@ -91,11 +91,11 @@ def below(value: float, dtype: torch.dtype) -> float:
 def kth_largest(magnitudes: Magnitudes, like: Tensor, keep: int) -> Kth:
     """Give the keep-th largest value of `find_cut`'s magnitudes."""
     if like.device.type != "cpu" or like.dtype not in (torch.float32, torch.float64):
-        values = torch.cat([magnitudes(part) for part in blocks(like)]).to(
+        values = torch.cat([magnitudes(part) for part in blocks(like, WIDE)]).to(
             torch.promote_types(like.dtype, torch.float32)
         )
         value = float(values.kthvalue(like.numel() - keep + 1).values)
-        tied = [int((values[part] == value).sum()) for part in blocks(like)]
+        tied = [int((values[part] == value).sum()) for part in blocks(like, WIDE)]
         return Kth(value, keep - int((values > value).sum()), tied)
     above, between = _collect(magnitudes, like, *_bounds(magnitudes, like, keep))
     if not above < keep <= above + sum(map(len, between)):
@@ -136,7 +136,7 @@ def _collect(
 ) -> tuple[int, list[NDArray[np.floating[Any]]]]:
     """How many values are above `high`, and each block's values from `low` to `high`."""
     above, between = 0, list[NDArray[np.floating[Any]]]()
-    for part in blocks(like):
+    for part in blocks(like, WIDE):
         values = magnitudes(part).numpy()
         larger = values > high
         above += int(np.count_nonzero(larger))
@@ -147,7 +147,7 @@ def _collect(
 def _position(magnitudes: Magnitudes, like: Tensor, found: Kth) -> int:
     """The index of the last element equal to the k-th largest that is among the k: the lowest indices are."""
     count = found.remaining
-    for part, tied in zip(blocks(like), found.tied, strict=True):
+    for part, tied in zip(blocks(like, WIDE), found.tied, strict=True):
         if count <= tied:
             return part.start + int((magnitudes(part) == found.value).nonzero()[count - 1])
         count -= tied

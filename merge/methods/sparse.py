@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from merge.methods import trimming
-from merge.methods.blocks import blocks, identical
+from merge.methods.blocks import WIDE, blocks, identical
 from merge.methods.method import Tensors
 from merge.methods.trimming import Draw, Trim
 
@@ -62,7 +62,7 @@ def sparse(
         return tensors[0].clone()
     shares = [weight for _, _, weight in used]
     result = torch.empty_like(base)
-    for part in blocks(base):
+    for part in blocks(base, WIDE):
         start = base[part]
         kept = [_times(trim(expert[part] - start, part), weight) for trim, expert, weight in used]
         torch.add(start, _times(join(kept, shares, normalize), scale), out=result[part])

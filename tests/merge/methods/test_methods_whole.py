@@ -72,6 +72,27 @@ def test_as_the_papers_program(name: str) -> None:
         torch.testing.assert_close(made[tensor], value, rtol=0, atol=entry["atol"])
 
 
+@pytest.mark.parametrize("name", ["dare_p0.5", "dare_p0.9", "dare_p0.5_norescale"])
+def test_dare_by_the_recorded_masks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry: dict[str, Any] = json.loads((FOLDER / "recipes.json").read_text())[name]
+    given, base = entry["parameters"], loaded(entry["base"])
+    experts = [loaded(file) for file in entry["experts"]]
+    kept = [loaded(entry["files"][f"kept{index}"]) for index in range(len(experts))]
+    wanted = loaded(entry["files"]["merged"])
+    for tensor, start in base.items():
+        masks = iter([mask[tensor].to(start.dtype).reshape(-1) for mask in kept])
+        monkeypatch.setattr(torch, "bernoulli", lambda like, *_, masks=masks, **__: next(masks).view(like.shape))
+        density, rescale = 1 - given["p"], given.get("rescale", True)
+        states = {
+            "x": {tensor: experts[0][tensor]},
+            "y": {tensor: experts[1][tensor]},
+            "z": {tensor: experts[2][tensor]},
+        }
+        parameters = {"density": density, "scale": given["scale"], "rescale": rescale}
+        made = in_memory("dare-linear", states, parameters, base={tensor: start})[tensor]
+        torch.testing.assert_close(made, wanted[tensor], rtol=0, atol=entry["atol"])
+
+
 # -- selection -------------------------------------------------------------------------------------------------------
 
 
@@ -256,3 +277,24 @@ def test_a_sweep_surveys_once_for_all_that_agree(
         )
         note = json.loads((folder / f"{row['file']}.recipe.json").read_text())["output"]["summary"][-1]
         assert note.startswith("of the whole model, changes of ")
+
+
+@pytest.mark.parametrize("method", SURVEYED)
+def test_whole_tensors_and_surveys_are_on_the_device(
+    method: str, paths: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second name of the CPU stands for a device: what is computed went there, and the result is the same."""
+    recipe = recipe_of(method, paths, SURVEYED[method], merge.Policy())
+    wanted = merge.load_checkpoint(merge.run(recipe, tmp_path / "cpu.safetensors", Options(sync=False)))
+    moved: list[object] = []
+    to = Tensor.to
+
+    def noted(value: Tensor, *given: Any, **more: Any) -> Tensor:
+        moved.extend(item for item in given if item == "cpu:0")
+        return to(value, *given, **more)
+
+    monkeypatch.setattr(Tensor, "to", noted)
+    made = merge.run(recipe, tmp_path / "device.safetensors", Options(device="cpu:0", sync=False))
+    assert_same(merge.load_checkpoint(made), wanted)
+    merged = [value for value in wanted.values() if value.is_floating_point() and value.numel()]
+    assert len(moved) >= 2 * 3 * (len(merged) - 1)  # by the survey and the merge, of three files; two names are one
