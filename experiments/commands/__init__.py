@@ -24,6 +24,7 @@ COMMANDS = {
     ),
     "study plot": Command("experiments.commands.pages:plot", "Study", "Draw every figure of a study."),
     "study table": Command("experiments.commands.pages:table", "Study", "Print the scores of a study.", prints=True),
+    "study findings": Command("experiments.commands.pages:findings", "Study", "Print what rows say.", prints=True),
     "study report": Command("experiments.commands.pages:report", "Study", "Write one HTML page of a study."),
     "study samples": Command("experiments.commands.pages:samples", "Study", "Let merged models answer a few examples."),
     "world make": Command("experiments.commands.world:make", "World", "Write the embedded data."),

@@ -1,4 +1,4 @@
-"""`study plot`, `study table`, `study report` and `study samples`: the pages of a study."""
+"""`study plot`, `study table`, `study findings`, `study report` and `study samples`: the pages of a study."""
 
 from __future__ import annotations
 
@@ -77,6 +77,25 @@ def table(
         typer.echo(f"\n## {title}\n\n{text}" * bool(text), nl=False)
     costs = costs_table(folder, {one for row in rows for one in experts_of(row)}) if form == "markdown" else ""
     typer.echo(f"\n## costs\n\n{costs}" * bool(costs), nl=False)
+
+
+def findings(words: Words) -> None:
+    """Print what the rows of a study say, with its numbers: what holds after correction, and what is not told apart.
+
+    \b
+    unival-merge study findings averaging results/pocket-averaging
+    """
+    from experiments.pages.findings import told
+    from experiments.pages.views import open_study, read_notes
+
+    found = asked(words)
+    rows, scores = open_study(found.folder, found.name)
+    notes = read_notes(found.folder, found.name)
+    for one in told(rows, scores, notes.contender, notes.tasks):
+        first, *details = str(one).splitlines()
+        typer.echo(printable(first))
+        for line in details:
+            typer.echo(printable(f"  {line}"))
 
 
 def report(

@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from experiments.errors import StudyError
 from experiments.grid.children import refuse_in_script
+from experiments.grid.clusters import append_clusters, known_clusters
 from experiments.grid.notes import Notes, write_notes
 from experiments.grid.rows import ROW_DIGEST, Row, append_rows, content_key, names_in, read_rows, read_scores
 from experiments.grid.subject import Subject, opened
@@ -165,6 +166,7 @@ def _run_cells(grid: Grid, cells: Sequence[Cell], folder: Path, engine: Engine, 
     jobs = grid.jobs(cells)
     if grid.notes is not None:
         write_notes(folder, grid.study, grid.notes)
+    note_clusters(grid, jobs, file)
     todo = missing_jobs(jobs, file)
     summary.known = len(jobs) - len(todo)
     todo, summary.copied = copy_known(grid, todo, file)
@@ -193,6 +195,15 @@ def _run_cells(grid: Grid, cells: Sequence[Cell], folder: Path, engine: Engine, 
             bar.update()
             summary.bookkeeping += time.perf_counter() - received
     return summary
+
+
+def note_clusters(grid: Grid, jobs: Sequence[Job], file: Path) -> None:
+    """Note which examples of the jobs' splits share an image or the like, where that is not known yet."""
+    known = known_clusters(file)
+    for task, split, data in dict.fromkeys((job.cell.task, job.cell.split, job.data) for job in jobs):
+        key = content_key(task=task, split=split, data=data, **grid.subject.conditions(task))
+        if key not in known and len(given := grid.subject.clusters(task, split)):
+            append_clusters(file, key, (task, split, data), given)
 
 
 def groups(jobs: Sequence[Job]) -> list[Group]:

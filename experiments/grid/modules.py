@@ -62,6 +62,11 @@ class ModuleSubject:
         """Return the study's version."""
         return {"version": self.study.version}
 
+    def clusters(self, task: str, split: str) -> Sequence[Hashable]:
+        """Return what a scoring function says of its examples, by a method `clusters(split)`; else none."""
+        clusters: Any = getattr(self.study.tasks[task].score, "clusters", None)
+        return list(clusters(split)) if callable(clusters) else []
+
     def recalibration(self, tasks: Sequence[str]) -> list[str]:
         """Return the tasks whose inputs are seen, each with what these say of themselves by a method `digest()`."""
         found: list[str] = []

@@ -207,7 +207,9 @@ def is_made_of(row: Mapping[str, Any], experts: Iterable[str]) -> bool:
 
 
 def mean_of(rows: Records, column: str) -> float:
-    """Return the mean of a column of numbers."""
+    """Return the mean of a column of numbers, of rows of one metric: StudyError for others, whose units differ."""
+    if len(metrics := {str(row.get("metric", "")) for row in rows}) > 1:
+        raise StudyError(f"scores of {', '.join(sorted(metrics))} have no mean: average the rows of one metric")
     return float(np.mean([row[column] for row in rows]))
 
 

@@ -64,6 +64,11 @@ class Subject(Protocol):
         version."""
         ...
 
+    def clusters(self, task: str, split: str) -> Sequence[Hashable]:
+        """Return one thing an example of a split, which examples of one image (or the like) share, of as many as are
+        evaluated; none where examples share nothing."""
+        ...
+
     def recalibration(self, tasks: Sequence[str]) -> list[str]:
         """Say what BatchNorm statistics measured on inputs of tasks depend on: digests of data, how many of them."""
         ...

@@ -72,3 +72,14 @@ def unit_of(rows: Records) -> Unit:
     if not name and rises and all(0 <= value <= 1 for value in values):
         return SHARES
     return Unit(1.0, name, rises)
+
+
+def scale_of(rows: Records) -> Unit:
+    """Return the unit of rows of one metric, with its name where that alone says what the numbers are: scores of one
+    scale may be averaged.
+
+    >>> scale_of([{"metric": "CIDEr-D", "value": 2.5}]).name, scale_of([{"metric": "accuracy", "value": 0.5}]).name
+    ('CIDEr-D × 100', '%')
+    """
+    unit = unit_of(rows)
+    return unit._replace(name=f"{rows[0]['metric']} {unit.name}".strip()) if unit.name in ("", TIMES_100) else unit

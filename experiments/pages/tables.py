@@ -1,8 +1,9 @@
 """Tables of rows: points down, (task, split, metric) across, as markdown, CSV, LaTeX and HTML.
 
 Scores are printed in the unit of their metric (`experiments.grid.units`), with 95 % intervals; CSV has the rows' own
-numbers. Rows of several seeds are averaged. The best of a column, the lowest where lower is better, is marked only
-where it beats every other row in paired tests, Holm-corrected, at p < 0.05.
+numbers. Rows of several seeds are averaged, and their intervals are over seeds and examples. Marked is the best of a
+column, the lowest where lower is better, with every row that is not told apart from it over seeds and examples,
+Holm-corrected, at p < 0.05.
 """
 
 import csv
@@ -11,14 +12,13 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from experiments.errors import StudyError
 from experiments.grid.escapes import csv_cell, html, latex, markdown, one_line
 from experiments.grid.rows import Records, Rows, mean_of, names_in, records
 from experiments.grid.units import Unit, unit_of
-from experiments.pages.views import experts_of, method_words, pairs_of, references_of
-from experiments.statistics.tests import Examples, holm, paired_test
+from experiments.pages.views import experts_of, method_words, pairs_of, references_of, with_intervals
+from experiments.statistics.contrasts import difference, draws_of, signs
+from experiments.statistics.tests import Examples
 
 COLUMNS = ("task", "split", "metric")
 INDEX = ("experts", "method", "batchnorm", "point")
@@ -44,7 +44,7 @@ class Entry:
 class Table:
     """Cells by row label and column label; a label is a tuple of the values of `index`, or of task, split, metric.
 
-    `tested` says that bests were looked for by tests; `units` are those of the columns.
+    `tested` says that bests were found by tests; `units` are those of the columns, `over` says what intervals are over.
     """
 
     index: tuple[str, ...]
@@ -53,6 +53,7 @@ class Table:
     cells: dict[tuple[Label, Label], Entry]
     tested: bool
     units: dict[Label, Unit]
+    over: str = ""
 
     def __repr__(self) -> str:
         return f"<Table: {len(self.rows)} x {len(self.columns)} scores by {', '.join(self.index)}>"
@@ -84,9 +85,10 @@ class Table:
     def legend(self) -> str:
         """Say what the numbers and the bold ones are, and why scores are missing."""
         intervals = any(not math.isnan(cell.lo) for cell in self.cells.values())
-        text = "Scores with 95 % intervals." if intervals else "Scores."
+        text = f"Scores with 95 % intervals{self.over and f' ({self.over})'}." if intervals else "Scores."
         if self.tested:
-            text += " Bold: better than every other row of the column (paired tests, Holm-corrected, p < 0.05)."
+            text += " Bold: the best of a column, and every row that is not told apart from it (differences over seeds "
+            text += "and examples, Holm-corrected, p < 0.05)."
         notes = {cell.note for cell in self.cells.values() if math.isnan(cell.value)}
         return " ".join([text, *sorted(notes)])
 
@@ -107,12 +109,13 @@ def study_tables(
             found = study_tables(own, scores, groups) if own else {}
             tables |= {f"{title}, {metric}" if title else metric: table for title, table in found.items()}
         return tables
+    rows = with_intervals(rows, scores)
     if groups:
         kept = {title: [row for name in own for row in _asked(rows, name, own[name])] for title, own in groups.items()}
-        return {title: pivot(found, scores or None, index=("point",)) for title, found in kept.items() if found}
+        return {title: pivot(found, scores, index=("point",)) for title, found in kept.items() if found}
     pairs = pairs_of(rows)
     if not pairs or any(len(experts_of(row)) > 2 for row in rows):
-        return {"": pivot(rows, None if pairs else scores or None, index=INDEX)}
+        return {"": pivot(rows, None if pairs else scores, index=INDEX)}
     tables: dict[str, Table] = {}
     for pair in pairs:
         tasks = {row["task"] for row in rows if set(experts_of(row)) == set(pair)}
@@ -129,15 +132,17 @@ def written(
     if form not in FORMATS:
         raise StudyError(f"no format {form!r}: choose {', '.join(FORMATS)}")
     write, heading, escaped = FORMATS[form]
-    tables = study_tables(rows, scores, groups, beside) if heading else {"": pivot(rows, index=INDEX)}
+    if not heading:
+        return write(pivot(with_intervals(rows, scores), index=INDEX))
+    tables = study_tables(rows, scores, groups, beside)
     return "\n".join(heading.format(escaped(title)) * bool(title) + write(table) for title, table in tables.items())
 
 
 def pivot(rows: Rows, scores: Examples | None = None, *, index: Sequence[str] = ("experts", "point")) -> Table:
     """Make one table row of each value of the `index` columns, in order of appearance.
 
-    Without `scores` (per example by row key, from `read_scores`) no best is marked, and none in a column where a row
-    has no scores.
+    Without `scores` (per example by row key, from `read_scores`) no best is marked, and none in a column where neither
+    seeds nor examples say how sure a difference is.
     """
     found = [{**row, "method": method_words(row)} if "method" in row else row for row in records(rows)]
     if not found:
@@ -146,15 +151,17 @@ def pivot(rows: Rows, scores: Examples | None = None, *, index: Sequence[str] = 
     for row in found:
         groups.setdefault(_label(row, COLUMNS), {}).setdefault(_label(row, index), []).append(row)
     cells: dict[tuple[Label, Label], Entry] = {}
+    over = ", ".join(sorted({str(row["interval"]) for row in found if "interval" in row}))
     for column, own in groups.items():
-        marked = None if scores is None else _best(own, scores)
+        marked = set[Label]() if scores is None else _best(own, scores)
         for label, group in own.items():
             value, lo, hi = (mean_of(group, name) for name in ("value", "lo", "hi"))
             note, first = "; ".join(names_in(group, "note")), group[0]
-            cells[label, column] = Entry(value, lo, hi, int(first["n"]), note, str(first["key"]), label == marked)
+            cells[label, column] = Entry(value, lo, hi, int(first["n"]), note, str(first["key"]), label in marked)
     labels = list(dict.fromkeys(_label(row, index) for row in found))
     units = {column: unit_of([row for own in lines.values() for row in own]) for column, lines in groups.items()}
-    return Table(tuple(index), labels, list(groups), cells, scores is not None, units)
+    tested = any(cell.marked for cell in cells.values())
+    return Table(tuple(index), labels, list(groups), cells, tested, units, over)
 
 
 def to_markdown(table: Table) -> str:
@@ -227,22 +234,22 @@ def _asked(rows: Records, name: str, tasks: Sequence[str]) -> Records:
     return [row for row in rows if experts_of(row) == [name] and row["task"] in tasks]
 
 
-def _best(groups: Mapping[Label, Records], scores: Examples) -> Label | None:
-    """Find the label that beats every other one, of rows with a score and the same seeds."""
+def _best(groups: Mapping[Label, Records], scores: Examples) -> set[Label]:
+    """Find the best label, and those that are not told apart from it, of rows with a score; none where a label has
+    several rows of a seed, or a difference cannot be tested."""
     groups = {label: own for label, own in groups.items() if not any(math.isnan(row["value"]) for row in own)}
-    seeds = {tuple(sorted(str(row["seed"]) for row in group)) for group in groups.values()}
-    if len(groups) < 2 or len(seeds) > 1 or any(row["key"] not in scores for group in groups.values() for row in group):
-        return None
-    examples = {
-        label: np.concatenate([scores[row["key"]] for row in sorted(group, key=lambda row: str(row["seed"]))])
-        for label, group in groups.items()
-    }
-    unit = unit_of([row for own in groups.values() for row in own])
+    models = {label: {row["seed"]: row for row in own} for label, own in groups.items()}
+    if len(groups) < 2 or any(len(models[label]) < len(own) for label, own in groups.items()):
+        return set()
+    rows = [row for own in groups.values() for row in own]
+    unit, draws = unit_of(rows), draws_of(rows, scores)
     top = [*groups][unit.best([mean_of(own, "value") for own in groups.values()])]
-    tests = [paired_test(examples[label], examples[top]) for label in groups if label != top]
-    better = all(test.difference and (test.difference > 0) == unit.rises for test in tests)
-    won = better and holm([test.p for test in tests]).max() < 0.05
-    return top if won else None
+    others = [label for label in groups if label != top]
+    gaps = [difference(models[top], models[label], scores, rises=unit.rises, draws=draws) for label in others]
+    known = [gap for gap in gaps if gap is not None and gap.p == gap.p]
+    if len(known) < len(others):
+        return set()
+    return {top, *(label for label, sign in zip(others, signs(known), strict=True) if sign <= 0)}
 
 
 def _label(row: Mapping[str, object], columns: Sequence[str]) -> Label:

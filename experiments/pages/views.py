@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 
 from experiments.errors import StudyError
+from experiments.grid.clusters import with_clusters
 from experiments.grid.lines import entries
 from experiments.grid.notes import read_notes as read_notes
 from experiments.grid.rows import Records, Rows, latest, names_in, read_rows, read_scores, records, scores_path
 from experiments.grid.units import SHARES, unit_of
-from experiments.statistics.bootstrap import interval, resampled_means
+from experiments.statistics.bootstrap import interval
+from experiments.statistics.contrasts import draws_of
 from experiments.statistics.weights import Geometry, read_pairs
 from experiments.study.points import PRETRAINED as PRETRAINED
 from experiments.study.points import WHOLE, share_parameter
@@ -50,7 +52,7 @@ def open_study(folder: str | Path, study: str) -> tuple[Records, Scores]:
         known = {PRETRAINED: 0.0, **notes.progress}
         owned = [{**row, "progress": known[row["experts"]]} if row["experts"] in known else row for row in owned]
     owned = with_geometry(owned, read_pairs(folder))
-    return owned, read_scores(path) if scores_path(path).is_file() else {}
+    return with_clusters(owned, path), read_scores(path) if scores_path(path).is_file() else {}
 
 
 def with_geometry(rows: Records, pairs: Sequence[Geometry]) -> Records:
@@ -192,6 +194,13 @@ def is_single(row: Mapping[str, Any]) -> bool:
     return row["method"] == SINGLE
 
 
+def plain_singles(rows: Records) -> Records:
+    """Keep the models as they are whose making was plain: experts of the first kind, and the pretrained model. Experts
+    of other kinds may come from averages themselves, and models of several tasks know more than one of them."""
+    first = {*kinds_of(rows)[:1], PRETRAINED}
+    return [row for row in rows if is_single(row) and row["experts"] in first]
+
+
 def pairs_of(rows: Records) -> list[Pair]:
     """Find the pairs of experts that have a point between them, each once, in the order of the rows."""
     found: dict[Pair, None] = {}
@@ -299,7 +308,7 @@ def with_intervals(rows: Records, scores: Mapping[str, np.ndarray]) -> Records:
         for row in column:
             models.setdefault(_point(row), []).append(row)
         several = [own for own in models.values() if len({row["seed"] for row in own}) == len(own) > 1]
-        draws = _draws([row["key"] for own in several for row in own], scores)
+        draws = draws_of((row for own in several for row in own), scores)
         for own in several:
             drawn = [draws[row["key"]] for row in own if row["key"] in draws]
             table = np.stack(drawn, axis=1) if len(drawn) == len(own) else None
@@ -308,18 +317,6 @@ def with_intervals(rows: Records, scores: Mapping[str, np.ndarray]) -> Records:
             over = "seeds" if table is None else "seeds and examples"
             found |= {id(row): {**row, "lo": lo, "hi": hi, "interval": over} for row in own}
     return [found.get(id(row), row) for row in rows]
-
-
-def _draws(keys: Sequence[str], scores: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return by row key the means of scores on examples drawn anew, the same ones for all rows that have as many."""
-    sizes: dict[int, list[str]] = {}
-    for key in keys:
-        if len(scores.get(key, ())):
-            sizes.setdefault(len(scores[key]), []).append(key)
-    found: dict[str, np.ndarray] = {}
-    for own in sizes.values():
-        found |= zip(own, resampled_means([scores[key] for key in own]).T, strict=True)
-    return found
 
 
 def policies_of(rows: Records) -> list[str]:

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from experiments.errors import StudyError
+from experiments.grid.clusters import with_clusters
 from experiments.grid.escapes import html, one_line
 from experiments.grid.grid import ROWS, Summary
 from experiments.grid.notes import Notes, read_notes
@@ -226,7 +227,7 @@ class Results:
 
     @cached_property
     def _records(self) -> Records:
-        return records(self.rows)
+        return with_clusters(records(self.rows), self.folder / ROWS)
 
     @cached_property
     def _examples(self) -> dict[str, np.ndarray]:

@@ -8,6 +8,8 @@ from numpy.typing import ArrayLike
 
 from experiments.errors import StudyError
 from experiments.grid.rows import Records, is_made_of, mean_of, names_in
+from experiments.statistics.contrasts import Contrast, contrast
+from experiments.statistics.tests import max_t
 
 
 class Line(NamedTuple):
@@ -44,6 +46,39 @@ def lines_between(rows: Records, pair: tuple[str, str], *, by: str = "experts", 
         seeds = [[scale * row["value"] for row in own] for own in ordered]
         found[name] = Line(np.array(sorted(points)), value, lo, hi, seeds)
     return found
+
+
+class Barrier(NamedTuple):
+    """How far scores lie below the straight line between the ends, a loss above it: at equal shares, where such a point
+    is there, and where it is most, at `place` of all points, with an interval and a p that are corrected for that."""
+
+    midpoint: Contrast | None
+    highest: float
+    lo: float
+    hi: float
+    p: float
+    place: int
+
+
+def barrier(shares: ArrayLike, values: ArrayLike, draws: ArrayLike | None = None, *, rises: bool = True) -> Barrier:
+    """Measure the barrier between two ends (arXiv 1912.05671, 2110.06296) from scores (k, s) at rising shares (k,) from
+    0 to 1 and seeds, and `draws` (k, samples, s) of them; larger scores are better unless they fail to rise.
+
+    The definition is that of the straight line: at the midpoint it is the mean of the ends less the score between.
+    """
+    share, scores = np.asarray(shares, dtype=np.float64), np.asarray(values, dtype=np.float64)
+    sign = 1 if rises else -1
+    below = sign * (chord(share, scores.T).T - scores)[1:-1]
+    drawn = None
+    if draws is not None:
+        table = np.moveaxis(np.asarray(draws, dtype=np.float64), 0, -1)
+        drawn = np.moveaxis(sign * (chord(share, table) - table)[..., 1:-1], -1, 0)
+    most = int(below.mean(axis=1).argmax())
+    every = max_t(below, drawn, samples=2_000)
+    half = [k for k, one in enumerate(share[1:-1]) if abs(one - 0.5) < 1e-9]
+    midpoint = contrast(below[half[0]], None if drawn is None else drawn[half[0]]) if half else None
+    highest, lo, hi, p = (float(column[most]) for column in every)
+    return Barrier(midpoint, highest, lo, hi, p, most + 1)
 
 
 def chord(shares: ArrayLike, scores: ArrayLike) -> np.ndarray:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from experiments.grid.rows import Records, names_in
-from experiments.statistics.bootstrap import NOWHERE, SAMPLES, interval, kind_of_interval, resampled_means
+from experiments.statistics.bootstrap import NOWHERE, interval, kind_of_interval
+from experiments.statistics.contrasts import measured
 from experiments.statistics.retention import retention
 from experiments.statistics.selection import (
     ON,
@@ -25,10 +25,10 @@ from experiments.statistics.selection import (
     label_of,
     reckoned,
 )
+from experiments.statistics.tests import Examples
 
 CHOOSING = ("val", "train")  # splits on which nothing is reported
 MEAN = "mean over tasks"
-Examples = Mapping[str, np.ndarray]  # scores of examples by row key, from `read_scores`
 
 
 @dataclass(frozen=True)
@@ -146,22 +146,12 @@ def kept(among: Candidates, model: Model, split: str, scores: Examples, *, chose
 def drawn(rows: Sequence[Records], column: Column, scores: Examples) -> np.ndarray | None:
     """Return draws (samples, seeds) of a model's retention, from its rows and those beside them (`Candidates.rows`), by
     seed; None where examples have no scores."""
-    unique = list(dict.fromkeys(str(row["key"]) for own in rows for row in own))
-    lengths = {len(scores.get(key, ())) for key in unique}
-    if len(lengths) != 1 or lengths == {0}:
+    models = [{i: own[place] for i, own in enumerate(rows)} for place in range(len(rows[0]))]
+    draws = measured(models, scores).draws
+    if draws is None:
         return None
-    place = rows[0][0]
-    salt = zlib.crc32(f"{place['task']} {place['split']}".encode())  # tasks are drawn apart, models together
-    means = resampled_means([scores[key] for key in unique], samples=SAMPLES, seed=salt)
-    models = [
-        np.stack([means[:, unique.index(str(own[i]["key"]))] for own in rows], axis=1) for i in range(len(rows[0]))
-    ]
-    merged, expert, *start = models
-    how: dict[str, Any] = {"higher_is_better": column.unit.rises, "form": column.form}
-    # The value of a corpus metric is not the mean of its examples' scores: draws are moved onto it.
-    means_of = [np.array([scores[str(own[i]["key"])].mean() for own in rows]) for i in range(len(rows[0]))]
-    off = np.array([reckoned(own, column) for own in rows]) - retention(*means_of[1::-1], *means_of[2:], **how)
-    return retention(expert, merged, *start, **how) + np.where(np.isfinite(off), off, 0)
+    merged, expert, *start = draws
+    return retention(expert, merged, *start, higher_is_better=column.unit.rises, form=column.form)
 
 
 def _measured(values: np.ndarray, draws: np.ndarray | None, rows: Sequence[Records]) -> dict[str, Any]:

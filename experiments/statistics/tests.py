@@ -1,60 +1,27 @@
-"""Tests of differences: two models on the same examples, one difference or many."""
+"""What is left of many tests: corrections for their number (Holm), and for the best of points on one line (max-T)."""
 
-import math
-from collections.abc import Mapping, Sequence
+from __future__ import annotations
+
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from experiments.errors import StudyError
-from experiments.grid.rows import Records, mean_of
-from unival_core.metrics import is_binary
+from experiments.statistics.bootstrap import sound, uncertainty
+from experiments.statistics.student import LEVEL
 
-Z = 1.959964  # half-width of a normal 95 % interval, in standard errors
 Examples = Mapping[str, np.ndarray]  # scores of examples by row key, from `read_scores`
-_CHUNK = 2_000_000  # signs drawn at once
 
 
-class Comparison(NamedTuple):
-    """Second minus first in the mean, and the two-sided p of no difference."""
+class Simultaneous(NamedTuple):
+    """Means over seeds of many statistics (k,), their 95 % intervals that hold all at once, and the p of each truth
+    being 0, corrected for there being so many."""
 
-    difference: float
-    p: float
-
-
-class Gap(NamedTuple):
-    """A difference between two models and its standard error; the error is NaN without scores of the examples."""
-
-    value: float
-    error: float
-
-    @property
-    def sign(self) -> int:
-        """Return 1 or -1 where the 95 % interval leaves out zero, else 0; of the value alone where there is no
-        error."""
-        clear = math.isnan(self.error) or abs(self.value) > Z * self.error
-        return int(np.sign(self.value)) if clear else 0
-
-    def __str__(self) -> str:
-        if math.isnan(self.error):
-            return f"{100 * self.value:+.1f}"
-        lo, hi = (100 * (self.value + side * Z * self.error) for side in (-1, 1))
-        return f"{100 * self.value:+.1f} [{lo:+.1f}, {hi:+.1f}]"
-
-
-def paired_test(first: ArrayLike, second: ArrayLike, *, samples: int = 10_000, seed: int = 0) -> Comparison:
-    """Compare two points on the same examples, scores (n,) each in the same order.
-
-    Exact McNemar (binomial on the discordant pairs) where all scores are 0 or 1; otherwise a permutation of the signs
-    of the differences, drawn `samples` times.
-    """
-    a, b = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
-    if a.ndim != 1 or a.shape != b.shape or len(a) == 0:
-        raise StudyError(f"scores of shapes {a.shape} and {b.shape} do not pair up: give the same n > 0 for both")
-    exact = is_binary(a) and is_binary(b)
-    p = _mcnemar(int((b > a).sum()), int((a > b).sum())) if exact else _sign_permutation(b - a, samples, seed)
-    return Comparison(float((b - a).mean()), p)
+    value: np.ndarray
+    lo: np.ndarray
+    hi: np.ndarray
+    p: np.ndarray
 
 
 def holm(p_values: ArrayLike) -> np.ndarray:
@@ -66,58 +33,66 @@ def holm(p_values: ArrayLike) -> np.ndarray:
     return adjusted
 
 
-def gap(first: Records, second: Records, scores: Examples) -> Gap:
-    """Subtract the mean score of the second model's rows (one a seed) from the first's, on the same examples."""
-    value = mean_of(first, "value") - mean_of(second, "value")
-    examples = paired_examples([first, second], scores)
-    return Gap(value, math.nan if examples is None else standard_error(examples[0] - examples[1]))
+def max_t(
+    values: ArrayLike, draws: ArrayLike | None = None, *, above: bool = False, samples: int = 10_000, seed: int = 0
+) -> Simultaneous:
+    """Test many statistics at once, so that the best of them may be named: `values` (k, s) at the same seeds, and
+    `draws` (k, n, s) of them on the same resampled examples; with `above` only whether truths are above 0.
+
+    All are drawn together at other seeds and other examples, each studentised by an error that is guessed anew from as
+    many seeds; how many degrees of freedom that error has, all statistics tell together. The p of one is how often the
+    largest t of them all is as large as its own, and intervals reach as far as that in 95 of 100 draws. NaN where
+    neither seeds nor examples tell.
+    """
+    own = np.asarray(values, dtype=np.float64)
+    drawn = None if draws is None else np.moveaxis(sound(np.moveaxis(np.asarray(draws, np.float64), 0, -1)), -1, 0)
+    centre = own.mean(axis=1)
+    parts = [uncertainty(one, None if drawn is None else drawn[k]) for k, one in enumerate(own)]
+    variance = np.array([part.variance for part in parts])
+    if not np.isfinite(variance).all():
+        nowhere = np.full(len(own), np.nan)
+        return Simultaneous(centre, nowhere, nowhere, nowhere)
+    rng, known = np.random.default_rng(seed), variance > 0
+    away, guessed = _at_other_seeds(own, samples, rng)
+    away *= np.sqrt([part.seeds for part in parts])
+    if drawn is not None:
+        away += _on_other_examples(drawn, np.array([part.common for part in parts]), samples, rng)
+    t = away[:, known] / np.sqrt(variance[known])
+    of_seeds = float(np.mean([part.seeds / part.variance for part in parts if part.variance])) if known.any() else 0.0
+    if of_seeds:
+        freedom = (own.shape[1] - 1) / of_seeds**2  # Satterthwaite
+        squares = np.sort(rng.chisquare(freedom, samples)) / freedom
+        t = t / np.sqrt(squares[np.argsort(np.argsort(guessed[:, known], axis=0), axis=0)])
+    largest = np.max(t if above else np.abs(t), axis=1, initial=0)
+    far = np.divide(centre, np.sqrt(variance), out=np.zeros_like(centre), where=known)
+    p = np.array([(1 + (largest >= one).sum()) / (1 + samples) for one in (far if above else np.abs(far))])
+    half = float(np.quantile(largest, LEVEL)) * np.sqrt(variance)
+    highest = np.full_like(half, np.inf) if above else centre + half
+    return Simultaneous(centre, centre - half, highest, np.where(known, p, centre == 0))
 
 
-def mean_gap(first: Records, second: Records, splits: Sequence[str], scores: Examples) -> Gap | None:
-    """Average the difference over every task and split that both models have, taken as independent; None if none."""
-    found: list[Gap] = []
-    for place in dict.fromkeys((row["task"], row["split"]) for row in first if row["split"] in splits):
-        ours, theirs = ([row for row in rows if (row["task"], row["split"]) == place] for rows in (first, second))
-        if theirs:
-            found.append(gap(ours, theirs, scores))
-    if not found:
-        return None
-    error = math.sqrt(sum(one.error**2 for one in found)) / len(found)
-    return Gap(float(np.mean([one.value for one in found])), error)
+def _at_other_seeds(values: np.ndarray, samples: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Draw (samples, k) how far means over other seeds lie from their truths, in standard errors, and how large these
+    would be guessed there.
+
+    How statistics go together is seen in the seeds; two say nothing of it, and of few only a part is believed.
+    """
+    count, seeds = values.shape
+    if seeds == 1:
+        return np.zeros((samples, count)), np.ones((samples, count))
+    own = values - values.mean(axis=1, keepdims=True)
+    length = np.linalg.norm(own, axis=1, keepdims=True)
+    own = np.divide(own, length, out=np.zeros_like(own), where=length > 0)
+    alone = np.sqrt(1 / (seeds - 1))
+    made = np.sqrt(1 - alone**2) * rng.normal(size=(samples, seeds, seeds)) @ own.T
+    made += np.where(length.T > 0, alone, 1) * rng.normal(size=(samples, seeds, count))
+    return np.sqrt(seeds) * made.mean(axis=1), made.var(axis=1)
 
 
-def paired_examples(models: Sequence[Records], scores: Examples) -> list[np.ndarray] | None:
-    """Average the scores of every example (n,) over each model's rows, one a seed; None if a row lacks them, or if n
-    differs."""
-    keys = [[row["key"] for row in rows] for rows in models]
-    lengths = {len(scores.get(key, ())) for own in keys for key in own}
-    if not all(keys) or len(lengths) != 1 or lengths == {0}:
-        return None
-    return [np.mean([scores[key] for key in own], axis=0) for own in keys]
-
-
-def standard_error(values: np.ndarray) -> float:
-    """Return the standard error of the mean of values (n,); NaN of a single one."""
-    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
-
-
-def _mcnemar(gained: int, lost: int) -> float:
-    pairs = gained + lost
-    term = tail = 1  # binomial coefficients, exact
-    for k in range(min(gained, lost)):
-        term = term * (pairs - k) // (k + 1)
-        tail += term
-    return min(1.0, 2 * tail / 2**pairs)
-
-
-def _sign_permutation(differences: np.ndarray, samples: int, seed: int) -> float:
-    d = differences[differences != 0]
-    if len(d) == 0:
-        return 1.0
-    rng = np.random.default_rng(seed)
-    step = max(1, _CHUNK // len(d))
-    flips = (rng.integers(2, size=(min(step, samples - k), len(d)), dtype=np.uint8) for k in range(0, samples, step))
-    sums = d.sum() - 2 * np.concatenate([flip.astype(np.float64) @ d for flip in flips])
-    # A share of 1e-9 forgives sums that differ by rounding alone.
-    reached = int((np.abs(sums) >= abs(d.sum()) * (1 - 1e-9)).sum())
-    return (1 + reached) / (1 + samples)
+def _on_other_examples(draws: np.ndarray, common: np.ndarray, samples: int, rng: np.random.Generator) -> np.ndarray:
+    """Draw (samples, k) how far other examples move all seeds together, as they do in `draws` (k, n, s)."""
+    together = np.cov(draws.mean(axis=2), ddof=1).reshape(len(draws), -1)
+    noise = np.sqrt(np.diag(together))
+    share = np.divide(np.sqrt(common), noise, out=np.zeros_like(noise), where=noise > 0)
+    squares, axes = np.linalg.eigh(together * np.outer(share, share))
+    return rng.normal(size=(samples, len(draws))) * np.sqrt(np.maximum(squares, 0)) @ axes.T

@@ -87,13 +87,17 @@ class BaseSetup:
         answers = self.answers_file(task, split)
         return TaskDataset(
             known,
-            TsvTable(self.files(task, split), known.columns, known.selected_cols),
+            self.table(task, split),
             tokenizer,
             config,
             answers=load_answers(answers, known) if answers else (),
             media_dir=self.data.parent if self.data.name == "ofa" else self.data,
             cache=cache,
         )
+
+    def table(self, task: str, split: str) -> TsvTable:
+        """Return published rows as they are in their files."""
+        return TsvTable(self.files(task, split), TASKS[task].columns, TASKS[task].selected_cols)
 
     def data_digest(self, task: str, split: str) -> str:
         """Return the digest of the files and of the answers; media that the files name by path are not looked at."""

@@ -16,7 +16,7 @@ from typing import ClassVar
 from experiments.errors import StudyError
 from experiments.study.points import Cell, Expert
 from experiments.unival.pocket.cache import user_cache
-from experiments.unival.pocket.data import Files, rows_digest
+from experiments.unival.pocket.data import Files, rows_digest, rows_file
 from experiments.unival.pocket.experts import expert_file, make_experts
 from experiments.unival.pocket.pipeline import Pocket
 from experiments.unival.pocket.table import GREEDY
@@ -25,7 +25,7 @@ from experiments.unival.world.tables import read_world
 from experiments.unival.world.tasks import TASKS as WORLD_TASKS
 from merge import Input
 from unival_core import TASKS, GenerationOptions, Tokenizer, UnivalConfig, load_tokenizer
-from unival_core.data import MediaCache, TaskDataset
+from unival_core.data import MediaCache, TaskDataset, TsvTable
 
 LOSS, CONFIDENCE = "negative log-likelihood", "confidence"  # metrics that every cell has beside the quoted one
 
@@ -69,6 +69,11 @@ class PocketSetup:
         files.cache = cache
         self.data_digest(task, split)
         return files.data(task, split)
+
+    def table(self, task: str, split: str) -> TsvTable:
+        """Return the rows of a split of the embedded world, as they are in its file."""
+        known = TASKS[task]
+        return TsvTable(rows_file(self.pocket().world, task, split), known.columns, known.selected_cols)
 
     def data_digest(self, task: str, split: str) -> str:
         """Return the content of a split and of the answers that its task allows, by the world's record or the file

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,14 @@ class UnivalSubject:
     def conditions(self, task: str) -> Mapping[str, Any]:
         """Say how answers are searched for, and the limit of rows."""
         return {"generation": asdict(self.setup.generation(task)), "limit": self.limit}
+
+    def clusters(self, task: str, split: str) -> list[str]:
+        """Return the image, video or audio of every row, by its digest."""
+        if TASKS[task].medium is None:
+            return []
+        table = self.setup.table(task, split)
+        count = len(table) if self.limit is None else min(self.limit, len(table))
+        return [sha256(table[row]["media"].encode()).hexdigest() for row in range(count)]
 
     def recalibration(self, tasks: Sequence[str]) -> list[str]:
         """Return the number of training inputs, and what they are."""

@@ -13,7 +13,7 @@ from experiments.errors import StudyError
 from experiments.grid.escapes import SHORT
 from experiments.grid.escapes import figure as shown
 from experiments.grid.rows import Records, Rows, mean_of, names_in, records, scored
-from experiments.grid.units import SHARES, Unit, unit_of
+from experiments.grid.units import unit_of
 from experiments.pages.figures.style import (
     GREY,
     SMALL,
@@ -36,40 +36,19 @@ from experiments.pages.views import (
     main_metrics,
     method_words,
     one_policy,
+    plain_singles,
     with_series,
 )
+from experiments.statistics.robustness import Scale, pairs_of_splits, trend_of
 from merge import share_label
 
 _SIZE = (4.9, 4.7)  # inches of a panel
 _CROWDED = 0.1  # merged models are named where less of the name is covered by others
-_EDGE = 1e-3  # where 0 and 1 are drawn, which a logit axis does not have
 _TICKS = np.array([0.001, 0.002, 0.005, 0.01, 0.02, 0.05, *np.arange(1, 10) / 10, 0.95, 0.98, 0.99, 0.995, 0.998])
 _SIDES = [(7, 0), (-7, 0), (0, 10), (0, -10), (6, 9), (-6, 9), (6, -9), (-6, -9)]  # of a name, in points
 _SIDES += [(0, 20), (0, -20), (14, 20), (-14, 20), (14, -20), (-14, -20)]
 _FIT = (0, (6, 2))
 Interval = tuple[float, float, float]  # a score and its bounds
-
-
-class _Scale(NamedTuple):
-    """An axis of scores: shares of 1 on a logit scale, anything else in its unit."""
-
-    unit: Unit
-
-    @property
-    def is_logit(self) -> bool:
-        return self.unit == SHARES
-
-    def place(self, value: Any) -> Any:
-        """Return where scores of rows stand on the axis."""
-        return np.clip(value, _EDGE, 1 - _EDGE) if self.is_logit else self.unit.factor * np.asarray(value)
-
-    def straight(self, place: Any) -> Any:
-        """Return places on an axis without a scale."""
-        return np.log(place / (1 - place)) if self.is_logit else place
-
-    def bent(self, number: Any) -> Any:
-        """Turn `straight` back."""
-        return 1 / (1 + np.exp(-number)) if self.is_logit else number
 
 
 class _Mark(NamedTuple):
@@ -94,8 +73,9 @@ def ood_scatter(
     """Draw shifted against reported scores, a panel a shifted split, a mark a model (mean over its seeds) with its 95 %
     intervals; shares of 1 on logit axes.
 
-    Single models are stars. Three or more of them give a line, fitted on the axes as they are: what lies above it is
-    better on shifted data than its reported score foretells (effective robustness, arXiv 2007.00644). Dotted is y = x.
+    Single models are stars. Three or more of them give a line, fitted on the axes as they are, of experts of the first
+    kind and the pretrained model: what lies above it is better on shifted data than its reported score foretells
+    (effective robustness, arXiv 2007.00644). Dotted is y = x.
     Without `by`, series are how the models were made, under one BatchNorm policy.
     """
     found, by = (records(rows), by) if by else (with_series(one_policy(main_metrics(rows))), "series")
@@ -103,7 +83,7 @@ def ood_scatter(
     figure, axes = panels(len(splits), *_SIZE, most=2)
     for axis, split in zip(axes, splits, strict=True):
         outside = scored(found, task, split)
-        scales = _Scale(unit_of(inside)), _Scale(unit_of(outside))
+        scales = Scale(unit_of(inside)), Scale(unit_of(outside))
         marks = _marks(inside, outside, scales, by)
         if not marks:
             raise StudyError(f"no point of {task} has both splits {in_split} and {split}: evaluate them first")
@@ -111,7 +91,7 @@ def ood_scatter(
         _scale_axis(axis, "y", scales[1], [mark.y for mark in marks])
         for name, style in styles_of(dict.fromkeys(mark.series for mark in marks), styles).items():
             _draw_marks(axis, [mark for mark in marks if mark.series == name], style, shown(name, 2 * SHORT))
-        _draw_fit(axis, [mark for mark in marks if mark.single], scales)
+        _draw_fit(axis, inside, outside, scales)
         _draw_equal(axis, scales)
         tidy(axis)
         _name_marks(axis, marks, scales)
@@ -124,7 +104,7 @@ def ood_scatter(
     return figure
 
 
-def _marks(inside: Records, outside: Records, scales: tuple[_Scale, _Scale], by: str) -> list[_Mark]:
+def _marks(inside: Records, outside: Records, scales: tuple[Scale, Scale], by: str) -> list[_Mark]:
     """Pair the scores of every model on both splits, over the seeds that have both."""
     there, found = _by_point(outside), list[_Mark]()
     for point, own in _by_point(inside).items():
@@ -140,7 +120,7 @@ def _marks(inside: Records, outside: Records, scales: tuple[_Scale, _Scale], by:
     return found
 
 
-def _place(rows: Records, scale: _Scale) -> Interval:
+def _place(rows: Records, scale: Scale) -> Interval:
     value, lo, hi = (float(scale.place(mean_of(rows, column))) for column in ("value", "lo", "hi"))
     return value, lo, hi
 
@@ -159,7 +139,7 @@ def _name(row: Mapping[str, Any]) -> str:
     return "+".join(experts_of(row)) if has_equal_shares(row) else ""
 
 
-def _scale_axis(axis: Axes, which: str, scale: _Scale, scores: Sequence[Interval]) -> None:
+def _scale_axis(axis: Axes, which: str, scale: Scale, scores: Sequence[Interval]) -> None:
     """Set the limits and ticks of an axis: intervals lie inside, but for those far longer than the scores are apart."""
     straight = scale.straight(np.array(scores))
     low, high = straight[:, 0].min(), straight[:, 0].max()
@@ -196,32 +176,23 @@ def _draw_marks(axis: Axes, marks: Sequence[_Mark], style: Style, label: str) ->
         axis.plot(x[0], y[0], color=style.color, ls="none", label=named, zorder=4 if single else 3, **look)
 
 
-def _draw_fit(axis: Axes, singles: Sequence[_Mark], scales: tuple[_Scale, _Scale]) -> None:
-    """Draw the line that single models trace, if there are three or more of different scores."""
-    x, y = (
-        scale.straight(np.array([value for value, _, _ in scores]))
-        for scale, scores in zip(scales, ([m.x for m in singles], [m.y for m in singles]), strict=True)
-    )
-    if len(x) < 3 or np.ptp(x) == 0:
+def _draw_fit(axis: Axes, inside: Records, outside: Records, scales: tuple[Scale, Scale]) -> None:
+    """Draw the line that single models trace (`experiments.statistics.robustness`), if there are enough of them."""
+    there = _by_point(plain_singles(outside))
+    models = [(own, there.get(point, {})) for point, own in _by_point(plain_singles(inside)).items()]
+    line = trend_of([pair for own, others in models for pair in pairs_of_splits(own, others).values()])
+    if line is None:
         return
-    slope, height = np.polyfit(x, y, 1)
-    ends = scales[0].straight(np.array(axis.get_xlim()))
-    across = np.linspace(ends[0], ends[1], 50)
-    label = f"line through {len(x)} single models"
     limits = axis.get_xlim(), axis.get_ylim()
-    axis.plot(
-        scales[0].bent(across),
-        scales[1].bent(slope * across + height),
-        color=GREY,
-        lw=1.1,
-        ls=_FIT,
-        label=label,
-        zorder=1,
-    )
+    left, right = scales[0].straight(np.array(limits[0]))
+    across = np.linspace(left, right, 50)
+    label = f"line through {line.models} single models" + " (a seed each)" * (len(models) < line.models)
+    look = {"color": GREY, "lw": 1.1, "ls": _FIT, "label": label, "zorder": 1}
+    axis.plot(scales[0].bent(across), scales[1].bent(line.at(across)), **look)
     axis.set(xlim=limits[0], ylim=limits[1])
 
 
-def _draw_equal(axis: Axes, scales: tuple[_Scale, _Scale]) -> None:
+def _draw_equal(axis: Axes, scales: tuple[Scale, Scale]) -> None:
     """Draw y = x where it crosses the panel and both axes are of one unit."""
     (left, right), (low, high) = axis.get_xlim(), axis.get_ylim()
     ends = max(left, low), min(right, high)
@@ -229,7 +200,7 @@ def _draw_equal(axis: Axes, scales: tuple[_Scale, _Scale]) -> None:
         axis.plot(ends, ends, color=GREY, lw=0.9, ls=(0, (1, 2)), label="equal on both", zorder=0)
 
 
-def _name_marks(axis: Axes, marks: Sequence[_Mark], scales: tuple[_Scale, _Scale]) -> None:
+def _name_marks(axis: Axes, marks: Sequence[_Mark], scales: tuple[Scale, Scale]) -> None:
     """Write names beside marks, each on the side where it covers least of marks and other names; of merged models only
     where there is room."""
     size = 72 * np.array(_SIZE) * (0.8, 0.75)  # points of the plotting area, about

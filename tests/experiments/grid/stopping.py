@@ -60,6 +60,9 @@ class OneNumber:
     def conditions(self, task: str) -> dict[str, Any]:
         return {}
 
+    def clusters(self, task: Any, split: Any) -> list[str]:
+        return []
+
     def recalibration(self, tasks: Any) -> list[str]:
         return []
 

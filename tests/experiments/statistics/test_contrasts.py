@@ -5,8 +5,12 @@ import math
 import numpy as np
 import pytest
 
-from experiments.statistics.bootstrap import p_of_no_effect, tails_of_t
-from experiments.statistics.contrasts import Contrast, difference, measured, signs
+from experiments.errors import StudyError
+from experiments.grid.rows import mean_of
+from experiments.grid.units import SHARES, Unit
+from experiments.statistics.bootstrap import p_of_no_effect
+from experiments.statistics.contrasts import Contrast, Part, averaged, difference, measured, signs
+from experiments.statistics.student import tails_of_t
 
 
 def model(values, scores, key, seeds=(0,)):
@@ -32,7 +36,8 @@ def test_one_seed_is_tested_by_its_examples():
     assert better.lo > 0.2
     assert better.p < 1e-6
     assert difference(first, second, scores, rises=False).value == pytest.approx(-0.3)
-    assert difference(first, first, scores) == Contrast(0, 0, 0, 1)
+    assert difference(first, first, scores) == Contrast(0, 0, 0, 1, (0.0,), 1)
+    assert better.p == better.p_here  # of one seed all is said of other examples
 
 
 def test_seeds_that_disagree_say_little_whatever_the_examples_say():
@@ -63,3 +68,30 @@ def test_of_many_comparisons_only_clear_ones_count():
     assert signs([one] * 3) == [0, 0, 0]
     assert signs([one._replace(value=-1, p=0.001), one, one._replace(p=math.nan)]) == [-1, 1, 0]
     assert math.isnan(p_of_no_effect([0.5]))
+
+
+def test_scores_of_different_units_have_no_mean():
+    accuracy = Part(SHARES, (0, 1, 2), np.array([0.1, 0.2, 0.3]), None)
+    caption = Part(Unit(100.0, "CIDEr-D × 100"), (0, 1, 2), np.array([1.0, 2.0, 3.0]), None)
+    assert averaged([accuracy, accuracy._replace(seeds=(2, 1, 0))]).seeds == pytest.approx((0.2, 0.2, 0.2))
+    with pytest.raises(StudyError, match="scores in %, CIDEr-D × 100 have no mean: average retention, or the tasks of"):
+        averaged([accuracy, caption])
+    with pytest.raises(StudyError, match="scores of CIDEr-D, accuracy have no mean"):
+        mean_of([{"metric": "accuracy", "value": 0.5}, {"metric": "CIDEr-D", "value": 2.0}], "value")
+
+
+def test_means_are_of_the_seeds_that_all_have():
+    parts = [Part(SHARES, seeds, np.arange(len(seeds)) / 10, None) for seeds in ((0, 1, 2), (1, 2, 3))]
+    assert averaged(parts).seeds == pytest.approx((0.05, 0.15))
+    assert averaged([parts[0], parts[1]._replace(seeds=(5, 6, 7))]) is None
+
+
+def test_examples_of_one_image_count_as_one():
+    scores = {}
+    first, second = model([[1] * 60 + [0] * 40], scores, "a"), model([[1] * 40 + [0] * 60], scores, "b")
+    alone = difference(first, second, scores)
+    images = {"clusters": np.arange(100) // 10}
+    for rows in (first, second):
+        rows[0].update(images)
+    together = difference(first, second, scores)
+    assert together.hi - together.lo > 2 * (alone.hi - alone.lo)
