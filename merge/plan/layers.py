@@ -31,6 +31,7 @@ _END = re.compile(
     r"|(\w+_)?heads?|score|classifier|cls|pooler|logits|predictions?|output(_(projection|proj|layer))?|out_proj|proj_out"
     r"|project_out|embed_out|fc(_norm|_out)?|(lm_head|final_logits)_bias"
 )
+_NUMBER = re.compile(r"0|[1-9][0-9]{0,8}")
 _BEGIN = re.compile(r"emb|(^pre|_pre)(_|ln|layr?norm|norm|$)|^(in|input)_")
 SHOWN = 8
 
@@ -64,7 +65,7 @@ def numbered(name: str) -> tuple[str, int, str] | None:
     (('model.layers', 3, 'experts.0.w'), None)
     """
     parts = name.split(".")
-    numbers = [index for index, part in enumerate(parts) if part.isdecimal() and part == str(int(part))]
+    numbers = [index for index, part in enumerate(parts) if _NUMBER.fullmatch(part)]
     usual = [index for index in numbers if index and _LIST.fullmatch(parts[index - 1])]
     if not numbers:
         return None

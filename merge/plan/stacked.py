@@ -153,6 +153,8 @@ class _Work:
         for label in order:
             index, span = self._index(label, where), given[label]
             known = self._known(index, name, where)
+            if span is not None:  # numbers may be huge: of those that are not there some are enough
+                span = span[0], min(span[1], max(span[0], max(known) + 1) + SHOWN + 1)
             numbers = sorted(known) if span is None else list(range(*span))
             absent = [str(number) for number in numbers if number not in known]
             if absent:

@@ -36,7 +36,9 @@ def parameters_for(recipe: Recipe, units: Sequence[Unit]) -> dict[str, Mapping[s
             )
     computed = [unit for unit in units if unit.kind != "copy"]
     names = [name for unit in computed for name in unit.names]
-    depths = {name: place.depth for name, place in places([n for unit in units for n in unit.names]).items()}
+    depths: dict[str, float] = {}
+    if any(map(_runs, recipe.parameters.values())):
+        depths = {name: place.depth for name, place in places([n for unit in units for n in unit.names]).items()}
     common: dict[str, Any] = {}
     by_module: dict[str, dict[str, Any]] = {}
     for key, parameter in method.parameters.items():
@@ -48,7 +50,8 @@ def parameters_for(recipe: Recipe, units: Sequence[Unit]) -> dict[str, Mapping[s
                     check(recipe, key, parameter, at_depth(item, depth))
             decided = resolve(rules, names) if names else {}
             by_module[key] = {
-                name: check(recipe, key, parameter, at_depth(item, depths[name])) for name, (_, item) in decided.items()
+                name: check(recipe, key, parameter, at_depth(item, depths.get(name, 0.0)))
+                for name, (_, item) in decided.items()
             }
         else:
             common[key] = check(recipe, key, parameter, value)
@@ -236,7 +239,15 @@ def along(numbers: Sequence[float], depth: float) -> float:
 
 def _knots(value: Any) -> list[float]:
     """Depths at which a value with gradients is looked at before there are tensors: its ends; 0 where it has none."""
-    return [0.0, 1.0] if varies(value) else [0.0]
+    return [0.0, 1.0] if _runs(value) else [0.0]
+
+
+def _runs(value: Any) -> bool:
+    """Whether there is a gradient in a value."""
+    if is_gradient(value):
+        return True
+    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ()
+    return any(map(_runs, items))
 
 
 # -- coefficients by module ------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from merge.plan.depth import COUNT
 from merge.plan.findings.facts import Facts
 from merge.plan.findings.kinds import Seen, by_value
 from merge.plan.findings.sidecars import Sidecars
@@ -118,6 +119,8 @@ def _differing(facts: Facts) -> Iterator[tuple[str, bool]]:
         strict = source.endswith(".json") and "scheduler" not in source
         for key in dict.fromkeys(key for item in values for key in item):
             leaf = key.rpartition(".")[2]
+            if facts.stacked and (COUNT.fullmatch(leaf) or leaf == "layer_types"):
+                continue  # they follow the result
             found = [item.get(key, DEFAULTS.get(leaf, _ABSENT)) for item in values]
             present = [value for value in found if value is not _ABSENT]
             if all(isinstance(value, _Derived) for value in present):

@@ -88,6 +88,7 @@ def test_lists_are_told_apart() -> None:
     assert list(lists_in(["0.weight", "2.weight"])) == [""]
     assert numbered("models.0.layers.3.w") == ("models.0.layers", 3, "w")
     assert numbered("layer1.weight") is None
+    assert numbered(f"layers.{'9' * 5000}.w") is None
 
 
 # -- laws --------------------------------------------------------------------------------------------------------------
@@ -172,8 +173,9 @@ def test_a_gradient_runs_from_before_the_layers_to_the_head(tmp_path: Path) -> N
 
 
 def test_a_configuration_follows(tmp_path: Path) -> None:
-    one, two = folder(tmp_path / "one", model(0)), folder(tmp_path / "two", model(1), layer_types=["x", "y", "z", "w"])
-    done("layers", one, two, "--take", "0-2,two:1-3", "-o", tmp_path / "out", "--accept", "config-differs")
+    kinds = {"layer_types": ["x", "y", "z", "w", "v"], "num_hidden_layers": 5}
+    one, two = folder(tmp_path / "one", model(0)), folder(tmp_path / "two", model(1, 5), **kinds)
+    done("layers", one, two, "--take", "0-2,two:1-3", "-o", tmp_path / "out")
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["num_hidden_layers"] == 6
     assert config["layer_types"] == ["full", "full", "sliding", "y", "z", "w"]
@@ -207,6 +209,7 @@ def test_a_tied_head_is_written_where_it_is_anothers(tmp_path: Path) -> None:
         ([{"a": (0, 2), "b": (0, 3)}], r"layers\[0\]: a gives 2, b gives 3 layers"),
         ([{"c": (0, 2)}], r"layers\[0\] names 'c', which is no input"),
         ([{"a": (0, 4)}], "b is in no stretch of layers"),
+        ([{"a": (2, 10**12)}], r"a has no layer 4, 5, 6, 7, 8, 9, 10, 11, \.\.\.: it has 4"),
         ([{"a": [2, 2]}], "must be \\[from, to\\)"),
         ([{"a": "some"}], "must be \\[from, to\\)"),
         ({"decoder": [{"a": (0, 2)}]}, "a has no layers called 'decoder'; it has model.layers \\(layers 0 to 3\\)"),
