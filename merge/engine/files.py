@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -254,6 +255,8 @@ def identity(recipe: Recipe, algorithm: str, digests: Sequence[str] | None) -> s
     data = _traced(recipe, digests or [blank] * len(recipe.sources))
     for source in _sources(data):
         del source["path"]
+    if os.sep in recipe.policy.tokenizer:
+        data["policy"]["tokenizer"] = Path(recipe.policy.tokenizer).name
     return json.dumps({**data, "version": VERSION})
 
 
@@ -290,7 +293,9 @@ def provenance(command: str) -> dict[str, str]:
 
 def _traced(recipe: Recipe, digests: Sequence[str]) -> dict[str, Any]:
     """The recipe as JSON data, with absolute paths and the digests of its inputs."""
-    data = to_json(recipe)
+    data, words = to_json(recipe), ("first", "base", "union", *(item.name for item in recipe.sources))
+    if recipe.policy.tokenizer not in ("", *words):
+        data["policy"]["tokenizer"] = str(Path(recipe.policy.tokenizer).resolve())
     for source, item, digest in zip(_sources(data), recipe.sources, digests, strict=True):
         source["path"], source["digest"] = recorded(item.path), digest
     return data

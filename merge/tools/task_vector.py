@@ -18,6 +18,7 @@ from merge.errors import MergeError
 from merge.plan.checks import leave
 from merge.plan.policy import Policy
 from merge.plan.units import plan
+from merge.plan.vocabulary import matched
 from merge.recipe.parameters import method_named
 
 
@@ -49,6 +50,7 @@ class TaskVector:
             ends = dequantized(ends[0]), dequantized(ends[1])
         method = method_named("task-arithmetic")
         vectors: dict[str, Tensor] = {}
+        ends = matched(ends, ["base", "expert"], policy, has_base=True).inputs
         for unit in plan(ends, ["base", "expert"], policy, has_base=True):
             if unit.kind != "merge":
                 continue

@@ -14,6 +14,7 @@ from merge.plan.findings import ORDER, Facts, Finding, accepted, examine
 from merge.plan.policy import Policy, policy_of
 from merge.plan.stacked import stacked
 from merge.plan.units import decisions, plan
+from merge.plan.vocabulary import matched
 from merge.tools.diagnose.measure import Progress, measure_all
 from merge.tools.diagnose.relations import Pair, differences, relate_all, relation_findings
 from merge.tools.diagnose.sources import BASE, labels_for
@@ -89,6 +90,7 @@ def doctor(
     accepted(policy.accept)
     if policy.dequantize:
         sources = [dequantized(source) for source in sources]
+    sources = list(matched(sources, labels, policy, has_base=base is not None).inputs)
     described = tuple(stated(source) for source in sources)
     facts = Facts(labels, described, policy, base is not None, sources, decisions(sources, described, labels, policy))
     headers = examine(facts)

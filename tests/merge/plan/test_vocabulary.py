@@ -52,6 +52,8 @@ def test_a_union_of_equal_vocabularies_is_the_identity(tmp_path: Path) -> None:
         chosen = recipe_of("interpolate", pair, {"ratio": 0.25}, Policy(tokenizer=word))
         same = run(chosen, tmp_path / f"as-{Path(word).name}-{len(word)}", QUICK)
         assert merge.digest(same) == merge.digest(plain), word
+        noted = read_recipe(same.with_name(same.name + ".recipe.json")).policy.tokenizer
+        assert noted == (word if len(word) < 6 else str(pair["b"].resolve())), "a path that works from anywhere"
         for file in ("config.json", "tokenizer.json"):
             assert (same / file).read_bytes() == (plain / file).read_bytes(), word
 
@@ -337,6 +339,9 @@ def test_what_cannot_be_is_said_before_the_work(three: dict[str, Path], tmp_path
     for policy, told in wrong:
         with pytest.raises(MergeError, match=told):
             merge.average(opened, policy=Policy(**policy))
+    assert merge.doctor(opened, names=["one", "two"], policy=Policy(tokenizer="union")).exit_code == 0
+    way = merge.TaskVector.between(*opened, policy=Policy(tokenizer="union"))
+    assert way.tensors[EMBED].shape == (7, 3)
     with pytest.raises(MergeError, match="beside which no tokenizer lies"):
         merge.average([load_checkpoint(path) for path in opened], policy=Policy(tokenizer="first"))
     shutil.copy(three["base"] / "model.safetensors", tmp_path / "alone.safetensors")
