@@ -64,8 +64,8 @@ class ModuleSubject:
 
     def clusters(self, task: str, split: str) -> Sequence[Hashable]:
         """Return what a scoring function says of its examples, by a method `clusters(split)`; else none."""
-        clusters: Any = getattr(self.study.tasks[task].score, "clusters", None)
-        return list(clusters(split)) if callable(clusters) else []
+        clusters: Callable[[str], Iterable[Hashable]] | None = getattr(self.study.tasks[task].score, "clusters", None)
+        return [] if clusters is None else list(clusters(split))
 
     def recalibration(self, tasks: Sequence[str]) -> list[str]:
         """Return the tasks whose inputs are seen, each with what these say of themselves by a method `digest()`."""

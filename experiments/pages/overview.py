@@ -35,6 +35,7 @@ CHOSEN = {
     ON: "Of every mixture the merged model that was best on val.",
     "only point": "A method's only point was not chosen.",
     "equal shares": "Points of equal shares, as none could be chosen: merged models were not evaluated on val.",
+    "not reckoned": "Points of equal shares: on val none could be chosen, as a task's retention cannot be reckoned.",
     "": "Models as they are, on each other's tasks.",
 }
 MOST = 12  # lines that are shown at once
@@ -100,6 +101,8 @@ def lines_of(rows: Records, scores: Examples, owners: Mapping[str, str]) -> list
         merged = [model for model in among.models if is_merged(model) and model.series.method != "ensemble"]
         best = among.pick(merged)
         listed = [(best, ON)] if best is not None else [one for one in chosen_models(among) if one[0] in merged]
+        if best is None and any(among.kept(model, ON) for model in merged):
+            listed = [(model, "not reckoned" if how == "equal shares" else how) for model, how in listed]
         found += [_line(among, model, how, scores, rows) for model, how in listed]
     if not found:
         names = tuple(dict.fromkeys(column.owner for column in columns))

@@ -3,6 +3,7 @@
 import pytest
 
 from experiments.pages.findings import findings, told
+from experiments.pages.overview import lines_of, to_html
 from tests.experiments.study_rows import KIND, in_memory, straight
 
 PAIR = {"only": "vqa+caption", "points": 3}
@@ -138,3 +139,14 @@ def test_findings_are_those_that_rows_tell_of():
         "On no", "The 3", "Merged models", "6 of", "On its", "A barrier",
     ]  # fmt: skip
     assert findings([]) == []
+
+
+def test_where_retention_cannot_be_reckoned_the_page_does_not_blame_val():
+    options = {"only": "vqa+caption", "kinds": ("vanilla",), "points": 5}
+    (rows, scores), (val, more) = (in_memory("interpolation", split=split, **options) for split in ("test", "val"))
+    known = [row for row in [*rows, *val] if row["experts"] == "vanilla"]
+    for row in known:
+        row["value"] -= row["task"] == "caption"
+    text = to_html(lines_of(known, scores | more, {}))
+    assert "retention cannot be reckoned" in text
+    assert "were not evaluated on val" not in text

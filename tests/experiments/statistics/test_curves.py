@@ -5,7 +5,7 @@ import pytest
 
 from experiments.errors import StudyError
 from experiments.grid.rows import records
-from experiments.statistics.curves import chord, joint_score, lines_between
+from experiments.statistics.curves import barrier, chord, joint_score, lines_between
 
 
 def point(share, value, **fields):
@@ -49,3 +49,14 @@ def test_the_joint_score_weighs_tasks_by_their_experts():
     assert joint_score([[10, 6, 5], [1, 1.2, 2]], experts) == pytest.approx([0.75, 0.6, 0.75])
     with pytest.raises(StudyError, match="an expert scores 0 on its own task"):
         joint_score([[1.0], [1.0]], [[0.0, 1.0], [1.0, 1.0]])
+
+
+def test_barriers_of_scores_and_losses():
+    shares, score = [0, 0.25, 0.5, 1], np.array([[1.0, 1.0, 1.0], [0.7, 0.6, 0.8], [0.6, 0.5, 0.7], [0.8, 0.8, 0.8]])
+    found = barrier(shares, score)
+    assert found.midpoint.value == pytest.approx(0.9 - 0.6)
+    assert (found.highest, found.place) == (pytest.approx(0.3), 2)
+    assert found.lo < 0.3 < found.hi
+    loss = barrier(shares, -score, rises=False)
+    assert (loss.highest, loss.p) == (pytest.approx(found.highest), found.p)
+    assert barrier([0, 0.3, 1], score[[0, 1, 3]]).midpoint is None
