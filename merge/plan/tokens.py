@@ -110,6 +110,7 @@ def _read(described: tuple[tuple[str, Path, int], ...]) -> Tokens | None:
             )
         return None
     _lists(files, rows, added)
+    rows = dict(sorted(rows.items(), key=lambda item: (item[1], item[0])))  # the library has them in no order
     return Tokens(rows, added, kind, files)
 
 

@@ -300,6 +300,7 @@ def test_legacy_files_get_the_new_tokens(three: dict[str, Path], tmp_path: Path)
     assert (listed["6"]["content"], listed["6"]["special"]) == ("<end>", True)
     found = tokens_at(tmp_path / "out")
     assert found is not None
+    assert list(found.rows) == list(UNION[:7]), "in the order of rows"
     assert found.rows == {token: index for index, token in enumerate(UNION[:7])}
 
 
