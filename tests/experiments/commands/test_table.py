@@ -169,7 +169,7 @@ def test_mistakes_of_every_package_are_one_line_and_exit_code_2(words: tuple[str
     [
         ("unival-merge interp", ["interpolate"]),
         ("unival-merge study s", ["search", "samples"]),
-        ("unival-merge interpolate --miss", ["--missing"]),
+        ("unival-merge interpolate --miss", ["--missing", "--missing-rows"]),
         ("unival-merge interpolate --missing k", ["keep-first"]),
         ("unival-merge methods dare", ["dare-linear", "dare-ties"]),
     ],
