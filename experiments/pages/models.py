@@ -18,7 +18,8 @@ from experiments.pages.views import (
     reported_split,
     tasks_of,
 )
-from experiments.statistics.retention import form_of, retention
+from experiments.statistics.columns import form_in
+from experiments.statistics.retention import retention
 
 VAL = CHOOSING[0]
 
@@ -85,9 +86,8 @@ def kept_on(models: Sequence[Model], rows: Records, task: str, splits: Sequence[
     by_kind = {kind: _column([row for row in experts if row["experts"] == kind], places) for kind in kinds}
     own = np.array([by_kind.get(model.kind, by_kind[kinds[0]]) for model in models])
     found = np.array([_column([row for row in model.rows if row["task"] == task], places) for model in models])
-    known = np.isfinite(found) & np.isfinite(own)
     begun, rises = np.array(_column(start, places)), unit_of(here).rises
-    form = form_of(own[known], found[known], has_start=bool(start), higher_is_better=rises)
+    form = form_in(experts, [row for model in models for row in model.rows if row["task"] == task], start)
     kept = retention(own, found, begun if start else None, higher_is_better=rises, form=form)
     return np.array([line[np.isfinite(line)].mean() if np.isfinite(line).any() else np.nan for line in kept]), form
 

@@ -13,19 +13,10 @@ from experiments.grid.escapes import html
 from experiments.grid.rows import Records, names_in
 from experiments.pages.views import reported_split, shifted_splits
 from experiments.statistics.bootstrap import kind_of_interval
+from experiments.statistics.columns import Column, columns_of
 from experiments.statistics.contrasts import Contrast, contrast
 from experiments.statistics.retention import RATIO
-from experiments.statistics.selection import (
-    ON,
-    Candidates,
-    Column,
-    Model,
-    candidates,
-    columns_of,
-    is_merged,
-    label_of,
-    reckoned,
-)
+from experiments.statistics.selection import ON, Candidates, Model, candidates, is_merged, label_of, reckoned
 from experiments.statistics.summary import Examples, chosen_models, drawn, mixtures_of
 
 INSIDE, SHIFTED = "ID", "shifted"

@@ -13,7 +13,8 @@ from experiments.grid.escapes import markdown
 from experiments.grid.rows import Records
 from experiments.pages.views import losses_of, reported_split, shifted_splits
 from experiments.statistics.bootstrap import interval, kind_of_interval
-from experiments.statistics.selection import Candidates, Model, Series, candidates, columns_of, is_merged, reckoned
+from experiments.statistics.columns import columns_of
+from experiments.statistics.selection import Candidates, Model, Series, candidates, is_merged, reckoned
 from experiments.statistics.summary import Examples, drawn, mixtures_of
 from experiments.statistics.weights import MergeCost
 

@@ -21,6 +21,7 @@ from experiments.grid.notes import Notes, read_notes
 from experiments.grid.rows import ROW_DIGEST, Records, latest, names_in, read_rows, read_scores, records, scores_path
 from experiments.grid.subject import opened
 from experiments.results.search import Named, search
+from experiments.statistics.columns import columns_of
 from experiments.statistics.selection import (
     ON,
     REPORT,
@@ -29,7 +30,6 @@ from experiments.statistics.selection import (
     best_of,
     candidates,
     check_choosing,
-    columns_of,
     save_best,
 )
 from experiments.statistics.summary import MEAN, Kept, kept, mixtures_of, summarise

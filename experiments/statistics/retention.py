@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike
 RATIO, INVERSE = "merged / expert", "expert / merged"
 GAIN = "share of the expert's gain over the pretrained model"
 NONE = "none: scores of 0 or less, and no pretrained model"
+UNSURE = "none: scores of 0 or less, and no gain of the expert over the pretrained model that is told apart from 0"
 
 
 def retention(

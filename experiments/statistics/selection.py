@@ -14,10 +14,11 @@ import numpy as np
 import merge
 from experiments.errors import StudyError
 from experiments.grid.escapes import file_stem, html, one_line
-from experiments.grid.rows import Records, Rows, is_made_of, mean_of, names_in, records
-from experiments.grid.units import Unit, unit_of
+from experiments.grid.rows import Records, Rows, is_made_of, mean_of, records
+from experiments.grid.units import Unit
 from experiments.statistics.bootstrap import NOWHERE
-from experiments.statistics.retention import form_of, retention
+from experiments.statistics.columns import Column, columns_of
+from experiments.statistics.retention import retention
 from experiments.study.points import PRETRAINED, START, Expert, Point, share_parameter
 from merge import METHODS, share_label
 from unival_core.metrics import Interval
@@ -25,16 +26,6 @@ from unival_core.metrics import Interval
 ON, REPORT = "val", "test"
 KIND = "expert"  # of experts that differ in nothing but their names: not worth saying
 SHARES = Unit(100.0, "%")
-
-
-class Column(NamedTuple):
-    """A task by the metric that counts: whose own it is, and the form of its retention."""
-
-    task: str
-    metric: str
-    owner: str
-    unit: Unit
-    form: str
 
 
 class Series(NamedTuple):
@@ -248,26 +239,6 @@ def check_choosing(split: str) -> None:
         raise StudyError(f"points chosen on split {split!r} look too good there: choose them on {ON!r}")
 
 
-def columns_of(rows: Records, owners: Mapping[str, str]) -> list[Column]:
-    """Name the tasks that are some expert's own, each by its first metric, with the form that retention has there.
-
-    `owners` name the expert by task; without any a task is the expert's of its name. A task that is nobody's may have
-    metrics named after experts, their rewards ("Acc@0.5 small"): each is an own task of that expert.
-    """
-    scored = [row for row in rows if not math.isnan(row["value"])]
-    experts = {name for row in scored for name, share in row["shares"].items() if share}
-    found: list[Column] = []
-    for task in names_in(scored, "task"):
-        here = [row for row in scored if row["task"] == task]
-        metrics = names_in(here, "metric")
-        owner = owners.get(task, "") if owners else task if task in experts else ""
-        own = {metrics[0]: owner} if owner else {metric: metric.rpartition(" ")[2] for metric in metrics}
-        for metric, name in own.items():
-            if name in experts:
-                found.append(_column([row for row in here if row["metric"] == metric], name))
-    return found
-
-
 def candidates(rows: Records, names: tuple[str, ...], kind: str, columns: Iterable[Column]) -> Candidates:
     """Collect the models between experts of a kind: the experts as they are, and what all of them were merged into."""
     own = [column for column in columns if column.owner in names]
@@ -361,19 +332,6 @@ def best_path(best: Best, inputs: Mapping[str, merge.Input], folder: Path, *, st
     policy = "" if best.batchnorm == "average" else f"-{best.batchnorm.replace(':', '-')}"
     stem = file_stem(f"{study}-{'+'.join(best.names)}-{best.kind}{policy}-seed-{seed}")
     return folder / "best" / f"{stem}{merge.suffix_like(Path(inputs[best.names[0]].path))}"
-
-
-def _column(rows: Records, owner: str) -> Column:
-    """Return the column of a task's rows by one metric."""
-    values: dict[bool, list[float]] = {True: [], False: []}
-    for row in rows:
-        held = [name for name, share in row["shares"].items() if share]
-        if held != [PRETRAINED]:
-            values[row["method"] == "single" and held == [owner]].append(row["value"])
-    has_start = any(row["experts"] == PRETRAINED for row in rows)
-    unit = unit_of(rows)
-    form = form_of(values[True], values[False], has_start=has_start, higher_is_better=unit.rises)
-    return Column(rows[0]["task"], rows[0]["metric"], owner, unit, form)
 
 
 def of_same(rows: Mapping[int, dict[str, Any]], seed: int, row: dict[str, Any], name: str) -> dict[str, Any] | None:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from experiments.grid.grid import Engine, Grid, Summary, known_rows, run_cells
 from experiments.grid.rows import latest, records
-from experiments.statistics.selection import ON, Candidates, Model, Series, candidates, columns_of, is_merged
+from experiments.statistics.columns import columns_of
+from experiments.statistics.selection import ON, Candidates, Model, Series, candidates, is_merged
 from experiments.study.points import WHOLE, Cell, Point
 
 Steps = tuple[list[Cell], list[Cell]]

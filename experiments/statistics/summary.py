@@ -11,20 +11,10 @@ import numpy as np
 
 from experiments.grid.rows import Records, names_in
 from experiments.statistics.bootstrap import NOWHERE, interval, kind_of_interval
+from experiments.statistics.columns import Column, columns_of
 from experiments.statistics.contrasts import measured
 from experiments.statistics.retention import retention
-from experiments.statistics.selection import (
-    ON,
-    REPORT,
-    Candidates,
-    Column,
-    Model,
-    candidates,
-    columns_of,
-    is_merged,
-    label_of,
-    reckoned,
-)
+from experiments.statistics.selection import ON, REPORT, Candidates, Model, candidates, is_merged, label_of, reckoned
 from experiments.statistics.tests import Examples
 
 CHOOSING = ("val", "train")  # splits on which nothing is reported

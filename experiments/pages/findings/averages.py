@@ -31,9 +31,9 @@ from experiments.pages.views import (
     reported_split,
     shifted_splits,
 )
+from experiments.statistics.columns import Column, columns_of
 from experiments.statistics.contrasts import BySeed, Contrast, Part, averaged, contrast, measured, signs
 from experiments.statistics.retention import retention
-from experiments.statistics.selection import Column, columns_of
 from experiments.statistics.tests import Examples
 
 Model = Mapping[Where, BySeed]

@@ -10,9 +10,10 @@ from experiments.grid.rows import Records
 from experiments.pages.findings.words import Finding, listed, number, versus
 from experiments.pages.overview import INSIDE, SHIFTED, Chosen, title_of
 from experiments.pages.views import PRETRAINED, reported_split
+from experiments.statistics.columns import Column
 from experiments.statistics.contrasts import BySeed, Contrast, contrast, measured, signs
 from experiments.statistics.retention import retention
-from experiments.statistics.selection import ALONE, Candidates, Column, Model, of_same
+from experiments.statistics.selection import ALONE, Candidates, Model, of_same
 from experiments.statistics.tests import Examples
 
 

@@ -11,9 +11,9 @@ from experiments.grid.units import scale_of
 from experiments.pages.findings.words import Finding, number, seeds_words, unit_words
 from experiments.pages.overview import Chosen
 from experiments.pages.views import experts_of, is_single, plain_singles, reported_split, shifted_splits
+from experiments.statistics.columns import Column
 from experiments.statistics.contrasts import BySeed, Contrast, signs
 from experiments.statistics.robustness import Pair, beyond, pairs_of_splits
-from experiments.statistics.selection import Column
 
 
 def robust(lines: Sequence[Chosen], rows: Records, draws: Mapping[str, np.ndarray]) -> tuple[Finding | None, str]:
