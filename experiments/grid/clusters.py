@@ -37,8 +37,8 @@ def known_clusters(path: str | Path) -> set[str]:
 def append_clusters(
     path: str | Path, key: str, place: tuple[str, str, str], given: Sequence[Hashable] | np.ndarray
 ) -> None:
-    """Note beside a row file which examples of a place (task, split, digest of its data) share what they are `given`,
-    one thing an example."""
+    """Add to what lies beside a row file which examples of a place (task, split, digest of its data) share what each is
+    `given`."""
     numbers: dict[Hashable, int] = {}
     ids = np.array([numbers.setdefault(one, len(numbers)) for one in given], dtype="<u4")
     alone = len(numbers) == len(ids)

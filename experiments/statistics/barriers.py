@@ -32,7 +32,7 @@ def barriers(rows: Records, *, relative: bool) -> list[Barrier]:
     """Reckon the barriers on the lines of weights in rows of one split, a metric a task, with the `owner` of each task.
 
     `relative` are shares of the score of the task's own expert. Lines that lack an end, the middle, or the own task of
-    one of their experts have none.
+    one of their experts have none, and relative ones need scores above 0.
     """
     lines: dict[tuple[Any, ...], dict[float, float]] = {}
     ends: dict[tuple[Any, ...], float] = {}
@@ -57,6 +57,8 @@ def barriers(rows: Records, *, relative: bool) -> list[Barrier]:
         values = np.array([both[0], *(inner[share] for share in shares[1:-1]), both[1]])
         drop = (chord(shares, values) - values)[1:-1] * (1 if rises[task] else -1)
         whole = ends[kind, owners[task], seed, task] if relative else 1.0
+        if whole <= 0:
+            continue
         middle = float(drop[shares[1:-1].index(0.5)])
         found.setdefault((kind, pair, seed), []).append((float(drop.max()) / whole, middle / whole))
     several = [(place, own) for place, own in found.items() if len(own) == 2]

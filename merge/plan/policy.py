@@ -121,10 +121,10 @@ class Policy:
             raise MergeError(f"pad_to_multiple={self.pad_to_multiple!r}: must be a number of rows")
         rows: Any = self.token_rows
         if not isinstance(rows, (Mapping, tuple)):
-            raise MergeError(f"token_rows={rows!r}: must be texts by token, as {{'<think>': 'zero'}}")
+            raise MergeError(f"token_rows {rows!r}: must be texts by token, as {{'<think>': 'zero'}}")
         pairs = dict(rows)
         if not all(isinstance(text, str) for pair in pairs.items() for text in pair):
-            raise MergeError(f"token_rows={pairs!r}: must be texts by token, as {{'<think>': 'zero'}}")
+            raise MergeError(f"token_rows {pairs!r}: must be texts by token, as {{'<think>': 'zero'}}")
         object.__setattr__(self, "token_rows", tuple(pairs.items()))
         for name in ("dtype", "compute_dtype"):
             given = getattr(self, name)

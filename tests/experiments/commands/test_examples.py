@@ -75,6 +75,7 @@ def folder(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     stages = [replace(stage, options=replace(stage.options, updates=1, batch=2)) for stage in STAGES["pocket"]]
     monkeypatch.setitem(STAGES, "pocket", tuple(stages))
     monkeypatch.setitem(STUDIES, "interpolation", STUDY)
+    monkeypatch.setitem(STUDIES, "mergeability", replace(STUDY, name="mergeability"))
 
     def evaluate(subject: UnivalSubject, model: torch.nn.Module, cell: Cell) -> dict[str, Score]:
         return {name: Score(0.5, 0.4, 0.6, 4, np.full(4, 0.5)) for name in subject.metrics(cell)}

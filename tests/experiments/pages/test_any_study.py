@@ -114,7 +114,7 @@ def test_series_are_how_models_were_made_and_legends_list_what_is_drawn(drawn):
     ]
     assert not any("arcee" in label for label in names)
     outside = legend_of(drawn["ood_reads"].legends[0])
-    assert {"expert", "interpolate", "a single model", "line through 4 single models"} <= set(outside)
+    assert {"expert", "interpolate", "a single model", "line through 12 single models (a seed each)"} <= set(outside)
     assert "bars" not in drawn["ood_free"].legends[0].get_title().get_text()  # one number has no interval
 
 
