@@ -11,7 +11,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Generator, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -83,7 +83,8 @@ def run_demo(folder: Path, name: str = "quick", processes: int = 2, *, progress:
     for study in demo.studies:
         known, cells = study_named(study), demo.cells(study)
         subject.setup.train(experts_of(cells), SEED, processes)
-        grid = Grid(study, subject, (SEED,), notes=known.notes)
+        files = subject.files(experts_of(cells), (SEED,))
+        grid = Grid(study, subject, (SEED,), notes=replace(known.notes, files=files))
         run_cells(grid, cells, folder, engine_named("local", processes), progress=progress)
     make_samples(folder, "interpolation", subject)
     entries: list[Entry] = []

@@ -141,11 +141,11 @@ def beat_experts(lines: Sequence[Between]) -> Finding | None:
         )
         text += f" ({', '.join(counts)}; {how}; Holm over lines)."
     else:
-        text = f"On no {of} a point between two experts is told apart from no better than the task's expert ({how})."
+        text = f"No point between two experts is clearly better than the task's own expert, on any {of} ({how})."
     order = sorted(found, key=lambda one: (one.p_here, one.p, -one.gap.value))
     details = tuple(_told(one) for one in order)
     unclear = len(found) - len(won)
-    return Finding(text, details, f"{unclear} {of}, for other seeds, from no better than the expert" * bool(unclear))
+    return Finding(text, details, f"{unclear} {of} (best point and expert, for other seeds)" * bool(unclear))
 
 
 def above_lines(lines: Sequence[Between]) -> Finding | None:

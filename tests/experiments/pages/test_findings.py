@@ -136,7 +136,7 @@ def test_scores_of_different_units_are_not_averaged():
 def test_findings_are_those_that_rows_tell_of():
     found = findings(*in_memory("rewarded-soups", points=3))
     assert [" ".join(text.split(" ")[:2]) for text in found] == [
-        "On no", "The 3", "Merged models", "6 of", "On its", "A barrier",
+        "No point", "The 3", "Merged models", "6 of", "On its", "A barrier",
     ]  # fmt: skip
     assert findings([]) == []
 

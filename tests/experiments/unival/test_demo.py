@@ -37,6 +37,8 @@ def test_from_a_pretrained_model_to_pages(tmp_path, micro_world, monkeypatch):
         assert name in told.output or name.endswith("md")
     page = (folder / "interpolation" / "report.html").read_text()
     assert "unival-merge demo" in page
+    assert "put their files in" not in page
+    assert "vanilla/vqa/last.safetensors" in page  # in the commands that save models
     assert "  - " in told.output  # a finding
     before = (folder / "rows.jsonl").read_bytes()
     again = list(demo.run_demo(folder, "quick", 1, progress=False))
