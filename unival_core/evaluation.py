@@ -160,13 +160,18 @@ def predict(
         said = [(one.answer, one.score, sum(one.token_scores[one.prefix_length :])) for one in best]
     return [
         Prediction(
-            e.name, e.place, told(ids, task, tokenizer, answers, e.size), rank, e.reference, math.exp(min(whole, 0.0))
+            name=e.name,
+            place=e.place,
+            answer=answer_of(ids, task, tokenizer, answers, e.size),
+            score=rank,
+            reference=e.reference,
+            confidence=math.exp(min(whole, 0.0)),
         )
         for (ids, rank, whole), e in zip(said, batch.examples, strict=True)
     ]
 
 
-def told(
+def answer_of(
     ids: Sequence[int], task: Task, tokenizer: Tokenizer, answers: Answers | None, size: tuple[int, int] | None
 ) -> Any:
     """Say what ids say: text, a box in pixels of an image of `size` (NaN where they are not four bins), or image

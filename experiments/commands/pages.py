@@ -85,13 +85,13 @@ def findings(words: Words) -> None:
     \b
     unival-merge study findings averaging results/pocket-averaging
     """
-    from experiments.pages.findings import told
+    from experiments.pages.findings import each_finding
     from experiments.pages.views import open_study, read_notes
 
     found = asked(words)
     rows, scores = open_study(found.folder, found.name)
     notes = read_notes(found.folder, found.name)
-    for one in told(rows, scores, notes.contender, notes.tasks):
+    for one in each_finding(rows, scores, notes.contender, notes.tasks):
         first, *details = str(one).splitlines()
         typer.echo(printable(first))
         for line in details:

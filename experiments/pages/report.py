@@ -22,7 +22,7 @@ from experiments.grid.notes import Notes
 from experiments.grid.rows import Records, names_in
 from experiments.pages import figures, overview
 from experiments.pages.explorer import page_data
-from experiments.pages.findings import Finding, told
+from experiments.pages.findings import Finding, each_finding
 from experiments.pages.glossary import GLOSSARY
 from experiments.pages.overview import Chosen, lines_of
 from experiments.pages.tables import COLUMNS, study_tables, to_html
@@ -53,7 +53,7 @@ def write_report(
     notes = read_notes(folder, study)
     made, missing = drawn or figures.draw(rows, scores)
     lines = lines_of(rows, scores, notes.tasks)
-    found = told(rows, scores, notes.contender, notes.tasks, lines)
+    found = each_finding(rows, scores, notes.contender, notes.tasks, lines)
     hero = _hero(made, lines, rows)
     source = f" ({notes.source})" if notes.source else ""
     parts = {

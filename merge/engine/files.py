@@ -29,7 +29,7 @@ from merge.errors import MergeError
 from merge.plan.findings import Finding, warn
 from merge.plan.paired import merging, plan_for
 from merge.plan.sidecars import sidecars
-from merge.plan.summary import told
+from merge.plan.summary import left_out
 from merge.plan.units import Unit, by_name, dictionary
 from merge.recipe.inputs import open_inputs, restacked
 from merge.recipe.json import read_recipe, to_json
@@ -220,7 +220,7 @@ def _checked(recipe: Recipe, outputs: Sequence[tuple[Recipe, Path]], options: Op
             metadata[DICTIONARY] = json.dumps(tokens)
         rest = {"metadata": metadata, "shard_size": options.shard_size, "sidecars": beside.files}
         layout = lay_out(path, specs, like=like, others=merged[1:], **rest)
-        notes = told(merged, labels[: len(merged)], entries_kept=layout.like)
+        notes = left_out(merged, labels[: len(merged)], entries_kept=layout.like)
         beside_notes = beside.notes if layout.folder else ()
         layout = replace(layout, notes=(*stack.notes, *notes, *beside_notes, *layout.notes))
         targets.append(Target(item, values, path, layout))

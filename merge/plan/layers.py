@@ -195,7 +195,7 @@ def _range(span: Any, what: str) -> tuple[int, int] | None:
     return ends[0], ends[1]
 
 
-def told(layers: Layers) -> str:
+def layers_in_words(layers: Layers) -> str:
     """Put layers in a few words, with numbers as people count: "a 0-15, a 8-23"."""
     lists: list[str] = []
     for name, stretches in layers.items():

@@ -9,7 +9,7 @@ from merge.checkpoint.open import Checkpoint
 _LISTED = 5  # names in a note
 
 
-def told(checkpoints: Sequence[Checkpoint], labels: Sequence[str], *, entries_kept: bool) -> tuple[str, ...]:
+def left_out(checkpoints: Sequence[Checkpoint], labels: Sequence[str], *, entries_kept: bool) -> tuple[str, ...]:
     """Say which entries of files are left out; with `entries_kept` the output has those of the first input's file."""
     notes: list[str] = []
     for label, item in list(zip(labels, checkpoints, strict=True))[int(entries_kept) :]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from merge.errors import MergeError
-from merge.plan.layers import Layers, layers_of, told
+from merge.plan.layers import Layers, layers_in_words, layers_of
 from merge.plan.policy import Policy, policy_of
 
 
@@ -87,7 +87,7 @@ class Recipe:
         base = "" if self.base is None else f", base={self.base.name}"
         given = "".join(f", {key}={value!r}" for key, value in self.parameters.items())
         policy = "" if self.policy == Policy() else f", {self.policy!r}"
-        layers = f", layers={told(self.layers)}" if self.layers else ""
+        layers = f", layers={layers_in_words(self.layers)}" if self.layers else ""
         return f"Recipe({self.method}: {names}{base}{given}{policy}{layers})"
 
     @property

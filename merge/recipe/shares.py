@@ -10,7 +10,7 @@ import math
 from typing import Any
 
 from merge.errors import MergeError
-from merge.plan.layers import told
+from merge.plan.layers import layers_in_words
 from merge.recipe.label import share_label
 from merge.recipe.parameters import check, is_rules, method_named, value_of, varies
 from merge.recipe.recipe import Recipe
@@ -98,7 +98,7 @@ def describe(recipe: Recipe) -> str:
     else:
         text = ", ".join([*base, *names])
     rest = [f"{k} {_plain(v)}" for k, v in recipe.parameters.items() if not parts or k not in SHARES]
-    stacked = f", layers {told(recipe.layers)}" if recipe.layers else ""
+    stacked = f", layers {layers_in_words(recipe.layers)}" if recipe.layers else ""
     rules = [rule.rpartition("=") for rule in (*recipe.policy.pick, *recipe.policy.slices)]
     picked = "".join(f", {what} from {name or 'none'}" for what, _, name in rules)
     return f"{recipe.method}: {text}" + (f" ({', '.join(rest)})" if rest else "") + stacked + picked

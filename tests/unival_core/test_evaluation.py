@@ -21,7 +21,7 @@ from unival_core.data.dataset import TaskDataset
 from unival_core.data.media_cache import MediaCache
 from unival_core.data.table import TsvTable
 from unival_core.errors import UnivalError
-from unival_core.evaluation import NO_BOX, evaluate, predict, score, told
+from unival_core.evaluation import NO_BOX, answer_of, evaluate, predict, score
 from unival_core.generation import GenerationOptions
 from unival_core.model import UnivalModel
 from unival_core.tasks import TASKS
@@ -149,7 +149,7 @@ def test_scores_are_those_of_the_answers(tmp_path, pocket):
     assert [p.answer for p in said] == [p.answer for p in result.predictions]
     right = [replace(p, answer=p.reference) for p in said[:3]]
     assert score([*right, replace(said[3], answer=NO_BOX)], ["Acc@0.5"])["Acc@0.5"].value == 0.75
-    assert np.isnan(told([POCKET.bin_offset], data.task, TOKENIZER, None, (60, 40))).all()
+    assert np.isnan(answer_of([POCKET.bin_offset], data.task, TOKENIZER, None, (60, 40))).all()
 
 
 def test_a_model_that_knows_is_told_so(tmp_path, pocket):

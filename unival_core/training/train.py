@@ -176,7 +176,7 @@ class Run:
         for number, part in enumerate(parts):
             for task, loss in self.backward(part, scale, update, is_last=number == len(parts) - 1).items():
                 losses[task] += loss
-        told = self.told(update, losses, scale)
+        logged = self.logged(update, losses, scale)
         self.scaler.unscale_(self.optimizer)
         norm = float(nn.utils.clip_grad_norm_(self.parameters, self.options.clip))
         if not (math.isfinite(norm) or self.scaler.is_enabled()):  # the scaler leaves such an update out
@@ -186,7 +186,7 @@ class Run:
         if self.average is not None:
             self.average.update(self.model)
         self.update = update
-        return told | {"lr": rate, "gradient norm": norm}
+        return logged | {"lr": rate, "gradient norm": norm}
 
     def batches(self, examples: Sequence[Example]) -> list[Batch]:
         """Return one batch for each medium, so that no image is padded to the length of a video."""
@@ -212,7 +212,7 @@ class Run:
             self.scaler.scale(torch.stack([*losses.values()]).sum()).backward()
         return {task: float(loss.detach()) for task, loss in losses.items()}
 
-    def told(self, update: int, losses: dict[str, float], scale: dict[str, float]) -> dict[str, float]:
+    def logged(self, update: int, losses: dict[str, float], scale: dict[str, float]) -> dict[str, float]:
         """Return what the log says of losses: their sum, and each task's own mean. NotFinite before weights spoil."""
         losses = {task: loss / self.team.size for task, loss in self.team.sum(losses).items()}
         loss = sum(losses.values())

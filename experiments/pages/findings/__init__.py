@@ -36,10 +36,10 @@ def findings(
     (`read_scores`), `tasks` say whose own the tasks are (`Notes.tasks`).
     """
     found = records(rows)
-    return [str(one) for one in told(found, scores or {}, contender, tasks or {})]
+    return [str(one) for one in each_finding(found, scores or {}, contender, tasks or {})]
 
 
-def told(
+def each_finding(
     rows: Rows,
     scores: Examples,
     contender: str = "",

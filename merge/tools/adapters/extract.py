@@ -215,7 +215,7 @@ def extract_to_file(
     saved = dict(made.saved) | {module + TOKENS: rows.values for module, rows in made.rows.items()}
     named = {"tuned": digest(after), "base": digest(before)}
     metadata = {"unival_merge": json.dumps({"method": "extract-lora", "inputs": named, "version": VERSION})}
-    source = Made("extract-lora", told(made), {"tuned": after}, before)
+    source = Made("extract-lora", extraction_in_words(made), {"tuned": after}, before)
 
     def card(text: str) -> str:
         recorded = source.record({"digest": text, "notes": []})
@@ -230,7 +230,7 @@ def extract_to_file(
     ]
     data: dict[str, Any] = {
         "output": str(output),
-        "told": told(made),
+        "told": extraction_in_words(made),
         "rank": made.rank,
         "modules": rows,
         "whole": list(made.whole),
@@ -238,7 +238,7 @@ def extract_to_file(
     return data | {"rows": {name: len(item.indices) for name, item in made.rows.items()}, "skipped": list(made.skipped)}
 
 
-def told(made: ExtractedAdapter) -> str:
+def extraction_in_words(made: ExtractedAdapter) -> str:
     """Say what was extracted, in a line."""
     ranks = sorted({factors.rank for factors in made.modules.values()})
     text = f"{len(made.modules)} modules of rank {ranks[0]}" + (f" to {ranks[-1]}" if len(ranks) > 1 else "")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from experiments.pages.findings import findings, told
+from experiments.pages.findings import each_finding, findings
 from experiments.pages.overview import lines_of, to_html
 from tests.experiments.study_rows import KIND, in_memory, straight
 
@@ -14,7 +14,7 @@ LINE = {"only": "vqa+caption", "kinds": ("vanilla",), "points": 5}
 def made(study, **options):
     """The findings of a study of made rows, by their first words."""
     contender = options.pop("contender", "")
-    return told(*in_memory(study, **options), contender)
+    return each_finding(*in_memory(study, **options), contender)
 
 
 def starting(found, words):
@@ -44,7 +44,7 @@ def test_an_expert_that_learnt_nothing_is_not_said_to_win():
 
 def test_without_scores_of_examples_and_one_seed_nothing_is_claimed():
     rows, _ = in_memory("interpolation", **PAIR)
-    one = starting(told(rows, {}), "0 of 2 experts")
+    one = starting(each_finding(rows, {}), "0 of 2 experts")
     assert one.open == "8 of 8 experts' scores from the pretrained model's"
     assert "vqa on its own vqa: +30.0 points" in one.details
 
@@ -52,7 +52,7 @@ def test_without_scores_of_examples_and_one_seed_nothing_is_claimed():
 def test_without_a_pretrained_model_experts_are_compared_with_each_other():
     rows, scores = in_memory("interpolation", **PAIR)
     known = [row for row in rows if row["experts"] == "vanilla"]
-    one = starting(told(known, scores), "On its own task")
+    one = starting(each_finding(known, scores), "On its own task")
     assert one.text == "On its own task an expert is better than another expert in all 2 comparisons."
     assert any(line.startswith("vqa: +60.0 [") and line.endswith("better than caption") for line in one.details)
 
@@ -93,7 +93,7 @@ def test_the_point_is_chosen_on_val_where_there_is_one():
 
 def test_no_line_without_both_ends():
     rows, scores = in_memory("interpolation", **LINE)
-    found = told([row for row in rows if row["point"] != "1.00 vqa"], scores)
+    found = each_finding([row for row in rows if row["point"] != "1.00 vqa"], scores)
     assert starting(found, "Merged models") is None
 
 
@@ -128,7 +128,7 @@ def test_scores_of_different_units_are_not_averaged():
             if row["task"] == "caption":
                 row.update({name: factor * row[name] for name in ("value", "lo", "hi")}, unit="score")
                 scores[row["key"]] = factor * scores[row["key"]]
-        return [one.text for one in told(rows, scores)]
+        return [one.text for one in each_finding(rows, scores)]
 
     assert sentences(100) == sentences(1)
 
