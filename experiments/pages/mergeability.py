@@ -10,7 +10,7 @@ import numpy as np
 from experiments.grid.escapes import markdown
 from experiments.grid.rows import Records
 from experiments.pages.views import experts_of, losses_of, main_metrics, on_split, reported_split
-from experiments.statistics.barriers import Barrier, barriers, rank_correlation
+from experiments.statistics.barriers import PairBarrier, barriers, rank_correlation
 from experiments.statistics.bootstrap import interval
 
 MEASURES = {
@@ -29,8 +29,8 @@ class Pairing:
     pair: tuple[str, str]
     kind: str
     geometry: dict[int, dict[str, float]] = field(default_factory=dict[int, dict[str, float]])
-    score: dict[int, Barrier] = field(default_factory=dict[int, Barrier])
-    loss: dict[int, Barrier] = field(default_factory=dict[int, Barrier])
+    score: dict[int, PairBarrier] = field(default_factory=dict[int, PairBarrier])
+    loss: dict[int, PairBarrier] = field(default_factory=dict[int, PairBarrier])
 
     @property
     def seeds(self) -> list[int]:
@@ -39,7 +39,7 @@ class Pairing:
 
     def at(self, measure: str, what: str, factor: float = 1.0) -> np.ndarray:
         """Return a measure of the weights and the greatest barrier of `score` or `loss`, by seed (s, 2)."""
-        own: dict[int, Barrier] = getattr(self, what)
+        own: dict[int, PairBarrier] = getattr(self, what)
         seeds = [seed for seed in self.geometry if seed in own]
         return np.array([[self.geometry[seed][measure], factor * own[seed].greatest] for seed in seeds])
 

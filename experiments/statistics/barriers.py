@@ -12,12 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.grid.rows import Records
-from experiments.statistics.curves import chord
-
-MAXIMUM, MIDPOINT = "greatest", "midpoint"
+from experiments.statistics.curves import drops
 
 
-class Barrier(NamedTuple):
+class PairBarrier(NamedTuple):
     """The barriers of one pair of experts of a kind and a seed: the greatest on the line and that in its middle, means
     over the tasks of the two; of the `scores`, or of the `losses`."""
 
@@ -28,7 +26,7 @@ class Barrier(NamedTuple):
     midpoint: float
 
 
-def barriers(rows: Records, *, relative: bool) -> list[Barrier]:
+def barriers(rows: Records, *, relative: bool) -> list[PairBarrier]:
     """Reckon the barriers on the lines of weights in rows of one split, a metric a task, with the `owner` of each task.
 
     `relative` are shares of the score of the task's own expert. Lines that lack an end, the middle, or the own task of
@@ -55,14 +53,14 @@ def barriers(rows: Records, *, relative: bool) -> list[Barrier]:
             continue
         shares = [0.0, *sorted(inner), 1.0]
         values = np.array([both[0], *(inner[share] for share in shares[1:-1]), both[1]])
-        drop = (chord(shares, values) - values)[1:-1] * (1 if rises[task] else -1)
+        drop = drops(shares, values, rises=rises[task])
         whole = ends[kind, owners[task], seed, task] if relative else 1.0
         if whole <= 0:
             continue
         middle = float(drop[shares[1:-1].index(0.5)])
         found.setdefault((kind, pair, seed), []).append((float(drop.max()) / whole, middle / whole))
     several = [(place, own) for place, own in found.items() if len(own) == 2]
-    return [Barrier(*place, *map(float, np.mean(own, axis=0))) for place, own in several]
+    return [PairBarrier(*place, *map(float, np.mean(own, axis=0))) for place, own in several]
 
 
 def rank_correlation(x: list[float], y: list[float]) -> float:

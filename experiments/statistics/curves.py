@@ -67,12 +67,10 @@ def barrier(shares: ArrayLike, values: ArrayLike, draws: ArrayLike | None = None
     The definition is that of the straight line: at the midpoint it is the mean of the ends less the score between.
     """
     share, scores = np.asarray(shares, dtype=np.float64), np.asarray(values, dtype=np.float64)
-    sign = 1 if rises else -1
-    below = sign * (chord(share, scores.T).T - scores)[1:-1]
-    drawn = None
-    if draws is not None:
-        table = np.moveaxis(np.asarray(draws, dtype=np.float64), 0, -1)
-        drawn = np.moveaxis(sign * (chord(share, table) - table)[..., 1:-1], -1, 0)
+    below = drops(share, scores.T, rises=rises).T
+    drawn = (
+        None if draws is None else np.moveaxis(drops(share, np.moveaxis(np.asarray(draws), 0, -1), rises=rises), -1, 0)
+    )
     most = int(below.mean(axis=1).argmax())
     every = max_t(below, drawn, samples=2_000)
     half = [k for k, one in enumerate(share[1:-1]) if abs(one - 0.5) < 1e-9]
@@ -81,22 +79,16 @@ def barrier(shares: ArrayLike, values: ArrayLike, draws: ArrayLike | None = None
     return Barrier(midpoint, highest, lo, hi, p, most + 1)
 
 
+def drops(shares: ArrayLike, scores: ArrayLike, *, rises: bool = True) -> np.ndarray:
+    """Return how far scores (..., m) are worse between the ends than the straight line between these (..., m - 2)."""
+    own = np.asarray(scores, dtype=np.float64)
+    return (1 if rises else -1) * (chord(shares, own) - own)[..., 1:-1]
+
+
 def chord(shares: ArrayLike, scores: ArrayLike) -> np.ndarray:
     """Draw the straight line between the first and the last of scores (..., m) at rising shares (m,) from 0 to 1."""
     share, s = np.asarray(shares, dtype=np.float64), np.asarray(scores, dtype=np.float64)
     return s[..., :1] * (1 - share) + s[..., -1:] * share
-
-
-def joint_score(scores: ArrayLike, experts: ArrayLike) -> np.ndarray:
-    """Average merged / expert over the tasks: scores (d, m) and experts (d, d) give (m,); 1 keeps all skills.
-
-    Row i of `experts` holds the scores on task i of every task's expert. StudyError where an expert scores 0 or less
-    on its own task.
-    """
-    own = np.diag(np.asarray(experts, dtype=np.float64))
-    if not (own > 0).all():
-        raise StudyError(f"an expert scores {own.min():g} on its own task: nothing can be measured by it")
-    return (np.asarray(scores, dtype=np.float64) / own[:, None]).mean(axis=0)
 
 
 def _by_share(rows: Iterable[dict], name: str) -> dict[float, Records]:

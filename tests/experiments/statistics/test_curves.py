@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 
-from experiments.errors import StudyError
 from experiments.grid.rows import records
-from experiments.statistics.curves import barrier, chord, joint_score, lines_between
+from experiments.statistics.curves import barrier, chord, lines_between
 
 
 def point(share, value, **fields):
@@ -42,13 +41,6 @@ def test_lines_are_sorted_averaged_over_seeds_and_share_their_ends():
 def test_chord_by_hand():
     scores = np.array([[8, 6, 5, 7, 4], [0, 2, 3, 3.5, 4]])
     assert chord([0, 0.25, 0.5, 0.75, 1], scores) == pytest.approx(np.array([[8, 7, 6, 5, 4], [0, 1, 2, 3, 4]]))
-
-
-def test_the_joint_score_weighs_tasks_by_their_experts():
-    experts = np.array([[10.0, 1.0], [5.0, 2.0]])
-    assert joint_score([[10, 6, 5], [1, 1.2, 2]], experts) == pytest.approx([0.75, 0.6, 0.75])
-    with pytest.raises(StudyError, match="an expert scores 0 on its own task"):
-        joint_score([[1.0], [1.0]], [[0.0, 1.0], [1.0, 1.0]])
 
 
 def test_barriers_of_scores_and_losses():
