@@ -27,7 +27,7 @@ def measure(
     from experiments.commands.study import numbers
     from experiments.grid.grid import Grid
     from experiments.results.grids import grid_of
-    from experiments.statistics.measuring import measure_merges, measure_pairs
+    from experiments.results.measuring import measure_merges, measure_pairs
     from experiments.statistics.weights import MERGES, WEIGHTS
     from experiments.study.cells import cells_of
     from experiments.unival.subject import UnivalSubject

@@ -188,7 +188,7 @@ def _tell_left_out(methods: Sequence[object], wanted: list[Cell], *, has_base: b
 def _forecast(grid: Grid, wanted: list[Cell], folder: Path, pace: str = "", size: float = 0.0, *, choose: bool) -> None:
     """Say what a run would do, in both steps."""
     from experiments.grid.forecast import forecast
-    from experiments.statistics.steps import steps_of
+    from experiments.results.steps import steps_of
 
     first, rest = steps_of(wanted) if choose else (wanted, [])
     typer.echo(forecast(grid, first, folder, pace, size))
@@ -200,7 +200,7 @@ def _forecast(grid: Grid, wanted: list[Cell], folder: Path, pace: str = "", size
 def _finish(grid: Grid, wanted: list[Cell], folder: Path, engine: Evaluate, *, choose: bool) -> None:
     """Evaluate what is missing, and say what was done."""
     from experiments.grid.grid import ROWS
-    from experiments.statistics.steps import run_in_steps
+    from experiments.results.steps import run_in_steps
 
     try:
         summary = run_in_steps(grid, wanted, folder, engine, choose=choose)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -35,19 +34,6 @@ class Standing:
     scores: Mapping[str, str]
     interval: str
     cost: MergeCost | None
-
-    @property
-    def values(self) -> str:
-        """Return the chosen values of the parameters in words."""
-        given = json.loads(self.series.parameters).items()
-        return ", ".join(
-            f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in given
-        )
-
-    @property
-    def name(self) -> str:
-        """Name the method with its values."""
-        return ", ".join(filter(None, (self.series.method, self.values)))
 
 
 def rankings(
@@ -152,7 +138,7 @@ def _table(own: Sequence[Standing]) -> str:
         kept = [_told(one.reported), "" if one.shifted is None else _told(one.shifted)]
         cells = [
             markdown(one.series.method),
-            markdown(one.values),
+            markdown(", ".join(one.series.values)),
             *kept,
             *(one.scores.get(task, "") for task in tasks),
         ]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from experiments.errors import StudyError
 from experiments.grid.grid import experts_of
 from experiments.results.grids import check_experts, engine_for, grid_of
-from experiments.statistics.steps import run_in_steps
+from experiments.results.steps import run_in_steps
 from experiments.study.cells import cells_of
 from experiments.study.study import Mixture, Study
 

@@ -36,11 +36,15 @@ class Series(NamedTuple):
     batchnorm: str
 
     @property
+    def values(self) -> list[str]:
+        """Return the parameters in words."""
+        given = json.loads(self.parameters).items()
+        return [f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in given]
+
+    @property
     def label(self) -> str:
         """Return the method with its parameters and BatchNorm policy in words."""
-        given = json.loads(self.parameters).items()
-        words = [f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in given]
-        return ", ".join([self.method, *words, *[f"BatchNorm {self.batchnorm}"] * (self.batchnorm != "average")])
+        return ", ".join([self.method, *self.values, *[f"BatchNorm {self.batchnorm}"] * (self.batchnorm != "average")])
 
 
 class Model(NamedTuple):

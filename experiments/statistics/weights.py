@@ -1,7 +1,7 @@
 """What the weights of a study say by themselves: how task vectors stand to each other, and what merging costs.
 
 FOLDER/weights.csv has a line for every two experts of a kind that were merged, by seed, FOLDER/merges.csv one for every
-point of merged experts that was chosen (`experiments.statistics.measuring` writes them).
+point of merged experts that was chosen (`experiments.results.measuring` writes them).
 """
 
 from __future__ import annotations

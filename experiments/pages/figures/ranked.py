@@ -36,7 +36,7 @@ def ranking_dots(own: Sequence[Standing]) -> Figure:
         _draw(axis, own, kept)
         axis.set_title(title, fontsize=TEXT)
         axis.set_xlabel("mean retention, % of the own experts", fontsize=SMALL)
-    names = [wrapped(shown(one.name, 2 * SHORT), 2.4, SMALL) for one in own]
+    names = [wrapped(shown(one.series.label, 2 * SHORT), 2.4, SMALL) for one in own]
     axes[0].set_yticks(range(len(own)), names, fontsize=SMALL)
     axes[0].set_ylim(len(own) - 0.4, -0.6)
     legend_below(figure, axes, title=f"dots: means over tasks; bars: 95 % intervals, {own[0].interval}")

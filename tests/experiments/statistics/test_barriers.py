@@ -1,14 +1,12 @@
-"""Barriers of lines whose sag is known, and what task vectors of known angles say of each other."""
+"""Barriers of lines whose sag is known, beside what weights say."""
 
 import math
 
 import pytest
-import torch
 
 from experiments.pages.mergeability import mergeability_table
 from experiments.pages.views import with_geometry
 from experiments.statistics.barriers import barriers, rank_correlation
-from experiments.statistics.measuring import geometry
 from experiments.statistics.weights import Geometry, read_pairs, write_lines
 
 SCORES = {"a": (0.8, 0.5, 0.5, 0.2), "b": (0.1, 0.4, 0.3, 0.5)}  # at shares 0, 0.25, 0.5 and 1 of b
@@ -37,17 +35,7 @@ def test_barriers_are_how_far_the_line_sags():
     (found,) = barriers(rows(LOSSES, higher_is_better=False), relative=False)
     assert (found.greatest, found.midpoint) == pytest.approx(((0.5 + 0.2) / 2, (0.5 + 0.2) / 2))
     assert barriers([row for row in rows(SCORES) if row["shares"] != {"b": 1}], relative=True) == []
-
-
-def test_task_vectors_of_known_angles():
-    base = {"w": torch.zeros(3), "norm.running_var": torch.ones(3), "count": torch.ones(1, dtype=torch.int64)}
-    first = {**base, "w": torch.tensor([3.0, 4.0, 0.0]), "norm.running_var": torch.full((3,), 9.0)}
-    second = {**base, "w": torch.tensor([-6.0, 8.0, 0.0])}
-    found = geometry(base, first, second)
-    assert found == pytest.approx(
-        {"first_length": 5, "second_length": 10, "distance": math.sqrt(97), "cosine": 0.28, "agreement": 0.5}
-    )
-    assert math.isnan(geometry(base, base, second)["cosine"])
+    assert barriers(rows({**SCORES, "b": (0.1, 0.4, 0.3, 0.0)}), relative=True) == []  # no share of nothing
 
 
 def test_a_table_sets_barriers_beside_weights(tmp_path):

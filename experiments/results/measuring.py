@@ -18,8 +18,8 @@ import merge
 from experiments.grid.grid import Grid
 from experiments.grid.memory import forget_peak, megabytes
 from experiments.grid.subject import opened
+from experiments.results.steps import chosen_cells
 from experiments.statistics.selection import Best, recipe_of
-from experiments.statistics.steps import chosen_cells
 from experiments.statistics.weights import MERGES, WEIGHTS, Geometry, MergeCost, read_pairs, write_lines
 from experiments.study.points import START, WHOLE, Cell, Point
 
