@@ -34,7 +34,7 @@ def series(
         ),
     ] = "uniform",
     last: Annotated[int | None, typer.Option(help="Only the last so many.")] = None,
-    every: Annotated[int, typer.Option(help="Only every so manieth, counted back from the last.")] = 1,
+    every: Annotated[int, typer.Option(help="Only every K-th, counted back from the last.")] = 1,
     match: Annotated[str, typer.Option(metavar="GLOB", help="Only those whose names in RUN_DIR fit.")] = "",
     decay: Annotated[
         str | None, typer.Option(metavar="DECAY", help="Of ema: the part that every checkpoint leaves: 0.9, 90%.")
