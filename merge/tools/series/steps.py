@@ -59,7 +59,7 @@ class Series:
         return [_stem(name).replace("/", "-") for name in _called(self.paths)]
 
     def thinned(self, last: int | None, every: int) -> Series:
-        """Give every so manieth, counted back from the last, and of these the last so many. Raises MergeError."""
+        """Give every k-th, counted back from the last, and of these the last so many. Raises MergeError."""
         for key, value in (("last", last), ("every", every)):
             if value is not None and (type(value) is not int or value < 1):
                 raise MergeError(f"{key}={value!r}: must be a whole number of checkpoints, 1 or more")
