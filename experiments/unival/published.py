@@ -24,7 +24,7 @@ from experiments.unival.pocket.kinds import KINDS
 from merge import Input, MergeError, open_checkpoint
 from unival_core import PUBLISHED_FILES, TASKS, GenerationOptions, Tokenizer, UnivalConfig, load_tokenizer
 from unival_core.data import MediaCache, Published, TaskDataset, TsvTable, load_answers
-from unival_core.metrics import COCO_AREAS
+from unival_core.metrics import PUBLISHED_AREAS
 
 _UNIVAL = "https://github.com/mshukor/UnIVAL/blob/main"
 CHECKPOINTS_PAGE = f"{_UNIVAL}/checkpoints.md"
@@ -117,9 +117,9 @@ class BaseSetup:
         """Tell whether only some answers are allowed."""
         return bool(TASKS[task].answers or TASKS[task].published.answers)
 
-    def areas(self) -> tuple[float, float]:
-        """Return the areas of COCO, in square pixels."""
-        return COCO_AREAS
+    def areas(self) -> tuple[float, ...]:
+        """Return the published areas, in square pixels."""
+        return PUBLISHED_AREAS
 
     def files(self, task: str, split: str) -> list[Path]:
         """Return the files of a split; StudyError where none was published."""

@@ -26,7 +26,7 @@ running = partial(typer.Option, rich_help_panel=RUNNING)
 TASK_NAMES = sorted(file.stem.replace("_", "-") for file in Path(__file__).parents[1].glob("tasks/[a-z]*.py"))
 SETUPS = ("base", "pocket")
 PRECISIONS = ("fp32", "bf16", "fp16")
-REWARDS = ("small", "medium", "large")
+REWARDS = ("small", "medium", "large", "small+medium", "medium+large", "small+large")
 GROUPS = ("all", "all but embeddings", "projections")
 BATCHNORMS = ("train", "freeze")
 

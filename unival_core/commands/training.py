@@ -87,7 +87,7 @@ def train(
         str | None, one_of(BATCHNORMS, "--batchnorm", "What happens to the statistics.", panel=LENGTH)
     ] = None,
     reward: Annotated[
-        str | None, one_of(REWARDS, "--reward", "Self-critical training for boxes of this size.", panel=LENGTH)
+        str | None, one_of(REWARDS, "--reward", "Self-critical training for boxes of such sizes.", panel=LENGTH)
     ] = None,
     val_split: Annotated[str, validation(metavar="SPLIT", help="Chooses the best weights; '' for none.")] = "val",
     val_rows: Annotated[int, validation(min=1, help="Rows of it that are evaluated.")] = 500,

@@ -3,7 +3,15 @@
 import math
 from functools import partial
 
-from unival_core.metrics.accuracy import COCO_AREAS, box_accuracy, box_iou, code_accuracy, exact_match, vqa_accuracy
+from unival_core.metrics.accuracy import (
+    PUBLISHED_AREAS,
+    SIZES,
+    box_accuracy,
+    box_iou,
+    code_accuracy,
+    exact_match,
+    vqa_accuracy,
+)
 from unival_core.metrics.captions import (
     bleu,
     cider_d,
@@ -21,9 +29,15 @@ METRICS: dict[str, Metric] = {
     "VQA accuracy": Metric(vqa_accuracy, "mean confidence of the given answers"),
     "accuracy": Metric(exact_match, "share of right answers"),
     "Acc@0.5": Metric(box_accuracy, "share of boxes with an overlap of half or more"),
-    "Acc@0.5 small": Metric(box_accuracy, "the same of small boxes", size="small"),
-    "Acc@0.5 medium": Metric(box_accuracy, "the same of medium boxes", size="medium"),
-    "Acc@0.5 large": Metric(box_accuracy, "the same of large boxes", size="large"),
+    **{f"Acc@0.5 {size}": Metric(box_accuracy, f"the same of {size} boxes", size=size) for size in SIZES},
+    **{  # as published: these three add up to Acc@0.5
+        f"Acc@0.5 {size} of all": Metric(partial(box_accuracy, of_all=True), f"{size} ones, of all boxes", size=size)
+        for size in SIZES
+    },
+    **{
+        f"Acc@{share}": Metric(partial(box_accuracy, threshold=share), f"share of boxes with an overlap of {share}")
+        for share in (0.4, 0.6, 0.7, 0.8, 0.9)
+    },
     "BLEU@1": Metric(partial(bleu, order=1), "words found in the references", _OTHER, is_mean=False),
     "BLEU@2": Metric(partial(bleu, order=2), "pairs of words and shorter", _OTHER, is_mean=False),
     "BLEU@3": Metric(partial(bleu, order=3), "runs of three words and shorter", _OTHER, is_mean=False),
@@ -45,6 +59,7 @@ METRICS: dict[str, Metric] = {
 }
 
 __all__ = [
-    "COCO_AREAS", "METRICS", "Interval", "Metric", "Scores", "bootstrap_interval", "box_iou", "document_frequencies",
-    "is_binary", "load_frequencies", "not_computed", "save_frequencies", "score_interval", "wilson_interval",
+    "METRICS", "PUBLISHED_AREAS", "SIZES", "Interval", "Metric", "Scores", "bootstrap_interval", "box_iou",
+    "document_frequencies", "is_binary", "load_frequencies", "not_computed", "save_frequencies", "score_interval",
+    "wilson_interval",
 ]  # fmt: skip

@@ -1,5 +1,6 @@
 """Accuracies of answers and of boxes."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -8,8 +9,9 @@ from numpy.typing import ArrayLike
 from unival_core.errors import UnivalError
 from unival_core.metrics.scores import Scores, check_pairs, mean_scores
 
-COCO_AREAS = (32.0**2, 96.0**2)
-"""Areas in square pixels where a box stops being small, and starts being large (COCO's detection challenge)."""
+PUBLISHED_AREAS = (30_000.0, math.nextafter(30_000.0, math.inf), 100_000.0, math.nextafter(100_000.0, math.inf))
+"""Areas in square pixels, as UnIVAL's scripts have them: small boxes lie below the first, medium ones from the second
+to below the third, large ones from the last. A box of exactly a limit has no size."""
 
 SIZES = ("small", "medium", "large")
 
@@ -62,24 +64,29 @@ def box_accuracy(
     *,
     threshold: float = 0.5,
     size: str | None = None,
-    areas: tuple[float, float] = COCO_AREAS,
+    areas: Sequence[float] = PUBLISHED_AREAS,
+    of_all: bool = False,
 ) -> Scores:
     """Compute the share of boxes whose overlap with the reference box reaches `threshold` (Acc@IoU).
 
     Boxes are (n, 4): x0, y0, x1, y1 in pixels of one image; a prediction of NaN is a miss. `size` keeps only the
-    examples whose reference box is small, medium or large by `areas`, its two bounds in square pixels.
+    examples whose reference box is small, medium or large by `areas` (as PUBLISHED_AREAS; of two bounds each belongs to
+    the size above). With `of_all` they are a share of all examples, so that the sizes add up to the whole.
     """
     a, b = _boxes(predictions), _boxes(references)
     check_pairs(a, b)
-    if size is not None:
-        if size not in SIZES:
-            raise UnivalError(f"unknown box size {size!r}: choose from {', '.join(SIZES)}")
-        kept = np.digitize(_area(b), areas) == SIZES.index(size)
-        if not kept.any():
-            return Scores(float("nan"), np.empty(0), 0, f"not computed: no {size} boxes among {len(b)}")
-        a, b = a[kept], b[kept]
     iou = box_iou(a, b)
-    return mean_scores((iou >= threshold) & (iou > 0))
+    right = (iou >= threshold) & (iou > 0)
+    if size is None:
+        return mean_scores(right)
+    if size not in SIZES:
+        raise UnivalError(f"unknown box size {size!r}: choose from {', '.join(SIZES)}")
+    sized = np.digitize(_area(b), areas) == SIZES.index(size) * len(areas) // 2
+    if of_all:
+        return mean_scores(right & sized)
+    if not sized.any():
+        return Scores(float("nan"), np.empty(0), 0, f"not computed: no {size} boxes among {len(b)}")
+    return mean_scores(right[sized])
 
 
 def _boxes(boxes: ArrayLike) -> np.ndarray:

@@ -36,8 +36,9 @@ class Metric:
     Call it with predictions and references, one each and in one order; options of `function` may follow. `range` holds
     the least and the greatest value there can be; `unit` is that of values times `factor`, as they are printed.
     `is_mean` says that the value is the mean of the scores of single examples, which can then be compared and
-    resampled. `size` is the size of the only boxes that count ("small", "medium", "large"), whose bounds the option
-    `areas` moves. `of` names what is scored of a `Prediction`: its answer, or a number that the model told of itself.
+    resampled. `size` is the size of the only boxes that are right ("small", "medium", "large"), whose bounds the
+    option `areas` moves. `of` names what is scored of a `Prediction`: its answer, or a number that the model told of
+    itself.
     """
 
     function: Callable[..., Scores]

@@ -19,13 +19,13 @@ class RewardOptions:
     """Self-critical training on boxes (arXiv 1612.00563; 2306.04488 for its use in rewarded soups).
 
     `samples` boxes are drawn for every example; one is rewarded with 1 where it overlaps the right box by at least
-    `overlap`. Only examples whose right box has an area in `areas` (first included, last not; square pixels of the
-    image as it is in the file) count.
+    `overlap`. Only examples whose right box has an area in `areas` (square pixels of the image as it is in the file)
+    count: one range or more, their bounds one after the other, the first of each included, the last not.
     """
 
     samples: int = 5
     overlap: float = 0.5
-    areas: tuple[float, float] = (0.0, math.inf)
+    areas: tuple[float, ...] = (0.0, math.inf)
 
     def __post_init__(self) -> None:
         if self.samples < 2:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from unival_core.config import PUBLISHED_REGULARIZATION
 from unival_core.data.task import Task
 from unival_core.errors import UnivalError
-from unival_core.metrics import COCO_AREAS
+from unival_core.metrics import PUBLISHED_AREAS
 from unival_core.tasks import TASKS
 from unival_core.training.loss import LossOptions
 from unival_core.training.options import RewardOptions, TrainOptions
@@ -104,15 +104,23 @@ REWARD = replace(DEFAULTS["pocket"], lr=1e-4, updates=100, group="all", batchnor
 JOINT = replace(DEFAULTS["pocket"], group="all")
 
 
-def rewards_by_size(low: float, high: float) -> dict[str, RewardOptions]:
-    """Make rewards of small, medium or large boxes: of an area below `low`, between, or from `high` square pixels."""
-    areas = {"small": (0.0, low), "medium": (low, high), "large": (high, math.inf)}
+def rewards_by_size(low: float, above_low: float, high: float, above_high: float) -> dict[str, RewardOptions]:
+    """Make rewards of boxes of one size or of two: small ones have an area below `low` square pixels, medium ones from
+    `above_low` to below `high`, large ones from `above_high`."""
+    areas: dict[str, tuple[float, ...]] = {
+        "small": (0.0, low),
+        "medium": (above_low, high),
+        "large": (above_high, math.inf),
+        "small+medium": (0.0, high),
+        "medium+large": (above_low, math.inf),
+        "small+large": (0.0, low, above_high, math.inf),
+    }
     return {name: RewardOptions(areas=area) for name, area in areas.items()}
 
 
-# Rewarded soups: three experts, each rewarded for boxes of one size. At base setup COCO's, at pocket setup the terciles
-# of grounding/train in the world of seed 0 (its world.json).
+# Rewarded soups: experts rewarded for boxes of some sizes. At base setup the published ones, at pocket setup the
+# terciles of grounding/train in the world of seed 0 (its world.json).
 REWARDS: dict[str, dict[str, RewardOptions]] = {
-    "base": rewards_by_size(*COCO_AREAS),
-    "pocket": rewards_by_size(140.0, 176.0),
+    "base": rewards_by_size(*PUBLISHED_AREAS),
+    "pocket": rewards_by_size(140.0, 140.0, 176.0, 176.0),
 }

@@ -132,9 +132,7 @@ def reward(pocket: Pocket, expert: Expert) -> Step:
 
 def mixed_rewards(pocket: Pocket, expert: Expert) -> Step:
     """Go on from the vanilla expert as `reward` does, as long, with the rewards for boxes of all sizes at once."""
-    rewards = [*REWARDS["pocket"].values()]
-    ends = [end for one in rewards for end in one.areas]
-    return rewarded(pocket, expert, "mixed-rewards", replace(rewards[0], areas=(min(ends), max(ends))))
+    return rewarded(pocket, expert, "mixed-rewards", RewardOptions())
 
 
 KINDS: dict[str, Kind] = {

@@ -57,6 +57,7 @@ class Named(Grid):
 
 def test_keys_are_those_of_old_rows(monkeypatch):
     monkeypatch.setattr(BaseSetup, "data_digest", lambda _, task, split: f"{task}/{split}")
+    monkeypatch.setattr(BaseSetup, "areas", lambda _: (1024.0, 9216.0))  # of those days
     grid = Named("tiny", UnivalSubject(BaseSetup(Path(), Path("checkpoints"), Path("data")), limit=7))
     cells = STUDY.cells(Choice("base", batchnorm=("all",)))
     keys = [grid.keys(cell, 1) for cell in cells]

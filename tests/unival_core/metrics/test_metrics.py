@@ -167,18 +167,31 @@ def test_box_accuracy_thresholds_and_misses():
 
 
 def test_box_accuracy_by_size():
-    answers = [[0, 0, 31, 32], [0, 0, 32, 32], [0, 0, 96, 95], [0, 0, 96, 96], [0, 0, 200, 200]]
-    right = [answers[0], answers[1], answers[0], answers[3], answers[0]]
+    areas = [29_999, 30_000, 30_001, 99_999, 100_000, 100_001, 200_000]  # of exactly a limit: of no size
+    answers = [[0, 0, area, 1] for area in areas]
+    right = [*answers[:3], answers[0], *answers[4:6], answers[0]]
     found = {size: METRICS[f"Acc@0.5 {size}"](right, answers) for size in accuracy.SIZES}
     assert {size: scores.per_example.tolist() for size, scores in found.items()} == {
         "small": [1],
         "medium": [1, 0],
         "large": [1, 0],
     }
-    assert metrics.box_accuracy(right, answers, size="small", areas=(1e9, 2e9)).n == 5
+    of_all = [METRICS[f"Acc@0.5 {size} of all"](right, answers) for size in accuracy.SIZES]
+    assert [scores.value for scores in of_all] == [1 / 7, 1 / 7, 1 / 7]
+    assert sum(s.per_example for s in of_all).tolist() == [1, 0, 1, 0, 0, 1, 0]  # as the whole, but for the limits
+    own = [metrics.box_accuracy(right, answers, size=size, areas=(30_000, 100_000)).n for size in accuracy.SIZES]
+    assert own == [1, 3, 3]
+    none = METRICS["Acc@0.5 large of all"](right[:3], answers[:3])
+    assert (none.value, none.n) == (0, 3)
     none = metrics.box_accuracy(right, answers, size="small", areas=(1, 2))
     assert math.isnan(none.value)
-    assert none.note == "not computed: no small boxes among 5"
+    assert none.note == "not computed: no small boxes among 7"
+
+
+def test_box_accuracy_at_published_thresholds():
+    boxes = [[0, 0, 10, height] for height in (4.5, 6.5, 7.5, 8.5, 9.5)]
+    found = [METRICS[f"Acc@0.{tenths}"](boxes, [[0, 0, 10, 10]] * 5).value for tenths in range(4, 10)]
+    assert found == [1.0, 0.8, 0.8, 0.6, 0.4, 0.2]
 
 
 @pytest.mark.parametrize("name", METRICS)
@@ -227,10 +240,11 @@ def test_every_metric_is_whole(name):
     assert (metric.unit, metric.factor) in (("%", 100), ("× 100", 100), ("nats", 1)), f"{name} lacks a unit"
     least, greatest = metric.range
     assert least < greatest, f"{name} lacks a range"
-    predictions, references = EXAMPLES.get(getattr(metric.function, "__name__", ""), EXAMPLES["captions"])
+    function = getattr(metric.function, "func", metric.function)
+    predictions, references = EXAMPLES.get(getattr(function, "__name__", ""), EXAMPLES["captions"])
     predictions, references = EXAMPLES.get(name, (predictions, references))
     if metric.size in ("medium", "large"):
-        side = {"medium": 50, "large": 200}[metric.size]
+        side = {"medium": 200, "large": 400}[metric.size]
         predictions, references = [[0, 0, side, side], [0, 0, 1, 1]], [[0, 0, side, side]] * 2
     scores = metric(predictions, references)
     if scores.note.startswith("not computed"):
@@ -245,5 +259,5 @@ def test_every_metric_is_whole(name):
 
 def test_the_bounds_of_box_sizes_can_be_moved():
     boxes = [[0, 0, 9, 9], [0, 0, 99, 99]]
-    assert METRICS["Acc@0.5 small"](boxes, boxes).n == 1
+    assert METRICS["Acc@0.5 small"](boxes, boxes, areas=(100, 200)).n == 1
     assert METRICS["Acc@0.5 small"](boxes, boxes, areas=(1e5, 2e5)).n == 2

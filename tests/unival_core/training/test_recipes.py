@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -9,6 +10,7 @@ from unival_core.config import CONFIGS, PUBLISHED_REGULARIZATION
 from unival_core.errors import UnivalError
 from unival_core.tasks import TASKS
 from unival_core.training.recipes import BACKBONE, DEFAULTS, REWARDS, STAGES, options_for
+from unival_core.training.rewards import RewardLoss
 
 # arXiv 2307.16184, section G.1: epochs, batch, lr, side, frozen embeddings, average, encouraging loss.
 PUBLISHED = {
@@ -59,11 +61,24 @@ def test_stages_name_known_tasks(scale):
 
 
 def test_rewards_share_all_sizes_of_boxes_without_overlap():
-    bounds = [REWARDS["base"][size].areas for size in ("small", "medium", "large")]
-    assert bounds == [(0, 1024), (1024, 9216), (9216, math.inf)]
-    for sizes in REWARDS.values():
-        assert sizes["small"].areas[1] == sizes["medium"].areas[0]
-        assert sizes["medium"].areas[1] == sizes["large"].areas[0]
+    bounds = [REWARDS["pocket"][size].areas for size in ("small", "medium", "large")]
+    assert bounds == [(0, 140), (140, 176), (176, math.inf)]
+
+
+def test_published_rewards_are_for_the_published_areas():
+    counted = {}
+    for name, reward in REWARDS["base"].items():
+        loss = RewardLoss(None, None, reward)
+        boxes = [(1.0, 2.0, 1.0 + area, 3.0) for area in (1, 29_999, 30_000, 30_001, 99_999, 100_000, 100_001)]
+        counted[name] = "".join("01"[loss.counts(SimpleNamespace(reference=box, size=(9, 9)))] for box in boxes)
+    assert counted == {
+        "small": "1100000",
+        "medium": "0001100",
+        "large": "0000001",
+        "small+medium": "1111100",
+        "medium+large": "0001111",
+        "small+large": "1100001",
+    }
 
 
 def test_a_task_without_a_recipe_is_trained_by_that_of_its_setup():
