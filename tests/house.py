@@ -54,6 +54,7 @@ WINGS: dict[str, tuple[str, ...]] = {
         "tasks",
         "grid",
         "study",
+        "atomic",
         "errors",
     ),
 }

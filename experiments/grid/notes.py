@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from experiments.atomic import write_whole
 from experiments.errors import StudyError
 
 FILE = "study.json"
@@ -54,9 +55,7 @@ def write_notes(folder: str | Path, study: str, notes: Notes) -> None:
     files = {**before.files, **{name: {**before.files.get(name, {}), **own} for name, own in notes.files.items()}}
     notes = replace(notes, files=files, code=notes.code or before.code)
     if notes != Notes() and known.get(study) != json.loads(json.dumps(asdict(notes))):
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(known | {study: asdict(notes)}, indent=1) + "\n", encoding="utf-8")
-        partial.replace(path)
+        write_whole(path, json.dumps(known | {study: asdict(notes)}, indent=1) + "\n")
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
+from experiments.atomic import write_whole
 from experiments.grid.escapes import html
 
 PAGE = """<!doctype html>
@@ -40,9 +41,7 @@ def write_index(output: Path, title: str, entries: Sequence[Entry], saved: str =
     """Write the page, whole or not at all; links are relative to it. `saved` tells of a merged checkpoint."""
     parts = [_section(entry, output.parent) for entry in entries]
     parts += [f"<h2>A merged model</h2><p><code>{html(saved)}</code></p>"] if saved else []
-    partial = output.with_name(f"{output.name}.partial")
-    partial.write_text(PAGE.format(title=html(title), body="\n".join(parts)), encoding="utf-8")
-    partial.replace(output)
+    write_whole(output, PAGE.format(title=html(title), body="\n".join(parts)))
     return output
 
 

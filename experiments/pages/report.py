@@ -11,12 +11,11 @@ import re
 import shlex
 import tempfile
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from experiments.errors import StudyError
+from experiments.atomic import write_whole
 from experiments.grid.escapes import file_stem, html
 from experiments.grid.notes import Notes
 from experiments.grid.rows import Records, names_in
@@ -78,15 +77,7 @@ def write_report(
     }
     parts["glossary"] = f"<dl>{parts['glossary']}</dl>"
     page = re.sub(r"\{\{(\w+)\}\}", lambda name: parts[name[1]], TEMPLATE.read_text(encoding="utf-8"))
-    partial = output.with_name(f"{output.name}.partial")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(page, encoding="utf-8")
-        partial.replace(output)
-    except OSError as error:
-        with suppress(OSError):
-            partial.unlink()
-        raise StudyError(f"{output}: {error.strerror}: name another file with -o") from None
+    write_whole(output, page, "name another file with -o")
     return output
 
 

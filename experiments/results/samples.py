@@ -23,6 +23,7 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from experiments.atomic import write_whole
 from experiments.errors import StudyError
 from experiments.grid.lines import append_lines, entries
 from experiments.grid.rows import ROW_DIGEST, Records
@@ -223,8 +224,5 @@ def write_picture(folder: Path, image: Image.Image) -> str:
     image.save(data, "PNG")
     file = folder / PICTURES / f"{hashlib.sha256(data.getvalue()).hexdigest()[:16]}.png"
     if not file.is_file():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(".partial")
-        partial.write_bytes(data.getvalue())
-        partial.replace(file)
+        write_whole(file, data.getvalue())
     return file.name

@@ -7,11 +7,13 @@ point of merged experts that was chosen (`experiments.results.measuring` writes 
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from experiments.atomic import write_whole
 from experiments.errors import StudyError
 
 WEIGHTS, MERGES = "weights.csv", "merges.csv"
@@ -54,14 +56,13 @@ class MergeCost:
 
 def write_lines(file: Path, lines: Iterable[Any], kind: type[Any]) -> None:
     """Write lines as CSV, whole or not at all."""
-    partial = file.with_suffix(".partial")
-    with partial.open("w", newline="") as out:
-        writer = csv.DictWriter(out, [one.name for one in fields(kind)], lineterminator="\n")
-        writer.writeheader()
-        for line in lines:
-            values = asdict(line)
-            writer.writerow({name: f"{v:.6g}" if isinstance(v, float) else v for name, v in values.items()})
-    partial.replace(file)
+    out = io.StringIO()
+    writer = csv.DictWriter(out, [one.name for one in fields(kind)], lineterminator="\n")
+    writer.writeheader()
+    for line in lines:
+        values = asdict(line)
+        writer.writerow({name: f"{v:.6g}" if isinstance(v, float) else v for name, v in values.items()})
+    write_whole(file, out.getvalue())
 
 
 def read_pairs(folder: str | Path) -> list[Geometry]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
+from experiments.atomic import write_whole
 from experiments.errors import StudyError
 from experiments.grid.engines import engine_named
 from experiments.grid.grid import Grid, experts_of, run_cells
@@ -109,7 +110,7 @@ def write_pages(folder: Path, study: str, command: str) -> Generator[str, None, 
         figures.append(save(one.figure, pages / one.stem)[0])
         yield f"  {figures[-1]}"
     table = pages / "tables.md"
-    table.write_text(written(rows, scores, "markdown", beside=notes.beside), encoding="utf-8")
+    write_whole(table, written(rows, scores, "markdown", beside=notes.beside))
     yield f"  {table}"
     report = write_report(folder, study, pages / "report.html", command=command, drawn=drawn)
     yield f"  {report}"

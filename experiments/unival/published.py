@@ -18,6 +18,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import ClassVar
 
+from experiments.atomic import write_whole
 from experiments.errors import StudyError
 from experiments.study.points import PRETRAINED, Cell, Expert
 from experiments.unival.pocket.kinds import KINDS
@@ -150,9 +151,7 @@ class BaseSetup:
                 while block := stream.read(1 << 22):
                     whole.update(block)
             known[str(file)] = [mark, whole.hexdigest()]
-            partial = record.with_suffix(".partial")
-            partial.write_text(json.dumps(known, indent=1))
-            partial.replace(record)
+            write_whole(record, json.dumps(known, indent=1))
         return known[str(file)][1]
 
     def expected(self, experts: Sequence[Expert], seed: int, places: Sequence[tuple[str, str]]) -> dict[Path, str]:

@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from experiments.atomic import write_whole
 from experiments.errors import StudyError
 from experiments.grid.children import be_child, end, shielded
 from experiments.grid.rows import ROW_DIGEST
@@ -143,9 +144,7 @@ def make_start(pocket: Pocket, *, pretrained: bool = True, progress: bool = True
             made, wanted = (f"preset {one.preset}, seed {one.seed}" for one in (there, pocket))
             raise StudyError(f"{pocket.folder} holds {made}, not {wanted}: choose another folder")
     else:
-        partial = record.with_suffix(".partial")
-        partial.write_text(json.dumps({"preset": pocket.preset, "seed": pocket.seed}))
-        partial.replace(record)
+        write_whole(record, json.dumps({"preset": pocket.preset, "seed": pocket.seed}))
     if pocket.start is None:
         done = pocket.preset == "quick" or (pretrained and pocket.pretrained.exists())
         for step in [write_world] if done else [write_world, make_backbone, pretrain][: 2 + pretrained]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from experiments.atomic import write_whole
 from experiments.grid.rows import Row, append_row, content_key, read_rows
 from experiments.grid.units import unit_in_rows
 from experiments.pages.tables import pivot, to_markdown
@@ -64,7 +65,7 @@ def write_table(pocket: Pocket, split: str = "test", processes: int = 2, *, prog
         (order.index(next(iter(shares))), how) for shares, how in zip(found["shares"], found["experts"], strict=True)
     ]
     found = found.iloc[sorted(range(len(place)), key=lambda row: (place[row][1] == BLANK, place[row][0]))]
-    table.write_text(to_markdown(pivot(found, index=("point", "experts"))))
+    write_whole(table, to_markdown(pivot(found, index=("point", "experts"))))
     return table
 
 

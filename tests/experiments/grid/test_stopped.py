@@ -37,7 +37,7 @@ def test_stopped_at_random_it_always_goes_on(tmp_path: Path) -> None:
     for end in result["ends"]:
         early = -int(getattr(signal, end["how"], 0))  # before the command had its handlers
         assert end["code"] in (0, codes[end["how"]], early), end
-        assert {*end["left"]} <= FILES | ({"study.partial"} if end["how"] == "SIGKILL" else set()), end
+        assert {*end["left"]} <= FILES | ({"study.json.partial"} if end["how"] == "SIGKILL" else set()), end
     stopped = [end["how"] for end in result["ends"] if end["code"]]
     assert len(stopped) >= 10  # of 30: the others were done before
     assert len(set(stopped)) >= 3
