@@ -31,6 +31,7 @@ WINGS: dict[str, tuple[str, ...]] = {
             "metrics",
         ),
         *(
+            "image_codes",
             "checkpoint",
             "model",
             "encoders",

@@ -28,6 +28,8 @@ _HOME = {
     "Encoder": "model",
     "Ensemble": "ensemble",
     "GenerationOptions": "decoding",
+    "ImageCodes": "image_codes",
+    "ImageCodesConfig": "image_codes",
     "Inputs": "inputs",
     "MEDIA": "inputs",
     "METRICS": "metrics",
@@ -43,10 +45,13 @@ _HOME = {
     "evaluate": "evaluation",
     "find_task": "tasks",
     "generate": "generation",
+    "load_image_codes": "image_codes",
     "load_model": "checkpoint",
     "load_tokenizer": "vocabulary",
     "predict": "evaluation",
+    "save_image_codes": "image_codes",
     "save_model": "checkpoint",
+    "to_pixels": "image_codes",
     "train": "training.train",
 }
 
@@ -60,6 +65,7 @@ if TYPE_CHECKING:
     from unival_core.ensemble import Ensemble
     from unival_core.evaluation import Prediction, evaluate, predict
     from unival_core.generation import generate
+    from unival_core.image_codes import ImageCodes, ImageCodesConfig, load_image_codes, save_image_codes, to_pixels
     from unival_core.inputs import MEDIA, Inputs
     from unival_core.metrics import METRICS
     from unival_core.model import Encoder, UnivalModel

@@ -8,7 +8,8 @@
 import math
 import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -126,9 +127,16 @@ class _NoNumbers(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def bare_model(config: UnivalConfig) -> UnivalModel:
-    """Return a model whose tensors have names and shapes but no values (they are on the meta device)."""
+@contextmanager
+def bare() -> Iterator[None]:
+    """Make modules whose tensors have names and shapes but no values (they are on the meta device)."""
     with torch.device("meta"), _NoNumbers():
+        yield
+
+
+def bare_model(config: UnivalConfig) -> UnivalModel:
+    """Return a model whose tensors have no values."""
+    with bare():
         return UnivalModel(config)
 
 

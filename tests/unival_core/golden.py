@@ -36,11 +36,11 @@ def recorded(name: str, folder: Path = SHARED) -> tuple[dict[str, Tensor], dict[
     return tensors, note
 
 
-def weight(name: str, like: Tensor, scale: float = 1.0) -> Tensor:
+def weight(name: str, like: Tensor, scale: float = 1.0, salt: str = "") -> Tensor:
     """The recipe's values of one tensor: drawn from a generator seeded by the name, spread by its role."""
     if name in TIED:
         name = "encoder.embed_tokens.weight"
-    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+    generator = torch.Generator().manual_seed(zlib.crc32(f"{salt}{name}".encode()))
     shape = tuple(like.shape)
     if name.endswith("running_var"):
         values = 0.5 + torch.rand(shape, generator=generator)
@@ -63,12 +63,12 @@ def weight(name: str, like: Tensor, scale: float = 1.0) -> Tensor:
 
 
 @torch.no_grad()
-def fill(model: nn.Module, scale: float = 1.0) -> None:
+def fill(model: nn.Module, scale: float = 1.0, salt: str = "") -> None:
     """Writes the recipe's weights into a model; `scale` multiplies the token matrix."""
     done = set()
     for name, value in model.state_dict().items():
         if value.is_floating_point() and value.data_ptr() not in done:
-            value.copy_(weight(name, value, scale))
+            value.copy_(weight(name, value, scale, salt))
             done.add(value.data_ptr())
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import unival_core
+from tests import house
 
 WINGS = ("data", "metrics", "tasks", "training", "media", "commands")
 VERBS = {"load_model", "save_model", "generate", "evaluate", "train"}
@@ -40,3 +41,12 @@ def test_importing_the_package_does_not_load_torch() -> None:
     code = "import sys, unival_core; dir(unival_core); print({'torch', 'numpy', 'tokenizers'} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
+
+
+def test_what_loads_models_and_generates_is_short() -> None:
+    """Model, checkpoints, vocabulary, generation and image codes, with all that they import: less than 3,300 lines."""
+    needed = {f"unival_core.{name}" for name in ("checkpoint", "vocabulary", "generation", "image_codes")}
+    while further := {target for module in needed for target in house.graph()[module]} - needed:
+        needed |= further
+    lines = house.lines([house.modules()[module] for module in needed])
+    assert 2000 < lines < 3300, sorted(needed)
