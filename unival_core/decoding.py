@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +38,7 @@ class GenerationOptions:
     renormalize: bool = True  # probabilities of a constrained step sum to 1 over the allowed ids
     sample: bool = False
     top_k: int = 0  # 0: all ids
-    top_p: float = 1.0
+    top_p: float = 1.0  # below 1 it replaces top_k
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -69,11 +69,15 @@ def first_nonfinite(tensors: Iterable[tuple[str, Tensor]]) -> str:
 
 @dataclass(frozen=True)
 class IdRange:
-    """Allows the ids from `start` up to `stop`, and eos; with `specials` bos, pad and unk too, as published."""
+    """Allows the ids from `start` up to `stop`, and eos.
+
+    The other specials may be "written" too, as by the published beam search; or they are "counted" among what may
+    follow and never written, and eos only at the maximal length, as in published images.
+    """
 
     start: int
     stop: int
-    specials: bool = False
+    specials: Literal["none", "counted", "written"] = "none"
 
 
 @dataclass(frozen=True)
@@ -135,7 +139,7 @@ class OnlyRange:
             raise UnivalError(f"{allowed} is not within the ids {UNK + 1}..{vocabulary - 1}")
         self.forbidden = torch.ones(vocabulary, dtype=torch.bool, device=device)
         self.forbidden[allowed.start : allowed.stop] = False
-        self.forbidden[: UNK + 1] = not allowed.specials
+        self.forbidden[: UNK + 1] = allowed.specials == "none"
         self.forbidden[EOS] = False
 
     def __call__(self, scores: Tensor, rows: Rows) -> Tensor:
@@ -158,6 +162,18 @@ class Basics:
             full = rows.step >= self.limit[rows.sample]
             end = scores[:, EOS].clone()
             scores.masked_fill_(full.unsqueeze(1), NEVER)[:, EOS] = end
+        return scores
+
+
+class NoSpecials:
+    """No bos, pad, eos or unk before the maximal length; what they had of the probability is left to no other id."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limit = limits.length
+
+    def __call__(self, scores: Tensor, rows: Rows) -> Tensor:
+        writing = (rows.step < self.limit[rows.sample]).unsqueeze(1)
+        scores[:, : UNK + 1].masked_fill_(writing, NEVER)
         return scores
 
 
@@ -221,7 +237,10 @@ class Beam:
 
 
 class Sampling:
-    """`width` independent draws among the `top_k` likeliest ids, or the fewest of them that hold a share `top_p`."""
+    """`width` independent draws among the `top_k` likeliest ids, or the fewest of all ids that hold a share `top_p`.
+
+    As published, and to the bit where probabilities agree: on the CPU a seed draws what it draws there.
+    """
 
     def __init__(self, options: GenerationOptions, device: torch.device) -> None:
         self.width, self.top_k, self.top_p = options.beam, options.top_k, options.top_p
@@ -229,16 +248,24 @@ class Sampling:
 
     def __call__(self, scores: Tensor, totals: Tensor) -> Candidates:
         samples, rows, vocabulary = scores.shape
-        best, token = scores.topk(min(self.top_k, vocabulary) if self.top_k else vocabulary, dim=-1)
-        before = best.softmax(-1).cumsum(-1).roll(1, -1)
-        before[..., 0] = 0.0
-        likely = best.masked_fill(before >= self.top_p, NEVER).expand(-1, self.width, -1)
-        # The largest of log p + Gumbel noise is a draw from p.
-        noise = torch.empty_like(likely).exponential_(generator=self.generator).log_()
-        drawn = (likely - noise).argmax(-1, keepdim=True)
-        total = totals + best.expand_as(likely).gather(-1, drawn).squeeze(-1)
-        drawn_token = token.expand_as(likely).gather(-1, drawn).squeeze(-1)
+        if self.top_p < 1:
+            best, token = scores.sort(dim=-1, descending=True)
+            before = best.exp().cumsum(-1).roll(1, -1)
+            before[..., 0] = 0.0
+            kept = before < self.top_p
+            size = int(kept.sum(-1).max())
+            best, token = best.masked_fill(~kept, NEVER)[..., :size], token[..., :size]
+        elif self.top_k:
+            best, token = scores.topk(min(self.top_k, vocabulary), dim=-1)
+        else:
+            best, token = scores, torch.arange(vocabulary, device=scores.device).expand_as(scores)
+        probability = best.exp().flatten(0, 1)
+        probability = probability.masked_fill(probability.sum(-1, keepdim=True) == 0, 1.0)  # a row with nothing to say
+        place = torch.multinomial(probability, self.width // rows, replacement=True, generator=self.generator)
+        place = place.view(samples, self.width, 1)
+        total = totals + best.expand(-1, self.width, -1).gather(-1, place).squeeze(-1)
+        drawn = token.expand(-1, self.width, -1).gather(-1, place).squeeze(-1)
         parent = torch.arange(rows, device=scores.device).expand(samples, self.width)
         # Rows whose sentence has ended are filled up with dead ones.
-        filler = torch.full_like(total, NEVER), torch.full_like(drawn_token, PAD), parent
-        return Candidates(*(torch.cat(pair, dim=1) for pair in zip((total, drawn_token, parent), filler, strict=True)))
+        filler = torch.full_like(total, NEVER), torch.full_like(drawn, PAD), parent
+        return Candidates(*(torch.cat(pair, dim=1) for pair in zip((total, drawn, parent), filler, strict=True)))

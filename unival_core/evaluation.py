@@ -146,7 +146,7 @@ def predict(
         constraint: Trie | IdRange | None = None if answers is None else answers.trie
         if answers is None and task.writes != "text":
             code, box = tokenizer.code_offset, tokenizer.bin_offset
-            constraint = IdRange(box, tokenizer.size) if task.writes == "box" else IdRange(code, box)
+            constraint = IdRange(box, tokenizer.size) if task.writes == "box" else IdRange(code, box, "counted")
         found = generate(
             model,
             batch.inputs,

@@ -25,6 +25,7 @@ from unival_core.decoding import (
     IdRange,
     Limits,
     NoRepeat,
+    NoSpecials,
     OnlyAnswers,
     OnlyRange,
     Rows,
@@ -81,8 +82,9 @@ def generate(
     """Return the best sentences of each of B samples, best first (arXiv 2307.16184, as evaluated there).
 
     `constraint` is a trie of the allowed answers, or a range of ids: `IdRange(config.bin_offset, config.vocabulary)`
-    with `min_len=4, max_len_b=4` gives four bins exactly, that is a box. `prefix` forces the first tokens (after bos)
-    of each sample; their log-probabilities count. `code_rows` (B, bool) marks samples that write an image.
+    with `min_len=4, max_len_b=4` gives four bins exactly, that is a box; `IdRange(config.code_offset,
+    config.bin_offset, "counted")` the codes of an image. `prefix` forces the first tokens (after bos) of each sample;
+    their log-probabilities count. `code_rows` (B, bool) marks samples that write an image.
     `encoded` is what `model.encode` returned of the inputs, where that is known.
     A sample of a batch gets what it would get alone, except for the draws of `sample`.
 
@@ -211,10 +213,10 @@ def _limits(
 
 
 def _search(options: GenerationOptions, vocabulary: int, device: torch.device) -> Search:
-    if 2 * options.beam > vocabulary:
-        raise UnivalError(f"beam {options.beam} needs {2 * options.beam} ids, the vocabulary has {vocabulary}")
     if options.sample:
         return Sampling(options, device)
+    if 2 * options.beam > vocabulary:
+        raise UnivalError(f"beam {options.beam} needs {2 * options.beam} ids, the vocabulary has {vocabulary}")
     return Greedy() if options.beam == 1 else Beam(options.beam)
 
 
@@ -223,11 +225,12 @@ def _filters(
 ) -> tuple[list[Filter], list[Filter]]:
     """Return what comes before and after the softmax."""
     only: list[Filter] = []
+    after: list[Filter] = [Basics(options, limits)]
     if isinstance(constraint, IdRange):
         only = [OnlyRange(constraint, vocabulary, limits.length.device)]
+        after += [NoSpecials(limits)] if constraint.specials == "counted" else []
     elif constraint is not None:
         only = [OnlyAnswers(constraint, limits)]
-    after: list[Filter] = [Basics(options, limits)]
     if options.no_repeat_ngram:
         after.append(NoRepeat(options.no_repeat_ngram))
     return (only, after) if options.renormalize else ([], only + after)

@@ -66,7 +66,7 @@ def test_beams_as_recorded(variant: UnivalModel, name: str, request: pytest.Fixt
     run = note["runs"][key]
     constraint = Trie(note["trie_answers"]) if run["trie"] else None
     if "constraint_range" in run["args"]:
-        constraint = IdRange(*map(int, run["args"]["constraint_range"].split(",")), specials=True)
+        constraint = IdRange(*map(int, run["args"]["constraint_range"].split(",")), specials="written")
     prefix = [[token for token in row if token != PAD] for row in tensors["in.prefix_tokens"].tolist()]
     found = generate(
         variant,
@@ -301,7 +301,7 @@ def test_finished_sentences_cost_nothing(writer: UnivalModel, monkeypatch: pytes
 
 
 def test_unknown_words_can_be_made_unlikely(writer: UnivalModel) -> None:
-    only = IdRange(50, 51, specials=True)
+    only = IdRange(50, 51, specials="written")
     free, avoided = (
         generate(writer, batch(), GenerationOptions(min_len=5, max_len_b=5, unk_penalty=penalty), constraint=only)
         for penalty in (-100.0, 100.0)
@@ -336,6 +336,7 @@ def test_draws_follow_the_probabilities() -> None:
         (GenerationOptions(sample=True, beam=4000), 4),
         (GenerationOptions(sample=True, beam=4000, top_k=3), 3),
         (GenerationOptions(sample=True, beam=4000, top_p=0.7), 2),
+        (GenerationOptions(sample=True, beam=4000, top_k=1, top_p=0.9), 3),
     ):
         drawn = Sampling(options, torch.device("cpu"))(scores, totals)
         assert drawn.token.shape == (1, 8000)
