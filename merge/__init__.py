@@ -32,7 +32,7 @@ _HOME = {
     "Input": "recipe.recipe",
     "LinearPath": "engine.live",
     "LivePath": "engine.live",
-    "Options": "engine.files",
+    "Options": "engine.planned",
     "PermutationSpec": "tools.align",
     "Policy": "plan.policy",
     "Recipe": "recipe.recipe",
@@ -89,9 +89,9 @@ if TYPE_CHECKING:
     from merge.checkpoint.open import Checkpoint, open_checkpoint
     from merge.checkpoint.save import save_checkpoint, suffix_like
     from merge.checkpoint.source import load_checkpoint, renamed
-    from merge.engine.files import Options
     from merge.engine.live import LinearPath, LivePath, Simplex
     from merge.engine.memory import average, interpolate, merge_with, slerp, sweep, task_arithmetic
+    from merge.engine.planned import Options
     from merge.engine.stream import run, sweep_to_files
     from merge.methods import METHODS
     from merge.plan.policy import Policy

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, cast
 
@@ -105,9 +105,14 @@ def load_checkpoint(source: Source, section: str = "auto") -> dict[str, Tensor]:
     return {name: shared[tie] for name, tie in ties.items()}
 
 
-def opened_all(sources: Mapping[str, Source] | Sequence[Source], section: str = "auto") -> dict[str, StateDict]:
+def opened_all(
+    sources: Mapping[str, Source] | Sequence[Source],
+    section: str = "auto",
+    opening: Callable[[Source, str, str], StateDict] = opened,
+) -> dict[str, StateDict]:
     """Give several checkpoints by name; those of a sequence are called "0", "1", and so on.
 
+    `opening` opens each, of which it is told the section and the name.
     Raises MergeError where the argument is one checkpoint instead of several, and for what `opened` refuses.
     """
     from torch import nn
@@ -115,4 +120,4 @@ def opened_all(sources: Mapping[str, Source] | Sequence[Source], section: str = 
     if isinstance(sources, (str, Path, Checkpoint, nn.Module)) or not isinstance(sources, (Mapping, Sequence)):
         raise MergeError(f"several checkpoints are needed, by name or in a list, not one {type(sources).__name__}")
     items = sources.items() if isinstance(sources, Mapping) else ((str(i), source) for i, source in enumerate(sources))
-    return {str(name): opened(source, section, str(name)) for name, source in items}
+    return {str(name): opening(source, section, str(name)) for name, source in items}

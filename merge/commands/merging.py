@@ -36,7 +36,7 @@ from merge.commands.progress import progress_bar
 from merge.errors import MergeError
 
 if TYPE_CHECKING:
-    from merge.engine.files import Plan
+    from merge.engine.planned import Plan
     from merge.recipe.recipe import Recipe
 
 First = Annotated[Path, typer.Argument(help="Checkpoint whose share is 1 - ratio.")]
@@ -217,11 +217,11 @@ def run(
     unival-merge run merged.safetensors.recipe.json -o again.safetensors
     unival-merge run merged.safetensors.recipe.json --dtype float16 -o half.safetensors
     """
-    from merge.recipe.json import read_recipe
+    from merge.engine.files import recipe_of
 
     if output.resolve() in (recipe.resolve(), *recipe.resolve().parents):
         raise MergeError(f"{output}: is or holds the recipe {recipe}; choose another output")
-    carry_out(overridden(read_recipe(recipe, whole_depth=whole_depth), choices), output, running)
+    carry_out(overridden(recipe_of(recipe, whole_depth=whole_depth), choices), output, running)
 
 
 def extract(
@@ -333,10 +333,11 @@ def _picking(recipe: Recipe, rules: Sequence[str]) -> Recipe:
 
 def carry_out(recipe: Recipe, output: Path, running: Running) -> None:
     """Run a recipe, or show its plan, and say what was written."""
-    from merge.engine.files import plan_run
+    from merge.engine.files import plan_run, recipe_of
     from merge.engine.stream import write
     from merge.recipe.shares import describe
 
+    recipe = recipe_of(recipe)
     if running.dry_run:
         return _show_plan(plan_run(recipe, output, running.options()), running)
     with progress_bar(recipe.sources, recipe.method) as bar:
@@ -349,9 +350,10 @@ def carry_out(recipe: Recipe, output: Path, running: Running) -> None:
 
 def carry_out_sweep(recipe: Recipe, points: Sequence[Mapping[str, Any]], output: Path, running: Running) -> None:
     """Run a recipe at many points, or show the plan, and say what was written."""
-    from merge.engine.files import plan_sweep
+    from merge.engine.files import plan_sweep, recipe_of
     from merge.engine.stream import write_sweep
 
+    recipe = recipe_of(recipe)
     if running.dry_run:
         return _show_plan(plan_sweep(recipe, points, output, running.options()), running)
     with progress_bar(recipe.sources, "sweep") as bar:
@@ -361,7 +363,7 @@ def carry_out_sweep(recipe: Recipe, points: Sequence[Mapping[str, Any]], output:
 
 
 def _show_plan(plan: Plan, running: Running) -> None:
-    from merge.recipe.shares import describe
+    from merge.recipe.shares import describe, made_of
 
     kinds = {kind: sum(unit.kind == kind for unit in plan.units) for kind in ("merge", "copy", "maximum")}
     rows = [
@@ -369,6 +371,7 @@ def _show_plan(plan: Plan, running: Running) -> None:
         for target in plan.targets
     ]
     lines = [f"{row['output']}: {row['recipe']}, {row['bytes']:,} bytes" for row in rows]
+    lines += [f"{name}: {describe(item.recipe)}" for name, item in made_of(plan.recipe) if item.recipe is not None]
     counts = ", ".join(f"{count} tensors: {kind}" for kind, count in kinds.items())
     lines += [f"{', '.join(names[:3])}{', ...' * (len(names) > 3)}: {why}" for why, names in plan.reasons.items()]
     lines.append(f"reads {plan.bytes_read:,} bytes, writes {plan.bytes_written:,}; {counts}; nothing was written")

@@ -18,7 +18,7 @@ from merge.errors import MergeError
 
 if TYPE_CHECKING:
     from merge.commands.progress import Bar
-    from merge.engine.files import Options
+    from merge.engine.planned import Options
     from merge.plan.policy import Policy
     from merge.recipe.recipe import Input
 
@@ -224,7 +224,7 @@ class Running:
 
     def options(self, bar: Bar | None = None) -> Options:
         """These options as the engine takes them. Raises MergeError for what is no size."""
-        from merge.engine.files import Options
+        from merge.engine.planned import Options
 
         return Options(
             overwrite=self.overwrite,
@@ -369,7 +369,8 @@ def stem(path: Path) -> str:
         return path.name.partition("@")[0]
     if os.path.isdir(path):
         return path.name
-    return path.name.removesuffix(".index.json").removesuffix(".tar").rsplit(".", 1)[0]  # .pth.tar is one suffix
+    name = path.name.removesuffix(".recipe.json").removesuffix(".index.json").removesuffix(".tar")  # .pth.tar is one
+    return name.rsplit(".", 1)[0]
 
 
 def command_line() -> str:

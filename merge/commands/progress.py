@@ -35,8 +35,15 @@ def progress_bar(sources: Sequence[Input], label: str) -> Generator[Bar | None]:
         return
     from tqdm import tqdm
 
-    from merge.checkpoint.open import open_checkpoint
-
-    total = sum(open_checkpoint(source.path, source.section).nbytes for source in sources)
+    total = sum(_size(source) for source in sources)
     with tqdm(total=total, unit="B", unit_scale=True, desc=label) as bar:
         yield Bar(bar)
+
+
+def _size(source: Input) -> int:
+    """An input's bytes: of the result of a recipe about those of its first input."""
+    from merge.checkpoint.open import open_checkpoint
+
+    while source.recipe is not None:
+        source = source.recipe.sources[0]
+    return open_checkpoint(source.path, source.section).nbytes

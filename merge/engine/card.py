@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from merge.checkpoint.hub import hub_id
@@ -23,15 +23,17 @@ def card(name: str, files: Collection[str], made: str, parts: Mapping[str, float
 
     `made` says how in a few words, `parts` are the shares by name. With the front matter that the hub reads.
     """
-    sources = [*([recorded["base"]] if recorded["base"] else []), *recorded["inputs"]]
+    named = list(_sources(recorded))
+    sources = [source for _, source in named]
     models = [hub_id(source["path"]) or source["name"] for source in sources]
     library = next((word for file, word in _LIBRARIES.items() if file in files), "")
-    front = ["base_model:", *(f"- {json.dumps(model, ensure_ascii=False)}" for model in dict.fromkeys(models))]
+    plain = [model for model, source in zip(models, sources, strict=True) if "recipe" not in source]
+    front = ["base_model:", *(f"- {json.dumps(model, ensure_ascii=False)}" for model in dict.fromkeys(plain))]
     front += [f"library_name: {library}"] if library else []
     front += ["tags:", *(["- merge"] if len(sources) > 1 else []), "- unival-merge"]
     rows = [
-        f"| {_plain(source['name'])} | {_plain(model)} | {_share(source, parts, recorded)} | `{source['digest']}` |"
-        for source, model in zip(sources, models, strict=True)
+        f"| {_plain(name)} | {_plain(model)} | {_share(source, parts, recorded)} | `{source['digest']}` |"
+        for (name, source), model in zip(named, models, strict=True)
     ]
     version = recorded["provenance"]["unival-merge"]
     lines = ["---", *front, "---", "", f"# {_plain(name)}", ""]
@@ -44,15 +46,29 @@ def card(name: str, files: Collection[str], made: str, parts: Mapping[str, float
     return "\n".join(lines)
 
 
+def _sources(recorded: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """All inputs with their names, and behind one that a recipe makes those of this: `a/b` is the input b of a."""
+    for source in (*([recorded["base"]] if recorded["base"] else []), *recorded["inputs"]):
+        name = above + source["name"]
+        yield name, source
+        if "recipe" in source:
+            yield from _sources(source["recipe"], f"{name}/")
+
+
 def _share(source: Mapping[str, Any], parts: Mapping[str, float], recorded: Mapping[str, Any]) -> str:
     if source is recorded["base"]:
         return "base"
+    if all(source is not item for item in recorded["inputs"]):
+        return ""  # of another merge
     return f"{parts[source['name']]:.4g}" if source["name"] in parts else ""
 
 
 def _recipe(recorded: Mapping[str, Any]) -> str:
     """The recipe as JSON, without what only this machine knows."""
-    kept = {key: recorded[key] for key in ("method", "parameters", "policy")}
+    keys = ("method", "parameters", "policy")
+    kept = {key: recorded[key] for key in keys}
+    inner = {name: source["recipe"] for name, source in _sources(recorded) if "recipe" in source}
+    kept |= {f"{name} is made by": {key: made[key] for key in keys} for name, made in inner.items()}
     text = json.dumps(kept, indent=2, ensure_ascii=False)
     return text.replace("```", "'''")
 

@@ -8,122 +8,52 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
+import tempfile
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 from merge._version import VERSION
 from merge.checkpoint.atomic import check_target
-from merge.checkpoint.digest import DEFAULT, Digest, kind_of
+from merge.checkpoint.digest import Digest, kind_of
 from merge.checkpoint.formats.format import DICTIONARY, Layout, path_of
 from merge.checkpoint.formats.tensors import Spec
-from merge.checkpoint.hub import recorded
+from merge.checkpoint.hub import located, recorded
 from merge.checkpoint.open import Checkpoint
 from merge.checkpoint.owned import CARD
 from merge.checkpoint.parts import with_parts
 from merge.checkpoint.save import lay_out, suffix_like
 from merge.checkpoint.scaled import dequantized
+from merge.checkpoint.source import Source, StateDict, opened
+from merge.engine.inner import Inner, noted
+from merge.engine.planned import Options, Plan, Target
 from merge.errors import MergeError
 from merge.plan.findings import Finding, warn
 from merge.plan.paired import merging, plan_for
+from merge.plan.policy import Policy
 from merge.plan.sidecars import sidecars
 from merge.plan.summary import left_out
-from merge.plan.units import Unit, by_name, dictionary
-from merge.recipe.inputs import open_inputs, restacked
+from merge.plan.units import by_name, dictionary
+from merge.recipe.inputs import open_inputs, plainly, restacked
 from merge.recipe.json import read_recipe, to_json
+from merge.recipe.nested import is_recipe, whole
 from merge.recipe.parameters import check_inputs, method_named, parameters_for
-from merge.recipe.recipe import Recipe
-from merge.recipe.shares import SHARES, as_name, describe, file_stem
+from merge.recipe.recipe import Input, Recipe
+from merge.recipe.shares import SHARES, as_name, file_stem
 
 MOST_FILES = 10_000  # of a sweep
+IDENTITY = "unival_merge"  # metadata of a file: its recipe, without paths
 OF_EXPERTS = "expert."  # metadata of such names are kept from all inputs, others from the first one
-
-
-@dataclass(frozen=True)
-class Options:
-    """How a merge runs; none of it changes a bit of the result.
-
-    Attributes:
-        overwrite: replace an existing output.
-        threads: workers; 0 means one for two cores, with several outputs or checksums one a core, at most 4; one a core
-            for methods that need whole tensors, as far as memory reaches.
-        device: where whole-tensor arithmetic is done.
-        sync: wait until the disk has the output before it takes its name.
-        shard_size: largest shard in bytes; the output is then a folder.
-        digest: "xxh3_128" (identity) or "sha256"; a recipe that holds digests is checked with its own.
-        command: the command line to note in the recipe.
-        carry_nonfinite: accept infinite and NaN values that the inputs have, and refuse those that the merge makes.
-        progress: called with the number of input bytes read since the last call.
-        stage: called when a pass over the inputs begins, with what it is for and the bytes it reads at most.
-    """
-
-    overwrite: bool = False
-    threads: int = 0
-    device: str = "cpu"
-    sync: bool = True
-    shard_size: int | None = None
-    digest: str = DEFAULT
-    command: str = ""
-    carry_nonfinite: bool = False
-    progress: Callable[[int], object] | None = None
-    stage: Callable[[str, int], object] | None = None
-
-
-@dataclass(frozen=True)
-class Target:
-    """One output of a merge: its recipe, every unit's parameters, where it will lie, how it is laid out.
-
-    `found` is what a survey of the inputs says of it, when that was made.
-    """
-
-    recipe: Recipe
-    parameters: Mapping[str, Mapping[str, Any]]
-    path: Path
-    layout: Layout
-    found: Sequence[str] = ()
-
-
-@dataclass(frozen=True, repr=False)
-class Plan:
-    """A merge that has been checked and not begun: what `--dry-run` shows."""
-
-    recipe: Recipe
-    checkpoints: Sequence[Checkpoint]
-    units: Sequence[Unit]
-    targets: Sequence[Target]
-    options: Options
-    findings: Sequence[Finding] = ()
-
-    def __repr__(self) -> str:
-        count = "1 file" if len(self.targets) == 1 else f"{len(self.targets)} files"
-        return f"Plan({describe(self.recipe)}; {len(self.units)} tensors to {count}, {self.bytes_written:,} bytes)"
-
-    @property
-    def bytes_read(self) -> int:
-        """Bytes of all inputs' tensors."""
-        return sum(checkpoint.nbytes for checkpoint in self.checkpoints)
-
-    @property
-    def bytes_written(self) -> int:
-        """Bytes of all outputs."""
-        return sum(target.layout.size for target in self.targets)
-
-    @property
-    def reasons(self) -> dict[str, list[str]]:
-        """Tensors that the policy decided, by what it decided: "picked from vqa", "missing: union", "by row"."""
-        found: dict[str, list[str]] = {}
-        for unit in self.units:
-            if unit.why:
-                found.setdefault(unit.why, []).extend(unit.names)
-        return found
 
 
 def plan_run(recipe: Recipe | str | Path, output: str | Path, options: Options | None = None) -> Plan:
     """Check a merge as far as headers (and the values of integer tensors) tell. Raises MergeError with all problems."""
     recipe = recipe_of(recipe)
     plan = _checked(recipe, [(recipe, path_of(output, "the output"))], options)
+    _refuse_inputs(plan.targets[0].path, plan)
     (target,) = plan.targets
     layout = target.layout
     kind: dict[str, Any] = {"folder": layout.folder, "overwrite": plan.options.overwrite, "copied": layout.copied}
@@ -144,7 +74,7 @@ def plan_sweep(
     recipes = [recipe.with_parameters(**point) for point in points]
     for item in recipes:
         parameters_for(item, [])
-    end = suffix_like(recipe.sources[0].path)
+    end = _suffix_like(recipe.sources[0]) or ".safetensors"
     names: list[str] = []
     keys = dict.fromkeys(key for point in points for key in point if key not in SHARES)
     varying = {key for key in keys if any(point.get(key) != points[0].get(key) for point in points)}
@@ -157,18 +87,58 @@ def plan_sweep(
     if options is not None and options.shard_size is not None:
         raise MergeError("a sweep writes one file a point: shard_size is for single merges")
     plan = _checked(recipe, [(item, folder / name) for item, name in zip(recipes, names, strict=True)], options)
-    _refuse_inputs(folder, plan.checkpoints)
+    _refuse_inputs(folder, plan)
     check_target(folder, plan.bytes_written, folder=True, overwrite=plan.options.overwrite)
     return plan
 
 
-def recipe_of(recipe: Recipe | str | Path) -> Recipe:
-    """Give the recipe, read where its path is given. Raises MergeError."""
+def recipe_of(recipe: Recipe | str | Path, *, whole_depth: bool = False) -> Recipe:
+    """Give the recipe, read where its path is given, as are those of inputs that are recipes. Raises MergeError."""
     if isinstance(recipe, (str, Path)):
-        return read_recipe(recipe)
+        recipe = read_recipe(recipe, whole_depth=whole_depth, opening=open_input)
     if not isinstance(recipe, Recipe):
         raise MergeError(f"a {type(recipe).__name__} is no recipe: give a merge.Recipe or the path of one's file")
-    return recipe
+    return whole(recipe, open_input)
+
+
+def open_input(item: Input) -> Checkpoint:
+    """Open an input of a recipe, which may be the result of another. Raises MergeError."""
+    if item.recipe is None and not is_recipe(item.path):
+        return plainly(item)
+    return _inner(item, Options(), Policy()).open(item.section)
+
+
+def computed(source: Source, section: str = "auto", name: str = "") -> StateDict:
+    """Give the tensors of a checkpoint as `opened` does; of a recipe's file those that it makes. Raises MergeError."""
+    if isinstance(source, (str, Path)) and is_recipe(path := Path(source)):
+        return open_input(Input(name or path.stem, path, section))
+    return opened(source, section, name)
+
+
+def _inner(item: Input, options: Options, policy: Policy) -> Inner:
+    """Plan the recipe that an input is made by, for a merge with this policy: what it accepts is accepted here too."""
+    own = item.recipe or read_recipe(item.path, opening=open_input)
+    accept = tuple(dict.fromkeys((*own.policy.accept, *policy.accept)))
+    allowed = own.policy.allow_nonfinite or policy.allow_nonfinite
+    recipe = whole(replace(own, policy=replace(own.policy, accept=accept, allow_nonfinite=allowed)), open_input)
+    folder = Path(tempfile.mkdtemp(prefix="unival-merge-"))
+    try:
+        path = folder / f"{as_name(item.name).lstrip('.') or 'result'}{_suffix_like(recipe.sources[0])}"
+        options = replace(options, shard_size=None, progress=None, stage=None, carry_nonfinite=False)
+        return Inner(_checked(recipe, [(recipe, path)], options), item.name)
+    except BaseException as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, MergeError):
+            raise MergeError(f"{item.name}, made by {item.path.name}: {error}") from error
+        raise
+
+
+def _suffix_like(first: Input) -> str:
+    """The suffix of what is made like an input: empty for a folder."""
+    while first.recipe is not None:
+        first = first.recipe.sources[0]
+    path = located(first.path)
+    return "" if path.is_dir() else suffix_like(path)
 
 
 def _checked(recipe: Recipe, outputs: Sequence[tuple[Recipe, Path]], options: Options | None) -> Plan:
@@ -187,9 +157,13 @@ def _checked(recipe: Recipe, outputs: Sequence[tuple[Recipe, Path]], options: Op
         _check_device(options.device)
     if not recipe.inputs:
         check_inputs(recipe, method_named(recipe.method))
-    checkpoints = open_inputs(recipe.sources)
-    for _, path in outputs:
-        _refuse_inputs(path, checkpoints)
+    inner: dict[int, Inner] = {
+        index: _inner(item, options, recipe.policy)
+        for index, item in enumerate(recipe.sources)
+        if item.recipe is not None
+    }
+    opened = {recipe.sources[index].name: made.open(recipe.sources[index].section) for index, made in inner.items()}
+    checkpoints = open_inputs(recipe.sources, lambda item: opened[item.name] if item.name in opened else plainly(item))
     if recipe.policy.dequantize:
         checkpoints = [dequantized(checkpoint) for checkpoint in checkpoints]
     labels, found = [source.name for source in recipe.sources], list[Finding]()
@@ -207,24 +181,28 @@ def _checked(recipe: Recipe, outputs: Sequence[tuple[Recipe, Path]], options: Op
     like = replace(with_parts(merged), content=given[0].content)
     beside = sidecars(like, merging(method, given), labels[: len(merged)], units, recipe.policy, stack)
     pairs = (pair for checkpoint in reversed(merged) for pair in checkpoint.metadata.items())
-    noted = {name: text for name, text in pairs if name.startswith(OF_EXPERTS)}
+    experts = {name: text for name, text in pairs if name.startswith(OF_EXPERTS)}
     targets: list[Target] = []
     for (item, path), values in zip(outputs, parameters, strict=True):
         ties = {name: specs[name].tie for name in specs}
         # A note that a name is tied to another goes where they are no longer one tensor.
         metadata = {k: to for k, to in first.metadata.items() if k not in ties or ties[k] == ties.get(to, ties[k])}
+        metadata.pop(IDENTITY, None)  # how the first input was made, not how this is
         if set(metadata) <= {"format"}:  # some models rebuild themselves from their metadata: it is not added to
-            metadata = {"format": "pt", **metadata, "unival_merge": identity(item, options.digest, None)}
-        metadata = {**noted, **metadata}
+            blanks = [" " * len(Digest(options.digest).text())] * len(checkpoints)
+            metadata = {"format": "pt", **metadata, IDENTITY: identity(noted(item, inner, blanks, blank=True))}
+        metadata = {**experts, **metadata}
         if tokens is not None:  # without it nobody knows what the rows mean
             metadata[DICTIONARY] = json.dumps(tokens)
         rest = {"metadata": metadata, "shard_size": options.shard_size, "sidecars": beside.files}
         layout = lay_out(path, specs, like=like, others=merged[1:], **rest)
         notes = left_out(merged, labels[: len(merged)], entries_kept=layout.like)
         beside_notes = beside.notes if layout.folder else ()
-        layout = replace(layout, notes=(*stack.notes, *notes, *beside_notes, *layout.notes))
+        within = [f"{made.label}: {note}" for made in inner.values() for note in made.plan.targets[0].layout.notes]
+        layout = replace(layout, notes=(*within, *stack.notes, *notes, *beside_notes, *layout.notes))
         targets.append(Target(item, values, path, layout))
-    return Plan(recipe, checkpoints, units, targets, options, found)
+    found = [*(finding for made in inner.values() for finding in made.plan.findings), *found]
+    return Plan(recipe, checkpoints, units, targets, options, found, inner)
 
 
 def _check_device(device: str) -> None:
@@ -236,28 +214,37 @@ def _check_device(device: str) -> None:
         raise MergeError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from error
 
 
-def _refuse_inputs(output: Path, checkpoints: Sequence[Checkpoint]) -> None:
-    whole = output.resolve()
-    for file in {file.resolve() for checkpoint in checkpoints for file in (checkpoint.path, *checkpoint.files)}:
-        if whole == file or whole in file.parents:
-            raise MergeError(f"{output}: {'is' if whole == file else 'holds'} the input {file}; choose another output")
+def _refuse_inputs(output: Path, plan: Plan) -> None:
+    place = output.resolve()
+    files = [file for checkpoint in plan.checkpoints for file in (checkpoint.path, *checkpoint.files)]
+    files += [item.path for item in plan.recipe.sources if item.recipe is not None]
+    for file in {file.resolve() for file in files}:
+        if place == file or place in file.parents:
+            raise MergeError(f"{output}: {'is' if place == file else 'holds'} the input {file}; choose another output")
+    for inner in plan.inner.values():
+        _refuse_inputs(output, inner.plan)
 
 
 # -- what an output says of itself -----------------------------------------------------------------------------------
 
 
-def identity(recipe: Recipe, algorithm: str, digests: Sequence[str] | None) -> str:
-    """Give the recipe without paths: the same bytes wherever the inputs lie.
+def identity(recipe: Recipe) -> str:
+    """Give a recipe without paths: the same bytes wherever the inputs lie.
 
     Digests that are not known yet are blanks of the same length, to be filled in when all is read.
     """
-    blank = " " * len(Digest(algorithm).text())
-    data = _traced(recipe, digests or [blank] * len(recipe.sources))
+    data = to_json(recipe)
+    _without_paths(data)
+    return json.dumps({**data, "version": VERSION})
+
+
+def _without_paths(data: dict[str, Any]) -> None:
     for source in _sources(data):
         del source["path"]
-    if os.sep in recipe.policy.tokenizer:
-        data["policy"]["tokenizer"] = Path(recipe.policy.tokenizer).name
-    return json.dumps({**data, "version": VERSION})
+        if "recipe" in source:
+            _without_paths(source["recipe"])
+    if os.sep in data["policy"].get("tokenizer", ""):
+        data["policy"]["tokenizer"] = Path(data["policy"]["tokenizer"]).name
 
 
 def record(
@@ -267,7 +254,8 @@ def record(
     output = noted_output(target.path, target.layout, digest, nonfinite)
     if plan.findings:  # what the merge was warned of
         output["findings"] = [{"code": item.code, "text": str(item)} for item in plan.findings]
-    return {**_traced(target.recipe, digests), "output": output, "provenance": provenance(plan.options.command)}
+    traced = _traced(noted(target.recipe, plan.inner, digests))
+    return {**traced, "output": output, "provenance": provenance(plan.options.command)}
 
 
 def noted_output(path: Path, layout: Layout, digest: str, nonfinite: Mapping[str, int]) -> dict[str, Any]:
@@ -291,13 +279,15 @@ def provenance(command: str) -> dict[str, str]:
     }
 
 
-def _traced(recipe: Recipe, digests: Sequence[str]) -> dict[str, Any]:
-    """The recipe as JSON data, with absolute paths and the digests of its inputs."""
+def _traced(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as JSON data, with absolute paths."""
     data, words = to_json(recipe), ("first", "base", "union", *(item.name for item in recipe.sources))
     if recipe.policy.tokenizer not in ("", *words):
         data["policy"]["tokenizer"] = str(Path(recipe.policy.tokenizer).resolve())
-    for source, item, digest in zip(_sources(data), recipe.sources, digests, strict=True):
-        source["path"], source["digest"] = recorded(item.path), digest
+    for source, item in zip(_sources(data), recipe.sources, strict=True):
+        source["path"] = recorded(item.path)
+        if item.recipe is not None:
+            source["recipe"] = _traced(item.recipe)
     return data
 
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from merge.checkpoint.scaled import dequantized
-from merge.checkpoint.source import Source, StateDict, opened, opened_all
+from merge.checkpoint.source import Source, StateDict, opened_all
+from merge.engine.files import computed
 from merge.engine.kernel import computing_dtype, merged, nonfinite, refuse_nonfinite
 from merge.engine.memory import Sources, unplaced_recipe, with_statistics
 from merge.engine.survey import Parameters, Walk, survey
@@ -59,13 +60,13 @@ class LivePath:
     ):
         if not isinstance(model, nn.Module):
             raise MergeError(f"model: a {type(model).__name__} is no nn.Module, whose weights could be set")
-        named = with_statistics(method, opened_all(inputs), statistics)
+        named = with_statistics(method, opened_all(inputs, opening=computed), statistics)
         self.names = list(named)
         self._recipe = unplaced_recipe(method, self.names, base is not None, policy, {})
         self._method = method_named(method)
         self._model = model
         self._targets = self._tensors()
-        sources = [*([] if base is None else [opened(base, name="base")]), *named.values()]
+        sources = [*([] if base is None else [computed(base, name="base")]), *named.values()]
         if self._recipe.policy.dequantize:
             sources = [dequantized(source) for source in sources]
         labels = [item.name for item in self._recipe.sources]

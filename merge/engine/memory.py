@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from merge.checkpoint.scaled import dequantized
-from merge.checkpoint.source import Source, StateDict, opened, opened_all, whole
+from merge.checkpoint.source import Source, StateDict, opened_all, whole
+from merge.engine.files import computed
 from merge.engine.kernel import merged, refuse_nonfinite
 from merge.engine.survey import Walk, survey
 from merge.engine.workers import on_threads, threads_for
@@ -45,12 +46,12 @@ def merge_with(
         tensor([3., 2.])
 
     `statistics` are those of the inputs by the same names, for methods that weigh experts by them (`merge.statistics`).
-    Every checkpoint may be a path, an open Checkpoint, a state dict or a module. Tied tensors come out tied; nothing is
-    shared with the inputs. Raises MergeError for every difference that the policy does not resolve, and for infinite or
-    NaN results.
+    Every checkpoint may be a path (of a recipe, too), an open Checkpoint, a state dict or a module. Tied tensors come
+    out tied; nothing is shared with the inputs. Raises MergeError for every difference that the policy does not
+    resolve, and for infinite or NaN results.
     """
-    named = with_statistics(method, opened_all(inputs), statistics)
-    ancestor = [] if base is None else [opened(base, name="base")]
+    named = with_statistics(method, opened_all(inputs, opening=computed), statistics)
+    ancestor = [] if base is None else [computed(base, name="base")]
     recipe = replace(unplaced_recipe(method, list(named), base is not None, policy, parameters), layers=layers or {})
     chosen = method_named(method)
     check_inputs(recipe, chosen)
@@ -103,7 +104,7 @@ def with_statistics(method: str, inputs: dict[str, StateDict], statistics: Sourc
         return inputs
     if not method_named(method).statistics:
         raise MergeError(f"{method} takes no statistics; fisher and regmean do")
-    found = opened_all(statistics)
+    found = opened_all(statistics, opening=computed)
     lacking = [name for name in inputs if name not in found]
     if lacking or set(found) - set(inputs):
         wrong = f"no statistics for {', '.join(lacking)}" if lacking else f"the inputs are {', '.join(inputs)}"

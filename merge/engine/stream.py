@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import sys
 import threading
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,12 +21,15 @@ from typing import TYPE_CHECKING, Any
 
 from merge.checkpoint.atomic import replacing
 from merge.checkpoint.digest import Digest
-from merge.checkpoint.formats.tensors import Decoded, TensorEntry, raw_bytes
+from merge.checkpoint.formats.tensors import raw_bytes
 from merge.checkpoint.open import SHOWN
 from merge.checkpoint.owned import CARD, SWEEP, recipe_path
 from merge.checkpoint.save import Writer
 from merge.engine.card import card
-from merge.engine.files import Options, Plan, Target, identity, plan_run, plan_sweep, record
+from merge.engine.files import identity, plan_run, plan_sweep, record
+from merge.engine.inner import noted
+from merge.engine.planned import Options, Plan, Target
+from merge.engine.reading import BLOCK, Buffers, Reading, reader_of
 from merge.engine.stretches import Contents, parts, stretches
 from merge.engine.summary import summary
 from merge.engine.workers import workers_for
@@ -40,9 +43,6 @@ from merge.recipe.shares import describe, shares
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Bytes of a result computed and written at a time: small enough for the caches, large enough that the interpreter takes
-# little of the time, and threads seldom meet at its lock (blocks of 128 KiB made two threads slower than one).
-BLOCK = 1 << 20
 TOGETHER = 16 << 20  # bytes of the blocks of all inputs: of many, smaller blocks are read, so that memory stays bounded
 
 
@@ -135,11 +135,13 @@ def stream(plan: Plan, partials: Sequence[Path]) -> list[dict[str, Any]]:
                 job.stop = True  # the others leave after their block
                 raise
         digests = job.finish()
-        _refuse_changed(plan.recipe, digests)
+        for inner in plan.inner.values():
+            inner.finish()
+        _refuse_changed(plan, digests)
         for output in outputs:
             output.refuse_nonfinite(options.carry_nonfinite)
-            blank, known = (identity(output.target.recipe, options.digest, found) for found in (None, digests))
-            output.writer.fill_in(*(json.dumps(text, ensure_ascii=False).encode() for text in (blank, known)))
+            told = [noted(output.target.recipe, plan.inner, digests, blank=blank) for blank in (True, False)]
+            output.writer.fill_in(*(json.dumps(identity(one), ensure_ascii=False).encode() for one in told))
             output.writer.close()
     finally:
         torch.set_num_threads(before)
@@ -158,7 +160,7 @@ def work(job: _Pass) -> None:
     from merge.engine.kernel import merged
 
     torch.set_num_threads(1)  # of this thread: the workers are the parallelism
-    buffers = _Buffers(job.block)
+    buffers = Buffers(job.block)
     recipe, outputs, options = job.plan.recipe, job.outputs, job.plan.options
     method = method_named(recipe.method)
     try:
@@ -171,7 +173,7 @@ def work(job: _Pass) -> None:
             names = [one.names for one in units]
             most = sys.maxsize if whole else step
             readers = [job.readers(index, names, most, buffers) for index in range(len(job.sources))]
-            used = [_reader_of(unit.name, readers[index]) for index in unit.sources]
+            used = [reader_of(unit.name, readers[index]) for index in unit.sources]
             distinct = list(dict.fromkeys(used))  # what an expert lacks is the base's: one reader, one turn
             points = [output.target.parameters.get(unit.name, {}) for output in outputs]
             hashes = [Contents(output.digest.start, [one.nbytes for one in units]) for output in outputs]
@@ -249,15 +251,13 @@ class _Output:
         raise MergeError(f"{whole}: infinite or NaN values in {tensors} ({listed}) of {limit}; {advice}")
 
 
-class _Pass:
+class _Pass(Reading):
     """What the workers of one pass share: the units that are left, the inputs' digests, whether to stop."""
 
     def __init__(self, plan: Plan, outputs: Sequence[_Output]):
-        self.plan, self.outputs, self.stop = plan, outputs, False
-        self.sources = [checkpoint.entries for checkpoint in plan.checkpoints]
+        super().__init__(plan)
+        self.outputs, self.stop = outputs, False
         self.block = min(BLOCK, TOGETHER // len(self.sources) // 16 * 16 or 16)
-        self._stored = [checkpoint.stored for checkpoint in plan.checkpoints]
-        self._digests = [Digest(plan.options.digest) for _ in self.sources]
         self._stretches = stretches(plan, [output.writer for output in outputs])
         self._lock = threading.Lock()
 
@@ -266,129 +266,14 @@ class _Pass:
         with self._lock:
             return None if self.stop else next(self._stretches, None)
 
-    def readers(self, index: int, names: Sequence[Sequence[str]], most: int, buffers: _Buffers) -> list[_Reader]:
-        """Give a reader for every stored tensor that input `index` has under the names of a unit; tied names share one.
 
-        Of several units that are worked on as one, all are of one reader. It reads at most `most` elements at a time.
-        """
-        entries, new = self.sources[index], self._digests[index].start
-        if len(names) > 1:
-            return [_Reader([(entries[mine[0]], mine) for mine in names], most, buffers, index, new)]
-        found: dict[Hashable, list[str]] = {}
-        for name in names[0]:
-            if name in entries:
-                tie = entries[name].tie
-                found.setdefault(name if tie is None else tie, []).append(name)
-        return [_Reader([(entries[tied[0]], tied)], most, buffers, index, new) for tied in found.values()]
-
-    def note_digests(self, index: int, readers: Sequence[_Reader], stored: Mapping[str, str] | None = None) -> None:
-        """Note the digests of tensors of input `index`, reading first what nobody needed."""
-        stored = self._stored[index] if stored is None else stored
-        digest, progress = self._digests[index], self.plan.options.progress
-        for reader in readers:
-            for (entry, names), content in zip(reader.parts, reader.finish(), strict=True):
-                of = _origin(entry) or entry
-                for name in names:  # a digest is the file's, whatever it is merged as
-                    digest.add(stored.get(name, name), of.element, of.shape, content)
-            if progress:
-                progress(sum(entry.nbytes for entry, _ in reader.parts))
-
-    def finish(self) -> list[str]:
-        """Read the tensors that no unit has; give the digest of every input, over all its tensors."""
-        used = {name for unit in self.plan.units for name in unit.names}
-        for index, entries in enumerate(self.sources):
-            left = [name for name in entries if name not in used]
-            buffers, new = _Buffers(BLOCK), self._digests[index].start
-            self.note_digests(index, self.readers(index, [left], BLOCK, buffers))
-            for name, entry in self.plan.checkpoints[index].hidden.items():
-                self.note_digests(index, [_Reader([(entry, [name])], BLOCK, buffers, index, new)], {})
-        return [digest.text() for digest in self._digests]
-
-
-class _Buffers:
-    """A thread's read buffers, used again for every tensor; `least` is the size of one in bytes."""
-
-    def __init__(self, least: int) -> None:
-        self._least = least
-        self._all: list[tuple[Tensor, memoryview]] = []
-
-    def get(self, index: int, size: int) -> tuple[Tensor, memoryview]:
-        """Give memory of at least `size` bytes for one input: fresh pages cost more than the read into them."""
-        size = max(size, self._least)
-        if index < len(self._all) and len(self._all[index][1]) >= size:
-            return self._all[index]
-        import torch
-
-        while index >= len(self._all):
-            self._all.append((torch.empty(0, dtype=torch.uint8), memoryview(b"")))
-        buffer = torch.empty(size, dtype=torch.uint8)
-        self._all[index] = (buffer, buffer.numpy().data)
-        return self._all[index]
-
-
-class _Reader:
-    """A stored tensor with its names, or several side by side, read front to back in blocks and hashed on the way."""
-
-    def __init__(
-        self,
-        parts: Sequence[tuple[TensorEntry, Sequence[str]]],
-        most: int,
-        buffers: _Buffers,
-        index: int,
-        new: Callable[[], Any],
-    ):
-        self.parts, self.at = parts, 0
-        self.entry, self.names = parts[0]
-        self.buffers = (buffers, index, new)
-        sizes = [entry.nbytes for entry, _ in parts]
-        self.content = Contents(new, sizes)
-        self.numel = sum(sizes) // self.entry.element.itemsize  # bytes, where several elements share one
-        self.most = min(most, self.numel)
-        self.flat: Tensor | None = None
-        if self.entry.stride is not None:
-            self.flat = self.entry.loaded().contiguous().reshape(-1)
-        else:
-            self.buffer, self.view = buffers.get(index, self.most * self.entry.element.itemsize)
-
-    def block(self, stop: int) -> Tensor:
-        """Read the elements from where the last block ended to `stop`; they are valid until the next call."""
-        start, self.at = self.at, stop
-        if self.flat is not None:
-            part = self.flat[start:stop]
-            self.content.update(raw_bytes(part))
-            return part
-        size = self.entry.element.itemsize
-        view = self.view[: (stop - start) * size]
-        self.entry.file.read_into(view, self.entry.offset + start * size)
-        if _origin(self.entry) is None:
-            self.content.update(view)
-        return (
-            self.buffer[: len(view)] if self.entry.element.bits < 8 else self.buffer[: len(view)].view(self.entry.dtype)
-        )
-
-    def finish(self) -> list[str]:
-        """Read what is left, for the digest alone; give the digest of every tensor in hex."""
-        if origin := _origin(self.entry):
-            return _Reader([(origin, self.names)], BLOCK, *self.buffers).finish()
-        while self.at < self.numel:
-            self.block(min(self.at + self.most, self.numel))
-        return self.content.hexdigests()
-
-
-def _origin(entry: TensorEntry) -> TensorEntry | None:
-    """The stored tensor that an entry is another view of; its bytes are what is hashed."""
-    return entry.file.origin if isinstance(entry.file, Decoded) else None
-
-
-def _reader_of(name: str, readers: Sequence[_Reader]) -> _Reader:
-    return readers[0] if len(readers) == 1 else next(reader for reader in readers if name in reader.names)
-
-
-def _refuse_changed(recipe: Recipe, digests: Sequence[str]) -> None:
+def _refuse_changed(plan: Plan, digests: Sequence[str]) -> None:
+    for inner in plan.inner.values():
+        _refuse_changed(inner.plan, inner.digests)
     changed = [
         f"{source.path} ({source.name}) has changed since the recipe was written: its digest was {source.digest}, "
         f"it is {digest}"
-        for source, digest in zip(recipe.sources, digests, strict=True)
+        for source, digest in zip(plan.recipe.sources, digests, strict=True)
         if source.digest and source.digest != digest
     ]
     if changed:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from merge.checkpoint.save import Writer
-from merge.engine.files import Plan
+from merge.engine.planned import Plan
 from merge.plan.units import Unit
 from merge.recipe.parameters import method_named
 

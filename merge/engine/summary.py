@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from merge.engine.files import Plan
+from merge.engine.planned import Plan
 from merge.plan.units import Unit
 from merge.recipe.parameters import method_named
 

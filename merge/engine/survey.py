@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from merge.engine.files import Plan
 from merge.engine.kernel import to_compute
+from merge.engine.planned import Plan
 from merge.engine.workers import on_threads
 from merge.methods import Method
 from merge.methods.survey import Surveyed

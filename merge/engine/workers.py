@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain, repeat
 from typing import TypeVar
 
-from merge.engine.files import Plan
+from merge.engine.planned import Plan
 from merge.methods import Method
 from merge.plan.units import Unit
 from merge.recipe.parameters import method_named
@@ -24,14 +24,14 @@ WHOLE = 2 << 20  # the same where a method needs whole tensors, and takes longer
 def workers_for(plan: Plan) -> int:
     """Say how many workers are of use, at most as many as the options allow."""
     cores, sizes = os.cpu_count() or 1, [unit.nbytes for unit in plan.units]
-    if method_named(plan.recipe.method).elementwise:
+    if _elementwise(plan):
         # With one output most time goes into the kernel's copies: a worker on every core costs more than it saves. The
         # checksums of zip files take as long as all else together.
         many = len(plan.targets) > 1 or _has_checksums(plan)
         count, worth = min(4, cores if many else max(1, cores // 2)), WORTH_A_THREAD
     else:  # arithmetic takes the time; a worker holds a tensor of every input, and results on the way
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        held = max(sizes, default=0) * len(plan.checkpoints) * 4
+        held = _held(plan)
         count, worth = min(cores, memory // 2 // max(held, 1)), WHOLE
     return max(1, min(plan.options.threads or count, 1 + sum(sizes) // worth))
 
@@ -63,6 +63,17 @@ def on_threads(call: Callable[[Item], Result], items: Iterable[Item], threads: i
                     yield waiting.popleft().result()
     finally:
         torch.set_num_threads(before)
+
+
+def _elementwise(plan: Plan) -> bool:
+    """Whether no tensor is needed as a whole, also by the merges whose results are inputs."""
+    return method_named(plan.recipe.method).elementwise and all(_elementwise(one.plan) for one in plan.inner.values())
+
+
+def _held(plan: Plan) -> int:
+    """Bytes that a worker holds at most: a tensor of every input, and results on the way."""
+    own = max((unit.nbytes for unit in plan.units), default=0) * len(plan.checkpoints) * 4
+    return own + sum(_held(one.plan) for one in plan.inner.values())
 
 
 def _has_checksums(plan: Plan) -> bool:

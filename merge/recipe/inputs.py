@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TypeAlias
 
 from merge.checkpoint.names import idle_rules
 from merge.checkpoint.open import Checkpoint, open_checkpoint
@@ -14,13 +15,22 @@ from merge.plan.stacked import Stacked, stacked
 from merge.plan.vocabulary import matched
 from merge.recipe.recipe import Input, Recipe
 
+Opening: TypeAlias = Callable[[Input], Checkpoint]
 
-def open_inputs(inputs: Sequence[Input]) -> list[Checkpoint]:
-    """Open checkpoints as `open_checkpoint` does, and rename their tensors.
+
+def plainly(item: Input) -> Checkpoint:
+    """Open an input that lies in files. Raises MergeError for one that has to be computed."""
+    if item.recipe is not None:
+        raise MergeError(f"{item.name} is the result of a recipe, which `merge.run` makes of the recipe's file")
+    return open_checkpoint(item.path, item.section)
+
+
+def open_inputs(inputs: Sequence[Input], opening: Opening = plainly) -> list[Checkpoint]:
+    """Open checkpoints, by default as `open_checkpoint` does, and rename their tensors.
 
     Raises MergeError also for a rule that fits no name of any input that has it (a typing mistake).
     """
-    found = [open_checkpoint(item.path, item.section) for item in inputs]
+    found = [opening(item) for item in inputs]
     idle = [idle_rules(list(one), item.rename) for item, one in zip(inputs, found, strict=True)]
     for rule in dict.fromkeys(rule for item in inputs for rule in item.rename):
         having = [index for index, item in enumerate(inputs) if rule in item.rename]

@@ -15,10 +15,12 @@ from merge.checkpoint.hub import joined
 from merge.errors import MergeError, nearest, shortened
 from merge.plan.layers import Layers, layers_of
 from merge.plan.policy import Policy
+from merge.recipe.inputs import Opening, plainly
 from merge.recipe.mergekit import read_mergekit
 from merge.recipe.recipe import Input, Recipe
 
 FORMAT = "unival-merge recipe 1"
+YAML = (".yml", ".yaml")
 _KEYS = ("format", "method", "inputs", "base", "parameters", "policy", "layers", "output", "provenance")
 
 
@@ -74,7 +76,8 @@ def _layers_json(layers: Layers) -> Any:
 
 def _input_json(item: Input) -> dict[str, Any]:
     data = {"name": item.name, "path": str(item.path), "section": item.section, "digest": item.digest}
-    return data | ({"rename": list(item.rename)} if item.rename else {})
+    data |= {"rename": list(item.rename)} if item.rename else {}
+    return data | ({"recipe": to_json(item.recipe)} if item.recipe is not None else {})
 
 
 def from_json(data: Any, folder: Path = Path()) -> Recipe:
@@ -99,34 +102,35 @@ def from_json(data: Any, folder: Path = Path()) -> Recipe:
     )
 
 
-def read_recipe(path: str | Path, *, whole_depth: bool = False) -> Recipe:
+def read_recipe(path: str | Path, *, whole_depth: bool = False, opening: Opening = plainly) -> Recipe:
     """Read a recipe file, as written beside every merged checkpoint, or mergekit's YAML (`.yml`, `.yaml`).
 
-    With `whole_depth` gradients of the YAML run over all layers, not over each slice. Raises MergeError naming the
-    file.
+    With `whole_depth` gradients of the YAML run over all layers, not over each slice; `opening` opens inputs whose
+    layers it has to know. Raises MergeError naming the file.
     """
     path = Path(path)
-    if path.suffix in (".yml", ".yaml"):
-        return read_mergekit(path, whole_depth=whole_depth)
+    if path.suffix in YAML:
+        return read_mergekit(path, whole_depth=whole_depth, opening=opening)
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise MergeError(f"{path}: not a recipe file: {str(error)[:120]}") from error
     try:
         return from_json(data, path.parent)
-    except MergeError as error:
-        raise MergeError(f"{path}: {error}") from error
+    except (MergeError, RecursionError) as error:
+        raise MergeError(f"{path}: {error if isinstance(error, MergeError) else 'recipes too deep in it'}") from error
 
 
 def _input(data: Any, folder: Path) -> Input:
-    _check_keys(_kind("input", data, dict), ("name", "path", "section", "digest", "rename"), "an input")
-    if "path" not in data:
+    _check_keys(_kind("input", data, dict), ("name", "path", "section", "digest", "rename", "recipe"), "an input")
+    inner = from_json(data["recipe"], folder) if data.get("recipe") is not None else None
+    if "path" not in data and (inner is None or "name" not in data):
         raise MergeError("an input of the recipe lacks 'path'")
-    path = joined(folder, _kind("path", data["path"], str))
+    path = joined(folder, _kind("path", data["path"] if "path" in data else data["name"], str))
     texts = {key: _kind(key, data[key], str) for key in ("name", "section", "digest") if key in data}
     rules = tuple(_kind("rename", rule, str) for rule in _kind("rename", data.get("rename", []), list))
     name, section = texts.get("name") or path.stem, texts.get("section", "auto")
-    return Input(name, path, section, texts.get("digest", ""), rules)
+    return Input(name, path, section, texts.get("digest", ""), rules, inner)
 
 
 def _policy(data: Mapping[str, Any]) -> Policy:

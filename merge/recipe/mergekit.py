@@ -2,9 +2,10 @@
 
 Supported are `models`, `slices` and `modules`, `base_model`, `merge_method`, `dtype`, `out_dtype`, `chat_template`,
 `tokenizer` (`merge.recipe.mergekit_tokenizer`) and the parameters of every method that is also ours, as numbers, as
-lists by tensor name (`filter`) and as gradients over the layers (`merge.recipe.mergekit_values`). Anything else is an
-error. Numbers are not always mergekit's to the last bit: arithmetic is in float32 and rounded once, so that `dtype` is
-the dtype of the result and not of the sums.
+lists by tensor name (`filter`) and as gradients over the layers (`merge.recipe.mergekit_values`); and several documents
+in a file, as mergekit-multi takes them (`merge.recipe.mergekit_documents`). Anything else is an error. Numbers are not
+always mergekit's to the last bit: arithmetic is in float32 and rounded once, so that `dtype` is the dtype of the result
+and not of the sums.
 """
 
 # What a file holds has no type until it is looked at.
@@ -15,15 +16,17 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from merge.checkpoint.hub import is_hub, joined
-from merge.checkpoint.open import open_checkpoint
 from merge.errors import MergeError, nearest, shortened
 from merge.methods import METHODS
 from merge.plan.layers import lists_in
 from merge.plan.policy import Policy
+from merge.recipe.inputs import Opening, plainly
+from merge.recipe.mergekit_documents import result_of
 from merge.recipe.mergekit_forms import Stretch, check_keys, model_path, parameters_in, stretches_of
 from merge.recipe.mergekit_tokenizer import tokenizer_choices
 from merge.recipe.mergekit_values import Values, resolved
@@ -32,7 +35,7 @@ from merge.recipe.templates import template_of
 
 _KEYS = (
     *("merge_method", "models", "slices", "modules", "base_model", "parameters", "dtype", "out_dtype"),
-    *("tokenizer", "tokenizer_source", "chat_template", "name"),
+    *("tokenizer", "tokenizer_source", "chat_template", "name", "out_path"),
 )
 # What mergekit has and we do not yet.
 _NOT_YET = {
@@ -43,8 +46,10 @@ _LONGEST = 1 << 18  # bytes of a recipe in YAML, which is read by Python code, s
 _MERGED = 10_000  # entries that merge keys may bring
 
 
-def read_mergekit(path: Path, *, whole_depth: bool = False) -> Recipe:
+def read_mergekit(path: Path, *, whole_depth: bool = False, opening: Opening = plainly) -> Recipe:
     """Read a YAML recipe of mergekit. Relative paths of models are relative to the recipe's folder.
+
+    `opening` opens inputs where parameters differ by layer or module.
 
     Raises MergeError naming what is unknown (with the nearest known key) or unsupported, and without PyYAML.
     """
@@ -73,18 +78,29 @@ def read_mergekit(path: Path, *, whole_depth: bool = False) -> Recipe:
     try:
         if path.stat().st_size > _LONGEST:
             raise MergeError(f"{path}: longer than {_LONGEST:,} bytes, which no recipe is")
-        data = yaml.load(path.read_text(encoding="utf-8"), Loader)
+        documents = list(yaml.load_all(path.read_text(encoding="utf-8"), Loader))
+        documents = [item for item in documents if item is not None]  # nothing follows a last line of dashes
     except (OSError, ValueError, TypeError, OverflowError, yaml.YAMLError, RecursionError) as error:
         if isinstance(error, MergeError):
             raise
         raise MergeError(f"{path}: not a YAML file: {shortened(error)}") from error
     try:
-        return from_mergekit(data, path.parent, whole_depth=whole_depth)
+        rest: dict[str, Any] = {"whole_depth": whole_depth, "opening": opening}
+        if len(documents) < 2:
+            return from_mergekit(documents[0] if documents else None, path.parent, **rest)
+        return result_of(path, documents, lambda data, made: from_mergekit(data, path.parent, made=made, **rest))
     except MergeError as error:
         raise MergeError(f"{path}: {error}") from error
 
 
-def from_mergekit(data: Any, folder: Path = Path(), *, whole_depth: bool = False) -> Recipe:
+def from_mergekit(
+    data: Any,
+    folder: Path = Path(),
+    *,
+    whole_depth: bool = False,
+    opening: Opening = plainly,
+    made: Mapping[str, Input] | None = None,
+) -> Recipe:
     """A recipe of mergekit, as plain data, as one of ours; headers are read where parameters differ by tensor.
 
         >>> models = [{"model": name, "parameters": {"weight": 0.5}} for name in ("a.pt", "b.pt")]
@@ -92,7 +108,8 @@ def from_mergekit(data: Any, folder: Path = Path(), *, whole_depth: bool = False
         [0.5, 0.5]
 
     With `whole_depth` gradients run over all layers of the result, and what lies behind them has the last value; in
-    mergekit they begin anew in every slice, and what lies before and behind has the first. Raises MergeError.
+    mergekit they begin anew in every slice, and what lies before and behind has the first. `opening` opens inputs;
+    models that are called as one of `made` are that. Raises MergeError.
     """
     if not isinstance(data, Mapping) or "merge_method" not in data:
         raise MergeError("not a recipe of mergekit: it has no 'merge_method'")
@@ -116,14 +133,18 @@ def from_mergekit(data: Any, folder: Path = Path(), *, whole_depth: bool = False
     paths = [base] if base is not None and (entry.takes_base or form.base_first or base in used) else []
     paths += [path for path in used if path not in paths]
     called = dict(zip(paths, _labels(paths), strict=True))
-    sources = tuple(Input(label, joined(folder, path)) for path, label in called.items())
+    others: Mapping[str, Input] = made or {}
+    sources = tuple(
+        replace(others[path], name=label) if path in others else Input(label, joined(folder, path))
+        for path, label in called.items()
+    )
     takes = int(entry.takes_base)
     rows = tokenizer_choices(data, folder, called, base)
-    policy = Policy(dtype=_dtype(data), untie=True, chat_template=_template(data, sources), **rows)
-    recipe = Recipe(
-        ours, sources[takes:], {}, sources[0] if takes else None, policy, _layers(lists, called, sources, base)
-    )
-    return recipe.with_parameters(**resolved(recipe, Values(form, common, lists, called, whole_depth)))
+    policy = Policy(dtype=_dtype(data), untie=True, chat_template=_template(data, sources, opening), **rows)
+    layers = _layers(lists, called, sources, base, opening)
+    recipe = Recipe(ours, sources[takes:], {}, sources[0] if takes else None, policy, layers)
+    values = Values(form, common, lists, called, whole_depth)
+    return recipe.with_parameters(**resolved(recipe, values, opening))
 
 
 def _dtype(data: Mapping[str, Any]) -> str | None:
@@ -131,18 +152,24 @@ def _dtype(data: Mapping[str, Any]) -> str | None:
     return None if chosen is None else str(chosen)
 
 
-def _template(data: Mapping[str, Any], sources: Sequence[Input]) -> str:
+def _template(data: Mapping[str, Any], sources: Sequence[Input], opening: Opening) -> str:
     given = data.get("chat_template")
-    return "" if given is None else template_of(given, [item.path for item in sources])
+    if given is None:
+        return ""
+    return template_of(given, [item.path if item.recipe is None else opening(item).path for item in sources])
 
 
 def _layers(
-    lists: Mapping[str, Sequence[Stretch]], called: Mapping[str, str], sources: Sequence[Input], base: str | None
+    lists: Mapping[str, Sequence[Stretch]],
+    called: Mapping[str, str],
+    sources: Sequence[Input],
+    base: str | None,
+    opening: Opening,
 ) -> dict[str, tuple[dict[str, Any], ...]]:
     """The layers of our recipe: nothing where every model is taken as a whole."""
     if all(source.span is None for its in lists.values() for stretch in its for source in stretch.sources):
         return {}
-    names = _lists_of(sources[0], list(lists)) if list(lists) != [""] else {"": ""}
+    names = _lists_of(sources[0], list(lists), opening) if list(lists) != [""] else {"": ""}
     return {
         names[name]: tuple(
             {
@@ -155,9 +182,9 @@ def _layers(
     }
 
 
-def _lists_of(first: Input, modules: Sequence[str]) -> dict[str, str]:
+def _lists_of(first: Input, modules: Sequence[str], opening: Opening) -> dict[str, str]:
     """The list of layers that every module's name means, by the words in both. Raises MergeError."""
-    lists = list(lists_in(open_checkpoint(first.path, first.section)))
+    lists = list(lists_in(opening(first)))
     found: dict[str, str] = {}
     for module in modules:
         words = {"text": "language", **_SAME}.get(module, module).replace("text", "language|text").split("_")

@@ -19,7 +19,7 @@ from merge.checkpoint.open import specs
 from merge.errors import MergeError, shortened
 from merge.methods import Mergekit
 from merge.plan.layers import Place, places
-from merge.recipe.inputs import open_inputs, restacked
+from merge.recipe.inputs import Opening, open_inputs, restacked
 from merge.recipe.mergekit_forms import Stretch
 from merge.recipe.parameters import along
 from merge.recipe.recipe import Recipe
@@ -70,8 +70,11 @@ class Values:
         return values
 
 
-def resolved(recipe: Recipe, values: Values) -> dict[str, Any]:
-    """Give our parameters; one that depends on the tensor has a rule for each name that is not as most are."""
+def resolved(recipe: Recipe, values: Values, opening: Opening) -> dict[str, Any]:
+    """Give our parameters; one that depends on the tensor has a rule for each name that is not as most are.
+
+    `opening` opens the inputs where names of tensors decide.
+    """
     inputs, stretches = [item.name for item in recipe.inputs], values.stretches
     given = [item for stretch in stretches for level in (values.common, *stretch.given) for item in level.items()]
     for key, value in given:
@@ -84,7 +87,7 @@ def resolved(recipe: Recipe, values: Values) -> dict[str, Any]:
             return {key: _alike([one[key] for one in whole]) for key in whole[0]}
         if all(one == whole[0] for one in whole):
             return whole[0]
-    stack = restacked(recipe, open_inputs(recipe.sources))
+    stack = restacked(recipe, open_inputs(recipe.sources, opening))
     floating = {n: None for its in stack.inputs for n, spec in specs(its).items() if _is_number(spec.element)}
     found = {
         name: place

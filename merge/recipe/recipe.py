@@ -23,6 +23,8 @@ class Input:
         section: the part of a training file that is meant.
         digest: what its tensors' bytes had when the recipe was run, under the file's own names; empty if never.
         rename: rules that give its tensors other names ("module.=" strips a prefix), see `merge.checkpoint.names`.
+        recipe: what the checkpoint is made by, where it lies in no file: it is computed as it is read, and `path` only
+            says where the recipe comes from. A path that is a recipe's file means the same.
     """
 
     name: str
@@ -30,6 +32,7 @@ class Input:
     section: str = "auto"
     digest: str = ""
     rename: tuple[str, ...] = ()
+    recipe: Recipe | None = None
 
     def __post_init__(self) -> None:
         """Take text for a path, and one rule for a list of one. Raises MergeError for what is neither."""
@@ -39,6 +42,8 @@ class Input:
         object.__setattr__(self, "rename", tuple(rules))
         if isinstance(self.path, str):
             object.__setattr__(self, "path", Path(self.path))
+        if not isinstance(self.recipe, (Recipe, type(None))):
+            raise MergeError(f"recipe={self.recipe!r}: must be a merge.Recipe; a recipe's file is given as the path")
         if not isinstance(self.path, Path):
             raise MergeError(
                 f"the input {self.name!r} of a recipe must be a path, not a {type(self.path).__name__}: merge_with "

@@ -13,7 +13,7 @@ from merge.errors import MergeError
 from merge.plan.layers import layers_in_words
 from merge.recipe.label import share_label
 from merge.recipe.parameters import check, is_rules, method_named, value_of, varies
-from merge.recipe.recipe import Recipe
+from merge.recipe.recipe import Input, Recipe
 
 SHARES = ("ratio", "scale", "weights")  # parameters that say how much of each checkpoint there is
 
@@ -102,6 +102,15 @@ def describe(recipe: Recipe) -> str:
     rules = [rule.rpartition("=") for rule in (*recipe.policy.pick, *recipe.policy.slices)]
     picked = "".join(f", {what} from {name or 'none'}" for what, _, name in rules)
     return f"{recipe.method}: {text}" + (f" ({', '.join(rest)})" if rest else "") + stacked + picked
+
+
+def made_of(recipe: Recipe, above: str = "") -> list[tuple[str, Input]]:
+    """Give all inputs with their names, those of recipes that inputs are made by behind these: `a/b` is b of a."""
+    found: list[tuple[str, Input]] = []
+    for item in recipe.sources:
+        found += [(above + item.name, item)]
+        found += made_of(item.recipe, f"{above}{item.name}/") if item.recipe is not None else []
+    return found
 
 
 def _label(parts: dict[str, float]) -> str:

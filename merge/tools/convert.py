@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from merge.checkpoint.open import Checkpoint
-from merge.engine.files import Options, plan_run
+from merge.engine.files import plan_run
+from merge.engine.planned import Options
 from merge.engine.stream import write
 from merge.errors import MergeError
 from merge.plan.policy import Policy

@@ -19,7 +19,7 @@ from merge.errors import MergeError
 from merge.plan.checks import COUNTERS
 from merge.plan.findings.kinds import counted
 from merge.recipe.json import read_recipe
-from merge.recipe.shares import describe
+from merge.recipe.shares import describe, made_of
 from merge.tools.diagnose.tables import Shown, amount, module_of, part, size, table
 
 TEXT = 60  # characters of a metadata value that are shown
@@ -225,7 +225,10 @@ def _made(path: Path, checkpoint: Checkpoint | None) -> Made | None:
     fits = None
     if checkpoint is not None and noted:
         fits = digest(checkpoint, kind_of(str(noted))) == noted
-    return Made(str(file), description, tuple(f"{item.name}: {item.path}" for item in recipe.sources), str(noted), fits)
+    inputs = tuple(
+        f"{name}: {item.path if item.recipe is None else describe(item.recipe)}" for name, item in made_of(recipe)
+    )
+    return Made(str(file), description, inputs, str(noted), fits)
 
 
 # -- text --------------------------------------------------------------------------------------------------------------
