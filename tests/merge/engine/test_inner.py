@@ -16,6 +16,7 @@ import merge
 from merge import Input, MergeError, Options, Policy, Recipe, load_checkpoint, open_checkpoint, read_recipe
 from merge.engine import stream
 from merge.methods import METHODS
+from merge.plan.layers import layers_of
 from tests.merge.made import Carrier, assert_same, ordered_as, recipe_of, weights
 from tests.merge.shell import command
 
@@ -95,7 +96,7 @@ def test_the_recipe_beside_the_result_has_the_whole_tree_and_runs_alone(four: Pa
     again = merge.run(f"{got}.recipe.json", four / "again.safetensors", QUICK)
     assert again.read_bytes() == got.read_bytes()
     assert "in0/in1: " in merge.inspect(got).text()
-    assert "in0: average: 0.333333 in0 + " in merge.inspect(got).text()
+    assert "in0: average: 0.3333 in0 + " in merge.inspect(got).text()
     merge.save_checkpoint(open_checkpoint(four / "3.safetensors"), four / "0.safetensors", overwrite=True)
     with pytest.raises(MergeError, match=r"0.safetensors \(in0\) has changed since the recipe was written"):
         merge.run(f"{got}.recipe.json", four / "no.safetensors", QUICK)
@@ -112,7 +113,7 @@ def test_a_path_may_be_a_recipe_on_the_command_line_in_memory_and_live(four: Pat
         assert_same(ordered_as(model.now(), wanted), wanted)
     stage.unlink()
     done = command("interpolate", note, other, "--ratio", "0.25", "-o", four / "cli.safetensors", "--dry-run")
-    assert "mean: average: 0.333333 in0 + 0.333333 in1 + 0.333333 in2" in done.out
+    assert "mean: average: 0.3333 in0 + 0.3333 in1 + 0.3333 in2" in done.out
     assert "0.75 mean + 0.25 3" in done.out
     command("interpolate", note, other, "--ratio", "0.25", "-o", four / "cli.safetensors")
     assert_same(load_checkpoint(four / "cli.safetensors"), wanted)
@@ -135,11 +136,16 @@ def folders(root: Path) -> None:
 def test_a_tree_of_folders_has_the_files_of_one_made_by_stages(tmp_path: Path) -> None:
     folders(tmp_path)
     a, b, c = (Input(name, tmp_path / name) for name in "abc")
-    deeper = Recipe("linear", (a,), {}, None, Policy(dtype="bfloat16"), [{"a": (0, 2)}, {"a": (1, 2)}])
+    deeper = Recipe("linear", (a,), {}, None, Policy(dtype="bfloat16"), layers_of([{"a": (0, 2)}, {"a": (1, 2)}]))
     mixed = Recipe("slerp", (b, c), {"ratio": {"*layers.1*": 0.9, "*": 0.2}}, None, Policy(dtype="float16"))
-    also = Recipe("linear", (Input("m", tmp_path, recipe=mixed),), {}, None, Policy(), [{"m": (0, 2)}, {"m": (0, 1)}])
+    also = Recipe(
+        "linear", (Input("m", tmp_path, recipe=mixed),), {}, None, Policy(), layers_of([{"m": (0, 2)}, {"m": (0, 1)}])
+    )
     stages = [merge.run(one, tmp_path / name, SHARDED) for one, name in ((deeper, "one"), (also, "two"))]
-    rest: dict[str, Any] = {"policy": Policy(dtype="float32", accept=("config-meaning",)), "parameters": {"weights": [0.25, 0.75]}}
+    rest: dict[str, Any] = {
+        "policy": Policy(dtype="float32", accept=("config-meaning",)),
+        "parameters": {"weights": [0.25, 0.75]},
+    }
     rename = ("model.=net.",)
     plain = (Input("x", stages[0], rename=rename), Input("y", stages[1], rename=rename))
     tree = tuple(replace(item, path=tmp_path, recipe=made) for item, made in zip(plain, (deeper, also), strict=True))

@@ -52,13 +52,13 @@ def merge_key_bomb() -> str:
 def read(path: Path, text: str | bytes) -> str:
     """What reading a recipe, and planning it, says: "" for success. Anything but our error is raised."""
     path.write_bytes(text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text)
-    start = time.perf_counter()
+    start = time.process_time()
     told = ""
     try:
         merge.read_recipe(path)
     except MergeError as error:
         told = str(error)
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10
     assert "\n" not in told
     assert len(told) < 600
     return told
