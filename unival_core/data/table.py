@@ -77,8 +77,8 @@ class TsvTable:
         return self.paths[self._locate(row)[0]].parent
 
     def _locate(self, row: int) -> tuple[int, int]:
-        if not 0 <= row < len(self):
-            raise IndexError(f"row {row} of a table of {len(self)}")
+        if not 0 <= row < self._ends[-1]:
+            raise IndexError(f"row {row} of a table of {self._ends[-1]}")
         file = next(number for number, end in enumerate(self._ends) if row < end)
         return file, row - (self._ends[file - 1] if file else 0)
 

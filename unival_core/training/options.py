@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from unival_core.config import Regularization
@@ -30,6 +32,11 @@ class RewardOptions:
     def __post_init__(self) -> None:
         if self.samples < 2:
             raise UnivalError(f"{self.samples} sample per example: each is compared with the others, draw at least 2")
+
+    def counts(self, box: Sequence[float]) -> bool:
+        """Tell whether a right box (x0, y0, x1, y1), in pixels, has an area that is rewarded."""
+        x0, y0, x1, y1 = box
+        return bisect_right(self.areas, (x1 - x0) * (y1 - y0)) % 2 == 1  # behind the first bound of a range
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,7 @@ STAGES: dict[str, tuple[Stage, ...]] = {
 # The stand-in for ImageNet weights: cells of images by digit and colour.
 BACKBONE = TrainOptions(lr=3e-3, updates=1000, batch=64, warmup=0.05, group="all")
 # It goes on from the grounding expert, gently, and with the statistics that the draws were made with.
-REWARD = replace(DEFAULTS["pocket"], lr=1e-4, updates=100, group="all", batchnorm="freeze")
+REWARD = replace(DEFAULTS["pocket"], lr=1e-4, updates=200, group="all", batchnorm="freeze")
 # One finetuning on several tasks; it is as long as theirs together.
 JOINT = replace(DEFAULTS["pocket"], group="all")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -44,8 +43,7 @@ class RewardLoss(nn.Module):
         """Tell whether the right box has the size that is rewarded."""
         if example.reference is None or len(example.reference) != BOX or example.size is None:
             raise UnivalError(f"{example.place}: task {example.task} has no box to reward: train it on its targets")
-        x0, y0, x1, y1 = example.reference
-        return bisect_right(self.options.areas, (x1 - x0) * (y1 - y0)) % 2 == 1  # behind the first bound of a range
+        return self.options.counts(example.reference)
 
     def forward(self, batches: Sequence[Batch], scale: Mapping[str, float], update: int) -> dict[str, Tensor]:
         """Return the summed loss of each task times its `scale`."""

@@ -13,6 +13,7 @@ from experiments.errors import StudyError
 from experiments.unival.world.tables import read_world
 from unival_core import TASKS, Tokenizer, UnivalConfig
 from unival_core.data import Example, MediaCache, Task, TaskDataset, TsvTable, texts_of
+from unival_core.training import RewardOptions
 
 
 def world_tokenizer(world: Path, config: UnivalConfig) -> Tokenizer:
@@ -61,12 +62,14 @@ class Files:
         blank: bool = False,
         seed: int = 0,
         part: float = 1.0,
+        reward: RewardOptions | None = None,
     ) -> TaskDataset:
-        """Return the rows of a split, of which `part` is kept; with `blank` every image, video and audio is empty."""
+        """Return the first `part` of a split's rows, with a `reward` those that count for it; with `blank` every image,
+        video and audio is empty."""
         kind = Blank if blank else TaskDataset
         return kind(
             TASKS[task],
-            FirstRows(rows_file(self.world, task, split), TASKS[task], part),
+            SomeRows(rows_file(self.world, task, split), TASKS[task], part, reward),
             self.tokenizer,
             self.config,
             training=training,
@@ -75,20 +78,45 @@ class Files:
             cache=self.cache,
         )
 
-    def training(self, splits: Iterable[tuple[str, str]], seed: int) -> dict[str, TaskDataset]:
-        """Return data sets to train on, from pairs of task and split."""
-        return {task: self.data(task, split, training=True, seed=seed) for task, split in splits}
+    def training(
+        self, splits: Iterable[tuple[str, str]], seed: int, reward: RewardOptions | None = None
+    ) -> dict[str, TaskDataset]:
+        """Return data sets to train on, from pairs of task and split; with a `reward` their rows that count for it."""
+        return {task: self.data(task, split, training=True, seed=seed, reward=reward) for task, split in splits}
 
 
-class FirstRows(TsvTable):
-    """A task's table of which only the first rows are there, `part` of all and one at least."""
+class SomeRows(TsvTable):
+    """A task's table of which only the first rows are there, `part` of all and one at least, and of these, with a
+    `reward`, those whose boxes count for it. StudyError where none does."""
 
-    def __init__(self, path: Path, task: Task, part: float) -> None:
+    def __init__(self, path: Path, task: Task, part: float, reward: RewardOptions | None = None) -> None:
         super().__init__(path, task.columns, task.selected_cols)
-        self.rows = max(1, round(part * super().__len__()))
+        first = range(max(1, round(part * super().__len__())))
+        self.rows = first if reward is None else [row for row in first if reward.counts(self.box(row))]
+        if not self.rows:
+            raise StudyError(f"{path} has no box of a size that is rewarded: use a larger world")
+
+    def box(self, row: int) -> list[float]:
+        """Return the box of a row of the whole table, in pixels."""
+        return [float(number) for number in super().__getitem__(row)["box"].split(",")]
 
     def __len__(self) -> int:
-        return self.rows
+        return len(self.rows)
+
+    def __getitem__(self, row: int) -> dict[str, str]:
+        return super().__getitem__(self._whole(row))
+
+    def place(self, row: int) -> str:
+        return super().place(self._whole(row))
+
+    def folder(self, row: int) -> Path:
+        return super().folder(self._whole(row))
+
+    def _whole(self, row: int) -> int:
+        """Return the number that a row has in the whole table."""
+        if not 0 <= row < len(self):
+            raise IndexError(f"row {row} of a table of {len(self)}")
+        return self.rows[row]
 
 
 class Blank(TaskDataset):

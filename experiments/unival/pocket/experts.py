@@ -118,7 +118,7 @@ def run_record(file: Path) -> Path:
 
 def made_of(pocket: Pocket, step: Step) -> dict[str, Any]:
     """Return all that a run's weights depend on, for its record."""
-    split = "train" if step.training is None else step.training.split
+    split = step.split if step.training is None else step.training.split
     record: dict[str, Any] = {
         "init": file_digest(start_of(pocket, step)),
         "files": {f"{task}/{split}": rows_digest(pocket.world, task, split) for task in step.tasks},
@@ -180,7 +180,8 @@ def make(pocket: Pocket, step: Step, cache: Path | None = None) -> None:
             train_anew(pocket, step, step.training, step.options)
             return
         model, files = open_model(pocket, start_of(pocket, step))
-        data = files.training([(task, "train") for task in step.tasks], step.options.seed)
+        splits = [(task, step.split) for task in step.tasks]
+        data = files.training(splits, step.options.seed, step.options.reward)
         record = made_of(pocket, step)
         key = key_of(record)
         fetch(cache, key, file.parent)

@@ -10,6 +10,7 @@ from experiments.study.points import PRETRAINED, Expert
 from experiments.unival.pocket.families import families
 from experiments.unival.pocket.pipeline import Pocket, shared_out
 from experiments.unival.pocket.pretrainings import BACKBONE, COMPARISONS, TRAININGS, Training
+from experiments.unival.world.tasks import SIZES
 from unival_core import TASKS, find_task
 from unival_core.training import (
     JOINT,
@@ -24,6 +25,7 @@ from unival_core.training import (
 )
 
 SEEDS_APART = 1000
+UNSEEN = "pretrain"  # the split of a finetuning's start, not of its own
 PARTS = 10  # of a finetuning, whose weights are kept at the end of each
 PROGRESS = {f"along-{100 * part // PARTS}": part / PARTS for part in range(1, PARTS)}  # by kind
 
@@ -35,7 +37,7 @@ class Step:
     With `tasks` a finetuning on them, by `options`, from its only parent or else from the pretrained weights; without
     tasks the uniform average of its parents. With `training` it is one of the study `pretraining`, and starts from its
     only parent or else from the backbone. A run keeps its weights at the end of each of so many equal `parts` of its
-    updates, which are steps too, `kept` by their only parent.
+    updates, which are steps too, `kept` by their only parent. A finetuning reads the rows of `split`.
     """
 
     file: str
@@ -45,6 +47,7 @@ class Step:
     training: Training | None = None
     parts: int = 1
     kept: bool = False
+    split: str = "train"
 
     @property
     def sees_videos(self) -> bool:
@@ -182,12 +185,18 @@ def finetuned(pocket: Pocket, folder: str, task: str, *start: Step, **changes: i
 
 
 def rewarded(pocket: Pocket, expert: Expert, folder: str, reward: RewardOptions) -> Step:
-    """Go on from the vanilla expert with a reward. Raises StudyError for a task that writes no boxes."""
+    """Go on from the vanilla expert with a reward, on the rows that count for it. Raises StudyError for a task that
+    writes no boxes.
+
+    They come, where the world has them, from the split that finetuning has not seen: of its own rows the expert gets
+    most right, and boxes that are right whenever drawn teach nothing.
+    """
     if find_task(expert.task).writes != "box":
         raise StudyError(f"{expert.id}: rewards are for boxes, so for the task grounding, not for {expert.task}")
     start = vanilla(pocket, expert)
     options = replace(shared_out(REWARD, pocket), reward=reward)
-    return Step(f"{folder}/last.safetensors", (start,), start.tasks, options)
+    split = UNSEEN if UNSEEN in SIZES[pocket.plan.world].rows[expert.task] else "train"
+    return Step(f"{folder}/last.safetensors", (start,), start.tasks, options, split=split)
 
 
 def auxiliary(pocket: Pocket, expert: Expert) -> list[Step]:

@@ -22,13 +22,13 @@ from experiments.unival.pocket.cache import user_cache
 from experiments.unival.pocket.data import world_tokenizer
 from experiments.unival.pocket.experts import expert_file, file_of, make_experts
 from experiments.unival.pocket.kinds import step_of, with_parents
-from experiments.unival.pocket.pipeline import Pocket, file_digest, finished
+from experiments.unival.pocket.pipeline import Pocket, file_digest, finished, open_model
 from experiments.unival.world.tables import read_world
 from unival_core.checkpoint import load_model, save_model
 from unival_core.config import CONFIGS
 from unival_core.errors import UnivalError
 from unival_core.tasks import TASKS
-from unival_core.training import recipes
+from unival_core.training import RewardOptions, recipes
 from unival_core.training.recipes import REWARDS
 from unival_core.training.state import RunFolder
 from unival_core.vocabulary import TOKENIZER_KEY
@@ -143,6 +143,21 @@ def test_rewarded_experts_go_on_from_the_grounding_expert(made):
     run = run_of(expert_file(made, REWARD))
     assert run["init"] == file_digest(expert_file(made, Expert("grounding", "grounding", "vanilla")))
     assert tuple(run["options"]["reward"]["areas"]) == REWARDS["pocket"]["small"].areas
+
+
+def test_rewards_read_only_the_rows_that_count(made):
+    """From the split that finetuning has not seen, where the world has it."""
+    step, _ = steps = [step_of(replace(made, preset=preset), REWARD) for preset in ("full", "quick")]
+    assert [one.split for one in steps] == ["pretrain", "train"]
+    _, files = open_model(made, expert_file(made, REWARD))
+    whole = files.data("grounding", "train")
+    counted = [row for row in range(len(whole)) if step.options.reward.counts(whole.read(row).reference)]
+    some = files.training([("grounding", "train")], 0, step.options.reward)["grounding"]
+    assert 0 < len(some) == len(counted) < len(whole)
+    assert [some.table.place(row) for row in range(len(some))] == [whole.table.place(row) for row in counted]
+    assert some.table[0] == whole.table[counted[0]]
+    with pytest.raises(StudyError, match="no box of a size that is rewarded: use a larger world"):
+        files.training([("grounding", "train")], 0, RewardOptions(areas=(0.0, 1.0)))
 
 
 def test_all_rewards_mixed_are_as_long_as_one_and_leave_no_box_out(made):
