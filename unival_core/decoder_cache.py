@@ -1,5 +1,6 @@
 """What the decoder reads and keeps between steps: encoded samples, keys and values, who reads which sample, biases."""
 
+import copy
 from typing import NamedTuple
 
 import torch
@@ -17,10 +18,6 @@ class Encoded(NamedTuple):
     padding: Tensor
     positions: Tensor
     layout: Tensor
-
-    def pick(self, samples: Tensor) -> "Encoded":
-        """Keep these samples only (int64 numbers); the layouts stay."""
-        return self._replace(states=self.states[samples], padding=self.padding[samples], layout=self.layout[samples])
 
 
 class LayerMemory:
@@ -105,11 +102,19 @@ class DecoderCache:
         """Count the rows, R."""
         return len(self.readers.source)
 
+    def copy(self) -> "DecoderCache":
+        """Return one that grows by itself; what both hold so far is in memory once."""
+        twin = copy.copy(self)
+        twin.layers = [copy.copy(memory) for memory in self.layers]
+        return twin
+
     def select(self, rows: Tensor) -> None:
         """Make row i continue the former row `rows[i]` (int64 indices, any order, repeated or left out).
 
         >>> cache.select(torch.arange(batch).repeat_interleave(beam))  # doctest: +SKIP
         """
+        if torch.equal(rows, torch.arange(self.rows, device=rows.device)):  # as in most steps of a greedy search
+            return
         source, samples = self.readers.source[rows], None
         if not torch.equal(source, self.readers.source):
             alive, source = source.unique(return_inverse=True)

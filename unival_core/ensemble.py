@@ -80,9 +80,9 @@ class OfAll(Generic[Part]):
     def __init__(self, parts: list[Part]) -> None:
         self.parts = parts
 
-    def pick(self: OfAll[Encoded], samples: Tensor) -> OfAll[Encoded]:
-        """Keep these samples only."""
-        return OfAll([part.pick(samples) for part in self.parts])
+    def copy(self: OfAll[DecoderCache]) -> OfAll[DecoderCache]:
+        """Return one that grows by itself."""
+        return OfAll([part.copy() for part in self.parts])
 
     def select(self: OfAll[DecoderCache], rows: Tensor) -> None:
         """Make row i continue the former row `rows[i]`."""

@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from tqdm import tqdm
@@ -23,7 +23,7 @@ from unival_core.data.task import Task
 from unival_core.decoding import GenerationOptions, IdRange
 from unival_core.ensemble import Ensemble
 from unival_core.errors import UnivalError
-from unival_core.generation import generate, score_candidates
+from unival_core.generation import NextToken, generate, score_candidates
 from unival_core.likelihood import negative_log_likelihood
 from unival_core.metrics import METRICS, Scores
 from unival_core.model import UnivalModel
@@ -85,7 +85,7 @@ def evaluate(
     where no row is valid.
     """
     started = time.perf_counter()
-    task = dataset.task
+    task, asked = dataset.task, cast(NextToken, model)
     metrics = known_metrics(metrics or task.metrics)
     if device is not None:
         model.to(device)
@@ -105,10 +105,10 @@ def evaluate(
         ):
             for rows, batch in evaluation_batches(dataset, batch_size, limit=limit, workers=workers):
                 batch, limits = batch.to(where), dataset.answers
-                encoded = model.encode(batch.inputs)
-                said = predict(model, batch, task, dataset.tokenizer, answers=limits, options=options, encoded=encoded)
+                cache = asked.start(asked.encode(batch.inputs), batch.code_rows)
+                said = predict(model, batch, task, dataset.tokenizer, answers=limits, options=options, cache=cache)
                 if any(METRICS[name].of == "loss" for name in metrics):
-                    losses = negative_log_likelihood(model, batch, limits, encoded)
+                    losses = negative_log_likelihood(model, batch, limits, cache)
                     said = [replace(one, loss=loss) for one, loss in zip(said, losses, strict=True)]
                 found.update(zip(rows, said, strict=True))
                 bar.update(len(rows))
@@ -132,15 +132,15 @@ def predict(
     *,
     answers: Answers | None = None,
     options: GenerationOptions | None = None,
-    encoded: Any = None,
+    cache: Any = None,
 ) -> list[Prediction]:
     """Return the answers to a batch of one task (`sized_for` the model), which lies on the model's device.
 
-    `encoded` is what `model.encode` returned of the batch's inputs, where that is known.
+    `cache` is what `model.start` returned of the batch, where that is known; it stays as it is.
     """
     prefix = batch.prefix if task.repeats_prompt else None
     if answers is not None and task.rank_answers:
-        ranks, places = score_candidates(model, batch.inputs, answers.ids, prefix=prefix, encoded=encoded).max(dim=1)
+        ranks, places = score_candidates(model, batch.inputs, answers.ids, prefix=prefix, cache=cache).max(dim=1)
         said = [(answers.ids[place], rank, rank) for place, rank in zip(places.tolist(), ranks.tolist(), strict=True)]
     else:
         constraint: Trie | IdRange | None = None if answers is None else answers.trie
@@ -154,7 +154,7 @@ def predict(
             constraint=constraint,
             prefix=prefix,
             code_rows=batch.code_rows,
-            encoded=encoded,
+            cache=cache,
         )
         best = [sentences[0] for sentences in found]
         said = [(one.answer, one.score, sum(one.token_scores[one.prefix_length :])) for one in best]

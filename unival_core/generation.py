@@ -77,7 +77,7 @@ def generate(
     constraint: Trie | IdRange | None = None,
     prefix: Sequence[Sequence[int]] | None = None,
     code_rows: Tensor | None = None,
-    encoded: Any = None,
+    cache: Any = None,
 ) -> list[list[Hypothesis]]:
     """Return the best sentences of each of B samples, best first (arXiv 2307.16184, as evaluated there).
 
@@ -85,7 +85,7 @@ def generate(
     with `min_len=4, max_len_b=4` gives four bins exactly, that is a box; `IdRange(config.code_offset,
     config.bin_offset, "counted")` the codes of an image. `prefix` forces the first tokens (after bos) of each sample;
     their log-probabilities count. `code_rows` (B, bool) marks samples that write an image.
-    `encoded` is what `model.encode` returned of the inputs, where that is known.
+    `cache` is what `model.start` returned of the encoded inputs and `code_rows`, where that is known; it stays as is.
     A sample of a batch gets what it would get alone, except for the draws of `sample`.
 
     >>> generate(model, inputs, GenerationOptions(beam=5))[0][0].answer  # doctest: +SKIP
@@ -97,7 +97,7 @@ def generate(
     limits = _limits(model, inputs, options, prefix, codes=code_rows is not None)
     search = _search(options, model.config.vocabulary, inputs.tokens.device)
     filters = _filters(options, constraint, limits, model.config.vocabulary)
-    cache = model.start(model.encode(inputs) if encoded is None else encoded, code_rows)
+    cache = model.start(model.encode(inputs), code_rows) if cache is None else cache.copy()
     rows, logits = _begin(model, cache, limits, options.temperature)
     found: list[list[Hypothesis]] = [[] for _ in limits.longest]
     running = list(range(len(found)))
@@ -140,38 +140,38 @@ def score_candidates(
     *,
     prefix: Sequence[Sequence[int]] | None = None,
     rows: int = 64,
-    encoded: Any = None,
+    cache: Any = None,
 ) -> Tensor:
     """Return the log-probability of each of A candidate answers (ids without eos) for each of B samples, B x A in
     float32.
 
     At every position the probabilities of the ids that continue some candidate sum to 1; the forced `prefix` of a
-    sample (after bos) does not count. Media and texts are encoded once, here or by
-    the caller (`encoded`, as of `generate`); about `rows` answers are decoded at a time.
+    sample (after bos) does not count. Media, texts and prefixes go through the model once, media and texts before if
+    there is a `cache` (as of `generate`); about `rows` answers are decoded at a time.
     Raises UnivalError as `generate` does.
     """
     trie = Trie(candidates).to(inputs.tokens.device)
     limits = _limits(model, inputs, GREEDY, prefix)
-    encoded = model.encode(inputs) if encoded is None else encoded
+    cache = model.start(model.encode(inputs)) if cache is None else cache
     scores = torch.empty(len(inputs.tokens), len(candidates), device=inputs.tokens.device)
     for length in limits.prefix_length.unique().tolist():
         members = (limits.prefix_length == length).nonzero().flatten()
-        part = encoded.pick(members)
-        begin = F.pad(limits.prefix[members, :length], (1, 0), value=BOS)
+        begun = cache.copy()
+        begun.select(members)
+        head = model.decode(F.pad(limits.prefix[members, :length], (1, 0), value=BOS), begun)[:, -1:]
         size = max(1, rows // len(members))
         for first in range(0, len(candidates), size):
-            answers = right_pad(candidates[first : first + size], begin.device)
-            scores[members, first : first + size] = _score_answers(model, part, begin, answers, trie)
+            answers = right_pad(candidates[first : first + size], head.device)
+            scores[members, first : first + size] = _score_answers(model, begun.copy(), head, answers, trie)
     return scores
 
 
-def _score_answers(model: NextToken, encoded: Any, begin: Tensor, answers: Tensor, trie: Trie) -> Tensor:
-    """Scores of right-padded answers (A x L) behind the decoder inputs `begin` (B x P) of B encoded samples, B x A."""
-    samples, count = len(begin), len(answers)
-    cache = model.start(encoded)
-    head = model.decode(begin, cache)[:, -1:].repeat_interleave(count, dim=0)
-    cache.select(torch.arange(samples, device=begin.device).repeat_interleave(count))
-    logits = torch.cat((head, model.decode(answers.repeat(samples, 1), cache)), dim=1)
+def _score_answers(model: NextToken, cache: Any, head: Tensor, answers: Tensor, trie: Trie) -> Tensor:
+    """Scores of right-padded answers (A x L) of B samples, B x A, behind the rows of `cache`, whose last logits are
+    `head` (B x 1 x vocabulary)."""
+    samples, count = len(head), len(answers)
+    cache.select(torch.arange(samples, device=head.device).repeat_interleave(count))
+    logits = torch.cat((head.repeat_interleave(count, dim=0), model.decode(answers.repeat(samples, 1), cache)), dim=1)
     ends = (answers != PAD).sum(1, keepdim=True)
     targets = F.pad(answers, (0, 1), value=PAD).scatter(1, ends, EOS)
     wanted = (targets != PAD).repeat(samples, 1)

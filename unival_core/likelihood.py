@@ -16,7 +16,7 @@ from unival_core.generation import NextToken
 
 @torch.no_grad()
 def negative_log_likelihood(
-    model: NextToken, batch: Batch, answers: Answers | None = None, encoded: Any = None
+    model: NextToken, batch: Batch, answers: Answers | None = None, cache: Any = None
 ) -> list[float]:
     """Compute of every example the negative log-likelihood of its references, in nats per token.
 
@@ -24,15 +24,15 @@ def negative_log_likelihood(
     and divided by their number; a forced prefix does not count. Of several references (captions) it is the mean, of
     weighted answers that of the most confident one, which training takes. With a list of `answers`, probabilities are
     among the ids that go on with one of them, as in training, but among all ids for a reference that is not in it.
-    Several models that answer as one have the mean of their probabilities. `encoded` is what `model.encode` returned of
-    the batch's inputs, where that is known. Raises NotFinite for logits that are not finite.
+    Several models that answer as one have the mean of their probabilities. `cache` is what `model.start` returned of
+    the batch, where that is known; it stays as it is. Raises NotFinite for logits that are not finite.
     """
     device = batch.targets.device
     examples = [limited(e, target, answers) for e in batch.examples for target in (e.target, *e.further)]
     owner = [row for row, e in enumerate(batch.examples) for _ in (e.target, *e.further)]
     inputs, targets, allowed = taught(examples)
     kept = (targets != PAD).to(device)
-    cache = model.start(model.encode(batch.inputs) if encoded is None else encoded, batch.code_rows)
+    cache = model.start(model.encode(batch.inputs), batch.code_rows) if cache is None else cache.copy()
     cache.select(torch.tensor(owner, device=device))
     logits = model.decode(inputs.to(device), cache)[kept].float()
     check_logits(model, logits)

@@ -325,3 +325,18 @@ def test_missing_encoder_is_named(pocket: UnivalModel) -> None:
     model = UnivalModel(replace(pocket.config, video=None))
     with pytest.raises(UnivalError, match="reads image, audio, not video"):
         model.encode(Inputs(draw(1, 1, 4), videos=noise(1, 1, 3, 8, 48, 48)))
+
+
+def test_a_copy_of_a_cache_grows_by_itself(pocket):
+    tokens = draw(3, 3, 4).clamp_min(4)
+    with torch.no_grad():
+        cache = pocket.start(pocket.encode(Inputs(draw(1, 3, 5))))
+        begun = pocket.decode(tokens[:, :2], cache.copy())
+        pocket.decode(tokens[:, :2], cache)
+        branches = [cache.copy() for _ in range(2)]
+        branches[0].select(torch.tensor([2, 0, 0, 1]))
+        pocket.decode(tokens[[2, 0, 0, 1], 2:], branches[0])
+        rest = pocket.decode(tokens[:, 2:], branches[1])
+        whole = pocket.decode(tokens, pocket.start(pocket.encode(Inputs(draw(1, 3, 5)))))
+    assert (cache.length, cache.rows, branches[0].rows) == (2, 3, 4)
+    torch.testing.assert_close(torch.cat((begun, rest), dim=1), whole)
