@@ -22,6 +22,7 @@ WINGS: dict[str, tuple[str, ...]] = {
             "commands",
             "training",
             "permutations",
+            "pictures",
             "evaluation",
             "likelihood",
             "ensemble",

@@ -143,15 +143,11 @@ def predict(
         ranks, places = score_candidates(model, batch.inputs, answers.ids, prefix=prefix, cache=cache).max(dim=1)
         said = [(answers.ids[place], rank, rank) for place, rank in zip(places.tolist(), ranks.tolist(), strict=True)]
     else:
-        constraint: Trie | IdRange | None = None if answers is None else answers.trie
-        if answers is None and task.writes != "text":
-            code, box = tokenizer.code_offset, tokenizer.bin_offset
-            constraint = IdRange(box, tokenizer.size) if task.writes == "box" else IdRange(code, box, "counted")
         found = generate(
             model,
             batch.inputs,
             options or task.generation,
-            constraint=constraint,
+            constraint=constraint_of(task, tokenizer, answers),
             prefix=prefix,
             code_rows=batch.code_rows,
             cache=cache,
@@ -169,6 +165,14 @@ def predict(
         )
         for (ids, rank, whole), e in zip(said, batch.examples, strict=True)
     ]
+
+
+def constraint_of(task: Task, tokenizer: Tokenizer, answers: Answers | None) -> Trie | IdRange | None:
+    """Say what a task's answers consist of: one of a list, bins, image codes, or None for any words."""
+    if answers is not None:
+        return answers.trie
+    code, box = tokenizer.code_offset, tokenizer.bin_offset
+    return {"box": IdRange(box, tokenizer.size), "codes": IdRange(code, box, "counted")}.get(task.writes)
 
 
 def answer_of(

@@ -33,6 +33,63 @@ if TYPE_CHECKING:
 
 SHOWN = 5  # rows left out that are printed
 of_file = partial(typer.Option, rich_help_panel="Columns and media of the file")
+painted = partial(typer.Option, rich_help_panel="Pictures")
+
+
+@dataclass(frozen=True)
+class Painting:
+    """Options that turn what image generation writes into pictures."""
+
+    vqgan: Annotated[
+        Path | None,
+        painted(metavar="FILE", help="Image tokenizer that makes pictures of codes; without it, codes are printed."),
+    ] = None
+    vqgan_config: Annotated[
+        Path | None, painted(metavar="FILE", help="Its published model.yaml, to compare with its tensors.")
+    ] = None
+    samples: Annotated[int | None, painted(min=1, help="Pictures to draw; default: 1.")] = None
+    output: Annotated[
+        Path | None,
+        painted(
+            "--output", "-o", metavar="FILE", help="Where to save the sheet; of out.png pictures are out-1.png, ..."
+        ),
+    ] = None
+    clip: Annotated[
+        Path | None,
+        painted(metavar="DIR", help="Folder of a CLIP model, which puts the best pictures first (extra hf)."),
+    ] = None
+    seed: Annotated[int, painted(min=0, help="Of the draws.")] = 0
+
+    def check(self, task: Task, *, overwrite: bool) -> None:
+        """Raise UnivalError where options do not fit together, or a picture is in the way."""
+        from unival_core.pictures import picture_paths
+
+        given = [f"--{name}" for name in ("vqgan", "output", "clip", "samples") if getattr(self, name) is not None]
+        if task.writes != "codes" and given:
+            raise UnivalError(f"{given[0]} is for pictures, {task.name} writes {task.writes}")
+        if given and not (self.vqgan and self.output):
+            raise UnivalError(
+                f"{given[0]} needs --vqgan FILE and --output FILE: pictures are made of codes by the first"
+            )
+        for path in picture_paths(self.output, self.samples or 1) if self.output else []:
+            _check_free(path, overwrite)
+
+    def paint(self, model: UnivalModel, tokenizer: Tokenizer, task: Task, text: str) -> list[str]:
+        """Draw and save the pictures; return a line about each."""
+        from unival_core.image_codes import load_image_codes
+        from unival_core.pictures import clip_scorer, draw_pictures, save_pictures
+
+        where = next(model.parameters()).device
+        codec = load_image_codes(self.vqgan or "", config=self.vqgan_config, device=where)
+        scorer = clip_scorer(self.clip, where) if self.clip else None
+        count = self.samples or 1
+        pictures = draw_pictures(model, tokenizer, codec, task, text, samples=count, seed=self.seed, scorer=scorer)
+        paths = save_pictures(pictures, self.output or Path())
+        fits = ["" if one.fit is None else f"  CLIP {one.fit:.4f}" for one in pictures]
+        singles = paths[-count:]
+        return [
+            f"{path}  {one.score:.4f} nats a code{fit}" for path, one, fit in zip(singles, pictures, fits, strict=True)
+        ]
 
 
 @dataclass(frozen=True)
@@ -63,6 +120,7 @@ def generate(
     task: TaskName,
     asking: Asking,
     loading: Loading,
+    painting: Painting,
     image: Annotated[Path | None, typer.Option(help="Image to look at.")] = None,
     video: Annotated[Path | None, typer.Option(help="Video to look at.")] = None,
     audio: Annotated[Path | None, typer.Option(help="Audio to listen to.")] = None,
@@ -70,10 +128,11 @@ def generate(
     draw: Annotated[Path | None, typer.Option(help="Where to save the image with the box.")] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Print what the model says about one image, video or audio.
+    """Print what the model says about one image, video or audio, or draw pictures of a caption.
 
     \b
     unival-merge generate --checkpoint vqa.safetensors --task vqa --image dog.jpg --text "what colour is the dog"
+    unival-merge generate --checkpoint drawing.pt --task image-generation --text "a dog" --vqgan last.ckpt -o out.png
     """
     from unival_core.config import CONFIGS
 
@@ -82,12 +141,17 @@ def generate(
     if draw and chosen.writes != "box":
         raise UnivalError(f"--draw needs a box, {task} has none")
     _check_free(draw, overwrite)
+    painting.check(chosen, overwrite=overwrite)
     answers, told = asking.allowed(chosen, checkpoint, loading.section)
     model, tokenizer = loading.load(checkpoint)
     if told and not answers and chosen.published.answers and model.config.vocabulary == CONFIGS["base"].vocabulary:
         typer.echo(told, err=True)  # the published experts were trained with a list
     chosen = asking.of(chosen.sized_for(model.config))
     chosen = replace(chosen, answers=chosen.answers or tuple(answers))
+    if painting.vqgan:
+        _tell_unknown(chosen, tokenizer, text)
+        typer.echo("\n".join(painting.paint(model, tokenizer, chosen, text)))
+        return
     answer = _answer(model, tokenizer, chosen, source, text, asking.resample)
     if draw and source:
         _draw(answer, source, draw)
@@ -185,18 +249,25 @@ def _answer(
     from unival_core.data.answers import allowed_answers
     from unival_core.data.batch import collate
     from unival_core.data.dataset import asked, media_reader
-    from unival_core.data.task import texts_of
     from unival_core.evaluation import predict
 
     reader = media_reader(task, model.config, resample=resample)
     medium = reader.decode(source)[0] if reader and source else None
+    row = _tell_unknown(task, tokenizer, text)
+    batch = collate([asked(task, row, medium, tokenizer)]).to(model.encoder.embed_tokens.weight.device)
+    answers = allowed_answers(task.answers, tokenizer, model.config)
+    return predict(model, batch, task, tokenizer, answers=answers)[0].answer
+
+
+def _tell_unknown(task: Task, tokenizer: Tokenizer, text: str) -> dict[str, str]:
+    """Return the row that asks about a text, and name on stderr the words of it that the model does not know."""
+    from unival_core.data.task import texts_of
+
     row = dict.fromkeys(task.columns, "") | ({task.asks: text} if task.asks else {})
     lacking = [word for part in texts_of(task.prompt(row)) for word in tokenizer.unknown(part)]
     if lacking := [word for word in lacking if word in text.lower()]:
         typer.echo(f"the model does not know these words of --text, and reads <unk>: {', '.join(lacking)}", err=True)
-    batch = collate([asked(task, row, medium, tokenizer)]).to(model.encoder.embed_tokens.weight.device)
-    answers = allowed_answers(task.answers, tokenizer, model.config)
-    return predict(model, batch, task, tokenizer, answers=answers)[0].answer
+    return row
 
 
 def _draw(box: Sequence[float], source: Path, draw: Path) -> None:

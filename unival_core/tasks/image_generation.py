@@ -1,4 +1,4 @@
-"""Image generation: from a caption to the codes of an image tokenizer, which itself is not part of this project."""
+"""Image generation: from a caption to the codes of an image tokenizer (`unival_core.image_codes`)."""
 
 from unival_core.data.cells import codes
 from unival_core.data.task import Row, Task

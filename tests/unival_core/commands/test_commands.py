@@ -16,6 +16,8 @@ from unival_core.checkpoint import save_model
 from unival_core.commands import app as program
 from unival_core.config import CONFIGS, replace
 from unival_core.errors import UnivalError
+from unival_core.image_codes import ImageCodes, ImageCodesConfig, save_image_codes
+from unival_core.media.image import load_image
 from unival_core.model import UnivalModel
 from unival_core.tasks import TASKS
 from unival_core.vocabulary import TOKENIZER_KEY, Tokenizer, load_tokenizer
@@ -86,6 +88,25 @@ def test_a_box_lies_in_the_image_and_is_drawn(folder: Path, tmp_path: Path) -> N
     assert run(folder, *ask, "--overwrite").exit_code == 0
 
 
+def test_pictures_are_drawn_and_saved(folder: Path, tmp_path: Path) -> None:
+    codec = ImageCodes(ImageCodesConfig(POCKET.codes, 8, 8, 8, (1, 1, 1, 1), 1, ()))
+    save_image_codes(codec, tmp_path / "codec.safetensors")
+    files = ("--vqgan", str(tmp_path / "codec.safetensors"), "-o", str(tmp_path / "out.png"))
+    ask = ("image-generation", "--text", "a red 7", *files, "--samples", "3", "--seed", "4")
+    result = run(folder, *ask)
+    assert (result.exit_code, result.stderr) == (0, "")
+    singles = [tmp_path / f"out-{rank}.png" for rank in (1, 2, 3)]
+    lines = [re.fullmatch(r"(\S+)  (-\d+\.\d{4}) nats a code", line) for line in result.stdout.splitlines()]
+    assert [Path(line[1]) for line in lines if line] == singles
+    assert [load_image(path).size for path in (tmp_path / "out.png", *singles)] == [(98, 98)] + [(48, 48)] * 3
+    before = singles[2].read_bytes()
+    (tmp_path / "out.png").unlink()
+    assert f"{singles[0]} exists: pass --overwrite" in run(folder, *ask).stderr
+    assert run(folder, *ask, "--overwrite").stdout == result.stdout
+    assert singles[2].read_bytes() == before
+    assert "hmm\n" in run(folder, *ask, "--overwrite", "--text", "a red hmm").stderr
+
+
 def test_a_greedy_answer_may_differ_but_repeats(folder: Path) -> None:
     ask = ("caption", "--image", "image.png", "--beam", "1")
     assert run(folder, *ask).stdout == run(folder, *ask).stdout
@@ -101,6 +122,10 @@ def test_a_greedy_answer_may_differ_but_repeats(folder: Path) -> None:
         (("vqa", "--image", "image.png"), "vqa needs --text"),
         (("caption", "--image", "image.png", "--text", "a"), "caption takes no --text"),
         (("caption", "--image", "image.png", "--draw", "out.png"), "--draw needs a box, caption has none"),
+        (("caption", "--image", "image.png", "--vqgan", "a.pt"), "--vqgan is for pictures, caption writes text"),
+        (("image-generation", "--text", "a", "--samples", "2"), "--samples needs --vqgan FILE and --output FILE"),
+        (("image-generation", "--text", "a", "--vqgan", "absent.pt", "-o", "o.png"), "absent.pt: no such file"),
+        (("image-generation", "--text", "a", "--vqgan", "a.pt", "-o", "image.png"), "image.png exists: pass --overw"),
         (("caption", "--image", "absent.png"), "absent.png: No such file"),
         (("caption", "--image", "audio.wav"), "not an image"),
         (("audio-caption", "--audio", "audio.wav"), "16000 samples a second, the model expects 8000"),
