@@ -3,6 +3,7 @@
     python benchmarks/model.py                                        # base, batch 4, 384 x 384, two threads
     python benchmarks/model.py --batch 1 --repeats 1                  # what captioning one image takes
     python benchmarks/model.py --checkpoint vqa.pt --section model
+    python benchmarks/model.py --pocket DIR --threads 1               # CPU seconds of a study's cells, DIR of `pocket`
 
 Weights do not change the time, so that they are random unless a checkpoint is given. Every repeat does the two
 measurements once; medians go to the screen and to `benchmarks/results/model.json`.
@@ -22,6 +23,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from experiments.grid.worker import Worker, copy_weights
+from experiments.study.points import START, Cell, single
+from experiments.unival.setups import PocketSetup
+from experiments.unival.subject import UnivalSubject
 from unival_core.checkpoint import load_model
 from unival_core.config import CONFIGS, replace
 from unival_core.generation import GenerationOptions, generate
@@ -39,6 +44,22 @@ def seconds(work: Callable[[], object]) -> float:
 def peak_gigabytes() -> float:
     """The most memory that this process has held so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def cells(folder: Path, repeats: int, rows: int = 800) -> dict[str, float]:
+    """CPU seconds of evaluating the pretrained model on the first rows of a test split, media decoded before."""
+    subject = UnivalSubject(PocketSetup(folder), rows)
+    worker, found = Worker(subject), {}
+    for task in ("vqa", "caption", "grounding", "entailment"):
+        model = subject.build(worker.layout(START, 0, task))
+        copy_weights(worker.open(START, 0), model)
+        times = []
+        for _ in range(repeats + 1):
+            start = time.process_time()
+            subject.evaluate(model, Cell(single(START), task, "test"))
+            times.append(time.process_time() - start)
+        found[f"{task}, {rows} rows [CPU s]"] = round(statistics.median(times[1:]), 2)
+    return found
 
 
 def main(options: argparse.Namespace) -> dict[str, float | int | str]:
@@ -82,11 +103,17 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path)
     parser.add_argument("--section", default="auto")
+    parser.add_argument("--pocket", type=Path)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--size", type=int, default=384)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
-    result = main(parser.parse_args())
+    given = parser.parse_args()
+    if given.pocket is not None:
+        torch.set_num_threads(given.threads)
+        print(json.dumps(cells(given.pocket, given.repeats), indent=1))
+        sys.exit()
+    result = main(given)
     print(json.dumps(result, indent=1))
     folder = Path(__file__).parent / "results"
     folder.mkdir(exist_ok=True)
