@@ -23,10 +23,11 @@ test: $(STAMP)  ## make .venv, install with constraints, run the fast tests
 test-all: $(STAMP)  ## every test, the slow ones too
 	$(BIN)/python -m pytest $(PARALLEL)
 
-check: $(STAMP)  ## format, lint, types, fast tests
+check: $(STAMP)  ## format, lint, types, package, fast tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
+	rm -rf build/dist && $(BIN)/python -m build --outdir build/dist . >/dev/null && $(BIN)/twine check --strict build/dist/*
 	$(BIN)/python -m pytest $(PARALLEL) -m 'not slow'
 
 format: $(STAMP)  ## let ruff format and sort imports
