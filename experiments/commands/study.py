@@ -163,6 +163,7 @@ def _run_built_in(
     if dry_run:
         _forecast(grid, wanted, folder, setup.pace(wanted, limit), setup.size, choose=study.choose)
         return
+    grid.notes = replace(notes, chance=subject.chance(wanted))
     if engine.engine == "local":
         check_device(engine.device)
     workers = engine.workers(place.setup)

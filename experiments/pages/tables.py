@@ -3,14 +3,14 @@
 Scores are printed in the unit of their metric (`experiments.grid.units`), with 95 % intervals; CSV has the rows' own
 numbers. Rows of several seeds are averaged, and their intervals are over seeds and examples. Marked is the best of a
 column, the lowest where lower is better, with every row that is not told apart from it over seeds and examples,
-Holm-corrected, at p < 0.05.
+Holm-corrected, at p < 0.05. Where rows know what guessing scores, that is a row of its own.
 """
 
 import csv
 import io
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from experiments.errors import StudyError
 from experiments.grid.escapes import csv_cell, html, latex, markdown, one_line
@@ -22,6 +22,7 @@ from experiments.statistics.tests import Examples
 
 COLUMNS = ("task", "split", "metric")
 INDEX = ("experts", "method", "batchnorm", "point")
+CHANCE, NEAR = "chance", "°"  # the row of what guessing scores, and the sign of a score whose interval reaches it
 Label = tuple[str, ...]
 Groups = Mapping[str, Mapping[str, Sequence[str]]]  # by title the models to compare, each with its tasks
 
@@ -72,14 +73,26 @@ class Table:
         """Write the scores of a row, with formats for what is marked and for the bounds of an interval."""
         found: list[str] = []
         for column in self.columns:
-            cell = self.cells.get((label, column))
+            cell, sign = self.cells.get((label, column)), NEAR * self.reaches_chance(label, column)
             if cell is None or math.isnan(cell.value):
                 found.append("" if cell is None else "not computed")
                 continue
             value, lo, hi = map(self.units[column].text, (cell.value, cell.lo, cell.hi))
             bounds = "" if math.isnan(cell.lo) else interval.format(lo, hi)
-            found.append((mark.format(value) if cell.marked else value) + bounds)
+            found.append((mark.format(value) if cell.marked else value) + sign + bounds)
         return found
+
+    def reaches_chance(self, label: Label, column: Label) -> bool:
+        """Tell whether the interval of a score reaches what guessing scores, or the score is worse."""
+        cell, chance = (self.cells.get((own, column)) for own in (label, self.chance))
+        if cell is None or chance is None or label == self.chance:
+            return False
+        return cell.lo <= chance.value if self.units[column].rises else cell.hi >= chance.value
+
+    @property
+    def chance(self) -> Label:
+        """Return the label of what guessing scores."""
+        return (*[""] * (len(self.index) - 1), CHANCE)
 
     @property
     def legend(self) -> str:
@@ -89,6 +102,10 @@ class Table:
         if self.tested:
             text += " Bold: the best of a column, and every row that is not told apart from it (differences over seeds "
             text += "and examples, Holm-corrected, p < 0.05)."
+        if self.chance in self.rows:
+            text += f" {CHANCE.capitalize()}: what guessing scores"
+            near = any(self.reaches_chance(label, column) for label in self.rows for column in self.columns)
+            text += f"; {NEAR}: the interval reaches it." if near else "."
         notes = {cell.note for cell in self.cells.values() if math.isnan(cell.value)}
         return " ".join([text, *sorted(notes)])
 
@@ -161,7 +178,12 @@ def pivot(rows: Rows, scores: Examples | None = None, *, index: Sequence[str] = 
     labels = list(dict.fromkeys(_label(row, index) for row in found))
     units = {column: unit_of([row for own in lines.values() for row in own]) for column, lines in groups.items()}
     tested = any(cell.marked for cell in cells.values())
-    return Table(tuple(index), labels, list(groups), cells, tested, units, over)
+    table = Table(tuple(index), labels, list(groups), cells, tested, units, over)
+    for column, own in groups.items():
+        levels = [float(row["chance"]) for group in own.values() for row in group if "chance" in row]
+        if levels:
+            cells[table.chance, column] = Entry(levels[-1], math.nan, math.nan, 0, "", "", marked=False)
+    return replace(table, rows=[*labels, table.chance]) if any(own == table.chance for own, _ in cells) else table
 
 
 def to_markdown(table: Table) -> str:
@@ -215,7 +237,7 @@ def to_html(table: Table) -> str:
         texts = table.texts(label, "<strong>{}</strong>", " [{}, {}]")
         for column, text in zip(table.columns, texts, strict=True):
             cell = table.cells.get((label, column))
-            linked = text if cell is None else f'<a href="#row-{html(cell.key)}">{text}</a>'
+            linked = text if cell is None or not cell.key else f'<a href="#row-{html(cell.key)}">{text}</a>'
             cells.append(f'<td class="number">{linked}</td>')
         lines.append(f"<tr>{''.join(cells)}</tr>")
     body = f"<thead><tr>{''.join(head)}</tr></thead><tbody>{''.join(lines)}</tbody>"

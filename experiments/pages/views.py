@@ -38,7 +38,8 @@ def open_study(folder: str | Path, study: str) -> tuple[Records, Scores]:
 
     Where FOLDER/study.json says whose own the tasks are, each row has the `owner` of its task; where it says how far
     along one finetuning the kinds of experts are, their rows have the `progress`; where FOLDER/weights.csv knows how
-    two experts' weights stand to each other, rows of their merges have the `geometry`.
+    two experts' weights stand to each other, rows of their merges have the `geometry`. Rows of main metrics have the
+    `chance`, what guessing scores, where FOLDER/study.json knows it.
     """
     path = Path(folder) / "rows.jsonl"
     everything = records(read_rows(path))
@@ -51,8 +52,19 @@ def open_study(folder: str | Path, study: str) -> tuple[Records, Scores]:
     if notes.progress:
         known = {PRETRAINED: 0.0, **notes.progress}
         owned = [{**row, "progress": known[row["experts"]]} if row["experts"] in known else row for row in owned]
-    owned = with_geometry(owned, read_pairs(folder))
+    owned = with_chance(with_geometry(owned, read_pairs(folder)), notes.chance)
     return with_clusters(owned, path), read_scores(path) if scores_path(path).is_file() else {}
+
+
+def with_chance(rows: Records, chance: Mapping[str, Mapping[str, float]]) -> Records:
+    """Add to the rows of each task's first metric what guessing scores on their split, where that is known."""
+    main: dict[str, str] = {}
+    found: Records = []
+    for row in rows:
+        is_main = main.setdefault(row["task"], row["metric"]) == row["metric"]
+        level = chance.get(row["task"], {}).get(row["split"]) if is_main else None
+        found.append(row if level is None else {**row, "chance": level})
+    return found
 
 
 def with_geometry(rows: Records, pairs: Sequence[Geometry]) -> Records:

@@ -91,4 +91,6 @@ def notes_of(study: Study) -> Notes:
             if isinstance(source, Input)
         }
     tasks = {task: study.owner(task) for task in study.tasks}
-    return Notes(study.question, study.source, tasks=tasks, files=files)
+    levels = {name: task.chance_on(study.splits) for name, task in study.tasks.items()}
+    chance = {name: own for name, own in levels.items() if own}
+    return Notes(study.question, study.source, tasks=tasks, files=files, chance=chance)

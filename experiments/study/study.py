@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
@@ -41,6 +42,7 @@ class Task:
         metric: what the numbers are, where the function does not name them; of those it names, the one to show.
         unit: of the metric, or of each by name; such as "nats", empty for shares of 1.
         higher_is_better: whether larger numbers are better, or for each metric by name.
+        chance: what guessing scores, by the metric to show, or by split; tables set it beside the scores.
         inputs: batches that the model takes, or a function that returns them, to measure BatchNorm statistics on.
         show: `show(model, split, index)` -> what a page shows of an example and the model's answer to it: text, a
             picture (a Path, or an array (H, W) or (H, W, 3)), a table (a list of lines), or a mapping of these by
@@ -53,6 +55,7 @@ class Task:
     metric: str = "score"
     unit: str | Mapping[str, str] = ""
     higher_is_better: bool | Mapping[str, bool] = True
+    chance: float | Mapping[str, float] | None = None
     inputs: Iterable[Any] | Callable[[], Iterable[Any]] | None = None
     show: Callable[..., Any] | None = None
 
@@ -69,6 +72,17 @@ class Task:
                 raise StudyError(
                     f"{name}={getattr(self, name)!r:.60} of a task is a {type(getattr(self, name)).__name__}"
                 )
+
+        levels = [*self.chance.values()] if isinstance(self.chance, Mapping) else [self.chance]
+        numbers = [isinstance(one, (int, float)) and math.isfinite(one) for one in levels if one is not None]
+        if not all(numbers) or (isinstance(self.chance, Mapping) and None in levels):
+            raise StudyError(f"chance={self.chance!r:.60} of a task: give a number, or numbers by split")
+
+    def chance_on(self, splits: Iterable[str]) -> dict[str, float]:
+        """Return what guessing scores on some splits, where that is known."""
+        if isinstance(self.chance, Mapping):
+            return {split: float(self.chance[split]) for split in splits if split in self.chance}
+        return {} if self.chance is None else {split: float(self.chance) for split in splits}
 
     def unit_of(self, metric: str) -> str:
         """Return the unit of a metric."""

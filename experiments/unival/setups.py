@@ -8,6 +8,7 @@ methods raise StudyError where a file is missing, with its name and the way to g
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -15,12 +16,14 @@ from typing import ClassVar
 
 from experiments.errors import StudyError
 from experiments.study.points import Cell, Expert
+from experiments.unival.chance import most_common
 from experiments.unival.pocket.cache import user_cache
 from experiments.unival.pocket.data import Files, rows_digest, rows_file
 from experiments.unival.pocket.experts import expert_file, make_experts
 from experiments.unival.pocket.pipeline import Pocket
 from experiments.unival.pocket.table import GREEDY
 from experiments.unival.published import BaseSetup
+from experiments.unival.world.audit import common_box
 from experiments.unival.world.tables import read_world
 from experiments.unival.world.tasks import TASKS as WORLD_TASKS
 from merge import Input
@@ -89,6 +92,15 @@ class PocketSetup:
     def metrics(self, task: str) -> tuple[str, ...]:
         """Return the metric quoted for a task, one that has scores of single examples."""
         return (TASKS[task].quoted(self.name),)
+
+    def guess(self, task: str) -> str | tuple[float, ...] | None:
+        """Return one answer to all rows: the most frequent in training, of boxes that of the most frequent place; None
+        for tasks without rows to train on."""
+        if TASKS[task].writes == "box":
+            return common_box(self.pocket().world) if task in WORLD_TASKS else None
+        with suppress(StudyError):
+            return most_common(TASKS[task], self.table(task, "train"))
+        return None
 
     def limits_answers(self, task: str) -> bool:
         """Tell whether only some answers are allowed."""

@@ -17,6 +17,7 @@ from experiments.errors import StudyError
 from experiments.grid.subject import Score
 from experiments.grid.units import unit_in_rows
 from experiments.study.points import Cell, Expert
+from experiments.unival.chance import constant_score
 from experiments.unival.setups import CONFIDENCE, LOSS, Setup
 from merge import Checkpoint, Input, recalibrate_batchnorm
 from unival_core import (
@@ -86,6 +87,20 @@ class UnivalSubject:
             raise StudyError(f"no metric {unknown[0]!r}: choose from {', '.join(METRICS)}")
         names += [LOSS, CONFIDENCE] if self.setup.limits_answers(cell.task) else [LOSS]
         return {name: self.setup.areas() if METRICS[name].size else () for name in names}
+
+    def chance(self, cells: Iterable[Cell]) -> dict[str, dict[str, float]]:
+        """Return by task and split what guessing scores, by the metric that counts of each."""
+        found: dict[str, dict[str, float]] = {}
+        metrics = {(cell.task, cell.split): next(iter(self.metrics(cell))) for cell in cells}
+        for task in dict.fromkeys(task for task, _ in metrics):
+            answer = self.setup.guess(task)
+            for split in [split for own, split in metrics if own == task and answer is not None]:
+                level = constant_score(
+                    TASKS[task], answer, self.setup.table(task, split), metrics[task, split], self.limit
+                )
+                if math.isfinite(level):
+                    found.setdefault(task, {})[split] = level
+        return found
 
     def conditions(self, task: str) -> Mapping[str, Any]:
         """Say how answers are searched for, and the limit of rows."""

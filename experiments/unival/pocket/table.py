@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -14,12 +13,12 @@ from experiments.grid.rows import Row, append_row, content_key, read_rows
 from experiments.grid.units import unit_in_rows
 from experiments.pages.tables import pivot, to_markdown
 from experiments.study.points import Expert
+from experiments.unival.chance import most_common
 from experiments.unival.pocket.data import rows_digest
 from experiments.unival.pocket.experts import expert_file
 from experiments.unival.pocket.pipeline import Pocket, file_digest, in_processes, open_model, timed
 from experiments.unival.world.audit import audit
 from unival_core import METRICS, TASKS, evaluate
-from unival_core.data import TaskDataset
 from unival_core.metrics import Interval, Scores, score_interval, wilson_interval
 
 STUDY = "pocket-experts"
@@ -132,7 +131,7 @@ def blind_rows(pocket: Pocket, task: str, split: str) -> list[Row]:
     found: list[tuple[str, Scores, Interval]] = []
     if TASKS[task].writes == "text":
         rows = range(min(pocket.plan.rows, len(asked)))
-        common = [most_common(data.data(task, "train"))] * len(rows)
+        common = [most_common(TASKS[task], data.data(task, "train").table)] * len(rows)
         scores = METRICS[metric](common, [asked.task.reference(asked.table[row]) for row in rows])
         found.append((MAJORITY, scores, score_interval(scores)))
     if TASKS[task].asks:
@@ -148,9 +147,3 @@ def blind_rows(pocket: Pocket, task: str, split: str) -> list[Row]:
         )
         rows.append(made_row(pocket, Measurement(name, pocket.pretrained, task), split, scores, interval, key))
     return rows
-
-
-def most_common(data: TaskDataset) -> str:
-    """Return the target most frequent in training."""
-    counts = Counter(str(data.task.target(data.table[row], None)) for row in range(len(data)))
-    return max(sorted(counts), key=counts.__getitem__)

@@ -116,6 +116,16 @@ def test_scores_without_examples_and_methods_with_parameters():
     ]
 
 
+def test_what_guessing_scores_is_a_row_and_scores_that_reach_it_are_marked():
+    rows = [{**one, "chance": 0.495} if one["task"] == "caption" else one for one in ROWS]
+    lines = tables.to_markdown(tables.pivot(rows)).splitlines()
+    assert lines[2] == "| vanilla | 1.00 vqa | 90.0 [89.0, 92.0] | 50.0° [49.0, 52.0] |"
+    assert lines[3] == "| vanilla | 0.50 vqa + 0.50 caption | 80.0 [79.0, 82.0] | 50.5° [49.5, 52.5] |"
+    assert lines[4] == "|  | chance |  | 49.5 |"
+    assert lines[-1] == "Scores with 95 % intervals. Chance: what guessing scores; °: the interval reaches it."
+    assert "#row-" not in tables.to_html(tables.pivot(rows)).partition("chance</td>")[2]
+
+
 def test_nothing_to_tabulate():
     with pytest.raises(StudyError, match="no rows to tabulate"):
         tables.pivot([])

@@ -4,6 +4,7 @@ import json
 import os
 import threading
 from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +14,8 @@ from typer.testing import CliRunner
 from experiments.commands import app
 from experiments.errors import StudyError
 from experiments.grid.rows import read_rows, read_scores
-from experiments.study.points import Expert
+from experiments.study.points import Cell, Expert
+from experiments.unival.chance import most_common
 from experiments.unival.pocket import backbone
 from experiments.unival.pocket.backbone import (
     cell_loss,
@@ -27,8 +29,10 @@ from experiments.unival.pocket.backbone import (
 from experiments.unival.pocket.data import Files, world_tokenizer
 from experiments.unival.pocket.experts import expert_file, make_models
 from experiments.unival.pocket.pipeline import PRESETS, SHIPPED, Pocket, file_digest
-from experiments.unival.pocket.table import BLANK, MAJORITY, WORDS, most_common, write_table
+from experiments.unival.pocket.table import BLANK, MAJORITY, WORDS, write_table
 from experiments.unival.setups import PocketSetup
+from experiments.unival.subject import UnivalSubject
+from experiments.unival.world.audit import audit
 from experiments.unival.world.build import make_world
 from experiments.unival.world.tables import read_world
 from unival_core.checkpoint import load_model
@@ -182,7 +186,22 @@ def test_blank_rows_hide_the_picture_and_nothing_else(world):
 def test_most_common_answer_is_counted_in_training(world):
     rows = files(world).data("vqa", "train")
     targets = [rows.task.target(rows.table[row], None) for row in range(len(rows))]
-    assert targets.count(most_common(rows)) == max(targets.count(target) for target in targets)
+    answer = most_common(rows.task, rows.table)
+    assert targets.count(answer) == max(targets.count(target) for target in targets)
+
+
+def test_chance_is_what_one_answer_to_all_rows_scores(world, monkeypatch):
+    """Of boxes it is the one that the audit of the world guesses."""
+    setup = PocketSetup(world.parent)
+    monkeypatch.setattr(PocketSetup, "pocket", lambda self, seed=None: SimpleNamespace(world=world))
+    cells = [Cell(None, task, "test") for task in ("vqa", "grounding", "entailment")]
+    found = UnivalSubject(setup, limit=10).chance(cells)
+    table = files(world).data("vqa", "test").table
+    answer = most_common(TASKS["vqa"], files(world).data("vqa", "train").table)
+    scores = [TASKS["vqa"].reference(table[row]).get(answer, 0.0) for row in range(10)]
+    assert found["vqa"]["test"] == pytest.approx(sum(scores) / 10)
+    assert UnivalSubject(setup).chance(cells[1:2]) == {"grounding": {"test": audit(world, "grounding").majority}}
+    assert set(found) == {"vqa", "grounding", "entailment"}
 
 
 # -- the backbone
