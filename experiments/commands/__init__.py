@@ -26,6 +26,7 @@ COMMANDS = {
     "study table": Command("experiments.commands.pages:table", "Study", "Print the scores of a study.", prints=True),
     "study findings": Command("experiments.commands.pages:findings", "Study", "Print what rows say.", prints=True),
     "study report": Command("experiments.commands.pages:report", "Study", "Write one HTML page of a study."),
+    "study claims": Command("experiments.commands.pages:claims", "Study", "Set the paper's claims beside results."),
     "study samples": Command("experiments.commands.pages:samples", "Study", "Let merged models answer a few examples."),
     "world make": Command("experiments.commands.world:make", "World", "Write the embedded data."),
     "world show": Command("experiments.commands.world:show", "World", "Draw rows of the embedded data.", prints=True),

@@ -1,4 +1,4 @@
-"""`study plot`, `study table`, `study findings`, `study report` and `study samples`: the pages of a study."""
+"""`study plot`, `table`, `findings`, `report`, `samples` and `claims`: the pages of studies."""
 
 from __future__ import annotations
 
@@ -56,11 +56,9 @@ def table(
     \b
     unival-merge study table averaging results/pocket-averaging --format latex
     """
-    from experiments.pages.mergeability import mergeability_table
-    from experiments.pages.ranking import ranking_table
+    from experiments.pages.beside import tables_beside
     from experiments.pages.tables import written
     from experiments.pages.views import coefficients, experts_of, open_study, read_notes, reported_points
-    from experiments.statistics.weights import read_merges
     from experiments.unival.costs import costs_table
 
     found = asked(words)
@@ -69,14 +67,11 @@ def table(
     notes = read_notes(folder, name)
     shown = reported_points([row for row in rows if coefficients(row) is None])
     typer.echo(written(shown, scores, form, notes.tables, notes.beside), nl=False)
-    more: dict[str, str] = {}
     if form == "markdown":
-        more["methods"] = ranking_table(rows, scores, read_merges(folder))
-        more["weights and barriers"] = mergeability_table(rows)
-    for title, text in more.items():
-        typer.echo(f"\n## {title}\n\n{text}" * bool(text), nl=False)
-    costs = costs_table(folder, {one for row in rows for one in experts_of(row)}) if form == "markdown" else ""
-    typer.echo(f"\n## costs\n\n{costs}" * bool(costs), nl=False)
+        more = {title: one.to_markdown() for title, one in tables_beside(folder, rows, scores).items()}
+        more["costs"] = costs_table(folder, {one for row in rows for one in experts_of(row)})
+        for title, text in more.items():
+            typer.echo(f"\n## {title}\n\n{text}" * bool(text), nl=False)
 
 
 def findings(words: Words) -> None:
@@ -116,6 +111,23 @@ def report(
     output = found.folder / "report.html" if output is None else output
     command = ["unival-merge", "study", "report", found.name, str(found.folder), "-o", str(output)]
     typer.echo(write_report(found.folder, found.name, output, command=shlex.join(command)))
+
+
+def claims(
+    folder: Annotated[Path, typer.Argument(metavar="RESULTS", help="Folder of the folders of studies.")],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", show_default=False, help="Markdown file to write; default: RESULTS/README.md."),
+    ] = None,
+) -> None:
+    """Write one page that sets the claims of UnIVAL's paper beside what the studies in a folder say of each.
+
+    \b
+    unival-merge study claims results
+    """
+    from experiments.unival.paper.page import write_page
+
+    typer.echo(write_page(folder, folder / "README.md" if output is None else output))
 
 
 def samples(

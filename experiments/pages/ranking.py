@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from experiments.grid.escapes import markdown
 from experiments.grid.rows import Records
+from experiments.pages.plain import Plain
 from experiments.pages.views import losses_of, reported_split, shifted_splits
 from experiments.statistics.bootstrap import interval, kind_of_interval
 from experiments.statistics.columns import columns_of
@@ -118,17 +118,21 @@ def _kept(
     return (float(whole.mean()), lo, hi), kind_of_interval(len(whole), min(examples) if sampled is not None else 0)
 
 
-def ranking_table(rows: Records, scores: Examples, merges: Sequence[MergeCost] = ()) -> str:
-    """Write the methods of each mixture as markdown, best first; "" where nothing was merged by several."""
-    return "\n".join(_table(own) for own in rankings(rows, scores, merges).values())
+def ranking_tables(rows: Records, scores: Examples, merges: Sequence[MergeCost] = ()) -> dict[str, Plain]:
+    """Tabulate the methods of each mixture, best first, by title; none where nothing was merged by several."""
+    found = rankings(rows, scores, merges)
+    return {
+        "methods" + f" that merge {names} ({kind})" * (len(found) > 1): _table(own)
+        for (names, kind), own in found.items()
+    }
 
 
-def _table(own: Sequence[Standing]) -> str:
+def _table(own: Sequence[Standing]) -> Plain:
     tasks = list(dict.fromkeys(task for one in own for task in one.scores))
     has_costs = any(one.cost for one in own)
     costs = ["seconds", "MB read", "MB of memory"] * has_costs
     head = ["method", "values", "retention, %", "on shifted data, %", *tasks, *costs]
-    lines = [head, ["---", "---", *["---:"] * (len(head) - 2)]]
+    lines: list[list[str]] = []
     for one in own:
         cost = (
             ["", "", ""]
@@ -137,21 +141,18 @@ def _table(own: Sequence[Standing]) -> str:
         )
         kept = [_told(one.reported), "" if one.shifted is None else _told(one.shifted)]
         cells = [
-            markdown(one.series.method),
-            markdown(", ".join(one.series.values)),
+            one.series.method,
+            ", ".join(one.series.values),
             *kept,
             *(one.scores.get(task, "") for task in tasks),
         ]
         lines.append([*cells, *cost * has_costs])
-    body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    text = (
-        f"Merges of {markdown(own[0].mixture)} ({markdown(own[0].kind)}) by method, best first. Retention: score over "
-    )
+    text = f"Merges of {own[0].mixture} ({own[0].kind}) by method, best first. Retention: score over "
     text += "that of the task's own expert, mean over their tasks (and shifted splits), with 95 % intervals "
     text += f"({own[0].interval}). Values were chosen on val where there were several."
     if has_costs:
         text += " Seconds: of merging the files into a file, on one thread; memory: beyond what the process had before."
-    return f"{body}\n\n{text}\n"
+    return Plain(head, lines, 2, text)
 
 
 def _told(kept: Kept) -> str:

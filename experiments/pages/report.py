@@ -20,6 +20,7 @@ from experiments.grid.escapes import file_stem, html
 from experiments.grid.notes import Notes
 from experiments.grid.rows import Records, names_in
 from experiments.pages import figures, overview
+from experiments.pages.beside import tables_beside
 from experiments.pages.explorer import page_data
 from experiments.pages.findings import Finding, each_finding
 from experiments.pages.glossary import GLOSSARY
@@ -67,7 +68,7 @@ def write_report(
         "figures": _figures(
             [one for one in made if one is not hero], missing, command_line("plot", study, folder, "-o", "FIGURES")
         ),
-        "tables": _tables(rows, scores, notes),
+        "tables": _tables(folder, rows, scores, notes),
         "made": _made(rows, command),
         "rows": _provenance(rows),
         "glossary": "".join(
@@ -185,11 +186,13 @@ def svg_uri(svg: str) -> str:
     return "data:image/svg+xml," + quote(re.sub(r"\s+", " ", svg), safe=" !'()*+,-./:;=?@_~$")
 
 
-def _tables(rows: Records, scores: dict[str, Any], notes: Notes) -> str:
+def _tables(folder: Path, rows: Records, scores: dict[str, Any], notes: Notes) -> str:
     parts: list[str] = []
     tables = study_tables(rows, scores, notes.tables, notes.beside)
-    for title, table in tables.items():
-        body = f'<div class="wide">{to_html(table)}</div>'
+    written = {title: to_html(table) for title, table in tables.items()}
+    written |= {title: table.to_html() for title, table in tables_beside(folder, rows, scores).items()}
+    for title, table in written.items():
+        body = f'<div class="wide">{table}</div>'
         opened = " open" * bool(notes.tables and len(tables) <= MOST_TABLES)
         parts.append(f"<details{opened}><summary>{html(title) or 'All scores'}</summary>{body}</details>")
     return "\n".join(parts)

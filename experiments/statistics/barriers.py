@@ -7,6 +7,7 @@ shares of the task's own expert, so that tasks can be averaged; those of losses 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,50 +18,66 @@ from experiments.statistics.curves import drops
 
 class PairBarrier(NamedTuple):
     """The barriers of one pair of experts of a kind and a seed: the greatest on the line and that in its middle, means
-    over the tasks of the two; of the `scores`, or of the `losses`."""
+    over the tasks of the two; of the `scores`, or of the `losses`. `draws` (samples, 2) are both on resampled examples,
+    at the same points; None where examples have no scores."""
 
     kind: str
     pair: tuple[str, str]
     seed: int
     greatest: float
     midpoint: float
+    draws: np.ndarray | None = None
 
 
-def barriers(rows: Records, *, relative: bool) -> list[PairBarrier]:
+def barriers(rows: Records, *, relative: bool, draws: Mapping[str, np.ndarray] | None = None) -> list[PairBarrier]:
     """Reckon the barriers on the lines of weights in rows of one split, a metric a task, with the `owner` of each task.
 
-    `relative` are shares of the score of the task's own expert. Lines that lack an end, the middle, or the own task of
-    one of their experts have none, and relative ones need scores above 0.
+    `relative` are shares of the score of the task's own expert; `draws` are of rows by key (`contrasts.draws_of`).
+    Lines that lack an end, the middle, or the own task of one of their experts have none, and relative ones need scores
+    above 0.
     """
-    lines: dict[tuple[Any, ...], dict[float, float]] = {}
-    ends: dict[tuple[Any, ...], float] = {}
-    rises: dict[str, bool] = {}
+    lines: dict[tuple[Any, ...], dict[float, dict[str, Any]]] = {}
+    ends: dict[tuple[Any, ...], dict[str, Any]] = {}
     for row in rows:
         held = [name for name, share in row["shares"].items() if share]
-        rises[row["task"]] = bool(row.get("higher_is_better", True))
         if row["method"] == "single":
-            ends[row["experts"], held[0], int(row["seed"]), row["task"]] = row["value"]
+            ends[row["experts"], held[0], int(row["seed"]), row["task"]] = row
         elif row["method"] == "interpolate" and len(held) == 2 and row.get("batchnorm", "average") == "average":
             first, second = sorted(held)
-            lines.setdefault((row["experts"], (first, second), int(row["seed"]), row["task"]), {})[
-                float(row["shares"][second])
-            ] = row["value"]
-    owners = {row["task"]: row["owner"] for row in rows}
-    found: dict[tuple[Any, ...], list[tuple[float, float]]] = {}
+            place = row["experts"], (first, second), int(row["seed"]), row["task"]
+            lines.setdefault(place, {})[float(row["shares"][second])] = row
+    found: dict[tuple[Any, ...], list[np.ndarray]] = {}
     for (kind, pair, seed, task), inner in lines.items():
-        both = [ends.get((kind, name, seed, task), math.nan) for name in pair]
-        if owners[task] not in pair or np.isnan(both).any() or 0.5 not in inner:
+        both = [ends.get((kind, name, seed, task)) for name in pair]
+        owner = str(next(iter(inner.values()))["owner"])
+        if owner not in pair or both[0] is None or both[1] is None or 0.5 not in inner:
             continue
-        shares = [0.0, *sorted(inner), 1.0]
-        values = np.array([both[0], *(inner[share] for share in shares[1:-1]), both[1]])
-        drop = drops(shares, values, rises=rises[task])
-        whole = ends[kind, owners[task], seed, task] if relative else 1.0
-        if whole <= 0:
+        points = {0.0: both[0], **dict(sorted(inner.items())), 1.0: both[1]}
+        if relative and ends[kind, owner, seed, task]["value"] <= 0:
             continue
-        middle = float(drop[shares[1:-1].index(0.5)])
-        found.setdefault((kind, pair, seed), []).append((float(drop.max()) / whole, middle / whole))
-    several = [(place, own) for place, own in found.items() if len(own) == 2]
-    return [PairBarrier(*place, *map(float, np.mean(own, axis=0))) for place, own in several]
+        place = float(pair.index(owner)) if relative else None
+        found.setdefault((kind, pair, seed), []).append(_sags(points, place, draws or {}))
+    several = {
+        place: np.mean([one[: min(map(len, own))] for one in own], axis=0)
+        for place, own in found.items()
+        if len(own) == 2
+    }
+    return [
+        PairBarrier(kind, pair, seed, float(own[0, 0]), float(own[0, 1]), own[1:] if len(own) > 1 else None)
+        for (kind, pair, seed), own in several.items()
+    ]
+
+
+def _sags(points: Mapping[float, dict[str, Any]], whole: float | None, draws: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Return (1 + samples, 2) how far the worst point of a line and its middle lie below it, as scored and in draws;
+    in shares of the score at `whole`, or without it as they are."""
+    shares, rows = [*points], [*points.values()]
+    table = np.array([[row["value"] for row in rows]])
+    if all(str(row.get("key", "")) in draws for row in rows):
+        table = np.concatenate([table, np.stack([draws[str(row["key"])] for row in rows], axis=1)])
+    drop = drops(shares, table, rises=bool(rows[0].get("higher_is_better", True)))
+    places = [int(drop[0].argmax()), shares.index(0.5) - 1]
+    return drop[:, places] / (1.0 if whole is None else table[:, [shares.index(whole)]])
 
 
 def rank_correlation(x: list[float], y: list[float]) -> float:

@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike
 from experiments.errors import StudyError
 
 BINS = 15
+CONFIDENCE = "confidence"  # the metric of rows that hold it
 
 
 def calibration_error(confidence: ArrayLike, right: ArrayLike, bins: int = BINS) -> float:
@@ -41,6 +42,12 @@ def disagreement(first: ArrayLike, second: ArrayLike) -> float:
     return float(np.abs(one - other).mean())
 
 
+def is_share(values: ArrayLike) -> bool:
+    """Tell whether scores of examples lie in 0..1, so that they say how far an answer is right."""
+    own = np.asarray(values, dtype=np.float64)
+    return bool(own.size) and bool(((own >= 0) & (own <= 1)).all())
+
+
 def _shares(first: ArrayLike, second: ArrayLike, *names: str) -> tuple[np.ndarray, np.ndarray]:
     """Return two lists of numbers in 0..1, one each an example."""
     found = [np.asarray(values, dtype=np.float64) for values in (first, second)]
@@ -48,6 +55,6 @@ def _shares(first: ArrayLike, second: ArrayLike, *names: str) -> tuple[np.ndarra
         shapes = " and ".join(str(values.shape) for values in found)
         raise StudyError(f"{' and '.join(names)} of shapes {shapes}: give one each for the same examples")
     for name, values in zip(names, found, strict=True):
-        if not ((values >= 0) & (values <= 1)).all():
+        if not is_share(values):
             raise StudyError(f"a {name} of {values[~((values >= 0) & (values <= 1))][0]}: give numbers in 0..1")
     return found[0], found[1]

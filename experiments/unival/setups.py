@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from experiments.errors import StudyError
+from experiments.statistics.calibration import CONFIDENCE as CONFIDENCE
 from experiments.study.points import Cell, Expert
 from experiments.unival.chance import most_common
 from experiments.unival.pocket.cache import user_cache
@@ -30,7 +31,7 @@ from merge import Input
 from unival_core import TASKS, GenerationOptions, Tokenizer, UnivalConfig, load_tokenizer
 from unival_core.data import MediaCache, TaskDataset, TsvTable
 
-LOSS, CONFIDENCE = "negative log-likelihood", "confidence"  # metrics that every cell has beside the quoted one
+LOSS = "negative log-likelihood"  # and CONFIDENCE: metrics that cells have beside the quoted one
 
 
 @dataclass(frozen=True)

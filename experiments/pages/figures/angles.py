@@ -13,7 +13,7 @@ from experiments.grid.escapes import SHORT
 from experiments.grid.escapes import figure as shown
 from experiments.grid.rows import Records
 from experiments.pages.figures.style import GREY, SMALL, TEXT, Styles, legend_below, panels, styles_of, tidy, wrapped
-from experiments.pages.mergeability import MEASURES, Pairing, pairings
+from experiments.pages.pairs import MEASURES, Pairing, pairings
 from experiments.statistics.barriers import rank_correlation
 
 Found = Iterator[tuple[tuple[str, ...], Callable[[], Figure]]]
@@ -21,7 +21,7 @@ Found = Iterator[tuple[tuple[str, ...], Callable[[], Figure]]]
 
 def angles(rows: Records, styles: Styles) -> Found:
     """Draw the pairs of which rows know how their weights stand to each other, where there are three or more."""
-    found = pairings(rows)
+    found = [one for one in pairings(rows) if one.is_measured]
     if len(found) > 2:
         yield (), partial(angle_panels, found)
 

@@ -36,7 +36,7 @@ from merge import share_label
 
 class Between(NamedTuple):
     """The points of a pair of experts of a kind on one task, which is the `owner`'s: shares of the second (k,), scores
-    (k, seeds), draws of them (k, samples, seeds), and mean scores on val by share, where that was evaluated."""
+    (k, s), draws of them (k, samples, s), mean scores on val by share, where that was evaluated, and the seeds (s,)."""
 
     pair: Pair
     kind: str
@@ -48,6 +48,7 @@ class Between(NamedTuple):
     values: np.ndarray
     draws: np.ndarray | None
     val: dict[float, float]
+    seeds: tuple[int, ...]
 
     @property
     def name(self) -> str:
@@ -72,7 +73,7 @@ class Between(NamedTuple):
 
     def above_line(self) -> list[Contrast]:
         """Test of every inner point by how much it lies above the straight line between the ends."""
-        values, draws = self.against(_chords(self.shares))
+        values, draws = self.against(chords(self.shares))
         return [contrast(one, None if draws is None else draws[k]) for k, one in enumerate(values)]
 
 
@@ -115,14 +116,15 @@ def lines_in(rows: Records, scores: Examples, *, own: bool = True) -> list[Betwe
                 means = {share: float(np.mean([row["value"] for row in own.values()])) for share, own in chosen.items()}
                 scale = scale_of(cells)
                 owner = str(cells[0].get("owner", ""))
-                found.append(Between(pair, kind, task, metric, owner, scale, np.array(shares), *of_all[1:], means))
+                about = pair, kind, task, metric, owner, scale, np.array(shares)
+                found.append(Between(*about, of_all.values, of_all.draws, means, of_all.seeds))
     return found
 
 
 def beat_experts(lines: Sequence[Between]) -> Finding | None:
     """Say on how many lines a point beats the task's own expert: that which was best on val, else the best of all,
     corrected for there being many (max-T)."""
-    found = [best for line in lines if (best := _best(line)) is not None]
+    found = [best for line in lines if (best := best_of(line)) is not None]
     if not found:
         return None
     several = any(line.values.shape[1] > 1 for line in lines)
@@ -188,7 +190,7 @@ def _barrier(line: Between, one: Barrier) -> str:
     return f"{middle}maximum {number(highest, factor)} {words} at {line.point(one.place)}"
 
 
-def _best(line: Between) -> Best | None:
+def best_of(line: Between) -> Best | None:
     """Hold the best inner point of a line against the end that is the task's own expert."""
     expert = {line.pair[0]: 0, line.pair[1]: len(line.shares) - 1}.get(line.owner)
     inner = list(line.inner)
@@ -242,7 +244,7 @@ def _by_share(rows: Records, pair: Pair) -> dict[float, BySeed]:
     return dict(points)
 
 
-def _chords(shares: np.ndarray) -> np.ndarray:
+def chords(shares: np.ndarray) -> np.ndarray:
     """Return for every inner point the combination of points that is its height above the straight line."""
     weights = np.eye(len(shares))[1:-1]
     weights[:, 0] -= 1 - shares[1:-1]

@@ -13,7 +13,7 @@ from experiments.commands import app, pages
 from experiments.errors import StudyError
 from experiments.pages.figures import FIGURES, draw
 from experiments.pages.figures.growth import MERGED, OTHERS, OWN
-from experiments.pages.ranking import ranking_table, rankings
+from experiments.pages.ranking import ranking_tables, rankings
 from experiments.pages.tables import study_tables
 from experiments.pages.views import main_metrics, one_policy, open_study, pairs_of, shifted_splits, with_series
 from experiments.statistics.weights import MergeCost
@@ -169,7 +169,7 @@ def test_methods_are_ranked_by_what_they_keep_at_the_values_chosen_on_val(tmp_pa
                 row[name] += 0.1 if row["method"] == "ties" else 0.05
             scores.pop(row["key"])
     cost = MergeCost("vanilla", "vqa+caption+grounding+entailment", "sce", '{"density": 0.3}', 1.5, 24.0, 5.0, "9")
-    table = ranking_table(rows, scores, [cost])
+    table = ranking_tables(rows, scores, [cost])["methods"].to_markdown()
     lines = [line.split(" | ")[:3] for line in table.splitlines()[2:]]
     assert lines[0][:2] == ["| ties", "density 0.5, scale 1"]
     assert lines[1][:2] == ["| sce", "density 0.3"]

@@ -2,9 +2,10 @@
 
 import math
 
+import numpy as np
 import pytest
 
-from experiments.pages.mergeability import mergeability_table
+from experiments.pages.pairs import pair_table, pairings
 from experiments.pages.views import with_geometry
 from experiments.statistics.barriers import barriers, rank_correlation
 from experiments.statistics.weights import Geometry, read_pairs, write_lines
@@ -47,9 +48,26 @@ def test_a_table_sets_barriers_beside_weights(tmp_path):
     made = [row for seed in (0, 1) for row in rows(SCORES, seed) + rows(LOSSES, seed, **losses)]
     known = with_geometry(made, lines)
     assert next(row["geometry"]["first"] for row in known if len(row["shares"]) > 1) == 2.0
-    table = mergeability_table(known)
-    assert "| a + b | plain | 2 | 0.25 | 2 | 0.5 | 9.4 [9.4, 9.4] |" in table
-    assert mergeability_table(made) == ""
+    line = "| a + b | plain | 2 | 0.25 | 2 | 0.5 | 9.4 [9.4, 9.4] | 0.0 [0.0, 0.0] | 0.350 [0.350, 0.350] |"
+    assert line in pair_table(known).to_markdown()
+    assert "| a + b | plain | 2 | 9.4 [9.4, 9.4] |" in pair_table(made).to_markdown()
+    assert pair_table(made[:2]) is None
+
+
+def test_barriers_have_intervals_of_examples_and_experts_disagree():
+    """Ten thousand answers: half of those that b gives on a's task are wrong where a is right."""
+    made = [{**row, "key": str(i), "n": 400} for i, row in enumerate(rows(SCORES))]
+    scores = {
+        row["key"]: np.repeat([1.0, 0.0], [round(400 * row["value"]), round(400 * (1 - row["value"]))]) for row in made
+    }
+    (one,) = pairings(made, scores)
+    assert one.apart == {0: pytest.approx((0.6 + 0.4) / 2)}
+    draws = one.score[0].draws
+    assert draws.mean(axis=0) == pytest.approx([0.15 / 0.8 / 2, 0.0], abs=0.01)
+    text = pair_table(made, scores).to_markdown()
+    lo, hi = np.quantile(100 * draws[:, 0], [0.025, 0.975])
+    assert f"| 9.4 [{lo:.1f}, {hi:.1f}] |" in text
+    assert "| 50.0 |" in text
 
 
 def test_ranks_of_equal_values_are_shared():

@@ -1,0 +1,1 @@
+"""The paper's claims beside what a folder of results says of them."""
