@@ -21,18 +21,24 @@ def plot(
             "--output", "-o", metavar="DIR", show_default=False, help="Folder to write; default: DIR/figures."
         ),
     ] = None,
+    form: Annotated[
+        str, typer.Option("--format", metavar="png,...", help="Of files: some of png, svg and pdf.")
+    ] = "png,svg,pdf",
     radar: Annotated[bool, typer.Option("--radar", help="Draw averages of all experts as a radar chart too.")] = False,
 ) -> None:
-    """Draw every figure of a study from its rows alone, as PNG, SVG and PDF.
+    """Draw every figure of a study from its rows alone.
 
     \b
-    unival-merge study plot interpolation results/pocket-interpolation -o figures
+    unival-merge study plot interpolation results/pocket-interpolation -o figures --format png,pdf
     """
     from experiments.errors import StudyError
-    from experiments.pages.figures import draw, save
+    from experiments.pages.figures import SUFFIXES, draw, save
     from experiments.pages.views import open_study
 
     found = asked(words)
+    suffixes = [f".{name}" for name in form.split(",")]
+    if unknown := [name for name in suffixes if name not in SUFFIXES]:
+        raise StudyError(f"--format {form}: no {unknown[0][1:]!r}: choose of {', '.join(one[1:] for one in SUFFIXES)}")
     drawn, missing = draw(*open_study(found.folder, found.name), also=["radar"] * radar)
     if not drawn and not missing:
         raise StudyError(
@@ -42,7 +48,7 @@ def plot(
     output = found.folder / "figures" if output is None else output
     output.mkdir(parents=True, exist_ok=True)
     for one in drawn:
-        typer.echo(" ".join(str(path) for path in save(one.figure, output / one.stem)))
+        typer.echo(" ".join(str(path) for path in save(one.figure, output / one.stem, suffixes)))
     for line in missing:
         typer.echo(printable(f"not drawn: {line}"), err=True)
 

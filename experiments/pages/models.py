@@ -14,12 +14,11 @@ from experiments.pages.views import (
     has_equal_shares,
     is_single,
     kinds_of,
-    method_words,
-    reported_split,
-    tasks_of,
 )
-from experiments.statistics.columns import form_in
+from experiments.statistics.columns import columns_of, form_in
 from experiments.statistics.retention import retention
+from experiments.statistics.selection import candidates, model_of
+from experiments.statistics.summary import chosen_models
 
 VAL = CHOOSING[0]
 
@@ -51,17 +50,26 @@ def singles_of(rows: Records) -> list[Model]:
 
 
 def merges_of(rows: Records, *, by_method: bool = False) -> list[Model]:
-    """Return of every mixture, kind of experts, method with its parameters, and BatchNorm policy the point with the
-    highest mean retention on val; with `by_method` the parameters are chosen there too.
+    """Return of every mixture, kind of experts, method with its parameters, and BatchNorm policy the point that is best
+    on val (`chosen_models`); with `by_method` the parameters are chosen there too.
 
-    Without scores on val it is the one of equal shares. Rows have their `series`; only those of the main metric count.
+    Without scores on val it is the only point, or that of equal shares. Rows have their `series`; only those of the
+    main metric count.
     """
-    groups: dict[tuple[Any, ...], Records] = {}
+    columns = columns_of(rows, {row["task"]: row["owner"] for row in rows})
+    groups: dict[tuple[frozenset[str], str], dict[Any, Records]] = {}
+    names: dict[frozenset[str], tuple[str, ...]] = {}
     for row in rows:
         if not is_single(row):
-            method = row["method"] if by_method else method_words(row)
-            groups.setdefault((frozenset(experts_of(row)), row["experts"], method, row["batchnorm"]), []).append(row)
-    return [model for own in groups.values() for model in _chosen(own, rows)]
+            held = frozenset(experts_of(row))
+            own = names.setdefault(held, tuple(experts_of(row)))
+            groups.setdefault((held, str(row["experts"])), {}).setdefault(model_of(row, own), []).append(row)
+    found: list[Model] = []
+    for (held, kind), models in groups.items():
+        among = candidates(rows, names[held], kind, columns)
+        chosen = chosen_models(among, models, by_method=by_method) or [(next(iter(models)), "")]
+        found += [Model(_name(models[model][0]), names[held], models[model]) for model, _ in chosen]
+    return found
 
 
 def is_chosen_on_val(rows: Records) -> bool:
@@ -96,21 +104,6 @@ def _column(rows: Records, places: Sequence[tuple[Any, Any]]) -> list[float]:
     """Return the scores of a model on splits by seed, NaN where one is missing."""
     found = {(row["split"], row["seed"]): float(row["value"]) for row in rows}
     return [found.get(place, np.nan) for place in places]
-
-
-def _chosen(rows: Records, everything: Records) -> list[Model]:
-    """Return the models of rows of one mixture and method, that differ in shares and parameters."""
-    points: dict[str, Records] = {}
-    for row in rows:
-        points.setdefault(f"{row['point']}, {method_words(row)}", []).append(row)
-    names = experts_of(rows[0])
-    every = [Model(_name(own[0]), tuple(names), own) for own in points.values()]
-    split = VAL if any(row["split"] == VAL for row in rows) else reported_split(rows)
-    if (len(every) > 1 and split == VAL) or not any(has_equal_shares(row) for row in rows):
-        tables = [kept_on(every, everything, task, [split])[0] for task in tasks_of(everything, names)]
-        means = np.mean(tables, axis=0)
-        return [every[int(np.nanargmax(means))]] if np.isfinite(means).any() else every[:1]
-    return [model for model in every if has_equal_shares(model.rows[0])]
 
 
 def _name(row: Mapping[str, Any]) -> str:

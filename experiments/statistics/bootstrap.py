@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from experiments.errors import StudyError
-from experiments.statistics.student import LEVEL, quantile_of_t, tails_of_t
+from experiments.statistics.student import LEVEL, quantile_of_t, tails_of_mixed
 from unival_core.metrics import Interval
 
 SAMPLES = 2000
@@ -141,15 +141,15 @@ def over_seeds(values: ArrayLike) -> Interval:
 
 
 def p_of_no_effect(values: ArrayLike, draws: ArrayLike | None = None) -> float:
-    """Return the two-sided p of a statistic whose truth is 0, by Student's t from what `interval` takes into account;
-    NaN where that is nothing."""
+    """Return the two-sided p of a statistic whose truth is 0, from what `interval` takes into account; NaN where that is
+    nothing. It holds far out too, where corrections for many tests look (`tails_of_mixed`)."""
     own = np.asarray(values, dtype=np.float64)
     centre, known = float(own.mean()), uncertainty(own, None if draws is None else sound(draws))
     if not known.variance:
         return float(centre == 0)
     if not math.isfinite(known.variance):
         return math.nan
-    return tails_of_t(centre / math.sqrt(known.variance), known.freedom)
+    return tails_of_mixed(centre, known.seeds, known.common, known.number - 1)
 
 
 def kind_of_interval(seeds: int, n: int) -> str:

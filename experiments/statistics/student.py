@@ -24,16 +24,33 @@ def quantile_of_t(freedom: float, level: float = LEVEL) -> float:
     return math.sqrt(freedom) * math.tan(float(np.interp(level - 1, -beyond, angles)))
 
 
-def tails_of_t(t: float, freedom: float) -> float:
-    """Return how likely Student's t of `freedom` >= 1 degrees is as far from 0 as `t`.
+def tails_of_mixed(distance: float, guessed: float, known: float, freedom: int) -> float:
+    """Return how likely a sum of two errors is as far from 0 as `distance`: of one the variance was `guessed` with so
+    many degrees of freedom, of the other it is `known` (Behrens and Fisher: what the guess may be is averaged over).
 
-    >>> round(tails_of_t(4.303, 2), 3), round(tails_of_t(-1.96, float("inf")), 3)
+    Alone the first is Student's t, the second normal. An approximate number of degrees of freedom for the sum fits its
+    middle, and not its tails: nine tests of nothing with Holm's correction then call one in up to 13 % of studies of
+    three seeds, with this in 5 % at most.
+
+    >>> round(tails_of_mixed(4.303, 1.0, 0.0, 2), 3), round(tails_of_mixed(1.96, 0.0, 1.0, 2), 3)
     (0.05, 0.05)
     """
-    if freedom > _NORMAL:
-        return math.erfc(abs(t) / math.sqrt(2))
-    angles, beyond = _angles_of_t(freedom)
-    return float(np.interp(math.atan(abs(t) / math.sqrt(freedom)), angles, beyond))
+    if not guessed or freedom < 1:
+        return math.erfc(abs(distance) / math.sqrt(2 * known))
+    spreads, weights = _spreads(freedom)
+    with np.errstate(divide="ignore"):
+        errors = np.sqrt(2 * (guessed / spreads**2 + known))
+    return float(sum(weight * math.erfc(abs(distance) / error) for weight, error in zip(weights, errors, strict=True)))
+
+
+@lru_cache(maxsize=64)
+def _spreads(freedom: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return what a standard deviation of 1 may be guessed to be, and how likely each is."""
+    spreads = np.linspace(0, 1 + 8 / math.sqrt(freedom), 241)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        density = spreads ** (freedom - 1) * np.exp(-freedom * spreads**2 / 2)
+    density[[0, -1]] /= 2
+    return spreads, density / density.sum()
 
 
 @lru_cache(maxsize=64)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,11 +84,20 @@ def mixtures_of(rows: Records) -> list[tuple[tuple[str, ...], str]]:
     return [(names, kind) for (_, kind), names in found.items()]
 
 
-def chosen_models(among: Candidates) -> list[tuple[Model, str]]:
-    """Choose of every series the point to report, and say how: on val, else the only one, else that of equal shares."""
+def chosen_models(
+    among: Candidates, among_these: Iterable[Model] | None = None, *, by_method: bool = False
+) -> list[tuple[Model, str]]:
+    """Choose of every series the point to report, and say how: on val, else the only one, else that of equal shares.
+
+    With `among_these` only of some models; with `by_method` of every method and BatchNorm policy one.
+    """
+    groups: dict[tuple[str, ...], list[Model]] = {}
+    for model in among.models if among_these is None else among_these:
+        series = model.series
+        place = (series.method, series.batchnorm) if by_method else tuple(series)
+        groups.setdefault(place, []).append(model)
     found: list[tuple[Model, str]] = []
-    for series in dict.fromkeys(model.series for model in among.models):
-        models = [model for model in among.models if model.series == series]
+    for models in groups.values():
         best = among.pick(models)
         if best is not None and len(models) > 1:
             found.append((best, ON))

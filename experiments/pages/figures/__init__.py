@@ -32,6 +32,7 @@ from experiments.pages.figures.plane import tradeoff_plane
 from experiments.pages.figures.ranked import ranked
 from experiments.pages.figures.scatter import ood_scatter
 from experiments.pages.figures.style import EXPERT, Styles, study_styles
+from experiments.pages.figures.style import SUFFIXES as SUFFIXES
 from experiments.pages.figures.style import save as save
 from experiments.pages.models import Model, is_chosen_on_val, merges_of, singles_of
 from experiments.pages.views import (

@@ -191,7 +191,7 @@ def _barrier(line: Between, one: Barrier) -> str:
 
 
 def best_of(line: Between) -> Best | None:
-    """Hold the best inner point of a line against the end that is the task's own expert."""
+    """Compare the best inner point of a line with the end that is the task's own expert."""
     expert = {line.pair[0]: 0, line.pair[1]: len(line.shares) - 1}.get(line.owner)
     inner = list(line.inner)
     if expert is None or not inner:

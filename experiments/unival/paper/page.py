@@ -58,7 +58,7 @@ class Line(NamedTuple):
 
 
 def judged(known: Mapping[str, Evidence]) -> list[Line]:
-    """Hold every claim against the rows of studies (`evidence_in`)."""
+    """Test every claim on the rows of studies (`evidence_in`)."""
     where = [next((known[name] for name in claim.studies if name in known), None) for claim in CLAIMS]
     told = [None if one is None else claim.measure(one) for claim, one in zip(CLAIMS, where, strict=True)]
     return [
@@ -131,7 +131,7 @@ def _table(lines: Sequence[Line]) -> str:
 
 
 def summary(known: Mapping[str, Evidence]) -> list[str]:
-    """State from numbers what the average of all experts is, against what else could be done with the same data."""
+    """Say in numbers what the average of all experts is, against what else could be done with the same data."""
     evidence = known.get("averaging")
     if evidence is None:
         return []

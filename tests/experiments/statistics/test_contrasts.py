@@ -10,7 +10,7 @@ from experiments.grid.rows import mean_of
 from experiments.grid.units import SHARES, Unit
 from experiments.statistics.bootstrap import p_of_no_effect
 from experiments.statistics.contrasts import Contrast, Part, averaged, difference, measured, signs
-from experiments.statistics.student import tails_of_t
+from experiments.statistics.student import tails_of_mixed
 
 
 def model(values, scores, key, seeds=(0,)):
@@ -25,7 +25,8 @@ def model(values, scores, key, seeds=(0,)):
 
 @pytest.mark.parametrize(("t", "freedom", "p"), [(12.706, 1, 0.05), (2.571, 5, 0.05), (4.604, 4, 0.01), (0, 3, 1)])
 def test_tails_are_those_of_tables(t, freedom, p):
-    assert tails_of_t(t, freedom) == pytest.approx(p, abs=2e-4)
+    assert tails_of_mixed(t, 1.0, 0.0, freedom) == pytest.approx(p, abs=2e-4)
+    assert tails_of_mixed(2 * t, 4.0, 0.0, freedom) == pytest.approx(p, abs=2e-4)
 
 
 def test_one_seed_is_tested_by_its_examples():
