@@ -137,6 +137,5 @@ def test_results_are_small_and_say_how_they_were_made():
     files = [file for file in RESULTS.rglob("*") if file.is_file()]
     assert len(ALL) > 100
     assert sum(file.stat().st_size for file in files) < MOST_MB * 1e6
-    assert {file.suffix for file in files} <= {".md", ".jsonl", ".json", ".csv", ".png"}
     for folder in filter(Path.is_dir, RESULTS.iterdir()):
         assert "unival-merge" in (folder / "README.md").read_text(), folder

@@ -141,8 +141,8 @@ def over_seeds(values: ArrayLike) -> Interval:
 
 
 def p_of_no_effect(values: ArrayLike, draws: ArrayLike | None = None) -> float:
-    """Return the two-sided p of a statistic whose truth is 0, from what `interval` takes into account; NaN where that is
-    nothing. It holds far out too, where corrections for many tests look (`tails_of_mixed`)."""
+    """Return the two-sided p of a statistic whose truth is 0, from what `interval` takes into account; NaN where that
+    is nothing. It holds far out too, where corrections for many tests look (`tails_of_mixed`)."""
     own = np.asarray(values, dtype=np.float64)
     centre, known = float(own.mean()), uncertainty(own, None if draws is None else sound(draws))
     if not known.variance:

@@ -46,10 +46,9 @@ def tails_of_mixed(distance: float, guessed: float, known: float, freedom: int) 
 @lru_cache(maxsize=64)
 def _spreads(freedom: int) -> tuple[np.ndarray, np.ndarray]:
     """Return what a standard deviation of 1 may be guessed to be, and how likely each is."""
-    spreads = np.linspace(0, 1 + 8 / math.sqrt(freedom), 241)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        density = spreads ** (freedom - 1) * np.exp(-freedom * spreads**2 / 2)
-    density[[0, -1]] /= 2
+    roots = np.linspace(0, math.sqrt(1 + 8 / math.sqrt(freedom)), 301)  # denser near 0, where errors are largest
+    spreads = roots**2
+    density = roots * spreads ** (freedom - 1) * np.exp(-freedom * spreads**2 / 2)
     return spreads, density / density.sum()
 
 

