@@ -32,7 +32,7 @@ from merge.engine.planned import Options, Plan, Target
 from merge.engine.reading import BLOCK, Buffers, Reading, reader_of
 from merge.engine.stretches import Contents, parts, stretches
 from merge.engine.summary import summary
-from merge.engine.workers import workers_for
+from merge.engine.workers import keep_memory, workers_for
 from merge.errors import MergeError
 from merge.plan.policy import dtype_named
 from merge.plan.units import Unit
@@ -120,6 +120,7 @@ def stream(plan: Plan, partials: Sequence[Path]) -> list[dict[str, Any]]:
 
         plan = surveyed(plan)
     options, outputs = plan.options, list[_Output]()
+    keep_memory()
     before = torch.get_num_threads()
     try:
         for target, partial in zip(plan.targets, partials, strict=True):
