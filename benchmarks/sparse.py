@@ -3,6 +3,7 @@
     python benchmarks/sparse.py                  two inputs of 32 GB each, one output of 32 GB
     python benchmarks/sparse.py --gigabytes 4
     python benchmarks/sparse.py --layers         the layers of both merged, then a quarter of the second's once more
+    python benchmarks/sparse.py --nested         the result of that merge, not written, with the second once more
     python benchmarks/sparse.py --series 8       eight checkpoints of a training, 32 GB together, and their average
 
 The inputs have the shape of Emu2's: shards under an index, matrices of a 33-billion-parameter language model, most of
@@ -74,6 +75,7 @@ def main() -> None:
     parser.add_argument("--gigabytes", type=float, default=32, help="of each input; of a series, of all together")
     parser.add_argument("--series", type=int, default=0, help="average so many checkpoints along a training instead")
     parser.add_argument("--layers", action="store_true", help="put the result together of layers")
+    parser.add_argument("--nested", action="store_true", help="take the merge for an input of another")
     parser.add_argument("--inputs", type=Path, default=None, help="where the inputs are made (and removed)")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=given.inputs) as scratch, tempfile.TemporaryDirectory() as made:
@@ -89,6 +91,9 @@ def main() -> None:
             count = sum(name.endswith("q_proj.weight") for name in open_checkpoint(folders["a"]))
             stretches = [{"a": (0, count), "b": (0, count)}, {"b": (count - count // 4, count)}]
             recipe, wanted = replace(recipe, layers=layers_of(stretches)), 3.0  # behind the layers is the second's
+        if given.nested:
+            recipe = replace(recipe, inputs=(Input("mixed", Path("mixed"), recipe=recipe), pair[1]), layers={})
+            recipe, wanted = recipe.with_parameters(ratio=0.5), (wanted + 3) / 2
         folders["out"] = Path(made, "out")
         start, busy = time.perf_counter(), time.process_time()
         run(recipe, folders["out"], Options(sync=False, threads=1))
