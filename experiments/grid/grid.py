@@ -12,6 +12,7 @@ order, and leave nothing behind when they are closed early. Rows are written her
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -173,6 +174,8 @@ def _run_cells(grid: Grid, cells: Sequence[Cell], folder: Path, engine: Engine, 
     clock = Clock(file, todo)
     summary.bookkeeping = time.perf_counter() - began
     synced = -math.inf
+    log = logging.getLogger(__name__)
+    log.info("%s: %d cells are known, %d copied, %d to evaluate", grid.study, summary.known, summary.copied, len(todo))
     layout = "{desc} {n_fmt}/{total_fmt} cells |{bar}| {elapsed}{postfix}"
     with (
         tqdm(desc=grid.study, total=len(todo), bar_format=layout, disable=None if progress and todo else True) as bar,
@@ -185,6 +188,8 @@ def _run_cells(grid: Grid, cells: Sequence[Cell], folder: Path, engine: Engine, 
             synced = received if durable else synced
             append_rows(file, done.rows, durable=durable)
             summary.evaluated += 1
+            cell = done.job.cell
+            log.info("%s on %s %s took %.1f s", cell.point.label, cell.task, cell.split, done.seconds)
             if notes := [row.note for row, _ in done.rows if math.isnan(row.value)]:
                 summary.failed += 1
                 summary.note = summary.note or notes[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
+import logging
 import os
 import shlex
 import signal
@@ -18,6 +19,14 @@ from typing import IO, Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 AGAIN = 0.05  # seconds until a signal comes again whose exception was dropped
+EXIT_CODES = {
+    "0": "done",
+    "1": "an error of this program (a traceback is kept in a file that the line names), or standard output could not "
+    "take what was asked for; of `doctor`: a merge would be refused",
+    "2": "a mistake in what was given, or the system refused; one line on standard error says what, where, the way out",
+    "128 + n": "ended by signal n (130 Ctrl-C, 143 SIGTERM, 129 SIGHUP); nothing is left half-written, and what can go "
+    "on goes on with the same command",
+}
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -150,6 +159,54 @@ def _patient(stream: IO[str] | None) -> tuple[IO[str], list[Outlet]]:
     stream.flush()
     same: dict[str, Any] = {name: getattr(stream, name) for name in ("encoding", "line_buffering", "write_through")}
     return io.TextIOWrapper(io.BufferedWriter(outlet), errors="backslashreplace", **same), [outlet]
+
+
+class Hushed(io.TextIOBase):
+    """A stream that is no terminal, so that nothing draws progress on it, and takes no notes."""
+
+    def __init__(self, stream: IO[str]):
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def isatty(self) -> bool:
+        """Say no, always."""
+        return False
+
+    def fileno(self) -> int:
+        """Give the file descriptor of the stream."""
+        return self._stream.fileno()
+
+    def flush(self) -> None:
+        """Flush the stream."""
+        self._stream.flush()
+
+    def write(self, text: str) -> int:
+        """Write what is no note."""
+        return len(text) if text.startswith("note: ") else self._stream.write(text)
+
+
+@contextlib.contextmanager
+def telling(*, quiet: bool, verbose: bool, asked: bool) -> Generator[None]:
+    """Print less (`--quiet`) or more (`--verbose`) of what is done meanwhile.
+
+    Quiet: no progress, no notes, and on standard output only what was `asked` for. Verbose: what libraries log.
+    """
+    with contextlib.ExitStack() as stack:
+        if quiet:
+            stack.enter_context(contextlib.redirect_stderr(Hushed(sys.stderr)))
+            if not asked:
+                nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
+                stack.enter_context(contextlib.redirect_stdout(nowhere))
+        if verbose:
+            root, handler = logging.getLogger(), logging.StreamHandler(sys.stderr)
+            handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
+            stack.callback(root.setLevel, root.level)
+            stack.callback(root.removeHandler, handler)
+            root.addHandler(handler)
+            root.setLevel(logging.INFO)
+        yield
 
 
 def _warn(message: Warning | str, *_: Any, **__: Any) -> None:

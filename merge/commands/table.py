@@ -23,7 +23,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from merge.commands.paths import as_a_shell_reads
-from merge.commands.process import check_folder, ending_on_signals, explained, patient_streams
+from merge.commands.process import check_folder, ending_on_signals, explained, patient_streams, telling
 from merge.errors import MergeWarning
 
 VERSIONS = ("unival-merge", "torch", "numpy", "safetensors", "xxhash", "tokenizers", "typer")
@@ -32,6 +32,21 @@ SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 # What typer raises for an option that is not there, a value of the wrong kind, ... (click's class, which typer keeps in
 # a private place of its own in newer versions).
 USAGE: Any = typer.BadParameter.__mro__[2]
+
+
+@dataclass(frozen=True)
+class Telling:
+    """The options of every command that say how much is told."""
+
+    quiet: Annotated[
+        bool,
+        typer.Option(
+            "--quiet", "-q", help="Print only what was asked for, warnings, errors.", rich_help_panel="Running"
+        ),
+    ] = False
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Tell on stderr what is done meanwhile.", rich_help_panel="Running")
+    ] = False
 
 
 @dataclass(frozen=True)
@@ -202,12 +217,16 @@ def _page(name: str, entry: Command) -> Any:
             parameters += _fields(item.annotation)
         else:
             parameters.append(item.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+    parameters += _fields(Telling)
 
     def callback(**values: Any) -> None:
         values = as_a_shell_reads(values, page.params)
+        told = {item.name: values.pop(item.name) for item in fields(Telling)}
+        asked = entry.prints or values.get("json_", False) or values.get("dry_run", False)
         for key, bundle in bundles.items():
             values[key] = bundle(**{item.name: values.pop(item.name) for item in fields(bundle)})
-        function(**values)
+        with telling(**told, asked=asked):
+            function(**values)
 
     callback.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     callback.__annotations__ = {item.name: item.annotation for item in parameters}

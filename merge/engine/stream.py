@@ -11,6 +11,7 @@ and no queue is needed.
 from __future__ import annotations
 
 import json
+import logging
 import sys
 import threading
 from collections.abc import Mapping, Sequence
@@ -127,6 +128,7 @@ def stream(plan: Plan, partials: Sequence[Path]) -> list[dict[str, Any]]:
             outputs.append(_Output(target, Writer(target.layout, partial), Digest(options.digest)))
         job = _Pass(plan, outputs)
         count = workers_for(plan)
+        logging.getLogger(__name__).info("%s, workers: %d", plan, count)
         with ThreadPoolExecutor(count) as pool:
             workers = [pool.submit(work, job) for _ in range(count)]
             try:

@@ -192,7 +192,7 @@ plain = st.recursive(
 
 
 @given(value=plain, protocol=st.integers(2, 5))
-@settings(deadline=None, derandomize=True, max_examples=80, database=None)
+@settings(deadline=None, max_examples=80, database=None)
 def test_any_plain_value_survives(tmp_path_factory: pytest.TempPathFactory, value: Any, protocol: int) -> None:
     folder = tmp_path_factory.getbasetemp()
     tree = {"model": {"w": torch.ones(2)}, "value": value}
