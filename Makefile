@@ -7,7 +7,7 @@ WORKERS ?= 2
 PARALLEL := -n $(WORKERS) --dist loadfile# what a file's tests share is made once
 DEMO ?= quick
 
-.PHONY: help test test-all check format demo bench bench-model clean
+.PHONY: help test test-all notebooks check format docs demo bench bench-model clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -34,6 +34,14 @@ format: $(STAMP)  ## let ruff format and sort imports
 	$(BIN)/ruff check --fix --select I .
 	$(BIN)/ruff format .
 
+DOCS := $(VENV)/docs-installed
+$(DOCS): $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	touch $(DOCS)
+
+docs: $(DOCS)  ## build the documentation into site/, strictly; open site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 demo: $(STAMP)  ## experts on a laptop, ratio sweeps, curves and a report in demo-quick/ (DEMO=full: from nothing)
 	$(BIN)/unival-merge demo demo-$(DEMO) --preset $(DEMO)
 
@@ -44,4 +52,4 @@ bench-model: $(STAMP)  ## measure the model's forward pass and generation
 	$(BIN)/python benchmarks/model.py
 
 clean:  ## remove what the commands above made
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis benchmarks/data demo-quick demo-full
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis benchmarks/data site demo-quick demo-full

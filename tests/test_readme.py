@@ -1,4 +1,4 @@
-"""The README's examples run, and its commands exist."""
+"""The examples of the README and of docs/start.md run, and the commands exist."""
 
 from __future__ import annotations
 
@@ -25,7 +25,11 @@ from unival_core.config import CONFIGS
 from unival_core.model import UnivalModel
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+START = (ROOT / "docs" / "start.md").read_text(encoding="utf-8")
+TEN, CURVES, UNIVAL = (
+    next(block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if sign in block)
+    for page, sign in ((README, "vqa = "), (START, "experiments.Study("), (START, "unival_core.load_model"))
+)
 
 
 @pytest.fixture
@@ -40,7 +44,7 @@ def experts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, float]
 
 def test_the_ten_lines(experts: dict[str, float]) -> None:
     model = torch.nn.Linear(2, 2, bias=False)
-    exec(BLOCKS[0], {"model": model})
+    exec(TEN, {"model": model})
     expected = torch.full((2, 2), 0.6 * experts["vqa"] + 0.4 * experts["caption"])
     torch.testing.assert_close(merge.load_checkpoint("merged.safetensors")["weight"], expected)
     torch.testing.assert_close(model.weight.detach(), torch.full((2, 2), 2.0))  # the last point of the sweep, restored
@@ -64,7 +68,7 @@ def test_the_study_of_your_own_models(tmp_path: Path, monkeypatch: pytest.Monkey
 
     scores = {task: partial(given["score"], task) for task in given["TASKS"]}
     names = {"make_model": given["model"], **{f"score_{task}": counted(score) for task, score in scores.items()}}
-    block = BLOCKS[1].replace("points=11", "points=5")  # eleven are for people
+    block = CURVES.replace("points=11", "points=5")  # eleven are for people
     exec(block, dict(names))
     assert (tmp_path / "digits" / "report.html").stat().st_size > 50_000
     results = experiments.open_results("digits")
@@ -102,7 +106,7 @@ def test_the_script_of_a_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     (tmp_path / "results").symlink_to(ROOT / "results")
     for name in ("vqa", "caption"):
         save_model(UnivalModel(CONFIGS["pocket"]), tmp_path / f"{name}.safetensors")
-    exec(BLOCKS[2], {})
+    exec(UNIVAL, {})
     assert (tmp_path / "curves.png").stat().st_size > 10_000
     assert "1.00 joint" in capsys.readouterr().out
 

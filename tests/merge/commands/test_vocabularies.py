@@ -34,7 +34,7 @@ def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     language_model(Path("think"), 2, added=("<end>", "<think>"), padding=1)
     Path("tokens.yml").write_text(RECIPE)
     rows: dict[str, int] = {}
-    for line in "".join(blocks("bash")).splitlines():
+    for line in "".join(blocks("sh")).splitlines():
         words = shlex.split(line, comments=True)
         outcome = command(*words[1:], "--no-sync")
         assert outcome.code == 0, outcome

@@ -29,7 +29,7 @@ def counting() -> Task:
     assert code is not None
     namespace: dict[str, Task] = {}
     exec(compile(code[1], "counting.py", "exec"), namespace)
-    assert '    "counting": counting.TASK,' in PAGE
+    assert '\n"counting": counting.TASK,' in PAGE
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(TASKS, "counting", namespace["TASK"])
         yield namespace["TASK"]
