@@ -87,10 +87,12 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_post_build(config: Any) -> None:
-    """Refuse a site that needs the network to be read."""
+    """Write the index of the search for pages opened from the disk, and refuse a site that needs the network."""
     from mkdocs.exceptions import PluginError
 
     site = Path(config.site_dir)
+    index = (site / "search" / "search_index.json").read_text(encoding="utf-8")
+    (site / "search" / "search_index.js").write_text(f"var __index = {index}", encoding="utf-8")
     found = {
         f"{path.relative_to(site)}: {loaded}"
         for path in (*site.rglob("*.html"), *site.rglob("*.css"))

@@ -10,7 +10,11 @@ from experiments.pages.figures import FIGURES
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
 METHODS = {"curves": "curves", "plane": "front"}  # what draws one pair in Python
-HEAD = """# Gallery
+HEAD = """---
+hide: [navigation, toc]
+---
+
+# Gallery
 
 Every figure that is kept in `results/`, with the rows that it was drawn from and the call that draws it again. Figures
 come from rows alone: the same call on the rows of a study of your own draws yours. Each folder's own page says how its
@@ -44,7 +48,8 @@ def gallery() -> str:
         shown = figures(folder)
         if shown:
             names = _studies(folder) or ["STUDY"]
-            calls = [f"unival-merge study plot {name} results/{folder.name} -o figures" for name in names]
+            radar = " --radar" * any(_kind(path) == "radar" for path in shown)
+            calls = [f"unival-merge study plot {name} results/{folder.name} -o figures{radar}" for name in names]
             lines += ["", "```sh", *calls, "```"]
         else:
             lines[-1] += " It has no figure."
@@ -63,10 +68,10 @@ def _figure(folder: Path, path: Path) -> list[str]:
     if kind in METHODS and len(names) == 2:
         pair = "+".join(names)
         call = f'<br>`experiments.open_results("results/{folder.name}").{METHODS[kind]}("{pair}")`'
-    where = path.relative_to(ROOT).as_posix()
+    where = path.relative_to(ROOT).as_posix().replace("+", "%2B")
     return [
         '<figure markdown="span">',
-        f"![{title}]({where.replace('+', '%2B')}){{ loading=lazy }}",
+        f"[![{title}]({where}){{ loading=lazy }}]({where})",
         f"<figcaption markdown>**{title}.** {entry.caption}{call}</figcaption>",
         "</figure>",
     ]
