@@ -30,6 +30,7 @@ FILES = {
     "project/security.md": "SECURITY.md",
     "project/changelog.md": "CHANGELOG.md",
     "project/benchmarks.md": "benchmarks/README.md",
+    "results/claims.md": "results/README.md",
     **{f"results/{folder.name}.md": f"results/{folder.name}/README.md" for folder in write_gallery.folders()},
 }
 LOADED = re.compile(  # what a browser fetches by itself
