@@ -1,7 +1,7 @@
 """The plane of two scores: a point a ratio between two experts, one task across and the other up."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -31,6 +31,23 @@ from experiments.pages.figures.style import (
 from experiments.pages.views import PRETRAINED, Pair, between, follows_shares, is_single, reported
 from experiments.statistics.curves import Line, lines_between
 
+_MOST_MARKS = 6  # that are told by their looks
+_SIDES = ((1, 0), (-1, 0), (0, 1), (0, -1), (0.7, 0.7), (-0.7, 0.7), (0.7, -0.7), (-0.7, -0.7))
+
+
+class _Mark(NamedTuple):
+    """A method that shares say nothing to, and the colour that it is drawn in."""
+
+    x: Line
+    y: Line
+    color: str
+
+    @property
+    def place(self) -> tuple[float, float]:
+        """Return the scores of its point between the experts."""
+        inner = (self.x.share > 0) & (self.x.share < 1)
+        return float(self.x.value[inner][0]), float(self.y.value[inner][0])
+
 
 def tradeoff_plane(
     rows: Rows,
@@ -45,12 +62,11 @@ def tradeoff_plane(
     """Draw the scores of two tasks against each other, a point a ratio, joined in order from y's expert to x's.
 
     `experts` are those of x and of y, by default of the tasks' names. Stars: the experts at the ends; hollow: models on
-    no line. The dotted green L marks the two experts' own scores of the first series; it bends at the corner where both
-    skills are whole.
+    no line. Many methods that shares say nothing to are numbered, without intervals. The dotted green L marks the two
+    experts' own scores of the first series; it bends at the corner where both skills are whole.
     """
     found, by = (records(rows), by) if by else (reported(rows), "series")
-    first, second = experts or (x, y)
-    pair = second, first
+    pair = (experts[1], experts[0]) if experts else (y, x)
     across, up = scored(found, x), scored(found, y)
     units = unit_of(across), unit_of(up)
     horizontal, vertical = (
@@ -62,13 +78,20 @@ def tradeoff_plane(
     figure = Figure(figsize=(4.8, 5.2), layout="constrained")
     axis = figure.subplots()
     drawn: dict[str, Style] = {}
+    numbered: list[_Mark] = []
     for name, style in styles_of(horizontal, styles).items():
         whole = name in vertical and vertical[name].share.tolist() == horizontal[name].share.tolist()
         if name in marks and not whole:
             continue
         if not whole:
             raise StudyError(f"{name}: {x} and {y} are not scored at the same shares: evaluate the missing cells")
-        _draw_plane_line(axis, horizontal[name], vertical[name], style, shown(name, 2 * SHORT), name in marks)
+        label = shown(name, 2 * SHORT)
+        if name in marks and len(marks) > _MOST_MARKS:
+            numbered.append(_Mark(horizontal[name], vertical[name], style.color))
+            label = f"{len(numbered)}  {label}"
+            axis.plot(*numbered[-1].place, "o", color=style.color, ms=3.5, mew=0, label=label)
+            continue
+        _draw_plane_line(axis, horizontal[name], vertical[name], style, label, name in marks)
         if kinds[name] not in drawn:
             _draw_stars(axis, horizontal[name], vertical[name], style, len(drawn))
             drawn[kinds[name]] = style
@@ -79,17 +102,23 @@ def tradeoff_plane(
             axis.plot(at, height, marker=style.marker, **hollow, label=shown(name))
     corner = next(iter(horizontal))
     _draw_corner(axis, horizontal[corner], vertical[corner], pair, units)
+    _number_marks(axis, numbered)
     tidy(axis)
     name_axes(axis, score_name(across), score_name(up), 4, 3.5)
-    first, second = (shown(name, WORD) for name in pair)
-    title = f"points in order of the share of {second} in {first} → {second}"
-    shares = [line.share.tolist() for name, line in horizontal.items() if name not in marks]
-    steps = np.diff(shares[0]) if shares else np.empty(0)
-    if len(steps) and all(own == shares[0] for own in shares) and np.allclose(steps, steps[0]):
-        title += f":\n{shares[0][0]:g} to {shares[0][-1]:g} in steps of {steps[0]:.3g}"
+    title = _order(pair, [line.share.tolist() for name, line in horizontal.items() if name not in marks])
     star = Line2D([], [], marker="*", ls="none", ms=11, mfc="none", mec="black", label="the two experts")
     legend_below(figure, [axis], title=f"{title}; {seeds_of(found)}", more=[star])
     return figure
+
+
+def _order(pair: Pair, shares: Sequence[Sequence[float]]) -> str:
+    """Say in which order points are joined, and the steps where all lines have the same."""
+    first, second = (shown(name, WORD) for name in pair)
+    title = f"points in order of the share of {second} in {first} → {second}"
+    steps = np.diff(shares[0]) if shares else np.empty(0)
+    if len(steps) and all(own == shares[0] for own in shares) and np.allclose(steps, steps[0]):
+        title += f":\n{shares[0][0]:g} to {shares[0][-1]:g} in steps of {steps[0]:.3g}"
+    return title
 
 
 def _draw_plane_line(axis: Axes, x: Line, y: Line, style: Style, label: str, is_mark: bool) -> None:
@@ -101,6 +130,25 @@ def _draw_plane_line(axis: Axes, x: Line, y: Line, style: Style, label: str, is_
         axis.errorbar(x.value, y.value, yerr=up, xerr=across, **bars)
     line = {**style.line(), "ls": "none", "ms": style.size + 2} if is_mark else style.line()
     axis.plot(x.value, y.value, **line, label=label)
+
+
+def _number_marks(axis: Axes, marks: Sequence[_Mark]) -> None:
+    """Write its number beside every mark, where it covers least of marks and other numbers, with a line between."""
+    limits = np.array([axis.get_xlim(), axis.get_ylim()])
+    size = 72 * np.array([4.0, 3.6])  # points of the plotting area, about
+    places = [size * (np.array(one.place) - limits[:, 0]) / (limits[:, 1] - limits[:, 0]) for one in marks]
+    taken = [*places]
+    for number, (mark, place) in enumerate(zip(marks, places, strict=True), start=1):
+        steps = [place + far * np.array(side) for far in (8, 14, 22, 32) for side in _SIDES]
+        crowd = [sum(float(np.exp(-(((step - other) / 7) ** 2).sum())) for other in taken) for step in steps]
+        outside = [float((np.maximum(6 - step, 0) + np.maximum(step + 6 - size, 0)).sum()) for step in steps]
+        cost = np.array(crowd) + np.array(outside)
+        chosen = steps[int(np.argmin(np.round(cost, 2)))]  # the nearest of those with room
+        taken.append(chosen)
+        style = {"textcoords": "offset points", "fontsize": SMALL - 1, "ha": "center", "va": "center"}
+        line = {"arrowstyle": "-", "lw": 0.5, "color": mark.color, "shrinkA": 1, "shrinkB": 1}
+        text = axis.annotate(str(number), mark.place, xytext=tuple(chosen - place), **style, arrowprops=line)
+        text.set_in_layout(False)
 
 
 def _draw_stars(axis: Axes, x: Line, y: Line, style: Style, place: int) -> None:

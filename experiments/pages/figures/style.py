@@ -29,6 +29,7 @@ from experiments.study.points import PRETRAINED
 
 GREY, GREEN = "#666666", "#009E73"
 SMALL, TEXT = 7.5, 8.5  # points
+_ROOM = 1.0  # inches that figures have for a legend; they grow by what it needs more
 # Of files, each with what takes the date out of it.
 SUFFIXES: dict[str, dict[str, Any] | None] = {".png": None, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
 
@@ -187,6 +188,9 @@ def legend_below(figure: Figure, axes: Iterable[Axes], title: str | None = None,
     columns = max(1, min(5, int(width / (0.6 + longest * 0.56 * SMALL / 72))))
     style: dict[str, Any] = {"loc": "outside lower center", "fontsize": SMALL, "frameon": False}
     title = title and wrapped(title, width, SMALL)
+    height = SMALL * 1.35 * (-(-len(labels) // columns) * max((label.count("\n") + 1 for label in labels), default=0))
+    height += SMALL * 1.35 * (title.count("\n") + 1 if title else 0)
+    figure.set_figheight(figure.get_figheight() + max(0.0, height / 72 - _ROOM))
     figure.legend(list(found.values()), labels, ncols=columns, title=title, title_fontsize=SMALL, **style)
 
 

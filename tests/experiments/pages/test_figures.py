@@ -96,6 +96,19 @@ def test_an_end_evaluated_once_serves_every_policy():
     assert behind.get_ydata() == pytest.approx(curves_with_label(figure.axes[0], "average").get_ydata())
 
 
+def test_many_methods_leave_the_plane_its_room_and_are_told_by_numbers():
+    own = [{**one, "series": "interpolate"} for one in sweep()]
+    for number in range(1, 21):
+        about = {"shares": {"vqa": 0.5, "caption": 0.5}, "method": "ties", "series": f"ties, density 0.{number:02}"}
+        own += [row(task=task, value=0.85 + 0.004 * number, **about) for task in PAIR]
+    figure = plots.tradeoff_plane(own, "vqa", "caption", by="series")
+    figure.canvas.draw()
+    axis = figure.axes[0]
+    assert axis.get_window_extent().height > 2.8 * figure.dpi
+    assert {str(number) for number in range(1, 21)} <= {text.get_text() for text in axis.texts}
+    assert "7  ties, density 0.07" in [text.get_text() for text in figure.legends[0].get_texts()]
+
+
 def test_plane_joins_the_published_points_in_order():
     figure = plots.tradeoff_plane(published("vqa", "caption"), "vqa", "caption")
     axis = figure.axes[0]
