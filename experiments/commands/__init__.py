@@ -27,6 +27,7 @@ COMMANDS = {
     "study findings": Command("experiments.commands.pages:findings", "Study", "Print what rows say.", prints=True),
     "study report": Command("experiments.commands.pages:report", "Study", "Write one HTML page of a study."),
     "study claims": Command("experiments.commands.pages:claims", "Study", "Set the paper's claims beside results."),
+    "study export": Command("experiments.commands.pages:export", "Study", "Write one study's rows small, to publish."),
     "study samples": Command("experiments.commands.pages:samples", "Study", "Let merged models answer a few examples."),
     "world make": Command("experiments.commands.world:make", "World", "Write the embedded data."),
     "world show": Command("experiments.commands.world:show", "World", "Draw rows of the embedded data.", prints=True),

@@ -66,6 +66,7 @@ class Asked:
 def asked(words: list[str]) -> Asked:
     """Find the study and the folder that are meant. StudyError where that is not plain."""
     from experiments.grid.grid import ROWS
+    from experiments.grid.lines import files_of
     from experiments.grid.notes import read_notes, studies_in
     from experiments.grid.rows import names_in, read_rows, records
     from experiments.results.files import absolute, is_file_of_study, load_study
@@ -81,7 +82,7 @@ def asked(words: list[str]) -> Asked:
     if is_file_of_study(words[0]):
         raise StudyError(f"{words[0]}: say also in which folder rows are kept, as `{words[0]} DIR`")
     names = studies_in(folder)
-    if (folder / ROWS).is_file():
+    if files_of(folder / ROWS):
         names += [name for name in names_in(records(read_rows(folder / ROWS)), "study") if name not in names]
     if len(names) != 1:
         held = f"holds {', '.join(names)}" if names else "holds no rows of a study"

@@ -1,4 +1,4 @@
-"""`study plot`, `table`, `findings`, `report`, `samples` and `claims`: the pages of studies."""
+"""`study plot`, `table`, `findings`, `report`, `export`, `samples` and `claims`: the pages of studies."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from experiments.commands.asked import Words, asked
-from experiments.commands.options import FORMATS, Device
+from experiments.commands.options import FORMATS, SCORES, Device
 from merge.commands import one_of, printable
 
 
@@ -117,6 +117,24 @@ def report(
     output = found.folder / "report.html" if output is None else output
     command = ["unival-merge", "study", "report", found.name, str(found.folder), "-o", str(output)]
     typer.echo(write_report(found.folder, found.name, output, command=shlex.join(command)))
+
+
+def export(
+    words: Words,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder to write.")],
+    scores: Annotated[
+        str, one_of(SCORES, "--scores", "Of which metrics scores by example go along: each task's first, or all.")
+    ] = "quoted",
+) -> None:
+    """Write one study's rows, packed, into a folder of their own: small enough to publish, and read like any other.
+
+    \b
+    unival-merge study export interpolation pocket-full -o results/pocket-interpolation
+    """
+    from experiments.results.export import export as write
+
+    found = asked(words)
+    typer.echo(write(found.folder, found.name, output, scores))
 
 
 def claims(

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments.errors import StudyError
-from experiments.grid.lines import append_lines, entries
+from experiments.grid.lines import append_lines, entries, files_of
 from experiments.grid.rows import Records
 
 _MOST = 1 << 28  # bytes of the numbers of one split
@@ -31,7 +31,7 @@ def clusters_path(path: str | Path) -> Path:
 def known_clusters(path: str | Path) -> set[str]:
     """Return the keys of what is noted beside a row file."""
     file = clusters_path(path)
-    return {str(entry.get("key")) for _, entry in entries(file)} if file.is_file() else set()
+    return {str(entry.get("key")) for _, entry in entries(file)} if files_of(file) else set()
 
 
 def append_clusters(
@@ -51,7 +51,7 @@ def with_clusters(rows: Records, path: str | Path) -> Records:
     """Add to rows the `clusters` (n,) of their examples, where some share one."""
     file = clusters_path(path)
     found: dict[tuple[str, str, str, int], np.ndarray] = {}
-    for number, entry in entries(file) if file.is_file() else ():
+    for number, entry in entries(file) if files_of(file) else ():
         try:
             place = (str(entry["task"]), str(entry["split"]), str(entry["data"]), int(entry["n"]))
             if packed := str(entry["clusters"]):

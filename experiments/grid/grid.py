@@ -27,6 +27,7 @@ from tqdm import tqdm
 from experiments.errors import StudyError
 from experiments.grid.children import refuse_in_script
 from experiments.grid.clusters import append_clusters, known_clusters
+from experiments.grid.lines import files_of
 from experiments.grid.notes import Notes, write_notes
 from experiments.grid.rows import ROW_DIGEST, Row, append_rows, content_key, names_in, read_rows, read_scores
 from experiments.grid.subject import Subject, opened
@@ -221,7 +222,7 @@ def groups(jobs: Sequence[Job]) -> list[Group]:
 
 def known_rows(file: Path) -> pd.DataFrame:
     """Return the rows of a file, none if there is no file."""
-    return read_rows(file) if file.exists() else pd.DataFrame(columns=[*Row.__dataclass_fields__, "point"])
+    return read_rows(file) if files_of(file) else pd.DataFrame(columns=[*Row.__dataclass_fields__, "point"])
 
 
 def missing_jobs(jobs: Sequence[Job], file: Path) -> list[Job]:

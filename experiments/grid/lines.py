@@ -1,11 +1,13 @@
-"""Files of JSON lines: append-only, whole after any kill or full disk."""
+"""Files of JSON lines: append-only, whole after any kill or full disk; what is complete may be packed beside them."""
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,21 +19,40 @@ except ImportError:  # Windows has no advisory locks: one writer at a time is th
     fcntl = None
 
 
-def entries(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the objects of a file of JSON lines with the numbers of their lines; a torn last one is left out, warning.
+def files_of(path: Path) -> list[Path]:
+    """List what there is of a file of JSON lines: `<name>.gz`, which is never added to, and the file, which comes
+    later."""
+    return [file for file in (path.with_name(f"{path.name}.gz"), path) if file.is_file()]
 
+
+def entries(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the objects of a file of JSON lines, its packed part first, with the numbers of their lines.
+
+    A torn last line is left out, with a warning.
     StudyError for a file that cannot be read, and for a line that is not an object of JSON (which has no NaN).
     """
-    if not path.is_file():
+    files = files_of(path)
+    if not files:
         raise StudyError(f"{path}: {'is no file' if path.exists() else 'no such file'}: run the study first")
+    for file in files:
+        yield from _entries(file)
+
+
+def packed(lines: Iterable[str]) -> bytes:
+    """Pack lines into the bytes of a `<name>.gz`, the same ones every time."""
+    return gzip.compress("".join(f"{line}\n" for line in lines).encode(), mtime=0)
+
+
+def _entries(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
-        *lines, torn = path.read_bytes().split(b"\n")
-    except OSError as error:
-        raise StudyError(f"{path} cannot be read: {error.strerror}") from error
+        data = path.read_bytes()
+        *lines, torn = (gzip.decompress(data) if path.suffix == ".gz" else data).split(b"\n")
+    except (OSError, EOFError, zlib.error) as error:
+        raise StudyError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     if torn:
         warnings.warn(
             f"{path}: ignored a torn last line of {len(torn)} bytes, left by a killed run or still being written",
-            stacklevel=3,
+            stacklevel=4,
         )
     for number, line in enumerate(lines, start=1):
         try:

@@ -10,7 +10,7 @@ import numpy as np
 
 from experiments.errors import StudyError
 from experiments.grid.clusters import with_clusters
-from experiments.grid.lines import entries
+from experiments.grid.lines import entries, files_of
 from experiments.grid.notes import read_notes as read_notes
 from experiments.grid.rows import Records, Rows, latest, names_in, read_rows, read_scores, records, scores_path
 from experiments.grid.units import SHARES, unit_of
@@ -53,7 +53,7 @@ def open_study(folder: str | Path, study: str) -> tuple[Records, Scores]:
         known = {PRETRAINED: 0.0, **notes.progress}
         owned = [{**row, "progress": known[row["experts"]]} if row["experts"] in known else row for row in owned]
     owned = with_chance(with_geometry(owned, read_pairs(folder)), notes.chance)
-    return with_clusters(owned, path), read_scores(path) if scores_path(path).is_file() else {}
+    return with_clusters(owned, path), read_scores(path) if files_of(scores_path(path)) else {}
 
 
 def with_chance(rows: Records, chance: Mapping[str, Mapping[str, float]]) -> Records:

@@ -17,6 +17,7 @@ from experiments.errors import StudyError
 from experiments.grid.clusters import with_clusters
 from experiments.grid.escapes import html, one_line
 from experiments.grid.grid import ROWS, Summary
+from experiments.grid.lines import files_of
 from experiments.grid.notes import Notes, read_notes
 from experiments.grid.rows import ROW_DIGEST, Records, latest, names_in, read_rows, read_scores, records, scores_path
 from experiments.grid.subject import opened
@@ -232,7 +233,7 @@ class Results:
     @cached_property
     def _examples(self) -> dict[str, np.ndarray]:
         path = self.folder / ROWS
-        return read_scores(path) if scores_path(path).is_file() else {}
+        return read_scores(path) if files_of(scores_path(path)) else {}
 
     @cached_property
     def _summary(self) -> list[Kept]:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from experiments.grid.lines import files_of
 from experiments.grid.rows import Records, names_in, read_rows, records
 from experiments.grid.units import Unit, scale_of
 from experiments.pages.findings.lines import Between, best_of, chords, lines_in
@@ -120,7 +121,8 @@ Places = Callable[[Evidence], list[Where]]
 def evidence_in(folder: Path) -> dict[str, Evidence]:
     """Find the studies in the folders of a folder, each where it has most rows."""
     found: dict[str, tuple[int, Evidence]] = {}
-    for file in sorted(folder.glob("*/rows.jsonl")):
+    files = (place / "rows.jsonl" for place in sorted(folder.glob("*/")))
+    for file in filter(files_of, files):
         counts: dict[str, int] = {}
         for row in records(read_rows(file)):
             counts[row["study"]] = counts.get(row["study"], 0) + 1

@@ -12,8 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from experiments.atomic import write_whole
 from experiments.errors import StudyError
 from experiments.grid.escapes import markdown
+from experiments.grid.lines import files_of
 from experiments.pages.findings.words import number
 from experiments.pages.views import kinds_of, read_notes
 from experiments.statistics.contrasts import signs
@@ -102,12 +104,7 @@ def write_page(folder: Path, output: Path) -> Path:
         "## What the folders ask",
         "\n".join(f"- [{one.folder.name}]({one.folder.name}): {_question(one)}" for one in known.values()),
     ]
-    partial = output.with_name(f"{output.name}.partial")
-    try:
-        partial.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-        partial.replace(output)
-    except OSError as error:
-        raise StudyError(f"{output}: {error.strerror}: name another file with -o") from None
+    write_whole(output, "\n\n".join(parts) + "\n", "name another file with -o")
     return output
 
 
@@ -120,7 +117,8 @@ def _table(lines: Sequence[Line]) -> str:
     body = [HEAD, ("---",) * len(HEAD)]
     for claim, told, verdict, evidence in lines:
         there = "" if evidence is None else evidence.folder.name
-        links = f"[rows]({there}/rows.jsonl), [commands]({there}/README.md)"
+        rows = "" if evidence is None else files_of(evidence.folder / "rows.jsonl")[0].name
+        links = f"[rows]({there}/{rows}), [commands]({there}/README.md)"
         command = f"`unival-merge study run {claim.studies[0]} DIR --train`"
         cells = [claim.place, claim.says, claim.paper or "-", "" if told is None else told.text]
         body.append((*map(markdown, cells[:3]), cells[3], verdict, command if told is None else links))
