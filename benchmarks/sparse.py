@@ -84,7 +84,7 @@ def main() -> None:
         for name, value in values.items():
             write_input(folders[name], int(given.gigabytes * GB / max(given.series, 1)), value)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        pair = [Input(name, folder) for name, folder in folders.items()][:2]
+        pair = tuple(Input(name, folder) for name, folder in folders.items())[:2]
         recipe = series(scratch) if given.series else Recipe("interpolate", pair, {"ratio": 0.25})
         wanted = (given.series + 1) / 2 if given.series else 1.5
         if given.layers:

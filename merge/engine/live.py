@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
@@ -38,6 +39,7 @@ class LivePath:
         inputs: checkpoints (paths, open ones, state dicts or modules), by name or in a list.
         base: the common ancestor, for methods that take one.
         statistics: those of the inputs by the same names, for methods that weigh experts by them.
+        layers: what the model's layers are made of, as a `Recipe` takes them.
         policy: see `Policy`; with `dtype=None` values are rounded to the checkpoints' dtype, as in a file.
         resident: keep the endpoints on the model's device; else they are read from the file's map at every `set`, for a
             GPU from pinned memory.
@@ -56,13 +58,14 @@ class LivePath:
         *,
         statistics: Sources | None = None,
         policy: Policy | None = None,
+        layers: Any = None,
         resident: bool = True,
     ):
         if not isinstance(model, nn.Module):
             raise MergeError(f"model: a {type(model).__name__} is no nn.Module, whose weights could be set")
         named = with_statistics(method, opened_all(inputs, opening=computed), statistics)
         self.names = list(named)
-        self._recipe = unplaced_recipe(method, self.names, base is not None, policy, {})
+        self._recipe = replace(unplaced_recipe(method, self.names, base is not None, policy, {}), layers=layers or {})
         self._method = method_named(method)
         self._model = model
         self._targets = self._tensors()
@@ -70,8 +73,9 @@ class LivePath:
         if self._recipe.policy.dequantize:
             sources = [dequantized(source) for source in sources]
         labels = [item.name for item in self._recipe.sources]
-        sources = restacked(self._recipe, sources).inputs
-        self.units = plan_for(self._method, sources, labels, self._recipe.policy, has_base=base is not None)
+        stack = restacked(self._recipe, sources)
+        sources, rest = stack.inputs, dict[str, Any](has_base=base is not None, sources=stack.sources)
+        self.units = plan_for(self._method, sources, labels, self._recipe.policy, **rest)
         self._check_targets(sources)
         own = {tensor.untyped_storage().data_ptr() for tensor in self._targets.values()}
         self._endpoints = {unit.name: self._gather(unit, sources, own, resident) for unit in self.units}
@@ -150,7 +154,8 @@ class LivePath:
         dtype = computing_dtype(tensors, self._recipe.policy)
         same = all(tensor.dtype == dtype for tensor in (target, *tensors))
         certain = self._method.elementwise and not self._recipe.policy.extrapolate
-        whole = unit.kind == "merge" and unit.assembly is None
+        enough = len(tensors) >= self._method.inputs[0] + self._method.takes_base
+        whole = unit.kind == "merge" and unit.assembly is None and enough
         return whole and same and certain and unit.dtype == dtype
 
     def _gather(self, unit: Unit, sources: Sequence[StateDict], own: set[int], resident: bool) -> tuple[Tensor, ...]:

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import merge
-from merge import Input, MergeError, MergeWarning, Options, Recipe, merge_with, open_checkpoint
+from merge import Input, LivePath, MergeError, MergeWarning, Options, Recipe, merge_with, open_checkpoint
 from merge.plan.depth import Depth, follow
 from merge.plan.layers import lists_in, numbered, places
-from tests.merge.made import assert_same
+from tests.merge.made import Carrier, assert_same
 from tests.merge.shell import command, done
 
 CONFIG = {"architectures": ["LlamaForCausalLM"], "num_hidden_layers": 4, "eos_token_id": [1, 2, 3, 4]}
@@ -138,6 +138,21 @@ def test_files_memory_and_digests_agree(tmp_path: Path) -> None:
     assert merge.digest(again) == merge.digest(out) == recorded["output"]["digest"]
     specs = open_checkpoint(out).entries
     assert specs["model.layers.2.norm.weight"].tie != specs["model.layers.3.norm.weight"].tie  # equal, and not tied
+
+
+@pytest.mark.parametrize(
+    ("method", "given"), [("interpolate", {"ratio": 0.25}), ("lines", {}), ("ties", {"density": 0.5})]
+)
+def test_a_live_model_may_be_put_together_of_layers(method: str, given: dict[str, Any]) -> None:
+    base, a, b = (model(seed) for seed in range(3))
+    layers: Any = [{"a": (0, 2), "b": (1, 3)}, {"b": (1, 2)}, {"a": (1, 4)}]
+    if method != "interpolate":
+        layers = [{**ranges, "base": next(iter(ranges.values()))} for ranges in layers]
+    rest: Any = {"base": base if method != "interpolate" else None, "layers": layers}
+    wanted = merge_with(method, {"a": a, "b": b}, **rest, **given)
+    live = LivePath(Carrier(wanted), method, {"a": a, "b": b}, **rest)
+    live.set_parameters(**given)
+    assert_same({name: live.targets(unit)[0] for unit in live.units for name in unit.names}, wanted)
 
 
 def test_a_base_takes_part_in_every_layer() -> None:
