@@ -19,6 +19,7 @@ from experiments.statistics.calibration import CONFIDENCE as CONFIDENCE
 from experiments.study.points import Cell, Expert
 from experiments.unival.chance import most_common
 from experiments.unival.pocket.cache import user_cache
+from experiments.unival.pocket.codec import DRAWN_SHIFTS, contents_of
 from experiments.unival.pocket.data import Files, rows_digest, rows_file
 from experiments.unival.pocket.experts import expert_file, make_experts
 from experiments.unival.pocket.pipeline import Pocket
@@ -28,10 +29,11 @@ from experiments.unival.world.audit import common_box
 from experiments.unival.world.tables import read_world
 from experiments.unival.world.tasks import TASKS as WORLD_TASKS
 from merge import Input
-from unival_core import TASKS, GenerationOptions, Tokenizer, UnivalConfig, load_tokenizer
+from unival_core import CONFIGS, TASKS, GenerationOptions, Tokenizer, UnivalConfig, load_tokenizer
 from unival_core.data import MediaCache, TaskDataset, TsvTable
 
 LOSS = "negative log-likelihood"  # and CONFIDENCE: metrics that cells have beside the quoted one
+CONTENT = "recognised content"  # of pictures: METRICS knows none that looks at them
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,8 @@ class PocketSetup:
     @staticmethod
     def shifts(task: str) -> tuple[str, ...]:
         """Return the splits of a task with shifted data: those that a world of full size has."""
+        if TASKS[task].writes == "codes":
+            return DRAWN_SHIFTS
         return WORLD_TASKS[task].shifts if task in WORLD_TASKS else ()
 
     def source(self, expert: Expert, seed: int) -> Input:
@@ -88,15 +92,21 @@ class PocketSetup:
 
     def generation(self, task: str) -> GenerationOptions:
         """Say how answers are searched for: greedily, as beams of 5 take thrice the time."""
-        return replace(TASKS[task].generation, beam=GREEDY)
+        return replace(TASKS[task].sized_for(CONFIGS[self.name]).generation, beam=GREEDY)
 
     def metrics(self, task: str) -> tuple[str, ...]:
-        """Return the metric quoted for a task, one that has scores of single examples."""
-        return (TASKS[task].quoted(self.name),)
+        """Return the metric quoted for a task, one that has scores of single examples; of pictures their content."""
+        return (CONTENT if TASKS[task].writes == "codes" else TASKS[task].quoted(self.name),)
+
+    def contents(self, codes: Sequence[Sequence[int]], captions: Sequence[str]) -> list[float]:
+        """Return which share of each caption's facts is recognised in the picture of its codes."""
+        return contents_of(self.pocket(), codes, captions)
 
     def guess(self, task: str) -> str | tuple[float, ...] | None:
         """Return one answer to all rows: the most frequent in training, of boxes that of the most frequent place; None
-        for tasks without rows to train on."""
+        for tasks without rows to train on, and for pictures."""
+        if TASKS[task].writes == "codes":
+            return None
         if TASKS[task].writes == "box":
             return common_box(self.pocket().world) if task in WORLD_TASKS else None
         with suppress(StudyError):

@@ -99,7 +99,8 @@ class MixtureStudy(UnivalStudy):
     `ensembles` every merge has the prediction ensemble at the same shares beside it. The models `beside`, by default
     the pretrained one, are asked all that any other is, and so are models of a whole family where `kinds` has such.
     Findings compare the average of experts of the kind `contender`, if there is one, with those of the other kinds on
-    shifted data. `progress` says of kinds which share of one finetuning they have had.
+    shifted data. `progress` says of kinds which share of one finetuning they have had. There is the study at `setups`
+    only.
     """
 
     experts: Mapping[str, str]
@@ -114,6 +115,7 @@ class MixtureStudy(UnivalStudy):
     contender: str = ""
     beside: tuple[Expert, ...] = (START,)
     progress: Mapping[str, float] = field(default_factory=dict[str, float])
+    setups: tuple[str, ...] = tuple(SETUPS)
 
     def __post_init__(self) -> None:
         strange = {
@@ -136,6 +138,9 @@ class MixtureStudy(UnivalStudy):
         """List every cell once, those of one point together; StudyError where the choice names what there is not."""
         if self.choose and choice.setup != "pocket":
             raise StudyError(f"study {self.name} chooses on val, which published data lack: run it at setup pocket")
+        if choice.setup not in self.setups:
+            told = f"study {self.name} is of setup {', '.join(self.setups)}"
+            raise StudyError(f"{told}: there are no such experts at setup {choice.setup}")
         found = [cell for outline in self.outlines(choice) for cell in outline.cells()]
         whole = [kind for kind in self.kinds_of(choice) if KINDS[kind].is_whole]
         return together([*self.references(found, whole), *found])
@@ -347,6 +352,16 @@ STUDIES: dict[str, UnivalStudy] = {
         mixtures=(("vqa", "caption"),),
         methods=("interpolate", plane()),
         shifts=False,
+    ),
+    "drawing": MixtureStudy(
+        name="drawing",
+        question="What lies between describing pictures and drawing them?",
+        source="arXiv 2307.16184, of a task that it trained and did not merge",
+        experts={task: task for task in ("caption", "image-generation")},
+        mixtures=(("caption", "image-generation"),),
+        kinds=("drawing",),
+        beside=(START, Expert("stage", "image-generation", "drawing-stage")),
+        setups=("pocket",),
     ),
     "pretraining": PretrainingStudy(
         name="pretraining",

@@ -18,7 +18,7 @@ from experiments.grid.subject import Score
 from experiments.grid.units import unit_in_rows
 from experiments.study.points import Cell, Expert
 from experiments.unival.chance import constant_score
-from experiments.unival.setups import CONFIDENCE, LOSS, Setup
+from experiments.unival.setups import CONFIDENCE, CONTENT, LOSS, PocketSetup, Setup
 from merge import Checkpoint, Input, recalibrate_batchnorm
 from unival_core import (
     COMPUTED,
@@ -27,6 +27,7 @@ from unival_core import (
     TASKS,
     Ensemble,
     NotFinite,
+    Prediction,
     UnivalConfig,
     UnivalModel,
     config_of,
@@ -37,6 +38,10 @@ from unival_core.metrics import Scores, not_computed, score_interval
 
 RECALIBRATION = 512  # training inputs that BatchNorm statistics are measured on
 BATCH = 64
+MEASURES = {  # of the setups too; the last one is a mean of numbers, as that is which it is made of
+    **METRICS,
+    CONTENT: replace(METRICS["confidence"], label="described facts recognised in the picture", of="answer"),
+}
 OPTIONAL_MEDIA = MEDIA[1:]  # every model sees images
 
 
@@ -83,10 +88,10 @@ class UnivalSubject:
         Boxes are small and large by the setup's areas.
         """
         names = [*(cell.metrics or self.setup.metrics(cell.task))]
-        if unknown := [name for name in names if name not in METRICS]:
+        if unknown := [name for name in names if name not in MEASURES]:
             raise StudyError(f"no metric {unknown[0]!r}: choose from {', '.join(METRICS)}")
         names += [LOSS, CONFIDENCE] if self.setup.limits_answers(cell.task) else [LOSS]
-        return {name: self.setup.areas() if METRICS[name].size else () for name in names}
+        return {name: self.setup.areas() if MEASURES[name].size else () for name in names}
 
     def chance(self, cells: Iterable[Cell]) -> dict[str, dict[str, float]]:
         """Return by task and split what guessing scores, by the metric that counts of each."""
@@ -161,7 +166,7 @@ class UnivalSubject:
                 model,
                 dataset,
                 options=self.setup.generation(cell.task),
-                metrics=names,
+                metrics=[name for name in names if name in METRICS],
                 batch_size=BATCH,
                 limit=self.limit,
                 progress=False,
@@ -173,11 +178,21 @@ class UnivalSubject:
         broken = f"{len(result.broken)} broken rows left out" if result.broken else ""
         found: dict[str, Score] = {}
         for name in names:
+            if name == CONTENT:
+                found[name] = scored(name, self.content(dataset, result.predictions), broken)
+                continue
             own = result.scores[name]
             if METRICS[name].size:  # boxes are small and large by the setup's areas, not by the published ones
                 own = METRICS[name](answers, references, areas=self.setup.areas())
             found[name] = scored(name, own, "; ".join(filter(None, (own.note, broken))))
         return found
+
+    def content(self, dataset: TaskDataset, predictions: Sequence[Prediction]) -> Scores:
+        """Score the pictures of predicted codes by the captions of their rows."""
+        assert isinstance(self.setup, PocketSetup)
+        told = {dataset.table[row]["uniq_id"]: dataset.table[row]["caption"] for row in range(len(dataset))}
+        captions = [told[prediction.name] for prediction in predictions]
+        return MEASURES[CONTENT](self.setup.contents([p.answer for p in predictions], captions), captions)
 
     def dataset(self, task: str, split: str, config: UnivalConfig) -> TaskDataset:
         """Return the rows of a split; made once, with media decoded once for all."""
@@ -192,7 +207,7 @@ def scored(name: str, own: Scores, note: str) -> Score:
 
     Of numbers that a model tells of itself, rows keep nine binary digits: that is a fifth of the bytes.
     """
-    metric = METRICS[name]
+    metric = MEASURES[name]
     if metric.of != "answer":
         short = shortened(own.per_example)
         own = replace(own, value=float(short.mean()) if len(short) else math.nan, per_example=short)

@@ -27,6 +27,7 @@ from experiments.errors import StudyError
 from experiments.study.points import Expert
 from experiments.unival.pocket.backbone import inflate
 from experiments.unival.pocket.cache import fetch, keep, key_of
+from experiments.unival.pocket.codec import make_codes
 from experiments.unival.pocket.costs import measured
 from experiments.unival.pocket.data import rows_digest
 from experiments.unival.pocket.kinds import Step, step_of, with_parents
@@ -40,7 +41,7 @@ from experiments.unival.pocket.pipeline import (
 )
 from experiments.unival.pocket.pretrainings import Training
 from merge import Input, Options, Recipe, read_recipe, run
-from unival_core import train
+from unival_core import TASKS, train
 from unival_core.training import RunFolder, TrainOptions
 
 
@@ -63,6 +64,8 @@ def make_experts(
     steps = with_parents([step_of(pocket, expert) for expert in experts])  # says what is wrong before anything is made
     with pocket.alone():
         make_start(pocket, pretrained=not steps or any(step.training is None for step in steps), progress=progress)
+        if any(TASKS[task].writes == "codes" for step in steps for task in step.tasks):
+            make_codes(pocket, progress=progress)
         refuse_stale(pocket, steps)
         jobs = [(pocket, step, cache) for step in steps if not is_done(pocket, step)]
         in_processes(make, jobs, processes, "experts", progress=progress, first=parent_jobs)

@@ -13,6 +13,7 @@ from experiments.unival.pocket.pretrainings import BACKBONE, COMPARISONS, TRAINI
 from experiments.unival.world.tasks import SIZES
 from unival_core import TASKS, find_task
 from unival_core.training import (
+    DRAWING,
     JOINT,
     REWARD,
     REWARDS,
@@ -27,6 +28,7 @@ from unival_core.training import (
 SEEDS_APART = 1000
 UNSEEN = "pretrain"  # the split of a finetuning's start, not of its own
 PARTS = 10  # of a finetuning, whose weights are kept at the end of each
+DRAWN = ("image-generation", "caption")  # what the stage of drawing teaches
 PROGRESS = {f"along-{100 * part // PARTS}": part / PARTS for part in range(1, PARTS)}  # by kind
 
 
@@ -138,6 +140,16 @@ def mixed_rewards(pocket: Pocket, expert: Expert) -> Step:
     return rewarded(pocket, expert, "mixed-rewards", RewardOptions())
 
 
+def drawing_stage(pocket: Pocket, expert: Expert) -> Step:
+    """Teach the pretrained model to draw, in a stage of its own: the start of `drawing`."""
+    return Step("drawing/stage/last.safetensors", (), DRAWN, shared_out(DRAWING, pocket), split=UNSEEN)
+
+
+def drawing(pocket: Pocket, expert: Expert) -> Step:
+    """Finetune on the expert's task what has learnt to draw."""
+    return finetuned(pocket, f"drawing/{expert.task}", expert.task, drawing_stage(pocket, expert))
+
+
 KINDS: dict[str, Kind] = {
     "vanilla": Kind(vanilla, published=True),
     "ratatouille": Kind(ratatouille),
@@ -147,6 +159,8 @@ KINDS: dict[str, Kind] = {
     "joint": Kind(joint, is_whole=True),
     "reward": Kind(reward),
     "mixed-rewards": Kind(mixed_rewards),
+    "drawing": Kind(drawing),
+    "drawing-stage": Kind(drawing_stage),
     **dict.fromkeys(PROGRESS, Kind(along)),
 }
 
