@@ -113,7 +113,7 @@ def append_rows(path: str | Path, rows: Sequence[tuple[Row, np.ndarray | None]],
     without its scores.
     """
     path = Path(path)
-    scores = [json.dumps({"key": row.key, **_packed(own)}) for row, own in rows if own is not None]
+    scores = [json.dumps(scores_entry(row.key, own)) for row, own in rows if own is not None]
     lines = [_line(row) for row, _ in rows]
     if scores:  # first, so that no row ever stands without its scores
         append_lines(scores_path(path), scores)
@@ -257,14 +257,14 @@ def _is(value: Any, kind: Any) -> bool:
     return isinstance(value, dict) and all(_is(key, str) and _is(own, inner) for key, own in value.items())
 
 
-def _packed(per_example: np.ndarray) -> dict[str, Any]:
-    """Pack scores with 4 bytes each where that holds them exactly, as it does 0 and 1, else with 8."""
+def scores_entry(key: str, per_example: np.ndarray) -> dict[str, Any]:
+    """Return the line of a row's scores (n,): 4 bytes each where that holds them exactly, as it does 0 and 1, or 8."""
     values = np.asarray(per_example, dtype="<f8")
     if values.ndim != 1:
         raise StudyError(f"per-example scores have shape {values.shape}: give one number an example")
     size = 4 if np.array_equal(values.astype("<f4"), values, equal_nan=True) else 8
     text = base64.b64encode(zlib.compress(values.astype(f"<f{size}").tobytes())).decode("ascii")
-    return {"scores": text} if size == 4 else {"scores": text, "bytes": size}
+    return {"key": key, "scores": text} | ({"bytes": size} if size == 8 else {})
 
 
 def _unpacked(text: str, size: int) -> np.ndarray:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+
+import numpy as np
 
 from experiments.atomic import write_whole
 from experiments.errors import StudyError
@@ -14,17 +14,17 @@ from experiments.grid.clusters import clusters_path
 from experiments.grid.grid import ROWS
 from experiments.grid.lines import entries, files_of, packed
 from experiments.grid.notes import read_notes, write_notes
-from experiments.grid.rows import Records, latest, scores_path
+from experiments.grid.rows import Records, latest, read_scores, scores_entry, scores_path
 from experiments.statistics.weights import MERGES, WEIGHTS
 
 
 def export(folder: str | Path, study: str, output: str | Path, scores: str = "quoted") -> Path:
     """Write what a folder holds of one study into another, as packed files that are read like the others.
 
-    Of rows that say the same the last is taken. Scores by example are those of `all` metrics, of the `quoted` one of
-    every task (its first), or `none`: intervals of the other metrics are then over seeds alone. What the study is about
-    and what was measured of weights and merges goes with it. Returns `output`. Raises StudyError for a folder without
-    rows of the study, and where `output` has rows that are not packed.
+    Of rows that say the same the last is taken. Scores by example, rounded to float32, are those of `all` metrics, of
+    the `quoted` one of every task (its first), or `none`: intervals of others are then over seeds alone. What the study
+    is about, and what was measured of weights and merges, goes with it. Returns `output`. Raises StudyError for a
+    folder without rows of the study, and where `output` has rows that are not packed.
     """
     source, target = Path(folder) / ROWS, Path(output) / ROWS
     if target in files_of(target):
@@ -33,14 +33,15 @@ def export(folder: str | Path, study: str, output: str | Path, scores: str = "qu
     rows = latest(list(last.values()))
     if not rows:
         raise StudyError(f"{source} holds no rows of {study}: run the study first, or name another folder")
-    keys, places = _with_scores(rows, scores), {(row["task"], row["split"], row["data"], row["n"]) for row in rows}
-    own = {entry["key"]: entry for _, entry in _present(scores_path(source)) if entry["key"] in keys}
-    shared = {
-        entry["key"]: entry
-        for _, entry in _present(clusters_path(source))
+    known = read_scores(source) if files_of(scores_path(source)) else {}
+    own = [scores_entry(key, known[key].astype(np.float32)) for key in _with_scores(rows, scores) if key in known]
+    places, file = {(row["task"], row["split"], row["data"], row["n"]) for row in rows}, clusters_path(source)
+    shared = [
+        entry
+        for _, entry in (entries(file) if files_of(file) else ())
         if (entry["task"], entry["split"], entry["data"], entry["n"]) in places
-    }
-    for file, found in ((scores_path(target), own.values()), (clusters_path(target), shared.values()), (target, rows)):
+    ]
+    for file, found in ((scores_path(target), own), (clusters_path(target), shared), (target, rows)):
         if found:
             write_whole(file.with_name(f"{file.name}.gz"), packed(json.dumps(one, ensure_ascii=False) for one in found))
     write_notes(output, study, read_notes(folder, study))
@@ -50,15 +51,11 @@ def export(folder: str | Path, study: str, output: str | Path, scores: str = "qu
     return Path(output)
 
 
-def _with_scores(rows: Records, scores: str) -> set[str]:
+def _with_scores(rows: Records, scores: str) -> list[str]:
     """Return the keys of the rows whose scores by example are taken."""
     quoted: dict[str, str] = {}
-    chosen = {row["key"] for row in rows if quoted.setdefault(row["task"], row["metric"]) == row["metric"]}
-    choices = {"quoted": chosen, "all": {row["key"] for row in rows}, "none": set[str]()}
+    chosen = [row["key"] for row in rows if quoted.setdefault(row["task"], row["metric"]) == row["metric"]]
+    choices = {"quoted": chosen, "all": [row["key"] for row in rows], "none": list[str]()}
     if scores not in choices:
         raise StudyError(f"scores of {scores!r}: choose one of {', '.join(choices)}")
     return choices[scores]
-
-
-def _present(file: Path) -> Iterable[tuple[int, dict[str, Any]]]:
-    return entries(file) if files_of(file) else ()
