@@ -20,8 +20,19 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 test: $(STAMP)  ## make .venv, install with constraints, run the fast tests
 	$(BIN)/python -m pytest $(PARALLEL) -m 'not slow'
 
-test-all: $(STAMP)  ## every test, the slow ones too
+test-all: notebooks  ## every test, the slow ones and the notebooks too
 	$(BIN)/python -m pytest $(PARALLEL)
+
+NOTEBOOKS := $(VENV)/notebooks-installed
+$(NOTEBOOKS): $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[notebooks]'
+	touch $(NOTEBOOKS)
+
+examples/%.ipynb: examples/notebooks/%.py | $(NOTEBOOKS)
+	$(BIN)/jupytext --quiet --to ipynb --output $@ $<
+
+notebooks: $(patsubst examples/notebooks/%.py,examples/%.ipynb,$(wildcard examples/notebooks/*.py))  ## make examples/*.ipynb of examples/notebooks/*.py, and run them, a minute each at most
+	$(BIN)/python -m pytest -o addopts= -W default --nbmake --nbmake-timeout=60 examples/*.ipynb
 
 check: $(STAMP)  ## format, lint, types, package, fast tests
 	$(BIN)/ruff format --check .

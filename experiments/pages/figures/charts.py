@@ -5,7 +5,6 @@ from typing import Any, cast
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.projections.polar import PolarAxes
 from matplotlib.transforms import Bbox
 from matplotlib.tri import Triangulation
@@ -15,7 +14,17 @@ from experiments.grid.escapes import SHORT
 from experiments.grid.escapes import figure as shown
 from experiments.grid.rows import Records, Rows, is_made_of, mean_of, names_in, records, scored
 from experiments.grid.units import unit_of
-from experiments.pages.figures.style import GREY, SMALL, TEXT, Styles, legend_below, score_name, styles_of, wrapped
+from experiments.pages.figures.style import (
+    GREY,
+    SMALL,
+    TEXT,
+    Figure,
+    Styles,
+    legend_below,
+    score_name,
+    styles_of,
+    wrapped,
+)
 from experiments.pages.views import shifted_splits
 from merge import share_label
 

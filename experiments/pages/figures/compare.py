@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
-from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 
@@ -18,6 +17,7 @@ from experiments.pages.figures.style import (
     GREEN,
     SMALL,
     TEXT,
+    Figure,
     Styles,
     intervals_of,
     legend_below,

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.transforms import ScaledTranslation
@@ -22,6 +21,7 @@ from experiments.pages.figures.style import (
     SERIES,
     SMALL,
     TEXT,
+    Figure,
     Style,
     Styles,
     intervals_of,

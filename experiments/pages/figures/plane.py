@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from experiments.errors import StudyError
@@ -16,6 +15,7 @@ from experiments.grid.units import Unit, unit_of
 from experiments.pages.figures.style import (
     GREEN,
     SMALL,
+    Figure,
     Style,
     Styles,
     legend_below,

@@ -5,12 +5,11 @@ from functools import partial
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from experiments.grid.escapes import SHORT
 from experiments.grid.escapes import figure as shown
 from experiments.grid.rows import Records
-from experiments.pages.figures.style import GREEN, SERIES, SMALL, TEXT, Styles, legend_below, tidy, wrapped
+from experiments.pages.figures.style import GREEN, SERIES, SMALL, TEXT, Figure, Styles, legend_below, tidy, wrapped
 from experiments.pages.ranking import Kept, Standing, rankings
 
 PLAIN = "average"

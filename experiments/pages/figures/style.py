@@ -17,7 +17,7 @@ import matplotlib
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure as Plain
 from PIL import Image
 
 from experiments.grid.escapes import SHORT, WORD
@@ -32,6 +32,17 @@ SMALL, TEXT = 7.5, 8.5  # points
 _ROOM = 1.0  # inches that figures have for a legend; they grow by what it needs more
 # Of files, each with what takes the date out of it.
 SUFFIXES: dict[str, dict[str, Any] | None] = {".png": None, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
+
+
+class Figure(Plain):
+    """A figure that notebooks show, also where nobody has imported pyplot."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = BytesIO()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of signs that the font lacks, of names that leave the axes little room
+            self.savefig(buffer, format="png", dpi=100)
+        return buffer.getvalue()
 
 
 class Style(NamedTuple):
@@ -85,7 +96,7 @@ def study_styles(series: Iterable[str], kinds: Iterable[str], beside: Iterable[s
     return known | styles_of(series, known)
 
 
-def save(figure: Figure, stem: str | Path, suffixes: Sequence[str] = tuple(SUFFIXES)) -> list[Path]:
+def save(figure: Plain, stem: str | Path, suffixes: Sequence[str] = tuple(SUFFIXES)) -> list[Path]:
     """Write STEM.png, .svg and .pdf, or some of them, and return their paths. Equal figures give equal bytes.
 
     A figure whose names leave its axes no room is made larger.
@@ -98,7 +109,7 @@ def save(figure: Figure, stem: str | Path, suffixes: Sequence[str] = tuple(SUFFI
     return written
 
 
-def _write(figure: Figure, file: Path) -> None:
+def _write(figure: Plain, file: Path) -> None:
     for larger in (2, 2, 0):
         warnings.filterwarnings("error" if larger else "ignore", "constrained_layout not applied")
         try:
@@ -110,7 +121,7 @@ def _write(figure: Figure, file: Path) -> None:
     return None
 
 
-def _write_png(figure: Figure, file: Path) -> None:
+def _write_png(figure: Plain, file: Path) -> None:
     """Write a PNG of 256 colours, a third of the size of one of all colours, which nobody can tell from it."""
     buffer = BytesIO()
     figure.savefig(buffer, format="png", dpi=200)
@@ -176,7 +187,7 @@ def name_axes(axis: Axes, x: str, y: str, width: float = 3, height: float = 2) -
     axis.set_ylabel(wrapped(y, height), fontsize=TEXT)
 
 
-def legend_below(figure: Figure, axes: Iterable[Axes], title: str | None = None, more: Iterable[Artist] = ()) -> None:
+def legend_below(figure: Plain, axes: Iterable[Axes], title: str | None = None, more: Iterable[Artist] = ()) -> None:
     """Add one legend under all axes: every label of theirs once, and `more` that only explain."""
     found = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     found |= {str(handle.get_label()): handle for handle in more}
