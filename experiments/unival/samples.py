@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from experiments.grid.worker import Worker
 from experiments.pages.views import open_study
 from experiments.results.samples import COUNT, Row, add_samples, sampled_rows, write_picture
 from experiments.study.points import Expert
+from experiments.unival.setups import PocketSetup
 from experiments.unival.studies import MixtureStudy, study_named
 from experiments.unival.subject import UnivalSubject
 from unival_core import Ensemble, GenerationOptions, Prediction, UnivalModel, predict
@@ -41,7 +42,9 @@ def make_samples(
     def answer(model: nn.Module, row: Row) -> list[dict[str, Any]]:
         assert isinstance(model, UnivalModel | Ensemble)
         data = subject.dataset(row["task"], row["split"], model.config)
-        return answers(folder, model, data, options=subject.setup.generation(row["task"]), count=count)
+        setup, options = subject.setup, subject.setup.generation(row["task"])
+        draw = setup.pictures if isinstance(setup, PocketSetup) else None
+        return answers(folder, model, data, options=options, count=count, draw=draw)
 
     return add_samples(folder, sampled_rows(open_study(folder, study)[0]), Worker(subject, device), expert, answer)
 
@@ -53,8 +56,11 @@ def answers(
     *,
     options: GenerationOptions | None = None,
     count: int = COUNT,
+    draw: Callable[[Sequence[Sequence[int]]], Sequence[Image.Image]] | None = None,
 ) -> list[dict[str, Any]]:
     """Ask a model the first `count` sound rows of a data set, and return its answers as samples.
+
+    Image codes are shown as the pictures that `draw` makes of them, if it is given.
 
     Each sample has a name, the prompt, the answer and the reference as text, `box` and `reference_box` as shares of
     the image's width and height (x0, y0, x1, y1) or None, and the image's file in `samples/` or None; frames of a
@@ -66,9 +72,13 @@ def answers(
     batch = collate([example for _, example in found]).to(device)
     with torch.inference_mode():
         said = predict(model, batch, data.task, data.tokenizer, answers=data.answers, options=options)
-    return [
+    samples = [
         sample_of(folder, data, number, example, answer) for (number, example), answer in zip(found, said, strict=True)
     ]
+    if draw is not None and data.task.writes == "codes":
+        for sample, picture in zip(samples, draw([answer.answer for answer in said]), strict=True):
+            sample |= {"answer": "", "reference": "", "image": write_picture(folder, picture)}
+    return samples
 
 
 def sample_of(folder: Path, data: TaskDataset, number: int, example: Example, answer: Prediction) -> dict[str, Any]:

@@ -14,12 +14,14 @@ from hashlib import sha256
 from pathlib import Path
 from typing import ClassVar
 
+from PIL import Image
+
 from experiments.errors import StudyError
 from experiments.statistics.calibration import CONFIDENCE as CONFIDENCE
 from experiments.study.points import Cell, Expert
 from experiments.unival.chance import most_common
 from experiments.unival.pocket.cache import user_cache
-from experiments.unival.pocket.codec import DRAWN_SHIFTS, contents_of
+from experiments.unival.pocket.codec import DRAWN_SHIFTS, contents_of, pictures_of
 from experiments.unival.pocket.data import Files, rows_digest, rows_file
 from experiments.unival.pocket.experts import expert_file, make_experts
 from experiments.unival.pocket.pipeline import Pocket
@@ -101,6 +103,10 @@ class PocketSetup:
     def contents(self, codes: Sequence[Sequence[int]], captions: Sequence[str]) -> list[float]:
         """Return which share of each caption's facts is recognised in the picture of its codes."""
         return contents_of(self.pocket(), codes, captions)
+
+    def pictures(self, codes: Sequence[Sequence[int]]) -> list[Image.Image]:
+        """Return the pictures of codes."""
+        return pictures_of(self.pocket(), codes)
 
     def guess(self, task: str) -> str | tuple[float, ...] | None:
         """Return one answer to all rows: the most frequent in training, of boxes that of the most frequent place; None

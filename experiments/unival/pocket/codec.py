@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -29,7 +30,7 @@ from experiments.unival.world.stock import Stock, Stocks, stream
 from experiments.unival.world.tables import read_world
 from experiments.unival.world.tasks import SIZES
 from merge import load_checkpoint, save_checkpoint
-from unival_core import CONFIGS, ImageCodes, ImageCodesConfig, load_image_codes, save_image_codes
+from unival_core import CONFIGS, ImageCodes, ImageCodesConfig, load_image_codes, save_image_codes, to_pixels
 from unival_core.data import MediaReader
 from unival_core.training import TrainOptions, learning_rate, make_optimizer, set_rate
 
@@ -188,6 +189,13 @@ def contents_of(pocket: Pocket, codes: Sequence[Sequence[int]], told: Sequence[s
     grids = torch.tensor(codes).view(-1, CELLS, CELLS).split(PORTION)
     seen = [recognised(model, codec.decode(part).clamp(-1, 1)) for part in grids]
     return contents([one for part in seen for one in part], told)
+
+
+@torch.no_grad()
+def pictures_of(pocket: Pocket, codes: Sequence[Sequence[int]]) -> list[Image.Image]:
+    """Return the pictures of codes."""
+    codec, grids = load_image_codes(codec_file(pocket)), torch.tensor(codes).view(-1, CELLS, CELLS)
+    return [Image.fromarray(pixels.numpy()) for pixels in to_pixels(codec.decode(grids))]
 
 
 # -- the rows

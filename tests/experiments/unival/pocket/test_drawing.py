@@ -12,11 +12,14 @@ from experiments.unival.pocket.experts import make_experts
 from experiments.unival.pocket.kinds import step_of, with_parents
 from experiments.unival.pocket.pipeline import Pocket, file_digest
 from experiments.unival.pocket.recogniser import Recogniser, Thing, content, described, recognised, train_recogniser
+from experiments.unival.samples import answers
 from experiments.unival.setups import CONTENT, PocketSetup
 from experiments.unival.studies import STUDIES, Choice
 from experiments.unival.subject import UnivalSubject
 from experiments.unival.world.grammar import captions
 from unival_core import CONFIGS, ImageCodes, ImageCodesConfig, load_model
+from unival_core.data import MediaCache
+from unival_core.media.image import load_image
 from unival_core.training import TrainOptions
 
 BOTH = ("caption", "image-generation")
@@ -140,5 +143,10 @@ def test_a_pocket_learns_to_draw(tmp_path):
     assert set(scores) == {CONTENT, "negative log-likelihood"}
     assert (scores[CONTENT].n, len(scores[CONTENT].per_example)) == (5, 5)
     assert 0 <= scores[CONTENT].value <= 1
+    data = setup.dataset(cell.task, "test", setup.tokenizer(CONFIGS["pocket"]), CONFIGS["pocket"], MediaCache())
+    model, options = load_model([*files.values()][1]), setup.generation(cell.task)
+    for sample in answers(tmp_path, model, data, options=options, count=2, draw=setup.pictures):
+        assert (sample["answer"], sample["prompt"] != "") == ("", True)
+        assert load_image(tmp_path / "samples" / sample["image"]).size == (48, 48)
     make_experts(pocket, [Expert("caption", "caption", "drawing")], 1, progress=False)
     assert file_digest(pocket.pretrained) == before
