@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from merge import Checkpoint, open_checkpoint, save_checkpoint
-from unival_core.attention import code_ids, grid_ids, image_buckets, token_buckets
+from unival_core.attention import CODE_TAIL, code_ids, grid_ids, image_buckets, token_buckets
 from unival_core.config import CODE_STRIDE, CONFIGS, AudioConfig, ResNetConfig, UnivalConfig, replace
 from unival_core.errors import UnivalError
 from unival_core.media.audio import mel_matrix
@@ -36,6 +36,7 @@ COMPUTED = (
     "*.spectrogram_extractor.*",
     "*.logmel_extractor.*",
 )
+CODE_CELLS = "decoder.image_position_idx"
 TOKENS = "encoder.embed_tokens.weight"
 TIED = ("decoder.embed_tokens.weight", "decoder.output_projection.weight")  # the same matrix under two more names
 _CELLS = "encoder.embed_image_positions.weight"
@@ -151,10 +152,16 @@ def placed(tensor: Tensor, device: torch.device | str, dtype: torch.dtype) -> Te
 
 
 def check_computed(file: Mapping[str, Tensor], config: UnivalConfig) -> None:
-    """Compare the file's position tables (exactly) and audio front end (to rounding) with what this model computes."""
+    """Compare the file's position tables (exactly) and audio front end (to rounding) with what this model computes.
+
+    A model may write images of another size than it was pretrained with: the file's cells are compared at their own.
+    """
     for pattern, compute in computed_tensors(config).items():
         for name in (name for name in file if fnmatchcase(name, pattern)):
             stored, wanted = file[name], compute()
+            if name == CODE_CELLS and stored.shape != wanted.shape:
+                side = min(code_image_size(stored), CODE_STRIDE * config.image_bucket)
+                wanted = code_ids(replace(config, code_image_size=side))
             same = stored.shape == wanted.shape and (
                 torch.equal(stored, wanted)
                 if not wanted.is_floating_point()
@@ -175,7 +182,7 @@ def computed_tensors(config: UnivalConfig) -> dict[str, Callable[[], Tensor]]:
             config.max_positions, config.token_bucket, config.max_positions, cpu
         ),
         "*.image_rp_bucket": lambda: image_buckets(torch.arange(config.image_positions), config.image_bucket),
-        "decoder.image_position_idx": lambda: code_ids(config),
+        CODE_CELLS: lambda: code_ids(config),
     }
     if (audio := config.audio) is not None:
         recipes["*.logmel_extractor.melW"] = lambda: mel_matrix(audio)
@@ -299,10 +306,12 @@ def infer_config(file: Mapping[str, Tensor]) -> UnivalConfig:
         token_bucket=(len(file["encoder.token_rel_pos_table_list.0.weight"]) + 1) // 2,
         image_bucket=math.isqrt(len(file["encoder.embed_image_positions.weight"]) - 1),
     )
-    if "decoder.image_position_idx" in names:
-        cells = len(file["decoder.image_position_idx"]) - len(code_ids(replace(config, code_image_size=0)))
-        config = replace(config, code_image_size=CODE_STRIDE * math.isqrt(cells))
-    return config
+    return replace(config, code_image_size=code_image_size(file[CODE_CELLS])) if CODE_CELLS in names else config
+
+
+def code_image_size(cells: Tensor) -> int:
+    """Return the side, in pixels, of the images whose codes are at these cells (`code_ids`)."""
+    return CODE_STRIDE * math.isqrt(max(0, len(cells) - CODE_TAIL - 1))
 
 
 def _count(names: Iterable[str], pattern: str) -> int:

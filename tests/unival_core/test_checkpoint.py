@@ -300,6 +300,21 @@ def test_untied_matrices_are_refused(pocket: UnivalModel, tmp_path: Path) -> Non
         load_model(path)
 
 
+def test_images_may_have_another_size_than_in_pretraining(small: UnivalModel, tmp_path: Path) -> None:
+    training_file(tmp_path / "a.pt", published(small))
+    config = replace(SMALL, code_image_size=128)
+    model = load_model(tmp_path / "a.pt", config)
+    assert (model.config, model.decoder.config.code_side) == (config, 16)
+    own = load_model(tmp_path / "a.pt").state_dict()
+    assert all(torch.equal(value, own[name]) for name, value in model.state_dict().items())
+    state = published(small)
+    cells = state["decoder.image_position_idx"].flip(0)
+    training_file(tmp_path / "b.pt", {**state, "decoder.image_position_idx": cells})
+    for wanted in (SMALL, config):
+        with pytest.raises(UnivalError, match=r"decoder\.image_position_idx, .*, is not what the config gives"):
+            load_model(tmp_path / "b.pt", wanted)
+
+
 def test_computed_tensors_are_checked(small: UnivalModel, tmp_path: Path) -> None:
     state = published(small)
     wrong = {**state, "encoder.token_rp_bucket": state["encoder.token_rp_bucket"].flip(0)}

@@ -143,7 +143,7 @@ def generate(
     _check_free(draw, overwrite)
     painting.check(chosen, overwrite=overwrite)
     answers, told = asking.allowed(chosen, checkpoint, loading.section)
-    model, tokenizer = loading.load(checkpoint)
+    model, tokenizer = loading.load(checkpoint, asking.side if chosen.writes == "codes" else None)
     if told and not answers and chosen.published.answers and model.config.vocabulary == CONFIGS["base"].vocabulary:
         typer.echo(told, err=True)  # the published experts were trained with a list
     chosen = asking.of(chosen.sized_for(model.config))

@@ -57,18 +57,24 @@ class Loading:
     section: Section = "auto"
     device: Device = "cpu"
 
-    def load(self, checkpoint: Path) -> tuple[UnivalModel, Tokenizer]:
-        """Load a model and its tokenizer. Raises UnivalError for a device that is not there."""
+    def load(self, checkpoint: Path, drawn: int | None = None) -> tuple[UnivalModel, Tokenizer]:
+        """Load a model, to draw images of `drawn` pixels if not of its own size, and its tokenizer.
+
+        Raises UnivalError for a device that is not there.
+        """
         import torch
 
-        from unival_core.checkpoint import load_model
+        from merge import open_checkpoint
+        from unival_core.checkpoint import config_of, load_model
         from unival_core.vocabulary import load_tokenizer
 
         try:
             torch.empty(0, device=self.device)
         except (RuntimeError, AssertionError) as error:
             raise UnivalError(f"--device {self.device}: {error}") from None
-        model = load_model(checkpoint, section=self.section, device=self.device)
+        config = config_of(open_checkpoint(checkpoint, self.section)) if drawn else None
+        config = config and replace(config, code_image_size=drawn)
+        model = load_model(checkpoint, config, section=self.section, device=self.device)
         return model, load_tokenizer(checkpoint, model.config, bpe=self.bpe, section=self.section)
 
 

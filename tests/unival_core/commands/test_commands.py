@@ -104,6 +104,8 @@ def test_pictures_are_drawn_and_saved(folder: Path, tmp_path: Path) -> None:
     assert f"{singles[0]} exists: pass --overwrite" in run(folder, *ask).stderr
     assert run(folder, *ask, "--overwrite").stdout == result.stdout
     assert singles[2].read_bytes() == before
+    assert run(folder, *ask, "--overwrite", "--side", "32").exit_code == 0
+    assert load_image(singles[0]).size == (32, 32)
     assert "hmm\n" in run(folder, *ask, "--overwrite", "--text", "a red hmm").stderr
 
 
