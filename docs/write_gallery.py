@@ -28,10 +28,9 @@ def folders() -> list[Path]:
 
 
 def figures(folder: Path) -> list[Path]:
-    """List the figures of a folder, in the order of the table of figures."""
-    order = list(FIGURES)
-    found = [path for path in folder.rglob("*.png") if _kind(path) in FIGURES]
-    return sorted(found, key=lambda path: (order.index(_kind(path)), path.name))
+    """List the figures of a folder, in the order of the table of figures, any others last."""
+    order = {kind: number for number, kind in enumerate(FIGURES)}
+    return sorted(folder.rglob("*.png"), key=lambda path: (order.get(_kind(path), len(order)), path.name))
 
 
 def gallery() -> str:
@@ -60,10 +59,11 @@ def gallery() -> str:
 
 
 def _figure(folder: Path, path: Path) -> list[str]:
-    kind = _kind(path)
-    names = path.stem.split("_")[1:]
-    entry = FIGURES[kind]
-    title = entry.title.format(*names) if entry.title.count("{}") == len(names) else path.stem.replace("_", " ")
+    kind, *names = path.stem.split("_")
+    entry = FIGURES.get(kind)
+    fits = entry is not None and entry.title.count("{}") == len(names)
+    title = entry.title.format(*names) if entry and fits else path.stem.replace("_", " ")
+    caption = f" {entry.caption}" if entry else ""
     call = ""
     if kind in METHODS and len(names) == 2:
         pair = "+".join(names)
@@ -72,7 +72,7 @@ def _figure(folder: Path, path: Path) -> list[str]:
     return [
         '<figure markdown="span">',
         f"[![{title}]({where}){{ loading=lazy }}]({where})",
-        f"<figcaption markdown>**{title}.** {entry.caption}{call}</figcaption>",
+        f"<figcaption markdown>**{title}.**{caption}{call}</figcaption>",
         "</figure>",
     ]
 

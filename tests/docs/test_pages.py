@@ -6,6 +6,7 @@ import ast
 import importlib.util
 import json
 import re
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -35,7 +36,7 @@ def hooks() -> ModuleType:
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.path", list(__import__("sys").path))
+        patch.setattr(sys, "path", [*sys.path])
         spec.loader.exec_module(module)
     return module
 
