@@ -34,7 +34,9 @@ WINGS: dict[str, tuple[str, ...]] = {
         *(
             "image_codes",
             "checkpoint",
+            "bart",
             "model",
+            "computed",
             "encoders",
             "media",
             "attention",
@@ -44,7 +46,7 @@ WINGS: dict[str, tuple[str, ...]] = {
             "vocabulary",
             "inputs",
         ),
-        *("vocabulary", "inputs", "config", "errors"),
+        *("vocabulary", "settings", "inputs", "config", "errors"),
     ),
     "experiments": (
         "commands",

@@ -23,7 +23,7 @@ from unival_core.errors import NotFinite, UnivalError
 # Where the public names live; a test compares it with the imports for type checkers below.
 _HOME = {
     "Attention": "attention",
-    "COMPUTED": "checkpoint",
+    "COMPUTED": "computed",
     "CONFIGS": "config",
     "Encoder": "model",
     "Ensemble": "ensemble",
@@ -59,7 +59,8 @@ __all__ = ["NotFinite", "UnivalError", *_HOME]
 
 if TYPE_CHECKING:
     from unival_core.attention import Attention
-    from unival_core.checkpoint import COMPUTED, config_of, load_model, save_model
+    from unival_core.checkpoint import config_of, load_model, save_model
+    from unival_core.computed import COMPUTED
     from unival_core.config import CONFIGS, UnivalConfig
     from unival_core.decoding import GenerationOptions
     from unival_core.ensemble import Ensemble

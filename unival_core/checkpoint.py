@@ -5,12 +5,12 @@
 >>> save_model(model, "again.pt", like="vqa.pt", section="model")    # doctest: +SKIP
 """
 
+import json
 import math
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -19,26 +19,24 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from merge import Checkpoint, open_checkpoint, save_checkpoint
-from unival_core.attention import CODE_TAIL, code_ids, grid_ids, image_buckets, token_buckets
-from unival_core.config import CODE_STRIDE, CONFIGS, AudioConfig, ResNetConfig, UnivalConfig, replace
+from unival_core.attention import grid_ids, image_buckets
+from unival_core.bart import from_bart, is_bart, with_rows
+from unival_core.computed import (
+    CODE_CELLS,
+    TIED,
+    TOKENS,
+    check_computed,
+    check_ties,
+    code_image_size,
+    is_computed,
+)
+from unival_core.config import CONFIGS, AudioConfig, ResNetConfig, UnivalConfig, replace
 from unival_core.errors import UnivalError
-from unival_core.media.audio import mel_matrix
 from unival_core.model import UnivalModel
+from unival_core.settings import Settings
+from unival_core.vocabulary import Tokenizer, load_tokenizer
 
 CONFIG_KEY = "unival_config"  # of a safetensors file's metadata
-# What published files carry and this model computes: tables of position buckets, the front end from waveform to
-# spectrogram, a format version. A merge of published files that goes into a live model leaves these out.
-COMPUTED = (
-    "*.version",
-    "*.token_rp_bucket",
-    "*.image_rp_bucket",
-    "decoder.image_position_idx",
-    "*.spectrogram_extractor.*",
-    "*.logmel_extractor.*",
-)
-CODE_CELLS = "decoder.image_position_idx"
-TOKENS = "encoder.embed_tokens.weight"
-TIED = ("decoder.embed_tokens.weight", "decoder.output_projection.weight")  # the same matrix under two more names
 _CELLS = "encoder.embed_image_positions.weight"
 Tensors = dict[str, Tensor]
 
@@ -58,10 +56,13 @@ def load_model(
     among the weights of a training file ("model", "extra_state.ema"). What `COMPUTED` names is checked and not kept.
     Raises UnivalError with all missing and unexpected names and differing shapes, or where a computed tensor is not
     what the config gives. With `strict=False` known differences are repaired (`REPAIRS`), what is still missing starts
-    from scratch, unexpected tensors are left out, and a warning tells each. Unreadable files raise merge.MergeError.
+    from scratch, unexpected tensors are left out, and a warning tells each. A file of BART gives a new model that
+    starts from it. Unreadable files raise merge.MergeError.
     """
     file = open_checkpoint(path, section)
     config = config or config_of(file)
+    if is_bart(file):
+        return from_bart(file, config, str(path)).to(device, dtype)
     check_computed(file, config)
     tensors = {name: file[name] for name in file if not is_computed(name)}
     model = bare_model(config) if strict else UnivalModel(config)
@@ -71,10 +72,8 @@ def load_model(
             if done := repair(tensors, fresh, config):
                 warnings.warn(f"{path}: {done}", stacklevel=2)
     refuse_differences(tensors, fresh, str(path))
-    for name in TIED:
-        if tensors[name].data_ptr() != tensors[TOKENS].data_ptr() and not torch.equal(tensors[name], tensors[TOKENS]):
-            raise UnivalError(f"{path}: {name} differs from {TOKENS}: this model has one matrix for both")
-        tensors[name] = tensors[TOKENS]
+    check_ties(tensors, str(path))
+    tensors |= dict.fromkeys(TIED, tensors[TOKENS])
     copied = {id(tensor): placed(tensor, device, dtype) for tensor in tensors.values()}
     model.load_state_dict({name: copied[id(tensor)] for name, tensor in tensors.items()}, assign=True)
     model.tie()
@@ -113,10 +112,51 @@ def save_model(
     return save_checkpoint(state, path, overwrite=overwrite, like=file, metadata=metadata)
 
 
-def config_of(file: Checkpoint) -> UnivalConfig:
-    """Return the config stored in a file, or else what its tensors imply (`infer_config`)."""
-    stored = file.metadata.get(CONFIG_KEY)
-    return UnivalConfig.from_json(stored) if stored is not None else infer_config(file)
+def config_of(file: Checkpoint, changes: Mapping[str, Any] | None = None) -> UnivalConfig:
+    """Return the config stored in a file, or else what its tensors imply (`infer_config`) and its settings say.
+
+    With `changes`, some fields as JSON has them, the settings do not count. Raises UnivalError where the file's
+    settings are not those of this model.
+    """
+    if (stored := file.metadata.get(CONFIG_KEY)) is not None:
+        config = UnivalConfig.from_json(stored)
+    elif is_bart(file):
+        config = replace(CONFIGS["base"], audio=None)  # the media of pretraining
+    else:
+        config = infer_config(file, changes)
+        config = config if changes else Settings.of(file).applied(config, str(file.path))
+    return config.changed(changes) if changes else config
+
+
+def read_changes(path: Path) -> dict[str, Any]:
+    """Read fields of a config from a JSON file. Raises UnivalError for what is no object."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UnivalError(f"{path}: {error}") from None
+    if not isinstance(found, dict) or not found:
+        raise UnivalError(f'{path}: give an object of fields of the config, as {{"bins": 1000}}')
+    return found
+
+
+def open_model(
+    path: str | Path,
+    *,
+    config: Path | None = None,
+    drawn: int | None = None,
+    bpe: Path | None = None,
+    section: str = "auto",
+    device: torch.device | str = "cpu",
+) -> tuple[UnivalModel, Tokenizer]:
+    """Load a model and its tokenizer: that is found first, as files of it that are missing are soon told.
+
+    `config` is a JSON file of fields that replace what the checkpoint says; `drawn` is the side, in pixels, of the
+    images that the model shall draw, if not its own.
+    """
+    known = config_of(open_checkpoint(path, section), None if config is None else read_changes(config))
+    known = replace(known, code_image_size=drawn) if drawn else known
+    tokenizer = load_tokenizer(path, known, bpe=bpe, section=section)
+    return load_model(path, known, section=section, device=device), tokenizer
 
 
 class _NoNumbers(TorchFunctionMode):
@@ -141,62 +181,9 @@ def bare_model(config: UnivalConfig) -> UnivalModel:
         return UnivalModel(config)
 
 
-def is_computed(name: str) -> bool:
-    """Tell whether published files carry a tensor of this name that is no weight."""
-    return any(fnmatchcase(name, pattern) for pattern in COMPUTED)
-
-
 def placed(tensor: Tensor, device: torch.device | str, dtype: torch.dtype) -> Tensor:
     """Return a copy that no longer depends on the file; integers keep their type."""
     return tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype, copy=True)
-
-
-def check_computed(file: Mapping[str, Tensor], config: UnivalConfig) -> None:
-    """Compare the file's position tables (exactly) and audio front end (to rounding) with what this model computes.
-
-    A model may write images of another size than it was pretrained with: the file's cells are compared at their own.
-    """
-    for pattern, compute in computed_tensors(config).items():
-        for name in (name for name in file if fnmatchcase(name, pattern)):
-            stored, wanted = file[name], compute()
-            if name == CODE_CELLS and stored.shape != wanted.shape:
-                side = min(code_image_size(stored), CODE_STRIDE * config.image_bucket)
-                wanted = code_ids(replace(config, code_image_size=side))
-            same = stored.shape == wanted.shape and (
-                torch.equal(stored, wanted)
-                if not wanted.is_floating_point()
-                else torch.allclose(stored.float(), wanted, rtol=2e-3, atol=1e-5)  # of half precision
-            )
-            if not same:
-                raise UnivalError(
-                    f"{name}, {tuple(stored.shape)}, is not what the config gives, {tuple(wanted.shape)}: "
-                    "pass the config that the file was trained with"
-                )
-
-
-def computed_tensors(config: UnivalConfig) -> dict[str, Callable[[], Tensor]]:
-    """Say how to compute what `COMPUTED` names, by pattern."""
-    cpu = torch.device("cpu")
-    recipes: dict[str, Callable[[], Tensor]] = {
-        "*.token_rp_bucket": lambda: token_buckets(
-            config.max_positions, config.token_bucket, config.max_positions, cpu
-        ),
-        "*.image_rp_bucket": lambda: image_buckets(torch.arange(config.image_positions), config.image_bucket),
-        CODE_CELLS: lambda: code_ids(config),
-    }
-    if (audio := config.audio) is not None:
-        recipes["*.logmel_extractor.melW"] = lambda: mel_matrix(audio)
-        recipes["*.stft.conv_real.weight"] = lambda: fourier_kernels(audio)[0]
-        recipes["*.stft.conv_imag.weight"] = lambda: fourier_kernels(audio)[1]
-    return recipes
-
-
-def fourier_kernels(config: AudioConfig) -> tuple[Tensor, Tensor]:
-    """Return the windowed Fourier transform as the two convolution kernels of published files, bands x 1 x n_fft."""
-    time = torch.arange(config.n_fft, dtype=torch.float64)
-    angle = torch.arange(config.n_fft // 2 + 1)[:, None] * time * (2 * math.pi / config.n_fft)
-    window = torch.hann_window(config.n_fft, dtype=torch.float64)
-    return (angle.cos() * window).float().unsqueeze(1), (-angle.sin() * window).float().unsqueeze(1)
 
 
 def refuse_differences(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path: str) -> None:
@@ -224,7 +211,7 @@ def append_vocabulary(tensors: Tensors, fresh: Mapping[str, Tensor], config: Uni
     known = len(tensors.get(TOKENS, fresh[TOKENS]))
     if known >= config.vocabulary:
         return None
-    whole = torch.cat((tensors[TOKENS], fresh[TOKENS][known:].to(tensors[TOKENS])))
+    whole = with_rows(tensors[TOKENS], config.vocabulary)
     for name in (TOKENS, *TIED):
         tensors[name] = whole
     return f"appended {config.vocabulary - known} fresh rows to a vocabulary of {known}"
@@ -280,20 +267,28 @@ REPAIRS = (append_vocabulary, grow_text_positions, grow_image_positions)
 # -- the config of a file that does not tell it
 
 
-def infer_config(file: Mapping[str, Tensor]) -> UnivalConfig:
+def infer_config(file: Mapping[str, Tensor], changes: Mapping[str, Any] | None = None) -> UnivalConfig:
     """Return the architecture that names and shapes of a published file imply.
 
-    Not readable from them, and taken to be the published ones: the split of 59,457 ids, and sample rate, hop (200) and
-    mel range of the audio encoder.
+    Not readable from them, and taken to be the published ones: the split of 59,457 ids (others are told by `changes` or
+    by the file's settings), and sample rate, hop (200) and mel range of the audio encoder.
     """
     base, names = CONFIGS["base"], set(file)
     if TOKENS not in names or "encoder.layers.0.self_attn.c_attn" not in names:
         raise UnivalError(f"no UnIVAL checkpoint: there is no {TOKENS}, only {', '.join(sorted(names)[:3])}, ...")
     rows, width = file[TOKENS].shape
-    if rows != base.vocabulary:
-        raise UnivalError(f"a vocabulary of {rows} ids is not the published one of {base.vocabulary}: give the config")
+    told = {"text_ids": base.text_ids, "codes": base.codes, "bins": base.bins}
+    if (counts := Settings.of(file).vocabulary) is not None:
+        told |= {"text_ids": rows - sum(counts), "codes": counts[0], "bins": counts[1]}
+    told |= {name: value for name, value in (changes or {}).items() if name in told}
+    if rows != sum(told.values()):
+        raise UnivalError(
+            f"a vocabulary of {rows} ids is not {' + '.join(f'{count} {name}' for name, count in told.items())}: give "
+            "the config with its text_ids, codes and bins"
+        )
     config = replace(
         base,
+        **told,
         width=width,
         heads=len(file["encoder.layers.0.self_attn.c_attn"]),
         ffn=len(file["encoder.layers.0.fc1.bias"]),
@@ -307,11 +302,6 @@ def infer_config(file: Mapping[str, Tensor]) -> UnivalConfig:
         image_bucket=math.isqrt(len(file["encoder.embed_image_positions.weight"]) - 1),
     )
     return replace(config, code_image_size=code_image_size(file[CODE_CELLS])) if CODE_CELLS in names else config
-
-
-def code_image_size(cells: Tensor) -> int:
-    """Return the side, in pixels, of the images whose codes are at these cells (`code_ids`)."""
-    return CODE_STRIDE * math.isqrt(max(0, len(cells) - CODE_TAIL - 1))
 
 
 def _count(names: Iterable[str], pattern: str) -> int:

@@ -18,6 +18,7 @@ from typing import Any
 from unival_core.errors import UnivalError
 
 BOS, PAD, EOS, UNK = 0, 1, 2, 3  # the same ids in every vocabulary
+PUBLISHED_TEXT = 50_265  # ids of specials, text pieces and <mask> in published models
 CODE_STRIDE = 8  # image generation: one code stands for 8 x 8 pixels
 
 
@@ -100,7 +101,7 @@ class UnivalConfig:
     image: ResNetConfig
     video: ResNetConfig | None = None
     audio: AudioConfig | None = None
-    text_ids: int = 50_265
+    text_ids: int = PUBLISHED_TEXT
     codes: int = 8_192
     bins: int = 1_000
     max_positions: int = 1_024
@@ -125,6 +126,11 @@ class UnivalConfig:
     def vocabulary(self) -> int:
         """Return the number of token ids."""
         return self.text_ids + self.codes + self.bins
+
+    @property
+    def has_published_text(self) -> bool:
+        """Tell whether text is cut into the published pieces, whatever the number of codes and bins behind them."""
+        return self.text_ids == PUBLISHED_TEXT
 
     @property
     def code_offset(self) -> int:
@@ -159,6 +165,15 @@ class UnivalConfig:
     def to_json(self) -> str:
         """Return one line of JSON, as stored in a checkpoint."""
         return json.dumps(asdict(self))
+
+    def changed(self, changes: Mapping[str, Any]) -> "UnivalConfig":
+        """Return the config with other values for some fields, as JSON has them: also `{"audio": {"hop": 480}}` and
+        `{"video": null}`. Raises UnivalError for fields that there are not."""
+        own = asdict(self)
+        for name, value in changes.items():
+            whole = own[name] if isinstance(own.get(name), dict) and isinstance(value, dict) else {}
+            own[name] = {**whole, **value} if whole else value
+        return UnivalConfig.from_json(json.dumps(own))
 
     @classmethod
     def from_json(cls, text: str) -> "UnivalConfig":

@@ -28,6 +28,7 @@ from unival_core.attention import (
     token_buckets,
     token_tables,
 )
+from unival_core.computed import leave_out_computed
 from unival_core.config import PAD, Regularization, UnivalConfig
 from unival_core.decoder_cache import DecoderCache, Encoded, LayerMemory
 from unival_core.encoders.audio import Cnn14
@@ -323,6 +324,7 @@ class UnivalModel(nn.Module):
         self.decoder = Decoder(config, embed_tokens)
         self.tie()
         self.apply(initialise)
+        self.register_load_state_dict_pre_hook(leave_out_computed)
         self.regularize(regularization or Regularization())
 
     def tie(self) -> None:

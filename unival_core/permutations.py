@@ -20,7 +20,8 @@ from torch import Tensor
 
 from merge import Alignment, Checkpoint, PermutationSpec, open_checkpoint, patterns, permutation_spec
 from merge import align_checkpoint as align_any
-from unival_core.checkpoint import TIED, bare_model, config_of, is_computed, refuse_differences
+from unival_core.checkpoint import bare_model, config_of, refuse_differences
+from unival_core.computed import TIED, is_computed
 from unival_core.config import AudioConfig, ResNetConfig, UnivalConfig
 from unival_core.errors import UnivalError
 

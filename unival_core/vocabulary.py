@@ -18,7 +18,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from merge import open_checkpoint
-from unival_core.config import BOS, CONFIGS, EOS, PAD, UNK, UnivalConfig
+from unival_core.config import BOS, CONFIGS, EOS, PAD, PUBLISHED_TEXT, UNK, UnivalConfig
 from unival_core.errors import UnivalError
 
 PUBLISHED_FILES = {
@@ -104,13 +104,14 @@ class Tokenizer:
         return self
 
     @classmethod
-    def published(cls, *folders: Path) -> Tokenizer:
-        """Return the vocabulary of the published models, from the first of `folders` that holds its three files.
+    def published(cls, *folders: Path, config: UnivalConfig | None = None) -> Tokenizer:
+        """Return the vocabulary of the published models, from the first of `folders` that holds its three files, with
+        as many codes and bins as `config` has.
 
         They are third-party data that the project does not ship: the folder utils/BPE of the UnIVAL repository.
         Raises `UnivalError` when a file is missing or is not the published one.
         """
-        files = {name: _published_file(name, folders) for name in PUBLISHED_FILES}
+        files = _published_files(folders)
         symbols = [line.rsplit(" ", 1)[0] for line in files["dict.txt"].splitlines()]
         ids = {symbol: len(_SPECIALS) + line for line, symbol in enumerate(symbols)}
         pieces = {piece: ids[str(number)] for piece, number in json.loads(files["encoder.json"]).items()}
@@ -118,8 +119,8 @@ class Tokenizer:
         text = tokenizers.Tokenizer(models.BPE(vocab=pieces, merges=merges))
         text.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         text.decoder = decoders.ByteLevel()
-        base = CONFIGS["base"]
-        return cls(text, base.text_ids, base.codes, base.bins)
+        layout = config or CONFIGS["base"]
+        return cls(text, PUBLISHED_TEXT, layout.codes, layout.bins)
 
     @classmethod
     def train(cls, texts: Iterable[str], config: UnivalConfig, *, behind: Iterable[str] = ()) -> Tokenizer:
@@ -179,14 +180,14 @@ def load_tokenizer(
     it. Raises UnivalError where there is none, or not of the layout of `config`.
     """
     if bpe is not None:
-        return Tokenizer.published(Path(bpe)).check(config)
+        return Tokenizer.published(Path(bpe), config=config).check(config)
     stored = open_checkpoint(checkpoint, section).metadata.get(TOKENIZER_KEY)
     if stored is not None:
         return Tokenizer.from_json(stored).check(config)
-    if config.vocabulary != CONFIGS["base"].vocabulary:
+    if not config.has_published_text:
         raise UnivalError(f"{checkpoint}: no tokenizer is stored in it (metadata {TOKENIZER_KEY!r}): save it with one")
     folder = Path(checkpoint) if Path(checkpoint).is_dir() else Path(checkpoint).parent
-    return Tokenizer.published(folder, folder / "BPE").check(config)
+    return Tokenizer.published(folder, folder / "BPE", config=config).check(config)
 
 
 def _word_level(words: Sequence[str]) -> tokenizers.Tokenizer:
@@ -200,22 +201,22 @@ def _word_level(words: Sequence[str]) -> tokenizers.Tokenizer:
     return text
 
 
-def _published_file(name: str, folders: Sequence[Path]) -> str:
-    for folder in folders:
-        if (path := folder / name).is_file():
-            break
-    else:
+def _published_files(folders: Sequence[Path]) -> dict[str, str]:
+    """Return the text of every file, all of them looked for before one is read."""
+    places = {name: next((f / name for f in folders if (f / name).is_file()), None) for name in PUBLISHED_FILES}
+    if missing := [name for name, path in places.items() if path is None]:
         looked = " or ".join(str(folder) for folder in folders)
-        raise UnivalError(
-            f"{name} is not in {looked}: copy utils/BPE of the UnIVAL repository there, or name its folder"
-        )
-    data = path.read_bytes()
-    if (digest := hashlib.sha256(data).hexdigest()) != PUBLISHED_FILES[name]:
-        raise UnivalError(
-            f"{path} is not the published file: SHA-256 {digest[:12]}..., expected {PUBLISHED_FILES[name][:12]}...: "
-            "copy it unchanged from utils/BPE of the UnIVAL repository"
-        )
-    return data.decode("utf-8")
+        are = "is" if len(missing) == 1 else "are"
+        advice = "copy utils/BPE of the UnIVAL repository there, or name its folder"
+        raise UnivalError(f"{', '.join(missing)} {are} not in {looked}: {advice}")
+    texts = {name: path.read_bytes() for name, path in places.items() if path is not None}
+    for name, data in texts.items():
+        if (digest := hashlib.sha256(data).hexdigest()) != PUBLISHED_FILES[name]:
+            raise UnivalError(
+                f"{places[name]} is not the published file: SHA-256 {digest[:12]}..., expected "
+                f"{PUBLISHED_FILES[name][:12]}...: copy it unchanged from utils/BPE of the UnIVAL repository"
+            )
+    return {name: data.decode("utf-8") for name, data in texts.items()}
 
 
 def _ratios(image_size: tuple[int, int], side: int) -> np.ndarray:

@@ -62,7 +62,7 @@ class Engine:
 
 
 def list_studies() -> None:
-    """Print the studies, with the number of cells of each at setup pocket.
+    """Print the studies, with the number of cells of each at setup pocket, or else at setup base.
 
     \b
     unival-merge study list
@@ -70,7 +70,7 @@ def list_studies() -> None:
     from experiments.unival.studies import STUDIES, Choice
 
     for name, study in STUDIES.items():
-        typer.echo(f"{name:16}{len(study.cells(Choice())):5} cells  {study.question}  ({study.source})")
+        typer.echo(f"{name:16}{len(study.cells(Choice(study.setups[0]))):5} cells  {study.question}  ({study.source})")
 
 
 def run(

@@ -24,7 +24,7 @@ from experiments.study.points import PRETRAINED, Cell, Expert
 from experiments.unival.pocket.kinds import KINDS
 from merge import Input, MergeError, open_checkpoint
 from unival_core import PUBLISHED_FILES, TASKS, GenerationOptions, Tokenizer, UnivalConfig, load_tokenizer
-from unival_core.data import MediaCache, Published, TaskDataset, TsvTable, load_answers
+from unival_core.data import MediaCache, Published, ReferencedTable, TaskDataset, TsvTable, load_answers
 from unival_core.metrics import PUBLISHED_AREAS
 
 _UNIVAL = "https://github.com/mshukor/UnIVAL/blob/main"
@@ -34,12 +34,19 @@ BPE_PAGE = "https://github.com/mshukor/UnIVAL/tree/main/utils/BPE"
 IMAGE_DATA_PAGE = "https://github.com/OFA-Sys/OFA/blob/main/datasets.md"
 
 PRETRAINED_FILE = "unival_s2_hs/checkpoint1.pt"
+STAGE_1 = "stage-1"  # pretrained on images alone
+PRETRAINED_FILES = {PRETRAINED: PRETRAINED_FILE, STAGE_1: "unival_s1/checkpoint15.pt"}  # by kind of expert
+BART_FILE = "bart.base/model.pt"  # what the original's first stage started from
 PUBLISHED_SECONDS = 0.015  # a caption at batch 1 (arXiv 2307.16184, on one MI250X)
 
 
 @dataclass(frozen=True)
 class BaseSetup:
-    """Published files in two folders; digests of large data files are kept in `folder`, the study's."""
+    """Published files in two folders; digests of large data files are kept in `folder`, the study's.
+
+    Answers of videos are to their middle frames, and of long audio to its middle: the published ones are to random
+    ones.
+    """
 
     folder: Path
     checkpoints: Path
@@ -51,16 +58,17 @@ class BaseSetup:
     @staticmethod
     def shifts(task: str) -> tuple[str, ...]:
         """Return the splits of a task with shifted data: those that were published."""
-        files = TASKS[task].published.files if task in TASKS else ()
-        return tuple(split for split in files if split not in ("train", "val", "test"))
+        return TASKS[task].published.shifts if task in TASKS else ()
 
     def source(self, expert: Expert, seed: int = 0) -> Input:
         """Find the published file, or `<kind>/<name>.pt` (.safetensors) of one's own, whatever the seed.
 
         Of some tasks' experts the running average, as in published evaluations, where the file has one.
         """
-        published = TASKS[expert.task].published if expert.task in TASKS else Published(PRETRAINED_FILE)
-        if published.checkpoint and (expert.kind == PRETRAINED or KINDS[expert.kind].published):
+        published = TASKS[expert.task].published if expert.task in TASKS else Published()
+        if expert.kind in PRETRAINED_FILES:
+            file = self.checkpoints / PRETRAINED_FILES[expert.kind]
+        elif published.checkpoint and KINDS[expert.kind].published:
             file = self.checkpoints / published.checkpoint
         else:
             file = self.checkpoints / expert.kind / f"{expert.name}.pt"
@@ -97,18 +105,24 @@ class BaseSetup:
         )
 
     def table(self, task: str, split: str) -> TsvTable:
-        """Return published rows as they are in their files."""
-        return TsvTable(self.files(task, split), TASKS[task].columns, TASKS[task].selected_cols)
+        """Return published rows as they are in their files; where these tell captions apart from rows, one an image,
+        with all its captions."""
+        known = TASKS[task]
+        columns = known.selected_cols
+        if split in known.published.by_image:
+            columns = (1, *columns[1:])
+        table = TsvTable(self.files(task, split), known.columns, columns)
+        references = self.references_file(task, split)
+        return table if references is None else ReferencedTable(table, references)
 
     def data_digest(self, task: str, split: str) -> str:
         """Return the digest of the files and of the answers; media that the files name by path are not looked at."""
-        answers = self.answers_file(task, split)
-        files = [*self.files(task, split), *([answers] if answers else [])]
+        files = [*self.files(task, split), *self.beside(task, split)]
         return f"sha256:{sha256(' '.join(self.file_digest(file) for file in files).encode()).hexdigest()}"
 
     def generation(self, task: str) -> GenerationOptions:
         """Search as published, with beams."""
-        return TASKS[task].generation
+        return TASKS[task].published.generation or TASKS[task].generation
 
     def metrics(self, task: str) -> tuple[str, ...]:
         """Quote the task's first metric."""
@@ -142,6 +156,16 @@ class BaseSetup:
         name = known.get(split, known.get(""))
         return None if name is None else self.data / name
 
+    def references_file(self, task: str, split: str) -> Path | None:
+        """Return the file of a split's captions, if they are not those of its rows."""
+        name = TASKS[task].published.references.get(split)
+        return None if name is None else self.data / name
+
+    def beside(self, task: str, split: str) -> list[Path]:
+        """Return the files that a split needs besides its rows."""
+        found = (self.answers_file(task, split), self.references_file(task, split))
+        return [file for file in found if file is not None]
+
     def file_digest(self, file: Path) -> str:
         """Return the SHA-256 of a file, computed again only when its size or time has changed."""
         if not file.exists():
@@ -163,8 +187,7 @@ class BaseSetup:
         """Return every file that is needed, with the page that tells where it comes from."""
         wanted = [self.source(expert, seed).path for expert in experts]
         for task, split in places:
-            answers = self.answers_file(task, split)
-            wanted += [*self.files(task, split), *([answers] if answers else [])]
+            wanted += [*self.files(task, split), *self.beside(task, split)]
         if any(file.suffix == ".pt" for file in wanted):  # others carry their vocabulary
             wanted += [self.checkpoints / "BPE" / name for name in PUBLISHED_FILES]
         return {file: page_of(file) for file in wanted}
@@ -193,9 +216,9 @@ def known_digests(record: Path) -> dict[str, list[str]]:
 def page_of(file: Path) -> str:
     """Return the page of the original's documentation that leads to a file."""
     if file.suffix == ".pt":
-        known = {PRETRAINED_FILE, *(task.published.checkpoint for task in TASKS.values())}
+        known = {*PRETRAINED_FILES.values(), *(task.published.checkpoint for task in TASKS.values())}
         return CHECKPOINTS_PAGE if "/".join(file.parts[-2:]) in known else "an expert of your own: unival-merge train"
     if file.parent.name == "BPE":
         return BPE_PAGE
-    own = any(part in str(file) for part in ("okvqa", "vizwiz", "nocaps", "video_data"))
+    own = any(part in str(file) for part in ("okvqa", "vizwiz", "nocaps", "video_data", "audio_data"))
     return DATA_PAGE if own else IMAGE_DATA_PAGE

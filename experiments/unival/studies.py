@@ -12,7 +12,6 @@ shifted splits there are: a study is the same at both.
 from __future__ import annotations
 
 import itertools
-from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -21,11 +20,14 @@ from experiments.errors import StudyError
 from experiments.grid.notes import Notes
 from experiments.study.cells import Outline, is_even
 from experiments.study.methods import ALL, Sweep, plane, sweeps_of
-from experiments.study.points import POLICIES, START, Cell, Expert, Point, single, together
+from experiments.study.points import START, Cell, Expert, Point, single, together
+from experiments.unival.choice import Choice, PretrainingStudy, PublishedStudy, UnivalStudy
 from experiments.unival.pocket.families import families
 from experiments.unival.pocket.kinds import KINDS, PROGRESS
-from experiments.unival.pocket.pretrainings import COMPARISONS, comparisons_of, tasks_of
-from experiments.unival.setups import CONFIDENCE, LOSS, SETUPS
+from experiments.unival.pocket.pretrainings import COMPARISONS
+from experiments.unival.published import STAGE_1
+from experiments.unival.setups import SETUPS
+from unival_core.metrics import SIZES
 
 if TYPE_CHECKING:
     from experiments.study.study import Mixture
@@ -34,57 +36,6 @@ SHAPES = ("single", "uniform", "line")
 FAMILIES = families()
 ALL_TASKS = {task: task for family in FAMILIES.values() for task in family}
 IMAGE_TASKS = {task: task for task in FAMILIES["image"]}
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What is wanted of a study: `points` along every line (None: the study's own), `kinds` of experts (None: all),
-    `only` one mixture ("vqa+caption"), `batchnorm` policies of merged points ("all": every one), `methods` of merging
-    (None: the study's)."""
-
-    setup: str = "pocket"
-    split: str = "test"
-    points: int | None = None
-    kinds: tuple[str, ...] | None = None
-    only: str | None = None
-    batchnorm: tuple[str, ...] = ("average",)
-    methods: tuple[str | Sweep, ...] | None = None
-
-    def __post_init__(self) -> None:
-        if self.setup not in SETUPS:
-            raise StudyError(f"no setup {self.setup!r}: choose one of {', '.join(SETUPS)}")
-        if self.split not in ("test", "val"):
-            raise StudyError(f"no split {self.split!r}: choose test, or val to choose settings")
-        if self.points is not None and self.points < 2:
-            raise StudyError(f"{self.points} points on a line: give 2 or more, the ends count")
-        for policy in self.batchnorm:
-            if policy not in (*POLICIES, "all") and not policy.startswith("from:"):
-                raise StudyError(f"no BatchNorm policy {policy!r}: choose {', '.join(POLICIES)}, from:NAME or all")
-
-
-@dataclass(frozen=True, kw_only=True)
-class UnivalStudy(ABC):
-    """A study of UnIVAL: its name, its question in a sentence, the source of the idea, by task the metrics that
-    replace the task's own, and whether to `choose` points on val before others splits (`experiments.Study`)."""
-
-    name: str
-    question: str
-    source: str
-    metrics: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
-    choose: bool = False
-
-    @abstractmethod
-    def cells(self, choice: Choice) -> list[Cell]:
-        """List every cell once, those of one point together; StudyError where the choice names what there is not."""
-
-    @property
-    def notes(self) -> Notes:
-        """Return what pages made of its rows say of it, and the tables that they show besides."""
-        return Notes(self.question, self.source, beside=[LOSS, CONFIDENCE])
-
-    def mixtures_of(self, choice: Choice) -> list[dict[str, Expert]]:
-        """Return the experts of every mixture wanted by name, of every kind apart; StudyError where there are none."""
-        raise StudyError(f"study {self.name} mixes nothing: there is no ratio to choose")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,38 +172,7 @@ class MixtureStudy(UnivalStudy):
                         yield Cell(single(model), task, split, metrics)
 
 
-@dataclass(frozen=True, kw_only=True)
-class PretrainingStudy(UnivalStudy):
-    """Models that were pretrained in several ways, each by itself; `comparisons` has for each what it is asked by name
-    of the training (experiments.unival.pocket.pretrainings). One that takes part in several is evaluated once."""
-
-    comparisons: Mapping[str, Mapping[str, tuple[str, ...]]]
-
-    @property
-    def notes(self) -> Notes:
-        """Add the comparisons, as tables of their own."""
-        return replace(super().notes, tables=self.comparisons)
-
-    def cells(self, choice: Choice) -> list[Cell]:
-        """Return every cell once, those of one training together; StudyError where the choice names what there is
-        not."""
-        known = ", ".join(self.comparisons)
-        if choice.setup != "pocket":
-            raise StudyError(f"study {self.name} is of setup pocket: at setup {choice.setup} nothing is pretrained")
-        if choice.kinds is not None:
-            raise StudyError(f"study {self.name} has comparisons, no kinds: choose --only {known}")
-        if choice.only is not None and choice.only not in self.comparisons:
-            raise StudyError(f"study {self.name} has nothing of {choice.only!r}: choose one of {known}")
-        if choice.methods is not None:
-            raise StudyError(f"study {self.name} merges nothing, by no method")
-        asked = tasks_of({name: own for name, own in self.comparisons.items() if choice.only in (None, name)})
-        return Outline(
-            experts={name: Expert(name, "", "+".join(comparisons_of(name))) for name in asked},
-            mixtures=(),
-            ask=lambda point: (Cell(point, task, choice.split) for name in point.experts for task in asked[name]),
-        ).cells()
-
-
+BOXES = ("Acc@0.5", *(f"Acc@0.5 {size} of all" for size in SIZES), *(f"Acc@0.{tenths}" for tenths in (4, 6, 7, 8, 9)))
 STUDIES: dict[str, UnivalStudy] = {
     "interpolation": MixtureStudy(
         name="interpolation",
@@ -335,6 +255,7 @@ STUDIES: dict[str, UnivalStudy] = {
     ),
     "methods": MixtureStudy(
         name="methods",
+        setups=("pocket",),
         question="Which method merges four experts best, each with its values chosen on val?",
         source="each method's paper, by the comparisons of arXiv 2505.10833 and 2505.19892",
         experts=IMAGE_TASKS,
@@ -368,6 +289,18 @@ STUDIES: dict[str, UnivalStudy] = {
         question="What do balance, a curriculum, more tasks and more modalities bring to pretraining?",
         source="arXiv 2307.16184, tables 2, 3, 4, 12, 16 and 17",
         comparisons=COMPARISONS,
+        setups=("pocket",),
+    ),
+    "published": PublishedStudy(
+        name="published",
+        question="What do the published models score on the published data?",
+        source="arXiv 2307.16184, tables 5 to 11",
+        before={
+            Expert(STAGE_1, "", STAGE_1): ("image",),
+            START: ("image", "video"),
+        },
+        metrics=dict.fromkeys(("grounding", "grounding-refcoco", "grounding-refcocog"), BOXES),
+        setups=("base",),
     ),
 }
 

@@ -9,10 +9,10 @@ import html
 import itertools
 import json
 import re
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from merge.checkpoint.folder import INDEX, MODULES, PIPELINE, has_weights, is_another, parts_in, weights_in
 from merge.checkpoint.formats import FORMATS, format_of
@@ -33,6 +33,7 @@ from merge.checkpoint.formats.format import (
 from merge.checkpoint.formats.tensors import Spec, TensorEntry
 from merge.checkpoint.hub import located
 from merge.checkpoint.names import new_names
+from merge.checkpoint.noted import noted
 from merge.errors import MergeError
 
 if TYPE_CHECKING:
@@ -141,6 +142,11 @@ class Checkpoint(Mapping[str, "Tensor"]):
         found = self.content.dictionary or dictionary_in(self.metadata)
         plain = isinstance(found, dict) and all(type(k) is str and type(v) is int for k, v in found.items())
         return found if plain and found else None
+
+    @property
+    def noted(self) -> Mapping[str, Mapping[str, Any]]:
+        """What a training file notes of the model and the run (`cfg`, `args`, `hparams`, ...), by the entry's name."""
+        return noted(getattr(self.content.kept, "tree", None))
 
     @property
     def nbytes(self) -> int:
@@ -260,11 +266,6 @@ def _in_file(path: Path) -> Found:
     return Found(path, format, format.read(path), (path,))
 
 
-def suffixes(formats: Iterable[Format]) -> list[str]:
-    """List the suffixes of these formats."""
-    return [suffix for format in formats for suffix in format.suffixes]
-
-
 def _in_folder(folder: Path) -> Found:
     """Read a folder's own weights, or those of its parts, or both: see `merge.checkpoint.folder`."""
     distributed = FORMATS["distributed"]
@@ -361,8 +362,7 @@ def _under_index(path: Path, index: Path) -> Found:
     metadata = first.content.metadata
     if noted_ties(noted, entries):  # huggingface_hub notes ties here where there are shards
         metadata = {**(metadata or {}), **noted}
-    content = Content(path, {WHOLE: entries}, metadata)
-    return Found(path, first.format, content, tuple(folder / file for file in found))
+    return Found(path, first.format, Content(path, {WHOLE: entries}, metadata), tuple(folder / file for file in found))
 
 
 def _read_index(index: Path) -> tuple[dict[str, str], dict[str, str]]:

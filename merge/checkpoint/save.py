@@ -18,7 +18,7 @@ from merge.checkpoint.folder import SHARD
 from merge.checkpoint.formats import FORMATS, format_of
 from merge.checkpoint.formats.format import Glimpse, Layout, OutputFile, Specs, path_of
 from merge.checkpoint.formats.tensors import TensorEntry, raw_bytes
-from merge.checkpoint.open import Checkpoint, open_checkpoint, specs, suffixes
+from merge.checkpoint.open import Checkpoint, open_checkpoint, specs
 from merge.checkpoint.parts import accounts, lay_out_parts
 from merge.checkpoint.source import Source, dense, opened
 from merge.errors import MergeError
@@ -48,7 +48,8 @@ def lay_out(
     format = next((format for format in FORMATS.values() if format.named(path)), None)
     if format not in (None, *written) or (format is None and path.suffix and not path.is_dir()):
         problem = f"unknown suffix {path.suffix!r}" if format is None else f"{format.label} files are only read"
-        raise MergeError(f"{path}: {problem}; known are {', '.join(suffixes(written))}, or none for a folder")
+        suffixes = ", ".join(suffix for format in written for suffix in format.suffixes)
+        raise MergeError(f"{path}: {problem}; known are {suffixes}, or none for a folder")
     sharded = [format for format in written if format.folder_planner is not None]
     folder = format is None or (shard_size is not None and format in sharded)
     edits = (sidecars or {}) if folder else {}

@@ -90,6 +90,8 @@ TEXTS = {  # every column but uniq_id and media, for an even and an odd row
     "type": ("caption", "caption"),
     "image_id": ("5", "6"),
 }
+# The other tasks ask the same of other data sets.
+DISTINCT = [name for name in TASKS if not any(name.startswith(f"{other}-") for other in TASKS)]
 LAYOUTS = {name: " ".join(task.layout or task.columns) for name, task in TASKS.items()}
 
 

@@ -11,7 +11,7 @@ import torch
 from typer.testing import CliRunner, Result
 
 import merge
-from tests.unival_core.made_rows import POCKET, TOKENIZER, cells, dataset, png, table, write_file
+from tests.unival_core.made_rows import DISTINCT, POCKET, TOKENIZER, cells, dataset, png, table, write_file
 from unival_core.checkpoint import save_model
 from unival_core.commands import app as program
 from unival_core.config import replace as replace_config
@@ -28,7 +28,7 @@ from unival_core.tasks import TASKS
 from unival_core.vocabulary import TOKENIZER_KEY
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", DISTINCT)
 @pytest.mark.parametrize("by_path", [False, True])
 def test_every_task_from_file_to_score(tmp_path: Path, pocket: UnivalModel, task: str, by_path: bool) -> None:
     if TASKS[task].medium == "video":

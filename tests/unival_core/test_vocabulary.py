@@ -8,7 +8,7 @@ import pytest
 from tests.unival_core.golden import SHARED, recorded
 from unival_core.config import CONFIGS, EOS, UNK, replace
 from unival_core.errors import UnivalError
-from unival_core.vocabulary import Tokenizer
+from unival_core.vocabulary import PUBLISHED_FILES, Tokenizer
 
 POCKET = CONFIGS["pocket"]
 TEXTS = ["a red 7 and a blue 12.", "what is it?", 'does the image describe " a red 7 "?']
@@ -140,11 +140,14 @@ def test_the_layout_must_be_the_models(trained: Tokenizer) -> None:
 
 
 def test_missing_files_are_named_with_their_origin(tmp_path: Path) -> None:
-    with pytest.raises(UnivalError, match=r"encoder\.json is not in .*a or .*b: copy utils/BPE of the UnIVAL"):
+    with pytest.raises(
+        UnivalError, match=r"encoder\.json, vocab\.bpe, dict\.txt are not in .*a or .*b: copy utils/BPE"
+    ):
         Tokenizer.published(tmp_path / "a", tmp_path / "b")
 
 
 def test_changed_files_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "encoder.json").write_text("{}")
+    for name in PUBLISHED_FILES:
+        (tmp_path / name).write_text("{}")
     with pytest.raises(UnivalError, match=r"encoder\.json is not the published file: SHA-256 44136fa355b3"):
         Tokenizer.published(tmp_path)

@@ -134,8 +134,6 @@ def generate(
     unival-merge generate --checkpoint vqa.safetensors --task vqa --image dog.jpg --text "what colour is the dog"
     unival-merge generate --checkpoint drawing.pt --task image-generation --text "a dog" --vqgan last.ckpt -o out.png
     """
-    from unival_core.config import CONFIGS
-
     chosen = _task(task)
     source = _source(chosen, {"image": image, "video": video, "audio": audio}, text)
     if draw and chosen.writes != "box":
@@ -144,9 +142,9 @@ def generate(
     painting.check(chosen, overwrite=overwrite)
     answers, told = asking.allowed(chosen, checkpoint, loading.section)
     model, tokenizer = loading.load(checkpoint, asking.side if chosen.writes == "codes" else None)
-    if told and not answers and chosen.published.answers and model.config.vocabulary == CONFIGS["base"].vocabulary:
+    if told and not answers and chosen.published.answers and model.config.has_published_text:
         typer.echo(told, err=True)  # the published experts were trained with a list
-    chosen = asking.of(chosen.sized_for(model.config))
+    chosen = asking.of(replace(chosen.sized_for(model.config), **loading.sizes(checkpoint, chosen)))
     chosen = replace(chosen, answers=chosen.answers or tuple(answers))
     if painting.vqgan:
         _tell_unknown(chosen, tokenizer, text)
@@ -193,8 +191,18 @@ def evaluate(
     if told:
         typer.echo(told, err=True)
     model, tokenizer = loading.load(checkpoint)
-    sizes = {"side": asking.side, "frames": asking.frames, "resample": asking.resample}
-    dataset = TaskDataset(chosen, table, tokenizer, model.config, answers=answers, media_dir=reading.media, **sizes)
+    sizes = loading.sizes(checkpoint, chosen)
+    dataset = TaskDataset(
+        chosen,
+        table,
+        tokenizer,
+        model.config,
+        answers=answers,
+        media_dir=reading.media,
+        side=asking.side or sizes.get("side"),
+        frames=asking.frames or sizes.get("frames"),
+        resample=asking.resample,
+    )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "skipped ")  # told below
         result = run(

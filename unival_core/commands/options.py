@@ -43,6 +43,10 @@ Checkpoint = Annotated[Path, typer.Option(help="Model file or folder.")]
 Bpe = Annotated[
     Path | None, reading(metavar="DIR", help="Folder with the published encoder.json, vocab.bpe, dict.txt.")
 ]
+Config = Annotated[
+    Path | None,
+    reading(metavar="FILE", help='JSON with fields of the config that replace what the model says: {"bins": 500}.'),
+]
 Section = Annotated[str, reading(metavar="PATH", help="Part of a training file to use, as `inspect` lists them.")]
 Device = Annotated[str, running(metavar="DEVICE", help="Where to run: cpu, cuda, ...")]
 Workers = Annotated[int, running(min=0, help="Threads that read and decode media ahead.")]
@@ -53,6 +57,7 @@ Overwrite = Annotated[bool, running("--overwrite", help="Replace an existing out
 class Loading:
     """Options that say how the checkpoint is read, and where it runs."""
 
+    config: Config = None
     bpe: Bpe = None
     section: Section = "auto"
     device: Device = "cpu"
@@ -64,18 +69,25 @@ class Loading:
         """
         import torch
 
-        from merge import open_checkpoint
-        from unival_core.checkpoint import config_of, load_model
-        from unival_core.vocabulary import load_tokenizer
+        from unival_core.checkpoint import open_model
 
         try:
             torch.empty(0, device=self.device)
         except (RuntimeError, AssertionError) as error:
             raise UnivalError(f"--device {self.device}: {error}") from None
-        config = config_of(open_checkpoint(checkpoint, self.section)) if drawn else None
-        config = config and replace(config, code_image_size=drawn)
-        model = load_model(checkpoint, config, section=self.section, device=self.device)
-        return model, load_tokenizer(checkpoint, model.config, bpe=self.bpe, section=self.section)
+        where = {"section": self.section, "device": self.device}
+        return open_model(checkpoint, config=self.config, drawn=drawn, bpe=self.bpe, **where)
+
+    def sizes(self, checkpoint: Path, task: Task) -> dict[str, int]:
+        """Return side and frames as the checkpoint was trained on the task, where it says so; others are told."""
+        from merge import open_checkpoint
+        from unival_core.settings import Settings
+
+        said = Settings.of(open_checkpoint(checkpoint, self.section)).sizes(task.published.original, task.medium)
+        if other := {name: size for name, size in said.items() if size != getattr(task, name)}:
+            told = ", ".join(f"{name} {size}" for name, size in other.items())
+            typer.echo(f"{task.name}: {told}, as the checkpoint was trained", err=True)
+        return said
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from unival_core.commands.options import (
     REWARDS,
     SETUPS,
     Bpe,
+    Config,
     Section,
     TaskName,
     Workers,
@@ -51,6 +52,7 @@ class Run:
     precision: Annotated[str | None, one_of(PRECISIONS, "--precision", "Of the arithmetic.", panel=MEMORY)] = None
     accumulate: Annotated[int | None, memory(min=1, help="Parts that the batch is computed in, to save memory.")] = None
     recompute: Annotated[bool, memory("--recompute", help="Compute layers twice, to save memory.")] = False
+    config: Config = None
     bpe: Bpe = None
     section: Section = "auto"
     device: Annotated[
@@ -99,6 +101,7 @@ def train(
     unival-merge train --task vqa --init pretrained.safetensors --data world -o vqa
     torchrun --nproc-per-node 8 -m experiments train --task vqa --init W0.pt --data sets -o vqa --device cuda
     """
+    from unival_core.checkpoint import open_model
     from unival_core.tasks import find_task
     from unival_core.training import prepare
     from unival_core.training.parallel import team
@@ -106,7 +109,7 @@ def train(
     from unival_core.training.train import train as learn
 
     prepare.use_threads(run.threads)
-    model, tokenizer = prepare.open_model(init, run.bpe, run.section)
+    model, tokenizer = open_model(init, config=run.config, bpe=run.bpe, section=run.section)
     setup = run.setup or prepare.setup_of(model.config)
     known = find_task(task)
     options = options_for(known, setup)
@@ -140,6 +143,7 @@ def pretrain(
     \b
     unival-merge pretrain --init backbone.safetensors --data world -o pretraining
     """
+    from unival_core.checkpoint import open_model
     from unival_core.training import prepare
     from unival_core.training.parallel import team
     from unival_core.training.recipes import STAGES
@@ -147,22 +151,17 @@ def pretrain(
 
     prepare.use_threads(run.threads)
     source, section = init, run.section
-    model, tokenizer = prepare.open_model(init, run.bpe, section)
+    model, tokenizer = open_model(init, config=run.config, bpe=run.bpe, section=section)
     recipe = prepare.choose(STAGES, run.setup or prepare.setup_of(model.config), "setup")
     stages = {part.name: part for part in recipe}
     with team(run.device) as members:
         for part in [prepare.choose(stages, stage, "stage")] if stage else stages.values():
             make = prepare.Data(run.data, model, tokenizer, answers=run.answers, seed=run.seed)
-            rows = {
-                task: make(task, part.split(task), training=True, side=part.side, frames=part.frames)
-                for task in part.tasks
-            }
+            rows = {task: make(task, part.split(task), training=True, **part.sizes(task)) for task in part.tasks}
             record = {"init": prepare.tensors_digest(source, section)}
             options = prepare.change(part.options, run.given())
-            output, shares = run.output / part.name, part.tasks
-            source = learn(
-                model, tokenizer, rows, options, output, weights=shares, record=record, team=members, **run.how()
-            )
-            section, (model, _) = "auto", prepare.open_model(source, run.bpe)
+            output, how = run.output / part.name, {"weights": part.tasks, "stop": part.stop, **run.how()}
+            source = learn(model, tokenizer, rows, options, output, record=record, team=members, **how)
+            section, (model, _) = "auto", open_model(source, bpe=run.bpe)
         if members.leads:
             typer.echo(str(source))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any, NamedTuple
 
-from unival_core.config import CONFIGS, UnivalConfig
+from unival_core.config import UnivalConfig
 from unival_core.decoding import GenerationOptions
 from unival_core.errors import UnivalError
 from unival_core.inputs import MEDIA
@@ -60,16 +60,25 @@ class Family(NamedTuple):
 class Published:
     """What the authors published of a task, as paths below their folders of checkpoints and of data.
 
-    `average` says that their evaluations use the running average of the expert's weights. `files` are the data by
-    split, `answers` the lists of allowed answers by split ("" for every other). In the splits `unrepeated` the prompt
-    is not repeated to the decoder.
+    `data` are the data sets by their names, `original` is what the original calls the task. `average` says that their
+    evaluations use the running average of the expert's weights. `files` are the data by split, of which `shifts` are
+    shifted data, `answers` the lists of allowed answers by split ("" for every other), `references` the files whose
+    captions count for a split instead of the rows' own. In the splits `by_image` the second column of a file takes the
+    place of `uniq_id`; in the splits `unrepeated` the prompt is not repeated to the decoder. `generation` is how models
+    with the published vocabulary search, where that is not how others do.
     """
 
+    data: str = ""
+    original: str = ""
     checkpoint: str = ""
     average: bool = False
     files: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
+    shifts: tuple[str, ...] = ()
     answers: Mapping[str, str] = field(default_factory=dict[str, str])
+    references: Mapping[str, str] = field(default_factory=dict[str, str])
+    by_image: tuple[str, ...] = ()
     unrepeated: tuple[str, ...] = ()
+    generation: GenerationOptions | None = None
 
 
 def fully(row: Row) -> float:
@@ -87,7 +96,8 @@ class Task:
     is the first of several; `targets` are all of these, where there can be several; `confidence` is its weight.
     `reference` is what each of `metrics` (names of METRICS, the one to quote first) compares with an answer, which for
     text is what `answer` makes of the decoded text. Functions
-    raise UnivalError where a row is broken. `example` are the cells of a valid row, but for its media.
+    raise UnivalError where a row is broken. `example` are the cells of a valid row, but for its media. `submits` are
+    the names that servers which score submitted answers have for an example and for its answer.
 
     `answers` are the only ones allowed; () where the user may give a list or leave them free. With `rank_answers` all
     of them are scored, otherwise they are searched for as `generation` says. With `repeats_prompt` the decoder begins
@@ -108,6 +118,7 @@ class Task:
     metrics: tuple[str, ...]
     generation: GenerationOptions
     example: Row
+    submits: tuple[str, str] = ("uniq_id", "answer")
     layout: tuple[str, ...] = ()
     medium: str | None = "image"
     side: int = 480  # pixels along the side of an image or frame
@@ -162,12 +173,12 @@ class Task:
     def sized_for(self, config: UnivalConfig) -> Task:
         """Fit the sizes to a model.
 
-        Models with the published vocabulary get the published sizes. Others look at images as large as those they
-        write, and at 8 frames of a video. Where codes are written their number is that of the model.
+        Models with the published vocabulary get the published sizes and search. Others look at images as large as those
+        they write, and at 8 frames of a video. Where codes are written their number is that of the model.
         """
-        task = self
-        if config.vocabulary != CONFIGS["base"].vocabulary:
-            task = replace(task, side=config.code_image_size, frames=min(self.frames, OWN_FRAMES))
+        task = replace(self, generation=self.published.generation or self.generation)
+        if not config.has_published_text:
+            task = replace(self, side=config.code_image_size, frames=min(self.frames, OWN_FRAMES))
         if self.writes == "codes":
             codes = config.code_side**2
             task = replace(task, generation=replace(task.generation, min_len=codes, max_len_b=codes))

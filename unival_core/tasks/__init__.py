@@ -4,14 +4,19 @@ from unival_core.data.task import Task
 from unival_core.errors import UnivalError
 from unival_core.tasks import (
     audio_caption,
+    audio_caption_clotho,
     caption,
     entailment,
     grounded_caption,
     grounding,
+    grounding_refcoco,
+    grounding_refcocog,
     image_generation,
     image_text_matching,
     video_caption,
+    video_caption_activitynet,
     video_qa,
+    video_qa_msvd,
     video_text_matching,
     vqa,
 )
@@ -30,6 +35,12 @@ TASKS: dict[str, Task] = {
     "video-text-matching": video_text_matching.TASK,
     "audio-caption": audio_caption.TASK,
     "image-generation": image_generation.TASK,
+    # The same on other data sets whose experts were published
+    "grounding-refcoco": grounding_refcoco.TASK,
+    "grounding-refcocog": grounding_refcocog.TASK,
+    "video-caption-activitynet": video_caption_activitynet.TASK,
+    "video-qa-msvd": video_qa_msvd.TASK,
+    "audio-caption-clotho": audio_caption_clotho.TASK,
 }
 
 

@@ -9,6 +9,8 @@ from unival_core.decoding import GenerationOptions
 MAX_TARGET_WORDS = 20
 ENCOURAGING = {"encourage_until": 0.75}  # the loss of all published captioners (arXiv 2107.12592)
 NOISY = {**ENCOURAGING, "drop_worst": 0.05, "drop_after": 6000}
+DOMAINS = ("in", "near", "out")
+NOCAPS = ("novel", *(f"novel-{domain}" for domain in DOMAINS))  # splits
 SENTENCE = GenerationOptions(beam=5, max_len_b=22, unnormalized=True, no_repeat_ngram=3)
 
 
@@ -43,20 +45,31 @@ TASK = Task(
     metrics=("CIDEr-D", "BLEU@4", "ROUGE-L"),
     generation=SENTENCE,
     answer=plain,
+    submits=("image_id", "caption"),
     example={"caption": "a red seven && two digits, one of them red"},
-    recipes={"base": {"lr": 1e-5, "epochs": 4, "batch": 128, "loss": NOISY}, "pocket": {"lr": 3e-4, "updates": 80}},
+    recipes={"base": {"lr": 1e-5, "epochs": 10, "batch": 128, "loss": NOISY}, "pocket": {"lr": 3e-4, "updates": 80}},
     pretraining={
-        "base": dict.fromkeys(("image", "image-video", "large"), InStage()),
+        # Of every eighth row of the first stage's main file, one of CC12M besides.
+        "base": {"image": InStage(9 / 8), **dict.fromkeys(("image-video", "large"), InStage())},
         "pocket": {"image": InStage(), "image-video": InStage(split="pretrain-late")},
     },
     published=Published(
+        data="COCO captions (Karpathy), nocaps",
+        original="caption",
         checkpoint="unival_caption_stage_1/checkpoint_best.pt",
         files={
             "train": ("caption_data/caption_stage1_train.tsv",),
             "val": ("caption_data/caption_val.tsv",),
             "test": ("caption_data/caption_test.tsv",),
             "novel": ("caption_data/nocaps_val.tsv",),
+            **{f"novel-{domain}": (f"caption_data/nocaps_{domain}domain_val.tsv",) for domain in DOMAINS},
         },
+        shifts=("novel",),
+        references={
+            "test": "caption_data/test_caption_coco_format.json",
+            **dict.fromkeys(NOCAPS, "caption_data/nocaps_val_caption_coco_format.json"),
+        },
+        by_image=("test", *NOCAPS),
     ),
     family=Family("image", 1),
 )

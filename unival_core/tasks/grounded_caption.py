@@ -4,7 +4,7 @@ from random import Random
 
 from unival_core.data.cells import plain, region, several
 from unival_core.data.task import Box, InStage, Row, Task
-from unival_core.tasks.caption import SENTENCE
+from unival_core.tasks.caption import NOISY, SENTENCE
 from unival_core.text import clean_caption
 
 MAX_TARGET_WORDS = 30
@@ -43,5 +43,6 @@ TASK = Task(
     answer=plain,
     asks="box",
     example={"text": "the red seven", "box": "3,4,30,36"},
+    recipes={"base": {"lr": 1e-5, "epochs": 10, "batch": 128, "loss": NOISY}},  # none was published: as for captions
     pretraining={"base": dict.fromkeys(("image", "image-video", "large"), InStage())},
 )

@@ -16,6 +16,13 @@ def reference(row: Row) -> Box:
     return region(row["box"])
 
 
+def files(name: str) -> dict[str, tuple[str, ...]]:
+    """Name the files of a data set; the study's test set are both of its two."""
+    parts = {split: (f"{name}_data/{name}_{split}.tsv",) for split in ("train", "val", "testA", "testB")}
+    return {**parts, "test": (*parts["testA"], *parts["testB"])}
+
+
+BASE = {"lr": 5e-5, "epochs": 10, "group": "all"}
 TASK = Task(
     name="grounding",
     columns=("uniq_id", "media", "text", "box"),
@@ -28,19 +35,18 @@ TASK = Task(
     side=512,
     writes="box",
     asks="text",
+    submits=("uniq_id", "box"),
     example={"text": "the red seven", "box": "3,4,30,36"},
-    recipes={"base": {"lr": 5e-5, "epochs": 8, "group": "all"}, "pocket": {"lr": 1e-3, "updates": 180, "group": "all"}},
+    recipes={"base": BASE, "pocket": {"lr": 1e-3, "updates": 180, "group": "all"}},
     pretraining={
         "base": dict.fromkeys(("image", "image-video", "large"), InStage()),
         "pocket": dict.fromkeys(("image", "image-video"), InStage()),
     },
     published=Published(
+        data="RefCOCO+ (UNC)",
+        original="refcoco",
         checkpoint="unival_refcocoplus/checkpoint_best.pt",
-        files={
-            "train": ("refcocoplus_data/refcocoplus_train.tsv",),
-            "val": ("refcocoplus_data/refcocoplus_val.tsv",),
-            "test": ("refcocoplus_data/refcocoplus_testA.tsv", "refcocoplus_data/refcocoplus_testB.tsv"),
-        },
+        files=files("refcocoplus"),
     ),
     family=Family("image", 2),
 )

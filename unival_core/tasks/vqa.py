@@ -38,21 +38,26 @@ TASK = Task(
     confidence=confidence,
     repeats_prompt=True,
     asks="question",
+    submits=("question_id", "answer"),
     example={"question": "which digit is red?", "answers": "1.0|!+seven&&0.3|!+one", "objects": "digit"},
-    recipes={"base": {"ema": 0.9999}, "pocket": {"lr": 1e-3, "updates": 150}},
+    recipes={"base": {"epochs": 20, "warmup": 0.04, "ema": 0.9999}, "pocket": {"lr": 1e-3, "updates": 150}},
     pretraining={
         "base": dict.fromkeys(("image", "image-video", "large"), InStage()),
         "pocket": dict.fromkeys(("image", "image-video"), InStage()),
     },
     published=Published(
+        data="VQAv2, OKVQA, VizWiz",
+        original="vqa_gen",
         checkpoint="unival_vqa/checkpoint_best.pt",
         average=True,
         files={  # the answers of VQAv2's test set are secret, so its validation file is the test
             "train": ("vqa_data/vqa_train.tsv",),
             "test": ("vqa_data/vqa_val.tsv",),
+            "full": ("vqa_data/vqa_fullval.tsv",),  # what averages were evaluated on
             "knowledge": ("vqa_data/okvqa_acc_val.tsv",),
             "lowquality": ("vqa_data/vizwiz_acc_val.tsv",),
         },
+        shifts=("knowledge", "lowquality"),
         answers={
             "": "vqa_data/trainval_ans2label.pkl",
             "knowledge": "vqa_data/okvqa_trainval_ans2label.pkl",

@@ -11,8 +11,7 @@ from typing import Any, TypeVar
 import torch
 
 from merge import open_checkpoint
-from unival_core.checkpoint import load_model
-from unival_core.config import CONFIGS, UnivalConfig
+from unival_core.config import UnivalConfig
 from unival_core.data.answers import load_answers
 from unival_core.data.dataset import TaskDataset
 from unival_core.data.media_cache import MediaCache
@@ -22,15 +21,9 @@ from unival_core.evaluation import evaluate
 from unival_core.model import UnivalModel
 from unival_core.tasks import find_task
 from unival_core.training.options import TrainOptions
-from unival_core.vocabulary import Tokenizer, load_tokenizer
+from unival_core.vocabulary import Tokenizer
 
 Choice = TypeVar("Choice")
-
-
-def open_model(file: Path, bpe: Path | None = None, section: str = "auto") -> tuple[UnivalModel, Tokenizer]:
-    """Load a model and its tokenizer."""
-    model = load_model(file, section=section)
-    return model, load_tokenizer(file, model.config, bpe=bpe, section=section)
 
 
 def tensors_digest(file: Path, section: str = "auto") -> str:
@@ -45,7 +38,7 @@ def tensors_digest(file: Path, section: str = "auto") -> str:
 
 def setup_of(config: UnivalConfig) -> str:
     """Name the setup whose recipes fit a model."""
-    return "base" if config.vocabulary == CONFIGS["base"].vocabulary else "pocket"
+    return "base" if config.has_published_text else "pocket"
 
 
 def choose(choices: Mapping[str, Choice], name: str, what: str) -> Choice:
@@ -116,5 +109,5 @@ def use_threads(count: int | None) -> None:
 
 
 __all__: Sequence[str] = [
-    "Data", "change", "choose", "open_model", "setup_of", "tensors_digest", "use_threads", "validation",
+    "Data", "change", "choose", "setup_of", "tensors_digest", "use_threads", "validation",
 ]  # fmt: skip

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from unival_core.config import PUBLISHED_REGULARIZATION
 from unival_core.data.task import Task
@@ -55,38 +56,63 @@ def options_for(task: Task, setup: str) -> TrainOptions:
 @dataclass(frozen=True)
 class Stage:
     """One part of pretraining. `tasks` are their shares of every batch, `splits` where rows of a task come from if not
-    from `pretrain`; `side` (pixels) and `frames` replace the sizes of the tasks' media, None keeps them."""
+    from `pretrain`; `side` of images, `video_side` (pixels) and `frames` replace the sizes of the tasks' media, None
+    keeps them. The stage ends at the share `stop` of its schedule."""
 
     name: str
     options: TrainOptions
     tasks: Mapping[str, float]
     splits: Mapping[str, str] = field(default_factory=dict[str, str])
     side: int | None = None
+    video_side: int | None = None
     frames: int | None = None
+    stop: float = 1.0
 
     def split(self, task: str) -> str:
         """Name the split that a task's rows come from."""
         return self.splits.get(task, "pretrain")
 
+    def sizes(self, task: str) -> dict[str, int | None]:
+        """Return side and frames of a task's media."""
+        is_video = TASKS[task].medium == "video"
+        return {"side": self.video_side if is_video else self.side, "frames": self.frames}
 
-def _stage(
-    setup: str, name: str, options: TrainOptions, *, side: int | None = None, frames: int | None = None
-) -> Stage:
+
+def _stage(setup: str, name: str, options: TrainOptions, **how: Any) -> Stage:
     """Gather the stage's tasks, in the order of TASKS."""
     parts = {task.name: part for task in TASKS.values() if (part := task.pretraining.get(setup, {}).get(name))}
     splits = {task: part.split for task, part in parts.items() if part.split != "pretrain"}
-    return Stage(name, options, {task: part.share for task, part in parts.items()}, splits, side, frames)
+    return Stage(name, options, {task: part.share for task, part in parts.items()}, splits, **how)
 
 
-_LONG = TrainOptions(
-    lr=2e-4, updates=150_000, batch=3200, warmup=0.01, regularization=PUBLISHED_REGULARIZATION, precision="fp16"
-)
+def _long(done: int, **options: Any) -> dict[str, Any]:
+    """Return options and end of a published stage, which is that many epochs of a schedule of 50."""
+    patches = options.pop("patches")  # as many as an image has: they bind nothing
+    regularization = replace(PUBLISHED_REGULARIZATION, patches=patches)
+    plain = TrainOptions(warmup=0.01, clip=5.0, regularization=regularization, precision="fp16", **options)
+    return {"options": plain, "stop": done / 50}
+
+
 _SHORT = replace(DEFAULTS["pocket"], lr=1e-3, updates=1500, loss=LossOptions(), group="all", save_every=250)
 STAGES: dict[str, tuple[Stage, ...]] = {
-    "base": (
-        _stage("base", "image", _LONG, side=384),
-        _stage("base", "image-video", replace(_LONG, updates=90_000, batch=4000), side=384, frames=8),
-        _stage("base", "large", replace(_LONG, lr=5e-5, updates=0, epochs=1, batch=4000), side=480, frames=16),
+    "base": (  # 150,000 updates, then 90,000, then an epoch, each of a schedule that would have gone on
+        _stage("base", "image", **_long(15, lr=2e-4, updates=500_000, batch=3200, patches=144), side=384),
+        _stage(
+            "base",
+            "image-video",
+            **_long(8, lr=1e-4, updates=562_500, batch=4000, patches=144),
+            side=384,
+            video_side=224,
+            frames=8,
+        ),
+        _stage(
+            "base",
+            "large",
+            **_long(1, lr=5e-5, epochs=50, batch=4000, patches=225),
+            side=480,
+            video_side=384,
+            frames=16,
+        ),
     ),
     "pocket": (
         _stage("pocket", "image", _SHORT),

@@ -24,7 +24,6 @@ from tqdm import tqdm
 
 from merge import alone
 from unival_core.checkpoint import load_model, save_model
-from unival_core.config import CONFIGS
 from unival_core.data.batch import Batch, Example, collate
 from unival_core.data.dataset import TaskDataset
 from unival_core.data.loading import TrainingStream
@@ -60,6 +59,7 @@ def train(
     team: Team | None = None,
     workers: int = 0,
     parts: int = 1,
+    stop: float = 1.0,
     tensorboard: bool = False,
     progress: bool = True,
     overwrite: bool = False,
@@ -69,7 +69,8 @@ def train(
     Those are the best by `validate` (a score, higher is better) if given, else the last; both are kept in `folder`
     (`training/state.py` lists its files). `weights` are the tasks' shares of every batch, equal by default. `record` is
     what else tells this run from others (digests, recipe name). Of several equal `parts` of the updates the weights at
-    the end of each but the last are kept too (`RunFolder.part`). Where the same run was stopped in `folder` it goes on
+    the end of each but the last are kept too (`RunFolder.part`). At the share `stop` of the updates the run ends, its
+    rate where the whole schedule has it there. Where the same run was stopped in `folder` it goes on
     and ends with the same bits; where it is finished nothing happens. Another run there raises UnivalError unless
     `overwrite`; while one trains there, this one waits. The model is changed in place; no random generator is left as
     it was.
@@ -84,7 +85,7 @@ def train(
         if not run.folder.last.exists():
             run.resume()
             with Log(run, tensorboard=tensorboard, progress=progress) as log:
-                learn(run, validate, log, parts)
+                learn(run, validate, log, parts, max(1, round(run.total * stop)))
             if team.leads:
                 run.save_weights(run.folder.last)
                 run.folder.finish()
@@ -92,16 +93,16 @@ def train(
     return run.folder.best if run.folder.best.exists() else run.folder.last
 
 
-def learn(run: Run, validate: Validate | None, log: Log, parts: int) -> None:
-    """Do the updates that are left of a run, and from time to time validate and save."""
+def learn(run: Run, validate: Validate | None, log: Log, parts: int, end: int) -> None:
+    """Do the updates that are left of a run until its `end`, and from time to time validate and save."""
     ends = [max(1, round(run.total * part / parts)) for part in range(1, parts)]
-    for update, examples in zip(range(run.update + 1, run.total + 1), run.stream, strict=False):
+    for update, examples in zip(range(run.update + 1, end + 1), run.stream, strict=False):
         log.add(run.step(update, examples))
-        last = update == run.total
+        last = update == end
         if validate is not None and (last or is_due(update, run.options.validate_every)):
             log.add({"validation": run.validate(validate)})
         log.end(update)
-        for part in (part for part, end in enumerate(ends, 1) if end == update and run.team.leads):
+        for part in (part for part, place in enumerate(ends, 1) if place == update and run.team.leads):
             run.save_weights(run.folder.part(part, parts))
         if not last and is_due(update, run.options.save_every):
             run.save()
@@ -132,7 +133,7 @@ class Run:
                 f"a batch of {options.batch} does not divide among {team.size} processes x {options.accumulate} parts"
             )
         self.model, self.options, self.folder, self.team = model.to(team.device), options, folder, team
-        published = model.config.vocabulary == CONFIGS["base"].vocabulary  # whose tokenizer is not ours to write
+        published = model.config.has_published_text  # whose tokenizer is not ours to write
         self.metadata = {} if published else {TOKENIZER_KEY: tokenizer.to_json()}
         for rows in data.values():
             self.metadata |= rows.notes

@@ -6,15 +6,14 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from merge.checkpoint.formats.pickle.values import Opaque
+from merge.checkpoint.noted import plain
 from merge.checkpoint.open import Checkpoint
 
 # Files that say what the tensors are. Generation settings and templates do not.
@@ -24,10 +23,6 @@ CONFIGS = (
 )
 TOKENIZERS = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model")
 PIPELINES = ("model_index.json", "modules.json")  # folders of parts, some of which have no weights
-# Entries of training files that describe the model: fairseq, Lightning, whisper, nanoGPT, nnU-Net, detectors, ...
-EMBEDDED = re.compile(
-    r"cfg|config|args|opt|dims|hparams|hyper_parameters|(model|init|arch|network)_?(args|config|cfg|kwargs)"
-)
 # A file of weights is of its folder where tools give it this name; others may lie beside anything.
 CONVENTIONAL = re.compile(
     r"((pytorch_)?model|diffusion_pytorch_model|adapter_model|consolidated)([.-][\w.-]+)?\.(safetensors|bin|pth?)"
@@ -36,8 +31,6 @@ CONVENTIONAL = re.compile(
 # Entries of training files that name the classes of a head.
 LABELS = ("idx_to_class", "id2label", "class_to_idx", "label2id", "classes", "class_names", "names", "labels")
 LARGEST = 64 << 20  # bytes of a text file that is looked at
-_DEPTH = 12  # levels of what a training file notes of its model, two of OmegaConf's for one of the user's
-_ITEMS = 10_000
 
 
 @dataclass(frozen=True)
@@ -87,10 +80,8 @@ def sidecars_of(source: object) -> Sidecars:
         return NOTHING
     tree = getattr(source.content.kept, "tree", None)
     entries = {key: value for key, value in tree.items() if isinstance(key, str)} if isinstance(tree, dict) else {}
-    noted = {key: plain(value) for key, value in entries.items() if EMBEDDED.fullmatch(key)}
     labels = {key: plain(value) for key, value in entries.items() if key in LABELS}
-    described = {key: value for key, value in noted.items() if isinstance(value, dict) and value}
-    return Sidecars(_files(source), described, labels, source.metadata)
+    return Sidecars(_files(source), source.noted, labels, source.metadata)
 
 
 def _files(source: Checkpoint) -> dict[str, Path]:
@@ -140,26 +131,3 @@ def _rows_at(path: Path, changed: int) -> dict[int, str]:
         if isinstance(item, dict) and type(item.get("id")) is int:
             rows[item["id"]] = str(item.get("content"))
     return rows
-
-
-def plain(value: Any) -> Any:
-    """What a pickle holds as plain data: namespaces and OmegaConf's containers as dictionaries, other objects None.
-
-    At most `_ITEMS` items are looked at, since a pickle of a few bytes may share one list a million times over.
-    """
-    return _plain(value, 0, itertools.count())
-
-
-def _plain(value: Any, depth: int, seen: Iterator[int]) -> Any:
-    if depth > _DEPTH or next(seen) >= _ITEMS:
-        return None
-    if isinstance(value, Opaque):
-        state = value.attributes
-        inner = next((state[key] for key in ("_content", "_val") if key in state), state or dict(value.items))
-        return _plain(inner, depth + 1, seen)
-    if isinstance(value, dict):
-        items = itertools.islice(cast("dict[Any, Any]", value).items(), _ITEMS)
-        return {key: _plain(item, depth + 1, seen) for key, item in items if isinstance(key, (str, int))}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item, depth + 1, seen) for item in value[:256]]
-    return value if isinstance(value, (str, int, float, bool, type(None))) else None

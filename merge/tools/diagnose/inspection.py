@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import textwrap
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from merge.checkpoint.digest import digest, kind_of
 from merge.checkpoint.formats.format import WHOLE, Specs
@@ -22,7 +23,8 @@ from merge.recipe.json import read_recipe
 from merge.recipe.shares import describe, made_of
 from merge.tools.diagnose.tables import Shown, amount, module_of, part, size, table
 
-TEXT = 60  # characters of a metadata value that are shown
+TEXT = 60  # characters of a metadata value or a setting that are shown
+WIDTH = 116  # characters of a line of settings
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,8 @@ class Inspection(Shown):
             `sections`, `others` and `made` are filled.
         ties: groups of names that are one tensor.
         integers: tensors that are no numbers to average.
+        settings: what a training file notes of the model and the run, by the way to it (`"cfg.model"`): its plain
+            values by name.
         others: what a torch file holds besides tensors and sections, at its top level.
         made: the recipe lying beside the file.
     """
@@ -86,6 +90,7 @@ class Inspection(Shown):
     ties: tuple[tuple[str, ...], ...]
     integers: tuple[Stored, ...]
     metadata: Mapping[str, str]
+    settings: Mapping[str, Mapping[str, Any]]
     others: tuple[Stored, ...]
     made: Made | None
 
@@ -130,6 +135,7 @@ def inspect(source: Source, section: str = "auto", *, check_digest: bool = False
         total=_group(checkpoint.section, entries) if chosen else None,
         **_tensors(entries),
         metadata={key: _short(value) for key, value in checkpoint.metadata.items()},
+        settings=_settings(checkpoint.noted),
         others=tuple(Stored(name, kind) for name, kind in found.content.others.items()),
         made=_made(path, checkpoint if chosen and check_digest else None),
     )
@@ -148,6 +154,7 @@ def _in_memory(source: Source) -> Inspection:
         total=whole,
         **_tensors(entries),
         metadata={},
+        settings={},
         others=(),
         made=None,
     )
@@ -206,6 +213,16 @@ def _ties(entries: Specs) -> tuple[tuple[str, ...], ...]:
     return tuple(tuple(names) for names in groups.values() if len(names) > 1)
 
 
+def _settings(noted: Mapping[str, Any], way: str = "") -> dict[str, Mapping[str, Any]]:
+    """Nested settings as flat ones, by the way to them; lists and values that are empty count for nothing."""
+    plain = {key: value for key, value in noted.items() if isinstance(value, (str, int, float)) and value != ""}
+    found: dict[str, Mapping[str, Any]] = {way: plain} if plain and way else {}
+    for key, value in noted.items():
+        if isinstance(value, dict):
+            found |= _settings(cast("dict[str, Any]", value), f"{way}.{key}" if way else str(key))
+    return found
+
+
 def _short(value: str) -> str:
     return value if len(value) <= TEXT else f"{value[:TEXT]}... ({len(value):,} characters)"
 
@@ -251,6 +268,10 @@ def _lines(seen: Inspection) -> list[str]:
     integers = [f"{item.name}  {item.kind}" for item in seen.integers if item not in counters]
     lines += part("integers", integers + ([counted(len(counters), "BatchNorm counter")] if counters else []))
     lines += part("metadata", [f"{key}: {value}" for key, value in seen.metadata.items()])
+    said = [
+        f"{way}: {', '.join(f'{k} {_short(str(v))}' for k, v in own.items())}" for way, own in seen.settings.items()
+    ]
+    lines += part("settings", [line for one in said for line in textwrap.wrap(one, WIDTH, subsequent_indent="  ")])
     lines += part("other entries", [f"{item.name}: {item.kind}" for item in seen.others])
     return lines + _made_lines(seen.made)
 

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from merge import MergeError, Policy, load_checkpoint, run
-from merge.plan.findings.sidecars import plain
+from merge.checkpoint.noted import plain
 from tests.merge.handmade import random_tensor
 from tests.merge.shell import done
 from tests.merge.ways import QUICK, recipe_of

@@ -117,7 +117,7 @@ def test_published_settings():
     assert settings["video-caption"] == ((0, 4, 2), 384, 16, 5)
     assert settings["video-qa"] == ((0, 5, 2, 3, 4), 384, 8, 5)
     repeats = {name for name, task in TASKS.items() if task.repeats_prompt}
-    assert repeats == {"vqa", "video-qa", "entailment"}
+    assert repeats == {"vqa", "video-qa", "video-qa-msvd", "entailment"}
     caption, grounding = TASKS["caption"].generation, TASKS["grounding"].generation
     assert (caption.max_len_b, caption.unnormalized, caption.no_repeat_ngram) == (22, True, 3)
     assert (grounding.min_len, grounding.max_len_b) == (4, 4)
@@ -135,7 +135,8 @@ def test_captions_are_learnt_without_marks_and_from_several_at_random():
 
 def test_sizes_follow_the_model():
     base, caption = CONFIGS["base"], TASKS["video-caption"]
-    assert caption.sized_for(base) == caption
+    assert caption.sized_for(base) == replace(caption, generation=caption.published.generation)
+    assert caption.sized_for(POCKET).generation == caption.generation
     assert (caption.sized_for(POCKET).side, caption.sized_for(POCKET).frames) == (48, 8)
     assert TASKS["caption"].sized_for(POCKET).frames == 0
     for config, count in ((base, 256), (replace(base, code_image_size=256), 1024), (POCKET, 36)):
