@@ -50,8 +50,7 @@ class MixtureStudy(UnivalStudy):
     `ensembles` every merge has the prediction ensemble at the same shares beside it. The models `beside`, by default
     the pretrained one, are asked all that any other is, and so are models of a whole family where `kinds` has such.
     Findings compare the average of experts of the kind `contender`, if there is one, with those of the other kinds on
-    shifted data. `progress` says of kinds which share of one finetuning they have had. There is the study at `setups`
-    only.
+    shifted data. `progress` says of kinds which share of one finetuning they have had.
     """
 
     experts: Mapping[str, str]
@@ -66,7 +65,6 @@ class MixtureStudy(UnivalStudy):
     contender: str = ""
     beside: tuple[Expert, ...] = (START,)
     progress: Mapping[str, float] = field(default_factory=dict[str, float])
-    setups: tuple[str, ...] = tuple(SETUPS)
 
     def __post_init__(self) -> None:
         strange = {

@@ -6,6 +6,8 @@ experts/ratatouille/<task>/from-<other>/  run from the vanilla expert of another
 experts/ratatouille/<task>/average.*      of those runs, with its recipe
 experts/fusing/<task>/average.*           of the vanilla experts of the family's other tasks, with its recipe
 experts/fusing/<task>/from-average/       run from that average
+experts/fusing-with-own/<tasks>/average.* of all vanilla experts of a family, with its recipe
+experts/fusing-with-own/<task>/from-*/    run from that average
 experts/longer/<task>/                    run from the pretrained weights, as long as two
 experts/soup/<task>/seed-<n>/             vanilla runs of other seeds, and average.* of these and the vanilla expert
 experts/along/<task>/                     run from the pretrained weights that keeps those of every tenth of it

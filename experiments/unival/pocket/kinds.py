@@ -1,9 +1,13 @@
-"""The kinds of experts, and the steps that make one. A new kind is a function and an entry of KINDS."""
+"""The kinds of experts, and the steps that make one. A new kind is a function and an entry of KINDS.
+
+A function gets where experts are made: a pocket, or what stands for it at setup base.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from experiments.errors import StudyError
 from experiments.study.points import PRETRAINED, Expert
@@ -57,6 +61,19 @@ class Step:
         return any(TASKS[task].medium == "video" for task in self.tasks) or any(one.sees_videos for one in self.parents)
 
 
+class Place(Protocol):
+    """Where experts are made: what the kinds of both setups ask of it."""
+
+    @property
+    def seed(self) -> int:
+        """Return the seed of all training."""
+        ...
+
+    def recipe(self, task: str) -> TrainOptions:
+        """Return the options of finetuning on a task."""
+        ...
+
+
 @dataclass(frozen=True)
 class Kind:
     """How experts are finetuned.
@@ -65,21 +82,23 @@ class Kind:
         step: the last step towards an expert at setup pocket. Raises StudyError where there can be none.
         published: whether the authors published such experts, of the tasks that name a checkpoint. Others are one's
             own files at setup base.
+        at_base: whether setup base can make such experts from the published ones: `step` then takes any `Place`.
         is_whole: an expert is one model of a whole family of tasks, which stands beside mixtures and in none. There are
             such experts at setup pocket only.
     """
 
-    step: Callable[[Pocket, Expert], Step]
+    step: Callable[[Pocket, Expert], Step] | Callable[[Place, Expert], Step]
     published: bool = False
+    at_base: bool = False
     is_whole: bool = False
 
 
-def vanilla(pocket: Pocket, expert: Expert) -> Step:
+def vanilla(pocket: Place, expert: Expert) -> Step:
     """Finetune the pretrained weights on the expert's task."""
     return finetuned(pocket, f"vanilla/{expert.task}", expert.task)
 
 
-def ratatouille(pocket: Pocket, expert: Expert) -> Step:
+def ratatouille(pocket: Place, expert: Expert) -> Step:
     """Finetune the family's other experts on the task, and average these (arXiv 2212.10445)."""
     folder = f"ratatouille/{expert.task}"
     runs = [
@@ -88,17 +107,26 @@ def ratatouille(pocket: Pocket, expert: Expert) -> Step:
     return mean(folder, runs)
 
 
-def fusing(pocket: Pocket, expert: Expert) -> Step:
+def fusing(pocket: Place, expert: Expert) -> Step:
     """Average the family's other experts, and finetune the average on the task (arXiv 2204.03044)."""
     folder = f"fusing/{expert.task}"
     return finetuned(pocket, f"{folder}/from-average", expert.task, mean(folder, auxiliary(pocket, expert)))
 
 
+def fusing_with_own(pocket: Place, expert: Expert) -> Step:
+    """Average all experts of the family, that of the task too, and finetune the average on the task: what the published
+    scripts did, where the paper speaks of the others alone."""
+    family = next((family for family in families().values() if expert.task in family), (expert.task,))
+    members = [vanilla(pocket, Expert(task, task, "vanilla")) for task in family]
+    start = mean(f"fusing-with-own/{'+'.join(family)}", members)
+    return finetuned(pocket, f"fusing-with-own/{expert.task}/from-average", expert.task, start)
+
+
 def longer(pocket: Pocket, expert: Expert) -> Step:
     """Finetune as `vanilla` does, with as many updates as a member of `ratatouille` sees in its two finetunings: the
     task's own, and the mean of those of the family's other tasks."""
-    others = [recipe(pocket, step.tasks[0]).updates for step in auxiliary(pocket, expert)]
-    updates = recipe(pocket, expert.task).updates + round(sum(others) / len(others))
+    others = [pocket.recipe(step.tasks[0]).updates for step in auxiliary(pocket, expert)]
+    updates = pocket.recipe(expert.task).updates + round(sum(others) / len(others))
     return finetuned(pocket, f"longer/{expert.task}", expert.task, updates=updates)
 
 
@@ -124,7 +152,7 @@ def along(pocket: Pocket, expert: Expert) -> Step:
 def joint(pocket: Pocket, expert: Expert) -> Step:
     """Finetune once on several tasks, with as many examples as their own finetunings see together."""
     tasks = tuple(expert.task.split("+"))
-    own = [recipe(pocket, task) for task in tasks]
+    own = [pocket.recipe(task) for task in tasks]
     updates = sum(options.updates * options.batch for options in own) // JOINT.batch
     options = replace(JOINT, updates=updates, seed=pocket.seed)
     return Step(f"joint/{'+'.join(tasks)}/last.safetensors", (), tasks, options)
@@ -152,8 +180,9 @@ def drawing(pocket: Pocket, expert: Expert) -> Step:
 
 KINDS: dict[str, Kind] = {
     "vanilla": Kind(vanilla, published=True),
-    "ratatouille": Kind(ratatouille),
-    "fusing": Kind(fusing),
+    "ratatouille": Kind(ratatouille, at_base=True),
+    "fusing": Kind(fusing, at_base=True),
+    "fusing-with-own": Kind(fusing_with_own, at_base=True),
     "longer": Kind(longer),
     "soup": Kind(soup),
     "joint": Kind(joint, is_whole=True),
@@ -188,14 +217,9 @@ def with_parents(steps: Iterable[Step | None]) -> list[Step]:
 # -- what several kinds are made of
 
 
-def recipe(pocket: Pocket, task: str) -> TrainOptions:
-    """Return the options of finetuning on a task."""
-    return shared_out(options_for(find_task(task), "pocket"), pocket)
-
-
-def finetuned(pocket: Pocket, folder: str, task: str, *start: Step, **changes: int) -> Step:
+def finetuned(pocket: Place, folder: str, task: str, *start: Step, **changes: int) -> Step:
     """Finetune on a task by its recipe, with `changes` of it."""
-    return Step(f"{folder}/last.safetensors", start, (task,), replace(recipe(pocket, task), **changes))
+    return Step(f"{folder}/last.safetensors", start, (task,), replace(pocket.recipe(task), **changes))
 
 
 def rewarded(pocket: Pocket, expert: Expert, folder: str, reward: RewardOptions) -> Step:
@@ -213,7 +237,7 @@ def rewarded(pocket: Pocket, expert: Expert, folder: str, reward: RewardOptions)
     return Step(f"{folder}/last.safetensors", (start,), start.tasks, options, split=split)
 
 
-def auxiliary(pocket: Pocket, expert: Expert) -> list[Step]:
+def auxiliary(pocket: Place, expert: Expert) -> list[Step]:
     """List the vanilla experts of the other tasks of an expert's family. Raises StudyError where there are none."""
     known = families()
     others = [task for family in known.values() if expert.task in family for task in family if task != expert.task]

@@ -35,8 +35,18 @@ from experiments.unival.pocket.data import Files, world_tokenizer
 from experiments.unival.pocket.families import families
 from experiments.unival.world.build import make_world
 from merge import alone, digest, open_checkpoint
-from unival_core import CONFIGS, TASKS, TOKENIZER_KEY, UnivalModel, load_model, load_tokenizer, save_model, train
-from unival_core.training import BACKBONE, STAGES, TrainOptions
+from unival_core import (
+    CONFIGS,
+    TASKS,
+    TOKENIZER_KEY,
+    UnivalModel,
+    find_task,
+    load_model,
+    load_tokenizer,
+    save_model,
+    train,
+)
+from unival_core.training import BACKBONE, STAGES, TrainOptions, options_for
 
 SHIPPED = Path(__file__).with_name("pretrained.safetensors")
 RECORD = "pocket.json"  # in the folder of a pocket: which one it is
@@ -119,6 +129,10 @@ class Pocket:
         if self.preset == "quick":
             return SHIPPED
         return (self.start or self).folder / "pretraining" / STAGES["pocket"][-1].name / "last.safetensors"
+
+    def recipe(self, task: str) -> TrainOptions:
+        """Return the options of finetuning on a task."""
+        return shared_out(options_for(find_task(task), "pocket"), self)
 
     def alone(self) -> AbstractContextManager[None]:
         """Keep others out of the folder, with all seeds, while something is made there; wait for who is at work."""

@@ -29,6 +29,7 @@ MEANING = re.compile(
     | scale_(attn|fc|heads|resids|embeddings?|emb|depth|attn_weights|attn_by_inverse_layer_idx) | no_scale_embedding
     | attn_scale_factor | query_pre_attn_scalar | \w+_softcapping | (vae_)?scaling_factor | shift_factor
     | norm_num_groups | num_groups | model_type | prediction_type | parameterization | beta_(start|end|schedule)
+    | hop_(size|length) | interpolate_position | orig_patch_image_size
     | num_train_timesteps | trained_betas | image_mean | image_std | rescale_factor | do_rescale | do_normalize
     """,
     re.VERBOSE,
