@@ -79,7 +79,9 @@ def run(
     cells: Cells,
     engine: Engine,
     limit: Limit = None,
-    train: Annotated[bool, typer.Option("--train", help="Finetune missing experts first (pocket).")] = False,
+    train: Annotated[
+        bool, typer.Option("--train", help="Finetune missing experts first (at setup base: ratatouille, fusing).")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done and what is missing.")] = False,
     save: Annotated[
         str | None, one_of(("best",), "--save", "Write the best point's weights into DIR/best; needs --split val.")
@@ -169,7 +171,7 @@ def _run_built_in(
     workers = engine.workers(place.setup)
     if train:
         for number in grid.seeds:
-            setup.train(experts_of(wanted), number, workers)
+            setup.train(experts_of(wanted), number, workers, engine.device)
     chosen = engine_named(engine.engine, engine.processes if engine.engine == "ray" else workers, engine.ray_address)
     _finish(grid, wanted, folder, chosen, choose=study.choose)
     if save:

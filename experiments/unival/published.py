@@ -21,6 +21,7 @@ from typing import ClassVar
 from experiments.atomic import write_whole
 from experiments.errors import StudyError
 from experiments.study.points import PRETRAINED, Cell, Expert
+from experiments.unival.base_experts import file_of, make_experts, step_at
 from experiments.unival.pocket.kinds import KINDS
 from merge import Input, MergeError, open_checkpoint
 from unival_core import PUBLISHED_FILES, TASKS, GenerationOptions, Tokenizer, UnivalConfig, load_tokenizer
@@ -61,7 +62,8 @@ class BaseSetup:
         return TASKS[task].published.shifts if task in TASKS else ()
 
     def source(self, expert: Expert, seed: int = 0) -> Input:
-        """Find the published file, or `<kind>/<name>.pt` (.safetensors) of one's own, whatever the seed.
+        """Find the published file, or `<kind>/<name>.pt` (.safetensors) of one's own, whatever the seed; where there
+        is none, what `train` makes.
 
         Of some tasks' experts the running average, as in published evaluations, where the file has one.
         """
@@ -74,6 +76,8 @@ class BaseSetup:
             file = self.checkpoints / expert.kind / f"{expert.name}.pt"
             other = file.with_suffix(".safetensors")
             file = other if other.exists() else file
+            step = None if file.exists() else step_at(expert, seed)
+            file = file if step is None else file_of(self, step, seed)
         if published.average:
             with suppress(MergeError):
                 open_checkpoint(file, "extra_state.ema")
@@ -86,10 +90,23 @@ class BaseSetup:
         bpe, file = self.checkpoints / "BPE", self.checkpoints / PRETRAINED_FILE
         return load_tokenizer(file, config, bpe=bpe if bpe.is_dir() else None)
 
+    @property
+    def pretrained(self) -> Path:
+        """Return the file of the pretrained model."""
+        return self.checkpoints / PRETRAINED_FILE
+
     def dataset(
-        self, task: str, split: str, tokenizer: Tokenizer, config: UnivalConfig, cache: MediaCache
+        self,
+        task: str,
+        split: str,
+        tokenizer: Tokenizer,
+        config: UnivalConfig,
+        cache: MediaCache,
+        *,
+        seed: int | None = None,
     ) -> TaskDataset:
-        """Open published rows. OKVQA and VizWiz are asked without repeating the question, as published."""
+        """Open published rows, with a seed for training. OKVQA and VizWiz are asked without repeating the question, as
+        published."""
         known = TASKS[task]
         if split in known.published.unrepeated:
             known = replace(known, repeats_prompt=False)
@@ -99,6 +116,8 @@ class BaseSetup:
             self.table(task, split),
             tokenizer,
             config,
+            training=seed is not None,
+            seed=seed or 0,
             answers=load_answers(answers, known) if answers else (),
             media_dir=self.data.parent if self.data.name == "ofa" else self.data,
             cache=cache,
@@ -185,16 +204,23 @@ class BaseSetup:
 
     def expected(self, experts: Sequence[Expert], seed: int, places: Sequence[tuple[str, str]]) -> dict[Path, str]:
         """Return every file that is needed, with the page that tells where it comes from."""
-        wanted = [self.source(expert, seed).path for expert in experts]
-        for task, split in places:
-            wanted += [*self.files(task, split), *self.beside(task, split)]
+        wanted = {self.source(expert, seed).path: self.page(expert) for expert in experts}
+        places = [*places, *((expert.task, "train") for expert in experts if step_at(expert, seed) is not None)]
+        for task, split in dict.fromkeys(places):
+            wanted |= {file: page_of(file) for file in (*self.files(task, split), *self.beside(task, split))}
         if any(file.suffix == ".pt" for file in wanted):  # others carry their vocabulary
-            wanted += [self.checkpoints / "BPE" / name for name in PUBLISHED_FILES]
-        return {file: page_of(file) for file in wanted}
+            wanted |= {self.checkpoints / "BPE" / name: BPE_PAGE for name in PUBLISHED_FILES}
+        return wanted
 
-    def train(self, experts: Sequence[Expert], seed: int, processes: int) -> None:
-        """Raise StudyError: no recipe trains all experts."""
-        raise StudyError("no recipe trains all experts at setup base: finetune with unival-merge train")
+    def page(self, expert: Expert) -> str:
+        """Say where the file of an expert comes from."""
+        made = f"{expert.id}: add --train, from the published experts"
+        return page_of(self.source(expert).path) if step_at(expert, 0) is None else made
+
+    def train(self, experts: Sequence[Expert], seed: int, processes: int, device: str = "cpu") -> None:
+        """Make experts of the kinds that are made of published ones, one finetuning after the other, by their published
+        recipes; StudyError for others that are missing."""
+        make_experts(self, experts, seed, device)
 
     def pace(self, cells: Sequence[Cell], limit: int | None) -> str:
         """Guess the GPU hours at the published speed of captions."""

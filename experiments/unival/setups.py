@@ -134,8 +134,8 @@ class PocketSetup:
         one."""
         return {self.source(expert, seed).path: f"{expert.id} of seed {seed}: add --train" for expert in experts}
 
-    def train(self, experts: Sequence[Expert], seed: int, processes: int) -> None:
-        """Finetune the experts that are missing; finished runs are kept in this user's cache."""
+    def train(self, experts: Sequence[Expert], seed: int, processes: int, device: str = "cpu") -> None:
+        """Finetune the experts that are missing, on the CPU; finished runs are kept in this user's cache."""
         make_experts(self.pocket(seed), experts, processes, cache=user_cache())
 
     def pace(self, cells: Sequence[Cell], limit: int | None) -> str:

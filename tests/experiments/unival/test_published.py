@@ -26,7 +26,7 @@ from experiments.unival.published import (
     BaseSetup,
     page_of,
 )
-from experiments.unival.studies import STUDIES, Choice, MixtureStudy
+from experiments.unival.studies import FAMILIES, STUDIES, Choice, MixtureStudy
 from experiments.unival.subject import UnivalSubject
 from merge import open_checkpoint
 from tests import ROOT
@@ -294,3 +294,61 @@ def test_everything_published_goes_the_whole_way(tmp_path, monkeypatch):
     for task, known in TASKS.items():
         if known.published.checkpoint:
             assert len(setup.table(task, "train")) == 1
+
+
+# -- experts made of published ones
+
+
+def test_experts_that_are_not_there_are_made_of_published_ones_or_told(setup):
+    made = Expert("caption", "caption", "fusing-with-own")
+    file = setup.source(made, 1).path
+    assert file == setup.folder / "seed-1/experts/fusing-with-own/caption/from-average/last.safetensors"
+    expected = setup.expected([made], 1, [])
+    assert expected[file] == "fusing-with-own/caption: add --train, from the published experts"
+    assert expected[setup.data / "caption_data/caption_stage1_train.tsv"] == IMAGE_DATA_PAGE
+    own = setup.checkpoints / "fusing-with-own" / "caption.pt"
+    own.parent.mkdir()
+    own.touch()
+    assert setup.source(made, 1).path == own
+    with pytest.raises(
+        StudyError, match=r"unival_caption_stage_1/checkpoint_best.pt is missing: https://github.com/ms"
+    ):
+        setup.train([Expert("vqa", "vqa", "ratatouille")], 0, 1)
+    with pytest.raises(StudyError, match=r"longer/vqa.pt is missing: an expert of your own"):
+        setup.train([Expert("vqa", "vqa", "longer")], 0, 1)
+
+
+@pytest.mark.slow
+def test_ratatouille_and_fusing_are_made_by_one_command(tmp_path, monkeypatch):
+    setup = Setup(tmp_path, tmp_path / "checkpoints", tmp_path / "data")
+    for number, task in enumerate(FAMILIES["image"]):
+        config = replace(SMALL, video=None) if task == "grounding" else SMALL
+        write_checkpoint(setup.checkpoints / TASKS[task].published.checkpoint, config, number, TASKS[task])
+        write_data(setup.data, task, 2)
+        short = {"updates": 1, "epochs": 0.0, "batch": 2, "ema": None}
+        monkeypatch.setitem(TASKS, task, replace(TASKS[task], recipes={"base": short}))
+    write_checkpoint(setup.checkpoints / PRETRAINED_FILE, SMALL, 30)
+    monkeypatch.setattr(BaseSetup, "tokenizer", Setup.tokenizer)
+    told = ["--setup", "base", "--checkpoints", str(setup.checkpoints), "--data", str(setup.data), "--limit", "1"]
+    told += ["--train", "--kinds", "ratatouille,fusing,fusing-with-own", "--processes", "1"]
+    (setup.checkpoints / "BPE").mkdir()
+    for name in ("encoder.json", "vocab.bpe", "dict.txt"):
+        (setup.checkpoints / "BPE" / name).touch()
+    folder = tmp_path / "study"
+    done = CliRunner().invoke(app, ["study", "run", "averaging", str(folder), *told])
+    assert done.exit_code == 0, done.output
+    runs = sorted(file.parent.relative_to(folder / "experts").as_posix() for file in folder.rglob("run.json"))
+    assert len(runs) == 4 * 3 + 4 + 4
+    fused = open_checkpoint(folder / "experts/fusing-with-own/vqa+caption+grounding+entailment/average.safetensors")
+    live = [
+        open_checkpoint(setup.checkpoints / TASKS[task].published.checkpoint, "model") for task in FAMILIES["image"]
+    ]
+    name = "encoder.layer_norm.weight"
+    assert torch.allclose(fused[name].float(), sum(file[name].float() for file in live) / 4, atol=1e-3)
+    name = "encoder.video_proj.weight"  # that grounding lacks
+    have = [file[name].float() for file in live if name in file]
+    assert torch.allclose(fused[name].float(), sum(have) / 3, atol=1e-3)
+    rows = read_rows(folder / "rows.jsonl")
+    assert {"ratatouille", "fusing", "fusing-with-own"} <= set(rows["experts"])
+    again = CliRunner().invoke(app, ["study", "run", "averaging", str(folder), *told])
+    assert "0 cells evaluated" in again.stdout
