@@ -16,10 +16,13 @@ Every checkpoint and data set that the authors of UnIVAL published, as setup `ba
 folder, data below another, by the names that they were published under. This page is written by
 `python docs/write_published.py` from `unival_core.TASKS`, the recipes and `experiments.unival.published`.
 
-    unival-merge study run published DIR --setup base --checkpoints CHECKPOINTS --data DATA --dry-run
-    unival-merge study run published DIR --setup base --checkpoints CHECKPOINTS --data DATA [--only TASK]
+<!-- not run: needs published weights and data -->
+```sh
+unival-merge study run published DIR --setup base --checkpoints CHECKPOINTS --data DATA --dry-run
+unival-merge study run published DIR --setup base --checkpoints CHECKPOINTS --data DATA
+```
 
-The first says which of the files are missing and where they come from; the second evaluates every expert on its own
+The first says which of the files are missing and where they come from; the second (`--only TASK` for one task) evaluates every expert on its own
 data, and both pretrained models on all that they can read, with the published prompts, searches, sizes and answers.
 
 **Nothing below was run on the published files themselves**, which have not been at hand. *Tested* is what tests do with

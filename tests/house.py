@@ -23,6 +23,7 @@ WINGS: dict[str, tuple[str, ...]] = {
             "training",
             "permutations",
             "pictures",
+            "submission",
             "evaluation",
             "likelihood",
             "ensemble",

@@ -3,6 +3,7 @@ is missing beside them."""
 
 import argparse
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,12 @@ import torch
 from typer.testing import CliRunner
 
 from merge import inspect, open_checkpoint
+from tests import ROOT
 from tests.unival_core.golden import fill
 from tests.unival_core.made_files import SMALL, published, training_file
 from unival_core.checkpoint import config_of, load_model, open_model, read_changes
 from unival_core.commands import app
-from unival_core.config import UnivalConfig, replace
+from unival_core.config import CONFIGS, UnivalConfig, replace
 from unival_core.errors import UnivalError
 from unival_core.model import UnivalModel
 from unival_core.settings import NETWORK, Settings
@@ -55,6 +57,19 @@ def test_a_published_file_is_loaded_strictly_by_plain_torch(state: dict[str, tor
     inner = UnivalModel(SMALL)
     torch.nn.ModuleDict({"inner": inner}).load_state_dict({f"inner.{name}": value for name, value in content.items()})
     assert torch.equal(inner.encoder.pos_ln.weight, model.encoder.pos_ln.weight)
+
+
+def test_the_script_of_the_readme(
+    seeing: dict[str, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (block,) = re.findall(r"```python\n([^`]+strict=True\)\n)```", (ROOT / "README.md").read_text(encoding="utf-8"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "unival_caption_stage_1").mkdir()
+    training_file(tmp_path / "unival_caption_stage_1" / "checkpoint_best.pt", seeing)
+    monkeypatch.setitem(CONFIGS, "base", TINY)
+    names: dict[str, UnivalModel] = {}
+    exec(block, names)
+    assert torch.equal(names["model"].encoder.pos_ln.weight, seeing["encoder.pos_ln.weight"].float())
 
 
 def test_what_only_looks_like_it_is_not_loaded(state: dict[str, torch.Tensor]) -> None:

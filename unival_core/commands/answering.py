@@ -103,6 +103,9 @@ class Reading:
     media: Annotated[
         Path | None, of_file(metavar="DIR", help="Folder of media given by path; default: the file's.")
     ] = None
+    references: Annotated[
+        Path | None, of_file(metavar="FILE", help="Captions in COCO's format; uniq_id is then an image's id.")
+    ] = None
 
     @property
     def columns(self) -> list[int]:
@@ -165,6 +168,9 @@ def evaluate(
     asking: Asking,
     loading: Loading,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON lines to write the answers to.")] = None,
+    submission: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="JSON to write the answers to as servers take them.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Rows to stop after.")] = None,
     metrics: Annotated[
         str | None, typer.Option(metavar="NAMES", help="Metrics joined by commas; default: the task's.")
@@ -181,12 +187,16 @@ def evaluate(
     """
     chosen = _task(task)
     _check_free(output, overwrite)
-    from unival_core.data import TaskDataset, TsvTable
+    _check_free(submission, overwrite)
+    from unival_core.data import ReferencedTable, TaskDataset, TsvTable
     from unival_core.evaluation import evaluate as run
     from unival_core.evaluation import known_metrics
+    from unival_core.submission import write_submission
 
     names = known_metrics(metrics.split(",") if metrics else chosen.metrics)
     table = TsvTable(reading.data, chosen.columns, reading.columns or chosen.selected_cols)
+    if reading.references:
+        table = ReferencedTable(table, reading.references)
     answers, told = asking.allowed(chosen, checkpoint, loading.section)
     if told:
         typer.echo(told, err=True)
@@ -216,6 +226,8 @@ def evaluate(
             amp=amp,
             output=output,
         )
+    if submission:
+        write_submission(submission, result.predictions, chosen)
     _print_scores(result, ", ".join(map(str, reading.data)))
 
 

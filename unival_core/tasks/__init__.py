@@ -1,4 +1,4 @@
-"""The tasks, one file each. A new one is a file with a `TASK` and a line here (docs/tasks.md)."""
+"""The tasks, one file each. A new one is a file with a `TASK` and a line here (docs/task-of-your-own.md)."""
 
 from unival_core.data.task import Task
 from unival_core.errors import UnivalError

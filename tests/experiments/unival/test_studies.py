@@ -126,7 +126,7 @@ def test_selection_has_no_shifted_data():
 def test_averages_of_all_experts():
     found = points("averaging")
     merged = [point for point in found.values() if point.method == "average"]
-    assert [point.kind for point in merged] == ["vanilla", "longer", "soup", "ratatouille", "fusing"]
+    assert [point.kind for point in merged] == ["vanilla", "longer", "soup", "ratatouille", "fusing", "fusing-with-own"]
     assert {tuple(point.shares.values()) for point in merged} == {(0.25,) * 4}
     assert sum(point.method == "ensemble" for point in found.values()) == 3
 

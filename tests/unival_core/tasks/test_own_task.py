@@ -1,4 +1,4 @@
-"""The task of docs/tasks.md, added as written, on a small file and a pocket model with made-up weights."""
+"""The task of docs/task-of-your-own.md, added as written, on a small file and a pocket model with made-up weights."""
 
 import json
 import re
@@ -19,7 +19,8 @@ from unival_core.tasks import TASKS
 from unival_core.training.recipes import DEFAULTS, options_for
 from unival_core.vocabulary import TOKENIZER_KEY, Tokenizer
 
-PAGE = (ROOT / "docs" / "tasks.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "task-of-your-own.md").read_text(encoding="utf-8")
+TABLE = (ROOT / "docs" / "tasks.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +95,7 @@ def whole(name: str, task: Task) -> list[str]:
     lacking = [] if task.name == name else [f"its name, {task.name}"]
     for field in ("columns", "metrics", "example"):
         lacking += [] if getattr(task, field) else [field]
-    page = [line for line in PAGE.splitlines() if line.startswith(f"| {name} |")]
+    page = [line for line in TABLE.splitlines() if line.startswith(f"| {name} |")]
     lacking += [] if page else ["a line in docs/tasks.md"]
     for step in (task.prompt, lambda row: task.target(row, None), task.reference):
         try:
