@@ -195,7 +195,7 @@ STUDIES: dict[str, UnivalStudy] = {
         experts=ALL_TASKS,
         mixtures=(FAMILIES["image"],),
         shape="uniform",
-        kinds=("vanilla", "longer", "soup", "ratatouille", "fusing", "joint"),
+        kinds=("vanilla", "longer", "soup", "ratatouille", "fusing", "fusing-with-own", "joint"),
         ensembles=("vanilla", "ratatouille", "fusing"),
         families=FAMILIES,
         contender="ratatouille",
@@ -207,7 +207,7 @@ STUDIES: dict[str, UnivalStudy] = {
         experts=ALL_TASKS,
         mixtures=tuple((task,) for task in FAMILIES["image"]),
         shape="single",
-        kinds=("vanilla", "longer", "soup", "fusing", "ratatouille"),
+        kinds=("vanilla", "longer", "soup", "fusing", "fusing-with-own", "ratatouille"),
     ),
     "rewarded-soups": MixtureStudy(
         name="rewarded-soups",

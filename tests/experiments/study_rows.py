@@ -14,6 +14,7 @@ N = 400
 KIND = dict.fromkeys(("pretrained", "vanilla", "longer", "soup", "reward", "mixed-rewards"), 0.0) | {
     "joint": 0.2,
     "fusing": 0.02,
+    "fusing-with-own": 0.02,
     "ratatouille": 0.04,
 }
 SHIFT = {"test": 0.0, "val": 0.0, "novel": 0.1, "lowquality": 0.2, "printed": 0.15, "knowledge": 0.1}

@@ -194,6 +194,7 @@ def test_radar_has_charts_that_can_be_read():
         "soup",
         "ratatouille",
         "fusing",
+        "fusing-with-own",
     ]
 
 

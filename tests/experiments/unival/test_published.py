@@ -179,8 +179,8 @@ def test_what_was_not_published_is_told(setup):
         setup.files("vqa", "val")
     with pytest.raises(StudyError, match=r"okvqa_acc_val.tsv is missing: see https://github.com/mshukor"):
         setup.data_digest("vqa", "knowledge")
-    own = setup.source(Expert("vqa", "vqa", "ratatouille")).path
-    assert own == setup.checkpoints / "ratatouille" / "vqa.pt"
+    own = setup.source(Expert("vqa", "vqa", "longer")).path
+    assert own == setup.checkpoints / "longer" / "vqa.pt"
 
 
 def test_every_file_has_its_page(setup):
