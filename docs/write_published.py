@@ -22,8 +22,9 @@ unival-merge study run published DIR --setup base --checkpoints CHECKPOINTS --da
 unival-merge study run published DIR --setup base --checkpoints CHECKPOINTS --data DATA
 ```
 
-The first says which of the files are missing and where they come from; the second (`--only TASK` for one task) evaluates every expert on its own
-data, and both pretrained models on all that they can read, with the published prompts, searches, sizes and answers.
+The first says which of the files are missing and where they come from; the second (`--only TASK` for one task)
+evaluates every expert on its own data, and both pretrained models on all that they can read, with the published
+prompts, searches, sizes and answers.
 
 **Nothing below was run on the published files themselves**, which have not been at hand. *Tested* is what tests do with
 made files of the same names, layout, columns and vocabulary, and narrow networks: the checkpoint is opened with its

@@ -65,9 +65,7 @@ def test_a_task_of_ones_own_is_trained_merged_evaluated_and_studied(home, tmp_pa
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     few = ("--processes", "1", "--limit", "4")
-    commands = [
-        shlex.split(line, comments=True)[1:] for line in PAGE.splitlines() if line.startswith("    unival-merge ")
-    ]
+    commands = [shlex.split(line)[1:] for line in PAGE.splitlines() if line.startswith("unival-merge ")]
     said = [call(*words, *(few if words[1] == "run" else ())) for words in commands]
     assert "cells evaluated" in said[0]
     rows = experiments.read_rows(folder / "rows.jsonl")
