@@ -22,7 +22,7 @@ WINGS: dict[str, tuple[str, ...]] = {
             "commands",
             "training",
             "permutations",
-            "pictures",
+            "drawing",
             "submission",
             "evaluation",
             "likelihood",

@@ -164,7 +164,7 @@ def _point_data(
 
 
 def data_uri(file: Path) -> str:
-    """Return the address that holds a picture in PNG. StudyError where it is missing."""
+    """Return the address that holds an image in PNG. StudyError where it is missing."""
     if not file.is_file():
         raise StudyError(f"{file}: a sample's image is missing: remove samples.jsonl and make the samples again")
     return f"data:image/png;base64,{base64.b64encode(file.read_bytes()).decode('ascii')}"

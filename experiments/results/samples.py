@@ -1,4 +1,4 @@
-"""What models between two experts answer to a few examples, kept for the report: FOLDER/samples.jsonl, with pictures
+"""What models between two experts answer to a few examples, kept for the report: FOLDER/samples.jsonl, with images
 once each in FOLDER/samples/ (`experiments.pages.views.read_samples` says what a line holds).
 
 A line belongs to one evaluated row of the study by that row's `key`. Rows that were evaluated again have other keys, so
@@ -46,10 +46,10 @@ from experiments.study.study import Study
 from merge import digest
 
 COUNT = 8  # examples a row
-FILE, PICTURES = "samples.jsonl", "samples"
+FILE, IMAGES = "samples.jsonl", "samples"
 FIELDS = ("key", "shares", "experts", "method", "batchnorm", "seed", "task", "split")  # of the row
 PARTS = ("prompt", "text", "reference", "image", "table")  # of a sample, besides its title
-LARGEST, SMALLEST = 512, 96  # pixels of the longer side of a picture on a page
+LARGEST, SMALLEST = 512, 96  # pixels of the longer side of an image on a page
 
 Row = Mapping[str, Any]
 Answer = Callable[[nn.Module, Row], list[dict[str, Any]]]  # the samples of a model, for a row of it
@@ -135,10 +135,10 @@ def refuse_other_weights(row: Row, point: Point, subject: Subject, checked: set[
 
 
 def samples_of(folder: Path, show: Callable[..., Any], model: nn.Module, row: Row, number: int) -> list[dict[str, Any]]:
-    """Return what a task's function shows of an example, as samples, with pictures written; none behind the last
+    """Return what a task's function shows of an example, as samples, with images written; none behind the last
     example, where it raises IndexError or returns None.
 
-    It returns text, a picture (a path, or an array (H, W) or (H, W, 3)), a table (a list of lines), or a mapping: its
+    It returns text, an image (a path, or an array (H, W) or (H, W, 3)), a table (a list of lines), or a mapping: its
     prompt, text, reference, image and table are one sample, anything else is another one under its own title.
     """
     place, title = f"task {row['task']}: show of example {number} of split {row['split']}", f"example {number}"
@@ -166,16 +166,16 @@ def samples_of(folder: Path, show: Callable[..., Any], model: nn.Module, row: Ro
 
 
 def part_of(folder: Path, given: Any, place: str) -> dict[str, Any]:
-    """Return text, a picture or a table as a part of a sample. StudyError for what is none of these."""
+    """Return text, an image or a table as a part of a sample. StudyError for what is none of these."""
     if isinstance(given, (str, bool, int, float)):
         return {"text": str(given)}
     if isinstance(given, Tensor):
         given = given.detach().cpu().numpy()
     if isinstance(given, (Path, Image.Image)) or (isinstance(given, np.ndarray) and given.ndim > 1):
         try:
-            return {"image": write_picture(folder, fitted(picture_of(given)))}
+            return {"image": write_image(folder, fitted(image_of(given)))}
         except (OSError, ValueError, TypeError) as error:
-            raise StudyError(f"{place}: no picture: {error}") from error
+            raise StudyError(f"{place}: no image: {error}") from error
     if isinstance(given, np.ndarray):
         given = given.tolist()
     if isinstance(given, (list, tuple)):
@@ -183,12 +183,12 @@ def part_of(folder: Path, given: Any, place: str) -> dict[str, Any]:
         return {"table": [[f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in line] for line in lines]}
     told = f"a {type(given).__name__}"
     raise StudyError(
-        f"{place} returned {told}: give text, a Path or an array of a picture, a list of lines, or a mapping"
+        f"{place} returned {told}: give text, a Path or an array of an image, a list of lines, or a mapping"
     )
 
 
-def picture_of(given: Path | Image.Image | np.ndarray) -> Image.Image:
-    """Return a picture in RGB; of an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) with bytes, or shares of white.
+def image_of(given: Path | Image.Image | np.ndarray) -> Image.Image:
+    """Return an image in RGB; of an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) with bytes, or shares of white.
 
     Other numbers are stretched from their least to their largest.
     """
@@ -208,7 +208,7 @@ def picture_of(given: Path | Image.Image | np.ndarray) -> Image.Image:
 
 
 def fitted(image: Image.Image) -> Image.Image:
-    """Return a picture that a page can show: large ones are made smaller, of tiny ones each pixel is a square."""
+    """Return an image that a page can show: large ones are made smaller, of tiny ones each pixel is a square."""
     longest = max(image.size)
     if longest > LARGEST:
         image.thumbnail((LARGEST, LARGEST))
@@ -218,11 +218,11 @@ def fitted(image: Image.Image) -> Image.Image:
     return image
 
 
-def write_picture(folder: Path, image: Image.Image) -> str:
-    """Write a picture as PNG into the folder's samples, under a name of its content, once; return the name."""
+def write_image(folder: Path, image: Image.Image) -> str:
+    """Write an image as PNG into the folder's samples, under a name of its content, once; return the name."""
     data = io.BytesIO()
     image.save(data, "PNG")
-    file = folder / PICTURES / f"{hashlib.sha256(data.getvalue()).hexdigest()[:16]}.png"
+    file = folder / IMAGES / f"{hashlib.sha256(data.getvalue()).hexdigest()[:16]}.png"
     if not file.is_file():
         write_whole(file, data.getvalue())
     return file.name

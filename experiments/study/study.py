@@ -45,7 +45,7 @@ class Task:
         chance: what guessing scores, by the metric to show, or by split; tables set it beside the scores.
         inputs: batches that the model takes, or a function that returns them, to measure BatchNorm statistics on.
         show: `show(model, split, index)` -> what a page shows of an example and the model's answer to it: text, a
-            picture (a Path, or an array (H, W) or (H, W, 3)), a table (a list of lines), or a mapping of these by
+            image (a Path, or an array (H, W) or (H, W, 3)), a table (a list of lines), or a mapping of these by
             title, where prompt, text, reference, image and table belong together. IndexError behind the last example.
     """
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from experiments.grid.worker import Worker
 from experiments.pages.views import open_study
-from experiments.results.samples import COUNT, Row, add_samples, sampled_rows, write_picture
+from experiments.results.samples import COUNT, Row, add_samples, sampled_rows, write_image
 from experiments.study.points import Expert
 from experiments.unival.setups import PocketSetup
 from experiments.unival.studies import MixtureStudy, study_named
@@ -43,7 +43,7 @@ def make_samples(
         assert isinstance(model, UnivalModel | Ensemble)
         data = subject.dataset(row["task"], row["split"], model.config)
         setup, options = subject.setup, subject.setup.generation(row["task"])
-        draw = setup.pictures if isinstance(setup, PocketSetup) else None
+        draw = setup.images if isinstance(setup, PocketSetup) else None
         return answers(folder, model, data, options=options, count=count, draw=draw)
 
     return add_samples(folder, sampled_rows(open_study(folder, study)[0]), Worker(subject, device), expert, answer)
@@ -60,7 +60,7 @@ def answers(
 ) -> list[dict[str, Any]]:
     """Ask a model the first `count` sound rows of a data set, and return its answers as samples.
 
-    Image codes are shown as the pictures that `draw` makes of them, if it is given.
+    Image codes are shown as the images that `draw` makes of them, if it is given.
 
     Each sample has a name, the prompt, the answer and the reference as text, `box` and `reference_box` as shares of
     the image's width and height (x0, y0, x1, y1) or None, and the image's file in `samples/` or None; frames of a
@@ -76,8 +76,8 @@ def answers(
         sample_of(folder, data, number, example, answer) for (number, example), answer in zip(found, said, strict=True)
     ]
     if draw is not None and data.task.writes == "codes":
-        for sample, picture in zip(samples, draw([answer.answer for answer in said]), strict=True):
-            sample |= {"answer": "", "reference": "", "image": write_picture(folder, picture)}
+        for sample, image in zip(samples, draw([answer.answer for answer in said]), strict=True):
+            sample |= {"answer": "", "reference": "", "image": write_image(folder, image)}
     return samples
 
 
@@ -94,7 +94,7 @@ def sample_of(folder: Path, data: TaskDataset, number: int, example: Example, an
         "box": shares_of_image(answer.answer, example.size) if is_box else None,
         "reference_box": shares_of_image(answer.reference, example.size) if is_box else None,
         "is_video": example.medium == "video",
-        "image": write_image(folder, example.media) if example.medium in ("image", "video") else None,
+        "image": write_media(folder, example.media) if example.medium in ("image", "video") else None,
     }
 
 
@@ -112,10 +112,10 @@ def shares_of_image(box: Sequence[float], size: tuple[int, int] | None) -> list[
     return [round(value / size[side % 2], 4) for side, value in enumerate(box)]
 
 
-def write_image(folder: Path, media: torch.Tensor | None) -> str | None:
+def write_media(folder: Path, media: torch.Tensor | None) -> str | None:
     """Write an image, or the frames of a video side by side, as PNG under a name of its content, once."""
     if media is None:
         return None
     frames = media.unsqueeze(1) if media.ndim == 3 else media  # 3 x frames x height x width
     strip = np.hstack([frame.permute(1, 2, 0).numpy() for frame in frames.unbind(1)])
-    return write_picture(folder, Image.fromarray(strip))
+    return write_image(folder, Image.fromarray(strip))

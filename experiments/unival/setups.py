@@ -21,7 +21,7 @@ from experiments.statistics.calibration import CONFIDENCE as CONFIDENCE
 from experiments.study.points import Cell, Expert
 from experiments.unival.chance import most_common
 from experiments.unival.pocket.cache import user_cache
-from experiments.unival.pocket.codec import DRAWN_SHIFTS, contents_of, pictures_of
+from experiments.unival.pocket.codec import DRAWN_SHIFTS, contents_of, images_of
 from experiments.unival.pocket.data import Files, rows_digest, rows_file
 from experiments.unival.pocket.experts import expert_file, make_experts
 from experiments.unival.pocket.pipeline import Pocket
@@ -35,7 +35,7 @@ from unival_core import CONFIGS, TASKS, GenerationOptions, Tokenizer, UnivalConf
 from unival_core.data import MediaCache, TaskDataset, TsvTable
 
 LOSS = "negative log-likelihood"  # and CONFIDENCE: metrics that cells have beside the quoted one
-CONTENT = "recognised content"  # of pictures: METRICS knows none that looks at them
+CONTENT = "recognised content"  # of images: METRICS knows none that looks at them
 
 
 @dataclass(frozen=True)
@@ -97,20 +97,20 @@ class PocketSetup:
         return replace(TASKS[task].sized_for(CONFIGS[self.name]).generation, beam=GREEDY)
 
     def metrics(self, task: str) -> tuple[str, ...]:
-        """Return the metric quoted for a task, one that has scores of single examples; of pictures their content."""
+        """Return the metric quoted for a task, one that has scores of single examples; of images their content."""
         return (CONTENT if TASKS[task].writes == "codes" else TASKS[task].quoted(self.name),)
 
     def contents(self, codes: Sequence[Sequence[int]], captions: Sequence[str]) -> list[float]:
-        """Return which share of each caption's facts is recognised in the picture of its codes."""
+        """Return which share of each caption's facts is recognised in the image of its codes."""
         return contents_of(self.pocket(), codes, captions)
 
-    def pictures(self, codes: Sequence[Sequence[int]]) -> list[Image.Image]:
-        """Return the pictures of codes."""
-        return pictures_of(self.pocket(), codes)
+    def images(self, codes: Sequence[Sequence[int]]) -> list[Image.Image]:
+        """Return the images of codes."""
+        return images_of(self.pocket(), codes)
 
     def guess(self, task: str) -> str | tuple[float, ...] | None:
         """Return one answer to all rows: the most frequent in training, of boxes that of the most frequent place; None
-        for tasks without rows to train on, and for pictures."""
+        for tasks without rows to train on, and for images."""
         if TASKS[task].writes == "codes":
             return None
         if TASKS[task].writes == "box":

@@ -274,7 +274,7 @@ STUDIES: dict[str, UnivalStudy] = {
     ),
     "drawing": MixtureStudy(
         name="drawing",
-        question="What lies between describing pictures and drawing them?",
+        question="What lies between describing images and drawing them?",
         source="arXiv 2307.16184, of a task that it trained and did not merge",
         experts={task: task for task in ("caption", "image-generation")},
         mixtures=(("caption", "image-generation"),),

@@ -40,7 +40,7 @@ RECALIBRATION = 512  # training inputs that BatchNorm statistics are measured on
 BATCH = 64
 MEASURES = {  # of the setups too; the last one is a mean of numbers, as that is which it is made of
     **METRICS,
-    CONTENT: replace(METRICS["confidence"], label="described facts recognised in the picture", of="answer"),
+    CONTENT: replace(METRICS["confidence"], label="described facts recognised in the image", of="answer"),
 }
 OPTIONAL_MEDIA = MEDIA[1:]  # every model sees images
 
@@ -188,7 +188,7 @@ class UnivalSubject:
         return found
 
     def content(self, dataset: TaskDataset, predictions: Sequence[Prediction]) -> Scores:
-        """Score the pictures of predicted codes by the captions of their rows."""
+        """Score the images of predicted codes by the captions of their rows."""
         assert isinstance(self.setup, PocketSetup)
         told = {dataset.table[row]["uniq_id"]: dataset.table[row]["caption"] for row in range(len(dataset))}
         captions = [told[prediction.name] for prediction in predictions]

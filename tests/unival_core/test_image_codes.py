@@ -71,7 +71,7 @@ def tiny() -> ImageCodes:
 
 @torch.no_grad()
 def check(model: ImageCodes, tensors: dict[str, Tensor], note: dict[str, Any]) -> int:
-    """Compares every picture and every code of a recording; returns how many there were."""
+    """Compares every image and every code of a recording; returns how many there were."""
     done = 0
     for number in range(len(note["decode"])):
         if (codes := tensors.get(f"decode{number}.in.codes")) is not None:

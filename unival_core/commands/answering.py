@@ -33,62 +33,58 @@ if TYPE_CHECKING:
 
 SHOWN = 5  # rows left out that are printed
 of_file = partial(typer.Option, rich_help_panel="Columns and media of the file")
-painted = partial(typer.Option, rich_help_panel="Pictures")
+painted = partial(typer.Option, rich_help_panel="Images")
 
 
 @dataclass(frozen=True)
 class Painting:
-    """Options that turn what image generation writes into pictures."""
+    """Options that turn what image generation writes into images."""
 
     vqgan: Annotated[
         Path | None,
-        painted(metavar="FILE", help="Image tokenizer that makes pictures of codes; without it, codes are printed."),
+        painted(metavar="FILE", help="Image tokenizer that makes images of codes; without it, codes are printed."),
     ] = None
     vqgan_config: Annotated[
         Path | None, painted(metavar="FILE", help="Its published model.yaml, to compare with its tensors.")
     ] = None
-    samples: Annotated[int | None, painted(min=1, help="Pictures to draw; default: 1.")] = None
+    samples: Annotated[int | None, painted(min=1, help="Images to draw; default: 1.")] = None
     output: Annotated[
         Path | None,
-        painted(
-            "--output", "-o", metavar="FILE", help="Where to save the sheet; of out.png pictures are out-1.png, ..."
-        ),
+        painted("--output", "-o", metavar="FILE", help="Where to save the sheet; of out.png images are out-1.png, ..."),
     ] = None
     clip: Annotated[
         Path | None,
-        painted(metavar="DIR", help="Folder of a CLIP model, which puts the best pictures first (extra hf)."),
+        painted(metavar="DIR", help="Folder of a CLIP model, which puts the best images first (extra hf)."),
     ] = None
     seed: Annotated[int, painted(min=0, help="Of the draws.")] = 0
 
     def check(self, task: Task, *, overwrite: bool) -> None:
-        """Raise UnivalError where options do not fit together, or a picture is in the way."""
-        from unival_core.pictures import picture_paths
+        """Raise UnivalError where options do not fit together, or an image is in the way."""
+        from unival_core.drawing import image_paths
 
         given = [f"--{name}" for name in ("vqgan", "output", "clip", "samples") if getattr(self, name) is not None]
         if task.writes != "codes" and given:
-            raise UnivalError(f"{given[0]} is for pictures, {task.name} writes {task.writes}")
+            raise UnivalError(f"{given[0]} is for images, {task.name} writes {task.writes}")
         if given and not (self.vqgan and self.output):
-            raise UnivalError(
-                f"{given[0]} needs --vqgan FILE and --output FILE: pictures are made of codes by the first"
-            )
-        for path in picture_paths(self.output, self.samples or 1) if self.output else []:
+            raise UnivalError(f"{given[0]} needs --vqgan FILE and --output FILE: images are made of codes by the first")
+        for path in image_paths(self.output, self.samples or 1) if self.output else []:
             _check_free(path, overwrite)
 
     def paint(self, model: UnivalModel, tokenizer: Tokenizer, task: Task, text: str) -> list[str]:
-        """Draw and save the pictures; return a line about each."""
+        """Draw and save the images; return a line about each."""
+        from unival_core.drawing import clip_scorer, draw_images, save_images
         from unival_core.image_codes import load_image_codes
-        from unival_core.pictures import clip_scorer, draw_pictures, save_pictures
 
         where = next(model.parameters()).device
         codec = load_image_codes(self.vqgan or "", config=self.vqgan_config, device=where)
         scorer = clip_scorer(self.clip, where) if self.clip else None
         count = self.samples or 1
-        pictures = draw_pictures(model, tokenizer, codec, task, text, samples=count, seed=self.seed, scorer=scorer)
-        paths = save_pictures(pictures, self.output or Path())
-        fits = ["" if one.fit is None else f"  CLIP {one.fit:.4f}" for one in pictures]
+        drawn = draw_images(model, tokenizer, codec, task, text, samples=count, seed=self.seed, scorer=scorer)
+        paths = save_images(drawn, self.output or Path())
+        fits = ["" if one.fit is None else f"  CLIP {one.fit:.4f}" for one in drawn]
         singles = paths[-count:]
         return [
-            f"{path}  {one.score:.4f} nats a code{fit}" for path, one, fit in zip(singles, pictures, fits, strict=True)
+            f"{path}  {one.score:.4f} nats a code{fit}" for path, one, fit in zip(singles, drawn, fits, strict=True)
         ]
 
 
@@ -131,7 +127,7 @@ def generate(
     draw: Annotated[Path | None, typer.Option(help="Where to save the image with the box.")] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Print what the model says about one image, video or audio, or draw pictures of a caption.
+    """Print what the model says about one image, video or audio, or draw images of a caption.
 
     \b
     unival-merge generate --checkpoint vqa.safetensors --task vqa --image dog.jpg --text "what colour is the dog"

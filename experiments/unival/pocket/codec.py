@@ -1,9 +1,9 @@
-"""The pocket's own image tokenizer: pictures of the world as the 6 x 6 codes that the pocket model writes.
+"""The pocket's own image tokenizer: images of the world as the 6 x 6 codes that the pocket model writes.
 
 Made when a training first wants to draw; what was made before, the shipped pretrained model above all, stays as it is.
 
 codec.safetensors            the tokenizer (unival_core.image_codes)
-recogniser.safetensors       what tells digits, colours and places of a picture (experiments.unival.pocket.recogniser)
+recogniser.safetensors       what tells digits, colours and places of an image (experiments.unival.pocket.recogniser)
 data/image-generation/       captions of the world's images with their codes, in the published layout
 """
 
@@ -41,7 +41,7 @@ TOLD_BY_CODES = 0.1  # weight of what a code tells, in nats
 VIVID = 4.0  # how much more a pixel of full colour counts than a grey one: digits are coloured, backgrounds nearly grey
 # Rows by split, each of another image while there are so many: what the experts learn, and what they are asked.
 ROWS = {"pretrain": 12000, "train": 4000, "val": 600, "test": 1000, "novel": 600}
-TOLD = 3  # which of an image's captions names the places: the one that pictures are asked for
+TOLD = 3  # which of an image's captions names the places: the one that images are asked for
 DRAWN_SHIFTS = ("novel",)
 PORTION = 256
 
@@ -184,7 +184,7 @@ def ceilings(pocket: Pocket, model: Recogniser, count: int) -> dict[str, float]:
 
 @torch.no_grad()
 def contents_of(pocket: Pocket, codes: Sequence[Sequence[int]], told: Sequence[str]) -> list[float]:
-    """Return which share of each caption's facts the recogniser finds in the picture of its codes."""
+    """Return which share of each caption's facts the recogniser finds in the image of its codes."""
     codec, model = load_image_codes(codec_file(pocket)), load_recogniser(recogniser_file(pocket))
     grids = torch.tensor(codes).view(-1, CELLS, CELLS).split(PORTION)
     seen = [recognised(model, codec.decode(part).clamp(-1, 1)) for part in grids]
@@ -192,8 +192,8 @@ def contents_of(pocket: Pocket, codes: Sequence[Sequence[int]], told: Sequence[s
 
 
 @torch.no_grad()
-def pictures_of(pocket: Pocket, codes: Sequence[Sequence[int]]) -> list[Image.Image]:
-    """Return the pictures of codes."""
+def images_of(pocket: Pocket, codes: Sequence[Sequence[int]]) -> list[Image.Image]:
+    """Return the images of codes."""
     codec, grids = load_image_codes(codec_file(pocket)), torch.tensor(codes).view(-1, CELLS, CELLS)
     return [Image.fromarray(pixels.numpy()) for pixels in to_pixels(codec.decode(grids))]
 

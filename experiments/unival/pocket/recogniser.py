@@ -1,4 +1,4 @@
-"""What a picture of the world shows, by a small network that has nothing to do with the models that draw.
+"""What an image of the world shows, by a small network that has nothing to do with the models that draw.
 
 It names digit and colour of every cell of an image, learnt from the world's own images; cells of one digit are a thing,
 at the place where most of it lies. Captions say what there should be.
@@ -21,7 +21,7 @@ from unival_core.training import TrainOptions, learning_rate, make_optimizer, se
 
 RECOGNISER = TrainOptions(lr=3e-3, updates=600, batch=64, warmup=0.05, group="all")
 ENOUGH = 1.0  # cells of a digit that make a thing; the smallest digits cover two
-NOISE = 0.1  # of pixels in -1..1, added in training, so that pictures need not be sharp
+NOISE = 0.1  # of pixels in -1..1, added in training, so that images need not be sharp
 
 
 class Thing(NamedTuple):
@@ -111,8 +111,8 @@ def _told(words: list[str]) -> Iterator[tuple[int, Thing]]:
 
 
 def content(seen: Mapping[int, Thing], wanted: Mapping[int, Thing]) -> float:
-    """Return the share of facts that a picture shows: every described digit, its colour and, where it is told, its
-    place. A digit that is not described counts as one fact more, which the picture misses."""
+    """Return the share of facts that an image shows: every described digit, its colour and, where it is told, its
+    place. A digit that is not described counts as one fact more, which the image misses."""
     facts = sum(2 + (thing.place is not None) for thing in wanted.values())
     hits = 0
     for digit, thing in wanted.items():
@@ -122,5 +122,5 @@ def content(seen: Mapping[int, Thing], wanted: Mapping[int, Thing]) -> float:
 
 
 def contents(seen: Iterable[Mapping[int, Thing]], captions: Iterable[str]) -> list[float]:
-    """Return the content of pictures by what was recognised in them and their captions."""
+    """Return the content of images by what was recognised in them and their captions."""
     return [content(one, described(caption)) for one, caption in zip(seen, captions, strict=True)]

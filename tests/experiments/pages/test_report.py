@@ -183,7 +183,7 @@ def test_what_is_no_sample_of_any_study_is_refused(tmp_path, wrong):
         read_samples(tmp_path)
 
 
-def test_a_missing_picture_is_named(tmp_path):
+def test_a_missing_image_is_named(tmp_path):
     rows, _ = in_memory("interpolation", only="vqa+caption", points=3, kinds=("vanilla",))
     line = {"key": rows[0]["key"], "samples": [{**NOTHING, "image": "gone.png"}]}
     (tmp_path / "samples.jsonl").write_text(json.dumps(line) + "\n")

@@ -1,4 +1,4 @@
-"""What models between two experts answer to a few examples, for any study: text, pictures, tables."""
+"""What models between two experts answer to a few examples, for any study: text, images, tables."""
 
 import json
 from dataclasses import replace
@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 import experiments
 from experiments.commands import app
 from experiments.errors import StudyError
-from experiments.results.samples import LARGEST, part_of, picture_of, samples_of
+from experiments.results.samples import LARGEST, image_of, part_of, samples_of
 from experiments.study.study import Task
 from tests.experiments import made_study
 
@@ -61,8 +61,8 @@ def test_models_between_experts_answer_examples(tmp_path):
         model.load_state_dict({name: torch.lerp(ends[0][name].float(), ends[1][name].float(), 0.5) for name in ends[0]})
         said = model(made_study.inputs("test")[:1]).softmax(1)[0]
     assert second["table"][1] == [f"{value:.4g}" for value in said.tolist()]
-    pictures = sorted(path.name for path in (tmp_path / "samples").iterdir())
-    assert pictures == sorted({sample["image"] for line in found for sample in line["samples"] if "image" in sample})
+    images = sorted(path.name for path in (tmp_path / "samples").iterdir())
+    assert images == sorted({sample["image"] for line in found for sample in line["samples"] if "image" in sample})
     with Image.open(tmp_path / "samples" / first["image"]) as image:
         assert image.size == (96, 32)  # 3 x 1 pixels, each a square
 
@@ -95,8 +95,8 @@ def test_what_cannot_be_shown_is_told(tmp_path):
     for answer, message in (
         (object(), "returned a object: give text"),
         ({"image": "seven"}, "its image is a str"),
-        (np.zeros((2, 2, 7)), r"no picture: an array of shape \[2, 2, 7\]"),
-        (tmp_path / "none.png", "no picture: .*No such file"),
+        (np.zeros((2, 2, 7)), r"no image: an array of shape \[2, 2, 7\]"),
+        (tmp_path / "none.png", "no image: .*No such file"),
     ):
         with pytest.raises(StudyError, match=message):
             samples_of(tmp_path, lambda *_, answer=answer: answer, None, ROW, 0)
@@ -131,7 +131,7 @@ def test_answers_of_every_form(tmp_path):
 )
 def test_numbers_as_greys(values, wanted):
     for given in (values, values[..., None], np.stack([values] * 3, -1)):
-        image = np.asarray(picture_of(given))
+        image = np.asarray(image_of(given))
         assert image.shape == (1, 2, 3)
         assert image[0, :, 1].tolist() == wanted
 

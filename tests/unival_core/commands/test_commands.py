@@ -89,7 +89,7 @@ def test_a_box_lies_in_the_image_and_is_drawn(folder: Path, tmp_path: Path) -> N
     assert run(folder, *ask, "--overwrite").exit_code == 0
 
 
-def test_pictures_are_drawn_and_saved(folder: Path, tmp_path: Path) -> None:
+def test_drawing_are_drawn_and_saved(folder: Path, tmp_path: Path) -> None:
     codec = ImageCodes(ImageCodesConfig(POCKET.codes, 8, 8, 8, (1, 1, 1, 1), 1, ()))
     save_image_codes(codec, tmp_path / "codec.safetensors")
     files = ("--vqgan", str(tmp_path / "codec.safetensors"), "-o", str(tmp_path / "out.png"))
@@ -125,7 +125,7 @@ def test_a_greedy_answer_may_differ_but_repeats(folder: Path) -> None:
         (("vqa", "--image", "image.png"), "vqa needs --text"),
         (("caption", "--image", "image.png", "--text", "a"), "caption takes no --text"),
         (("caption", "--image", "image.png", "--draw", "out.png"), "--draw needs a box, caption has none"),
-        (("caption", "--image", "image.png", "--vqgan", "a.pt"), "--vqgan is for pictures, caption writes text"),
+        (("caption", "--image", "image.png", "--vqgan", "a.pt"), "--vqgan is for images, caption writes text"),
         (("image-generation", "--text", "a", "--samples", "2"), "--samples needs --vqgan FILE and --output FILE"),
         (("image-generation", "--text", "a", "--vqgan", "absent.pt", "-o", "o.png"), "absent.pt: no such file"),
         (("image-generation", "--text", "a", "--vqgan", "a.pt", "-o", "image.png"), "image.png exists: pass --overw"),

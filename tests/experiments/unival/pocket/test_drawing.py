@@ -1,4 +1,4 @@
-"""Drawing at pocket setup: the image tokenizer, what recognises its pictures, the rows, and the experts."""
+"""Drawing at pocket setup: the image tokenizer, what recognises its images, the rows, and the experts."""
 
 import json
 
@@ -145,7 +145,7 @@ def test_a_pocket_learns_to_draw(tmp_path):
     assert 0 <= scores[CONTENT].value <= 1
     data = setup.dataset(cell.task, "test", setup.tokenizer(CONFIGS["pocket"]), CONFIGS["pocket"], MediaCache())
     model, options = load_model([*files.values()][1]), setup.generation(cell.task)
-    for sample in answers(tmp_path, model, data, options=options, count=2, draw=setup.pictures):
+    for sample in answers(tmp_path, model, data, options=options, count=2, draw=setup.images):
         assert (sample["answer"], sample["prompt"] != "") == ("", True)
         assert load_image(tmp_path / "samples" / sample["image"]).size == (48, 48)
     make_experts(pocket, [Expert("caption", "caption", "drawing")], 1, progress=False)

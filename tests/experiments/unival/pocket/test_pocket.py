@@ -175,7 +175,7 @@ def test_tokenizer_knows_every_word_that_is_asked_and_answered(world):
             assert data.tokenizer.unk not in (*example.source, *example.target), example.place
 
 
-def test_blank_rows_hide_the_picture_and_nothing_else(world):
+def test_blank_rows_hide_the_image_and_nothing_else(world):
     data = files(world)
     seen, blank = data.data("vqa", "test").read(0), data.data("vqa", "test", blank=True).read(0)
     assert blank.media.unique().tolist() == [127]
@@ -217,7 +217,7 @@ def test_fresh_weights_have_the_spread_that_fits_a_narrow_model():
     assert torch.equal(fresh_model(CONFIG, seed=0).encoder.layer_norm.weight, model.encoder.layer_norm.weight)
 
 
-def test_labels_and_pictures_lie_on_the_same_cells(world):
+def test_labels_and_images_lie_on_the_same_cells(world):
     images, labels = read_labelled(world, "val", 48)
     assert images.shape == (12, 3, 48, 48)
     assert images.dtype == torch.uint8
@@ -257,7 +257,7 @@ def test_shuffled_batches_show_every_row_once_an_epoch():
     assert first.tolist() != torch.cat([next(batches) for _ in range(3)]).tolist()
 
 
-def test_an_inflated_network_sees_a_still_film_as_its_picture():
+def test_an_inflated_network_sees_a_still_film_as_its_image():
     """Away from the first and last frames, where the video's padding stands for frames that are not there."""
     torch.manual_seed(0)
     model = UnivalModel(CONFIG).eval()

@@ -241,7 +241,7 @@ def test_reading_what_is_not_there_is_told(world, tmp_path):
         next(read_rows(world, "chess", "test"))
 
 
-def test_split_domains_change_pictures_of_their_tasks_only(world, tmp_path):
+def test_split_domains_change_images_of_their_tasks_only(world, tmp_path):
     split = read_world(make_world(tmp_path / "split", seed=3, size="micro", domains="split")).files
     shared = read_world(world).files
     changed = {name for name, file in split.items() if file.sha256 != shared[name].sha256}
@@ -381,7 +381,7 @@ def test_sounds_of_training_and_test_dial_other_numbers(world):
     assert not numbers["train"] & (numbers["val"] | numbers["test"])
 
 
-def test_matching_rows_pair_a_text_with_a_right_and_a_wrong_picture(world):
+def test_matching_rows_pair_a_text_with_a_right_and_a_wrong_image(world):
     for task in ("image-text-matching", "video-text-matching"):
         rows = list(read_rows(world, task, "test"))
         for right, wrong in zip(rows[::2], rows[1::2], strict=True):

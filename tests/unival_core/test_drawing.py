@@ -1,4 +1,4 @@
-"""Pictures of captions: drawn with a seed, decoded, ranked, put on a sheet, saved."""
+"""Images of captions: drawn with a seed, decoded, ranked, put on a sheet, saved."""
 
 import json
 from pathlib import Path
@@ -10,11 +10,11 @@ from PIL import Image
 
 from tests.unival_core.golden import fill
 from tests.unival_core.made_rows import POCKET, TOKENIZER
+from unival_core.drawing import DrawnImage, clip_scorer, contact_sheet, draw_images, save_images
 from unival_core.errors import UnivalError
 from unival_core.image_codes import ImageCodes, ImageCodesConfig, to_pixels
 from unival_core.media.image import load_image
 from unival_core.model import UnivalModel
-from unival_core.pictures import Picture, clip_scorer, contact_sheet, draw_pictures, save_pictures
 from unival_core.tasks import TASKS
 
 TASK = TASKS["image-generation"]
@@ -31,18 +31,18 @@ def plain(shade: int, size: tuple[int, int] = (4, 3)) -> Image.Image:
     return Image.new("RGB", size, (shade, 0, 0))
 
 
-def test_pictures_are_drawn_with_a_seed(pocket: UnivalModel, codec: ImageCodes) -> None:
+def test_drawing_are_drawn_with_a_seed(pocket: UnivalModel, codec: ImageCodes) -> None:
     one, again, other = (
-        draw_pictures(pocket, TOKENIZER, codec, TASK, "two digits", samples=5, seed=seed) for seed in (1, 1, 2)
+        draw_images(pocket, TOKENIZER, codec, TASK, "two digits", samples=5, seed=seed) for seed in (1, 1, 2)
     )
     assert one == again != other
-    assert len({tuple(picture.codes) for picture in one}) > 1
-    assert [picture.score for picture in one] == sorted((picture.score for picture in one), reverse=True)
-    for picture in one:
+    assert len({tuple(image.codes) for image in one}) > 1
+    assert [image.score for image in one] == sorted((image.score for image in one), reverse=True)
+    for image in one:
         with torch.no_grad():
-            pixels = to_pixels(codec.decode(torch.tensor(picture.codes).view(1, 6, 6)))[0]
-        assert np.array_equal(np.asarray(picture.image), pixels.numpy())
-        assert (picture.image.size, picture.fit) == ((48, 48), None)
+            pixels = to_pixels(codec.decode(torch.tensor(image.codes).view(1, 6, 6)))[0]
+        assert np.array_equal(np.asarray(image.image), pixels.numpy())
+        assert (image.image.size, image.fit) == ((48, 48), None)
 
 
 def test_a_scorer_ranks(pocket: UnivalModel, codec: ImageCodes) -> None:
@@ -52,16 +52,16 @@ def test_a_scorer_ranks(pocket: UnivalModel, codec: ImageCodes) -> None:
         asked.append(text)
         return [-float(np.asarray(image)[..., 0].mean()) for image in images]
 
-    found = draw_pictures(pocket, TOKENIZER, codec, TASK, "two digits", samples=4, scorer=redness)
-    reds = [float(np.asarray(picture.image)[..., 0].mean()) for picture in found]
-    assert reds == sorted(reds) == [-picture.fit for picture in found if picture.fit is not None]
+    found = draw_images(pocket, TOKENIZER, codec, TASK, "two digits", samples=4, scorer=redness)
+    reds = [float(np.asarray(image.image)[..., 0].mean()) for image in found]
+    assert reds == sorted(reds) == [-image.fit for image in found if image.fit is not None]
     assert asked == ["two digits"]
 
 
 def test_codes_of_other_tokenizers_are_refused(pocket: UnivalModel) -> None:
     other = ImageCodes(ImageCodesConfig(17, 8, 8, 8, (1,), 1, ()))
     with pytest.raises(UnivalError, match="the image tokenizer has 17 codes, the model writes 16"):
-        draw_pictures(pocket, TOKENIZER, other, TASK, "two digits")
+        draw_images(pocket, TOKENIZER, other, TASK, "two digits")
 
 
 @pytest.mark.parametrize(("count", "size"), [(1, (4, 3)), (2, (10, 3)), (3, (10, 8)), (8, (16, 13)), (9, (16, 13))])
@@ -70,18 +70,18 @@ def test_a_sheet_is_about_square(count: int, size: tuple[int, int]) -> None:
     assert sheet.shape == (size[1], size[0], 3)
     shades = sheet[..., 0][(sheet[..., 1:] == 0).all(-1)]
     assert sorted(set(shades.tolist())) == list(range(count))
-    assert (shades == 0).sum() == 12  # all of the first picture
+    assert (shades == 0).sum() == 12  # all of the first image
 
 
 def test_files_are_named_by_rank(tmp_path: Path) -> None:
-    pictures = [Picture(plain(10 * rank), [], -rank) for rank in range(10)]
-    names = [path.name for path in save_pictures(pictures, tmp_path / "out.png")]
+    images = [DrawnImage(plain(10 * rank), [], -rank) for rank in range(10)]
+    names = [path.name for path in save_images(images, tmp_path / "out.png")]
     assert names == ["out.png", *(f"out-{rank:02}.png" for rank in range(1, 11))]
     assert load_image(tmp_path / "out-04.png").getpixel((0, 0)) == (30, 0, 0)
-    assert [path.name for path in save_pictures(pictures[:1], tmp_path / "one.png")] == ["one.png"]
+    assert [path.name for path in save_images(images[:1], tmp_path / "one.png")] == ["one.png"]
     assert not (tmp_path / "one-1.png").exists()
     with pytest.raises(UnivalError, match=r"out\.pong: unknown file extension"):
-        save_pictures(pictures, tmp_path / "out.pong")
+        save_images(images, tmp_path / "out.pong")
 
 
 def test_clip_by_the_published_formula(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Pictures of captions: codes drawn by the model, decoded by a tokenizer, the best first, on one sheet."""
+"""Images of captions: codes drawn by the model, decoded by a tokenizer, the best first, on one sheet."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from unival_core.image_codes import ImageCodes, to_pixels
 from unival_core.model import UnivalModel
 from unival_core.vocabulary import Tokenizer
 
-PORTION = 4  # pictures decoded at once: one of 256 x 256 pixels takes about half a gigabyte
-GAP = 2  # pixels between pictures of a sheet
+PORTION = 4  # images decoded at once: one of 256 x 256 pixels takes about half a gigabyte
+GAP = 2  # pixels between images of a sheet
 
 Scorer = Callable[[Sequence[Image.Image], str], Sequence[float]]
-"""How well each picture fits a text."""
+"""How well each image fits a text."""
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture, the codes it was made of, row by row, the mean log-probability of these with eos, and its fit to the
+class DrawnImage:
+    """An image, the codes it was made of, row by row, the mean log-probability of these with eos, and its fit to the
     text, where that was asked for."""
 
     image: Image.Image
@@ -41,7 +41,7 @@ class Picture:
     fit: float | None = None
 
 
-def draw_pictures(
+def draw_images(
     model: UnivalModel | Ensemble,
     tokenizer: Tokenizer,
     codec: ImageCodes,
@@ -51,11 +51,11 @@ def draw_pictures(
     samples: int = 1,
     seed: int = 0,
     scorer: Scorer | None = None,
-) -> list[Picture]:
-    """Draw pictures of a text as a task that writes codes asks for them, the best first: by `scorer` if there is one,
+) -> list[DrawnImage]:
+    """Draw images of a text as a task that writes codes asks for them, the best first: by `scorer` if there is one,
     else by their probability.
 
-    The same seed gives the same pictures on the same machine. Raises UnivalError where model and tokenizer have other
+    The same seed gives the same images on the same machine. Raises UnivalError where model and tokenizer have other
     codes.
     """
     if codec.config.codes != tokenizer.codes:
@@ -75,17 +75,17 @@ def draw_pictures(
     )[0]
     codes = [tokenizer.ids_to_codes(one.answer) for one in found]
     images = decoded(codec, codes, model.config.code_side)
-    pictures = [Picture(image, own, one.score) for image, own, one in zip(images, codes, found, strict=True)]
+    drawn = [DrawnImage(image, own, one.score) for image, own, one in zip(images, codes, found, strict=True)]
     if scorer is None:
-        return pictures
+        return drawn
     fits = scorer(images, text)
-    pictures = [replace(picture, fit=float(fit)) for picture, fit in zip(pictures, fits, strict=True)]
-    return sorted(pictures, key=lambda picture: -(picture.fit or 0.0))
+    drawn = [replace(one, fit=float(fit)) for one, fit in zip(drawn, fits, strict=True)]
+    return sorted(drawn, key=lambda one: -(one.fit or 0.0))
 
 
 @torch.no_grad()
 def decoded(codec: ImageCodes, codes: Sequence[Sequence[int]], side: int) -> list[Image.Image]:
-    """Decode pictures of side x side codes each."""
+    """Decode images of side x side codes each."""
     grids = torch.tensor(codes, device=codec.post_quant_conv.weight.device).view(-1, side, side)
     pixels = [to_pixels(codec.decode(grids[first : first + PORTION])) for first in range(0, len(grids), PORTION)]
     return [Image.fromarray(one.cpu().numpy()) for portion in pixels for one in portion]
@@ -102,10 +102,10 @@ def contact_sheet(images: Sequence[Image.Image], columns: int = 0) -> Image.Imag
     return sheet
 
 
-def save_pictures(pictures: Sequence[Picture], path: Path) -> list[Path]:
-    """Save the sheet as `path`, and beside it each of several pictures: `out-1.png` is the best of `out.png`."""
-    paths = picture_paths(path, len(pictures))
-    images = [picture.image for picture in pictures]
+def save_images(drawn: Sequence[DrawnImage], path: Path) -> list[Path]:
+    """Save the sheet as `path`, and beside it each of several images: `out-1.png` is the best of `out.png`."""
+    paths = image_paths(path, len(drawn))
+    images = [one.image for one in drawn]
     for image, file in zip([contact_sheet(images), *images], paths, strict=False):
         try:
             image.save(file)
@@ -114,8 +114,8 @@ def save_pictures(pictures: Sequence[Picture], path: Path) -> list[Path]:
     return paths
 
 
-def picture_paths(path: Path, count: int) -> list[Path]:
-    """Say where so many pictures are saved: the sheet first; of one picture there is no other file."""
+def image_paths(path: Path, count: int) -> list[Path]:
+    """Say where so many images are saved: the sheet first; of one image there is no other file."""
     digits = len(str(count))
     singles = [path.with_name(f"{path.stem}-{number:0{digits}}{path.suffix}") for number in range(1, count + 1)]
     return [path, *(singles if count > 1 else [])]
