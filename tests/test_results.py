@@ -1,6 +1,7 @@
 """What results/ prints comes from its rows: entries of tables drawn by chance are reckoned again, by other code."""
 
 import base64
+import gzip
 import json
 import random
 import re
@@ -42,6 +43,12 @@ ALL = [entry for table in TABLES for entry in entries(table)]
 DRAWN = random.Random(20261128).sample(ALL, min(10, len(ALL)))
 
 
+def lines_of(folder, name):
+    """The lines of a file of rows, of its packed part first."""
+    files = (folder / f"{name}.gz", gzip.decompress), (folder / name, bytes)
+    return [line for file, read in files if file.exists() for line in read(file.read_bytes()).decode().splitlines()]
+
+
 def words(row):
     """The method of a row as tables call it."""
     given = row.get("parameters", {}).items()
@@ -53,7 +60,7 @@ def rows_of(folder, names, column):
     point = [part.split(" ", 1) for part in names["point"].split(" + ")]
     shares = {name: float(share) for share, name in point}
     found = {}
-    for line in (folder / "rows.jsonl").read_text().splitlines():
+    for line in lines_of(folder, "rows.jsonl"):
         row = json.loads(line)
         held = {name: share for name, share in row["shares"].items() if share}
         same = held.keys() == shares.keys() and all(abs(held[name] - shares[name]) < 1e-4 for name in held)
@@ -65,7 +72,7 @@ def rows_of(folder, names, column):
 
 
 def packed(folder, name, key, kind):
-    for line in (folder / name).read_text().splitlines():
+    for line in lines_of(folder, name):
         if key in line[:100] and (entry := json.loads(line))["key"] == key:
             return np.frombuffer(zlib.decompress(base64.b64decode(entry["scores"])), f"<{kind}{entry.get('bytes', 4)}")
     return np.empty(0)
@@ -73,8 +80,7 @@ def packed(folder, name, key, kind):
 
 def groups_of(folder, row):
     """Numbers that examples of one image share; all apart where nothing is noted."""
-    file = folder / "rows.clusters.jsonl"
-    for line in file.read_text().splitlines() if file.exists() else ():
+    for line in lines_of(folder, "rows.clusters.jsonl"):
         entry = json.loads(line)
         if all(entry[name] == row[name] for name in ("task", "split", "data", "n")) and entry["clusters"]:
             return np.frombuffer(zlib.decompress(base64.b64decode(entry["clusters"])), "<u4")
@@ -136,6 +142,6 @@ def test_results_are_small_and_say_how_they_were_made():
     files = [file for file in RESULTS.rglob("*") if file.is_file()]
     assert len(ALL) > 100
     assert sum(file.stat().st_size for file in files) < MOST_MB * 1e6
-    assert {file.suffix for file in files} <= {".md", ".jsonl", ".json", ".csv", ".png"}
+    assert {file.suffix for file in files} <= {".md", ".jsonl", ".gz", ".json", ".csv", ".png"}
     for folder in filter(Path.is_dir, RESULTS.iterdir()):
         assert "unival-merge" in (folder / "README.md").read_text(), folder
