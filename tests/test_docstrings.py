@@ -14,9 +14,10 @@ PACKAGES = ("unival_core", "experiments")
 _VERBS = """
     Add Answer Append Ask Attend Average Bisect Break Call Choose Claim Clean Clip Close Collect Compare Compute
     Concatenate Copy Correct Cut Decode Descend Describe Do Draw Embed Evaluate Find Finetune Fit Gather Give Go Guess
-    Hand Join Keep Leave Let List Load Look Lower Make Measure Merge Move Open Pair Pick Prepare Pretrain Print Put
-    Quote Raise Rank Read Reckon Refer Remove Replace Reshape Return Round Run Sample Say Scale Search Set Show Split
-    Start Subtract Summarise Tabulate Take Tell Test Tokenise Train Turn Undo Wait Weigh Write Yield
+    Hand Join Keep Leave Let List Load Look Lower Make Measure Merge Move Open Pack Pair Pick Prepare Pretrain Print
+    Put Quote Raise Rank Read Reckon Refer Remove Replace Reshape Return Round Run Sample Save Say Scale Search Set
+    Show Split Start Subtract Summarise Tabulate Take Teach Tell Test Tokenise Train Turn Undo Wait Weigh Write
+    Yield
 """
 _BEHIND = """
     a all an as at by each every everything files how in it its one so that the these this those what where which

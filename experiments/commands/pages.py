@@ -129,7 +129,7 @@ def export(
     """Write one study's rows, packed, into a folder of their own: small enough to publish, and read like any other.
 
     \b
-    unival-merge study export interpolation pocket-full -o results/pocket-interpolation
+    unival-merge study export interpolation results/pocket-interpolation -o published
     """
     from experiments.results.export import export as write
 

@@ -222,7 +222,9 @@ def groups(jobs: Sequence[Job]) -> list[Group]:
 
 def known_rows(file: Path) -> pd.DataFrame:
     """Return the rows of a file, none if there is no file."""
-    return read_rows(file) if files_of(file) else pd.DataFrame(columns=[*Row.__dataclass_fields__, "point"])
+    if files_of(file) or file.exists():
+        return read_rows(file)
+    return pd.DataFrame(columns=[*Row.__dataclass_fields__, "point"])
 
 
 def missing_jobs(jobs: Sequence[Job], file: Path) -> list[Job]:

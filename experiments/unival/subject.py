@@ -29,6 +29,7 @@ from unival_core import (
     NotFinite,
     Prediction,
     UnivalConfig,
+    UnivalError,
     UnivalModel,
     config_of,
     evaluate,
@@ -100,9 +101,11 @@ class UnivalSubject:
         for task in dict.fromkeys(task for task, _ in metrics):
             answer = self.setup.guess(task)
             for split in [split for own, split in metrics if own == task and answer is not None]:
-                level = constant_score(
-                    TASKS[task], answer, self.setup.table(task, split), metrics[task, split], self.limit
-                )
+                try:
+                    table = self.setup.table(task, split)
+                except UnivalError:  # a missing file, which is named with all others that are
+                    continue
+                level = constant_score(TASKS[task], answer, table, metrics[task, split], self.limit)
                 if math.isfinite(level):
                     found.setdefault(task, {})[split] = level
         return found

@@ -131,7 +131,7 @@ def generate(
 
     \b
     unival-merge generate --checkpoint vqa.safetensors --task vqa --image dog.jpg --text "what colour is the dog"
-    unival-merge generate --checkpoint drawing.pt --task image-generation --text "a dog" --vqgan last.ckpt -o out.png
+    unival-merge generate --checkpoint drawing.pt --task image-generation --text "four" --vqgan codes.pt -o out.png
     """
     chosen = _task(task)
     source = _source(chosen, {"image": image, "video": video, "audio": audio}, text)

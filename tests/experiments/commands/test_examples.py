@@ -31,6 +31,7 @@ from tests.experiments.commands.test_table import examples, page
 from tests.experiments.made_pocket import TINY, make_pocket
 from tests.experiments.study_rows import write_study
 from unival_core import TASKS
+from unival_core.image_codes import ImageCodes, ImageCodesConfig, save_image_codes
 from unival_core.training import STAGES
 
 CHAINED = ("study new", "study run", "study samples")
@@ -60,6 +61,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory, micro_world: Path) -> Path:
         torch.manual_seed(seed)
         merge.save_checkpoint(torch.nn.Sequential(torch.nn.Linear(5, 8), torch.nn.Linear(8, 3)).state_dict(), name)
         shutil.move(name, folder / name)
+    shutil.copy(folder / "vqa.safetensors", folder / "drawing.pt")  # files are known by what they hold
+    save_image_codes(ImageCodes(ImageCodesConfig(16, 8, 8, 8, (1,), 1, ())), folder / "codes.safetensors")
+    shutil.move(folder / "codes.safetensors", folder / "codes.pt")
     (folder / "groups.json").write_text('{"hidden": {"0.weight": 0, "0.bias": 0, "1.weight": 1}}')
     return folder
 

@@ -136,7 +136,7 @@ def test_a_study_without_pairs_has_no_sliders(tmp_path):
     assert data_of(text)["pairs"] == []
     assert 'id="explorer" hidden>' in text
     assert "{{" not in text
-    with pytest.raises(StudyError, match=r"page\.html/x\.html: File exists: name another file"):
+    with pytest.raises(StudyError, match=r"page\.html/x\.html cannot be written: File exists: name another file"):
         write_report(tmp_path, "ood", tmp_path / "page.html" / "x.html")
 
 

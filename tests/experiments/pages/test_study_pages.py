@@ -258,7 +258,7 @@ def test_what_helps_show_runs_and_needs_nothing_but_the_rows_file(tmp_path, monk
         assert run.exit_code == 0, f"{example}: {run.output}"
         shown[function.__name__] = run.output
     written = {file.name for file in Path("figures").iterdir()}
-    assert written == {f"{name}.{end}" for name in ("curves_vqa_caption", "retention") for end in ("png", "svg", "pdf")}
+    assert written == {f"{name}.{end}" for name in ("curves_vqa_caption", "retention") for end in ("png", "pdf")}
     assert r"\begin{tabular}" in shown["table"]
     assert Path(shown["report"].strip()).is_file()
     table = ["study", "table", "interpolation", "made", "--format"]
