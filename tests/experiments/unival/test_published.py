@@ -46,8 +46,8 @@ SMALL = UnivalConfig(
     ffn=24,
     encoder_layers=1,
     decoder_layers=1,
-    image=ResNetConfig(depths=(1, 1, 1, 1), planes=(2, 2, 2, 4), stem=2),
-    video=ResNetConfig(depths=(1, 1, 1, 1), planes=(2, 2, 2, 4), expansion=2, groups=2, stem=2, kernel=3),
+    image=ResNetConfig(depths=(1, 1, 1, 1), planes=(4, 4, 4, 8), stem=4),
+    video=ResNetConfig(depths=(1, 1, 1, 1), planes=(4, 4, 4, 8), expansion=2, groups=2, stem=4, kernel=3),
 )
 HEARING = replace(SMALL, audio=AudioConfig(channels=(2, 2, 2, 2, 2, 4)))
 WORDS = [*made_rows.WORDS, "is a b c d e f g h i j k l m n o p q r s t u v w x y z"]
@@ -318,7 +318,7 @@ def test_experts_that_are_not_there_are_made_of_published_ones_or_told(setup):
         setup.train([Expert("vqa", "vqa", "longer")], 0, 1)
 
 
-@pytest.mark.skip(reason="torch aborts in the backward pass of networks so narrow: wants wider ones")
+@pytest.mark.slow
 def test_ratatouille_and_fusing_are_made_by_one_command(tmp_path, monkeypatch):
     setup = Setup(tmp_path, tmp_path / "checkpoints", tmp_path / "data")
     for number, task in enumerate(FAMILIES["image"]):
