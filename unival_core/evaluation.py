@@ -7,7 +7,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -203,13 +203,18 @@ def score(predictions: Sequence[Prediction], metrics: Sequence[str]) -> dict[str
 
 
 def write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
-    """Write one JSON object a line, all or nothing."""
+    """Write one JSON object a line, all or nothing. Raises UnivalError where the file cannot be written."""
+    said = ({name: value for name, value in asdict(one).items() if value is not None} for one in predictions)
+    write_whole(path, (json.dumps(one, ensure_ascii=False) + "\n" for one in said))
+
+
+def write_whole(path: Path, texts: Iterable[str]) -> None:
+    """Write a file of texts that is on the disk when it takes its name, or nothing. Raises UnivalError where it cannot
+    be written."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         with partial.open("w", encoding="utf-8") as file:
-            for prediction in predictions:
-                said = {name: value for name, value in asdict(prediction).items() if value is not None}
-                file.write(json.dumps(said, ensure_ascii=False) + "\n")
+            file.writelines(texts)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)

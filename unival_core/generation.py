@@ -84,9 +84,9 @@ def generate(
     `constraint` is a trie of the allowed answers, or a range of ids: `IdRange(config.bin_offset, config.vocabulary)`
     with `min_len=4, max_len_b=4` gives four bins exactly, that is a box; `IdRange(config.code_offset,
     config.bin_offset, "counted")` the codes of an image. `prefix` forces the first tokens (after bos) of each sample;
-    their log-probabilities count. `code_rows` (B, bool) marks samples that write an image.
-    `cache` is what `model.start` returned of the encoded inputs and `code_rows`, where that is known; it stays as is.
-    A sample of a batch gets what it would get alone, except for the draws of `sample`.
+    their log-probabilities count. `code_rows` (B, bool) marks samples that write an image. `cache` is what
+    `model.start` returned of the encoded inputs and `code_rows`, where that is known; it stays as is. A sample of a
+    batch gets what it would get alone, except for the draws of `sample`.
 
     >>> generate(model, inputs, GenerationOptions(beam=5))[0][0].answer  # doctest: +SKIP
     [10, 313, 5793, 10, 4605]

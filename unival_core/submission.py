@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from unival_core.data.task import Task
 from unival_core.errors import UnivalError
-from unival_core.evaluation import Prediction
+from unival_core.evaluation import Prediction, write_whole
 
 
 def submitted(predictions: Iterable[Prediction], task: Task) -> list[dict[str, Any]]:
@@ -35,10 +34,4 @@ def write_submission(path: Path, predictions: Iterable[Prediction], task: Task) 
         text = json.dumps(submitted(predictions, task), ensure_ascii=False, allow_nan=False)
     except ValueError:
         raise UnivalError(f"{path}: not every answer is a box: nothing is submitted") from None
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise UnivalError(f"{path}: {error.strerror}") from None
+    write_whole(path, [text])

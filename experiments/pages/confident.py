@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from experiments.grid.rows import Records, names_in
-from experiments.pages.plain import Plain
+from experiments.pages.plain import Plain, with_interval
 from experiments.pages.views import CHOOSING, has_equal_shares, is_single, main_metrics, method_words, one_policy
-from experiments.statistics.bootstrap import over_seeds
 from experiments.statistics.calibration import BINS, CONFIDENCE, calibration_error, is_share
 from experiments.statistics.tests import Examples
 
@@ -27,19 +24,17 @@ def calibration_table(rows: Records, scores: Examples) -> Plain | None:
     if not errors:
         return None
     columns = list(dict.fromkeys(name for own in errors.values() for name in own))
-    lines = [[*label, *(_told(own[name]) if name in own else "" for name in columns)] for label, own in errors.items()]
+    lines = [
+        [*label, *(with_interval(own[name]) if name in own else "" for name in columns)]
+        for label, own in errors.items()
+    ]
     text = (
-        f"Expected calibration error: how far the confidence in answers and their scores are apart, in {BINS} bins of "
+        "Expected calibration error: how far the confidence in answers and their scores are apart, in "
+        f"{BINS} bins of equal width; it grows a little as there are fewer examples."
     )
-    text += "equal width; it grows a little as there are fewer examples."
     if len(names_in(rows, "seed")) > 1:
         text += " Means over seeds, with Student's 95 % intervals over these."
     return Plain(["model", "experts", "method", *(f"{name}, %" for name in columns)], lines, 3, text)
-
-
-def _told(values: list[float]) -> str:
-    lo, hi = over_seeds(values)
-    return f"{np.mean(values):.1f}" + f" [{lo:.1f}, {hi:.1f}]" * (lo == lo)
 
 
 def _place(row: dict) -> tuple[object, ...]:

@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 
 from experiments.grid.rows import Records
-from experiments.pages.plain import Plain
+from experiments.pages.plain import Plain, with_interval
 from experiments.pages.views import experts_of, is_single, losses_of, main_metrics, on_split, reported_split
 from experiments.statistics.barriers import PairBarrier, barriers, rank_correlation
-from experiments.statistics.bootstrap import interval
 from experiments.statistics.calibration import disagreement, is_share
 from experiments.statistics.contrasts import draws_of
 from experiments.statistics.tests import Examples
@@ -80,14 +79,9 @@ def _disagreements(rows: Records, pairing: Pairing, owners: dict[str, str], scor
     answers: dict[tuple[int, str], dict[str, np.ndarray]] = {}
     for row in rows:
         own = scores.get(str(row["key"])) if "key" in row else None
-        if (
-            own is None
-            or not is_single(row)
-            or row["experts"] != pairing.kind
-            or owners[row["task"]] not in pairing.pair
-        ):
+        if own is None or not is_single(row) or row["experts"] != pairing.kind:
             continue
-        if experts_of(row)[0] in pairing.pair and is_share(own):
+        if {owners[row["task"]], experts_of(row)[0]} <= {*pairing.pair} and is_share(own):
             answers.setdefault((int(row["seed"]), row["task"]), {})[experts_of(row)[0]] = own
     found: dict[int, list[float]] = {}
     for (seed, _), own in answers.items():
@@ -115,32 +109,26 @@ def pair_table(rows: Records, scores: Examples | None = None) -> Plain | None:
             line += [f"{np.mean([own[name] for own in one.geometry.values()]):.3g}" for name in MEASURES]
         for name in kinds:
             line += [_barrier([*getattr(one, name).values()], place, *KINDS[name][1:]) for place in (0, 1)]
-        line += [_told([100 * value for value in one.apart.values()]) if one.apart else ""] * apart
+        line += [with_interval([100 * value for value in one.apart.values()]) if one.apart else ""] * apart
         lines.append(line)
-    text = "Barriers: how far the worst point of the line, or its middle, lies below the straight line between the two "
-    text += (
+    text = (
+        "Barriers: how far the worst point of the line, or its middle, lies below the straight line between the two "
         "experts (a loss above it), mean over their two tasks; of scores as % of the task's own expert. Above 0 the "
+        "line sags. The worst point was picked on these scores. "
     )
-    text += "line sags. The worst point was picked on these scores. "
     text += "Disagree: on so many examples of their tasks one is right and the other not. " * apart
     several = max(len(one.seeds) for one in found) > 1
     text += "Intervals are 95 %, over seeds" + " (of barriers also over examples)" * bool(scores) + ". "
     text = text if several else text.replace("over seeds (of barriers also over", "of barriers over the").strip()
-    told = [_correlations(found, name) for name in kinds] if measured else []
-    return Plain(head, lines, 2, " ".join([text.strip(), *filter(None, told)]))
+    correlations = [_correlations(found, name) for name in kinds] if measured else []
+    return Plain(head, lines, 2, " ".join([text.strip(), *filter(None, correlations)]))
 
 
 def _barrier(own: Sequence[PairBarrier], place: int, factor: float, digits: int) -> str:
     """Write the greatest barrier (place 0) or that in the middle, over seeds and examples."""
     values = factor * np.array([[one.greatest, one.midpoint][place] for one in own])
     draws = [one.draws[:, place] for one in own if one.draws is not None]
-    return _told(values, digits, factor * np.stack(draws, axis=1) if len(draws) == len(own) else None)
-
-
-def _told(values: Sequence[float] | np.ndarray, digits: int = 1, draws: np.ndarray | None = None) -> str:
-    bounds = interval(values, draws)
-    value, lo, hi = (f"{round(float(one), digits) + 0.0:.{digits}f}" for one in (np.mean(values), *bounds))
-    return value if bounds.lo != bounds.lo else f"{value} [{lo}, {hi}]"
+    return with_interval(values, digits, factor * np.stack(draws, axis=1) if len(draws) == len(own) else None)
 
 
 def _correlations(found: list[Pairing], what: str) -> str:
@@ -149,6 +137,6 @@ def _correlations(found: list[Pairing], what: str) -> str:
         means = np.array([one.at(measure, what).mean(axis=0) for one in found])
         value = rank_correlation(means[:, 0].tolist(), means[:, 1].tolist())
         parts += [f"{measure} {value:.2f}"] if value == value else []
-    return f"Rank correlation of the greatest barrier in {what} over {len(found)} pairs: {', '.join(parts)}." * bool(
-        parts
-    )
+    if not parts:
+        return ""
+    return f"Rank correlation of the greatest barrier in {what} over {len(found)} pairs: {', '.join(parts)}."

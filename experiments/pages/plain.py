@@ -3,7 +3,10 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from experiments.grid.escapes import html, markdown
+from experiments.statistics.bootstrap import interval
 
 
 class Plain(NamedTuple):
@@ -34,3 +37,11 @@ class Plain(NamedTuple):
         return (
             f"<table><caption>{html(self.legend)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
         )
+
+
+def with_interval(values: Sequence[float] | np.ndarray, digits: int = 1, draws: np.ndarray | None = None) -> str:
+    """Write the mean of values (s,), one a seed, with its 95 % interval where there is one; `draws` (samples, s) are of
+    resampled examples."""
+    bounds = interval(values, draws)
+    value, lo, hi = (f"{round(float(one), digits) + 0.0:.{digits}f}" for one in (np.mean(values), *bounds))
+    return value if bounds.lo != bounds.lo else f"{value} [{lo}, {hi}]"

@@ -143,18 +143,7 @@ def _suffix_like(first: Input) -> str:
 
 def _checked(recipe: Recipe, outputs: Sequence[tuple[Recipe, Path]], options: Options | None) -> Plan:
     """Open the inputs, find what happens to every tensor, lay every output out."""
-    if not isinstance(options, (Options, type(None))):
-        raise MergeError(f"options={options!r}: must be merge.Options, as Options(overwrite=True)")
-    options = options or Options()
-    stored = {kind_of(source.digest) for source in recipe.sources if source.digest}
-    if len(stored) > 1:
-        raise MergeError(f"the recipe's digests are of several kinds ({', '.join(sorted(stored))}); clear some of them")
-    options = replace(options, digest=stored.pop() if stored else options.digest)  # a recipe is checked with its own
-    Digest(options.digest)
-    if options.threads < 0:
-        raise MergeError(f"threads {options.threads}: must be 0 (as many as are useful) or more")
-    if options.device != "cpu":
-        _check_device(options.device)
+    options = _checked_options(recipe, options)
     if not recipe.inputs:
         check_inputs(recipe, method_named(recipe.method))
     inner: dict[int, Inner] = {
@@ -203,6 +192,23 @@ def _checked(recipe: Recipe, outputs: Sequence[tuple[Recipe, Path]], options: Op
         targets.append(Target(item, values, path, layout))
     found = [*(finding for made in inner.values() for finding in made.plan.findings), *found]
     return Plan(recipe, checkpoints, units, targets, options, found, inner)
+
+
+def _checked_options(recipe: Recipe, options: Options | None) -> Options:
+    """Give the options of a run, with the kind of digest that the recipe has. Raises MergeError for what cannot be."""
+    if not isinstance(options, (Options, type(None))):
+        raise MergeError(f"options={options!r}: must be merge.Options, as Options(overwrite=True)")
+    options = options or Options()
+    stored = {kind_of(source.digest) for source in recipe.sources if source.digest}
+    if len(stored) > 1:
+        raise MergeError(f"the recipe's digests are of several kinds ({', '.join(sorted(stored))}); clear some of them")
+    options = replace(options, digest=stored.pop() if stored else options.digest)  # a recipe is checked with its own
+    Digest(options.digest)
+    if options.threads < 0:
+        raise MergeError(f"threads {options.threads}: must be 0 (as many as are useful) or more")
+    if options.device != "cpu":
+        _check_device(options.device)
+    return options
 
 
 def _check_device(device: str) -> None:

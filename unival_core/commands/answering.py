@@ -26,6 +26,7 @@ from unival_core.commands.options import (
 from unival_core.errors import UnivalError
 
 if TYPE_CHECKING:
+    from unival_core.data import TaskDataset
     from unival_core.data.task import Task
     from unival_core.evaluation import Evaluation
     from unival_core.model import UnivalModel
@@ -113,6 +114,26 @@ class Reading:
                 f"--selected-cols {self.selected_cols}: give numbers joined by commas, as 0,4,2"
             ) from None
 
+    def dataset(
+        self, task: Task, loading: Loading, asking: Asking, checkpoint: Path
+    ) -> tuple[UnivalModel, TaskDataset]:
+        """Return the model and the rows as it reads them; what cannot be read is refused before weights are loaded."""
+        from unival_core.data import ReferencedTable, TaskDataset, TsvTable
+
+        table = TsvTable(self.data, task.columns, self.columns or task.selected_cols)
+        if self.references:
+            table = ReferencedTable(table, self.references)
+        answers, missing = asking.allowed(task, checkpoint, loading.section)
+        if missing:
+            typer.echo(missing, err=True)
+        model, tokenizer = loading.load(checkpoint)
+        sizes: dict[str, Any] = {
+            **loading.sizes(checkpoint, task),
+            **{name: own for name in ("side", "frames") if (own := getattr(asking, name))},
+        }
+        rest: dict[str, Any] = {"answers": answers, "media_dir": self.media, "resample": asking.resample}
+        return model, TaskDataset(task, table, tokenizer, model.config, **sizes, **rest)
+
 
 def generate(
     checkpoint: Checkpoint,
@@ -184,31 +205,12 @@ def evaluate(
     chosen = _task(task)
     _check_free(output, overwrite)
     _check_free(submission, overwrite)
-    from unival_core.data import ReferencedTable, TaskDataset, TsvTable
     from unival_core.evaluation import evaluate as run
     from unival_core.evaluation import known_metrics
     from unival_core.submission import write_submission
 
     names = known_metrics(metrics.split(",") if metrics else chosen.metrics)
-    table = TsvTable(reading.data, chosen.columns, reading.columns or chosen.selected_cols)
-    if reading.references:
-        table = ReferencedTable(table, reading.references)
-    answers, told = asking.allowed(chosen, checkpoint, loading.section)
-    if told:
-        typer.echo(told, err=True)
-    model, tokenizer = loading.load(checkpoint)
-    sizes = loading.sizes(checkpoint, chosen)
-    dataset = TaskDataset(
-        chosen,
-        table,
-        tokenizer,
-        model.config,
-        answers=answers,
-        media_dir=reading.media,
-        side=asking.side or sizes.get("side"),
-        frames=asking.frames or sizes.get("frames"),
-        resample=asking.resample,
-    )
+    model, dataset = reading.dataset(chosen, loading, asking, checkpoint)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "skipped ")  # told below
         result = run(

@@ -77,10 +77,38 @@ class TsvTable:
         return self.paths[self._locate(row)[0]].parent
 
     def _locate(self, row: int) -> tuple[int, int]:
-        if not 0 <= row < self._ends[-1]:
-            raise IndexError(f"row {row} of a table of {self._ends[-1]}")
+        if not 0 <= row < len(self):
+            raise IndexError(f"row {row} of a table of {len(self)}")
         file = next(number for number, end in enumerate(self._ends) if row < end)
         return file, row - (self._ends[file - 1] if file else 0)
+
+
+class SomeRows(TsvTable):
+    """Rows of another table by their numbers there, in that order. IndexError for a row behind the last."""
+
+    def __init__(self, table: TsvTable, rows: Sequence[int]) -> None:
+        self.table, self.rows = table, rows
+        self.paths, self.columns, self.selected_cols = table.paths, table.columns, table.selected_cols
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, row: int) -> dict[str, str]:
+        return self.table[self._whole(row)]
+
+    def place(self, row: int) -> str:
+        """Return the file and line of a row, as file:line."""
+        return self.table.place(self._whole(row))
+
+    def folder(self, row: int) -> Path:
+        """Return the folder of the file that holds a row."""
+        return self.table.folder(self._whole(row))
+
+    def _whole(self, row: int) -> int:
+        """Return the number that a row has in the other table."""
+        if not 0 <= row < len(self):
+            raise IndexError(f"row {row} of a table of {len(self)}")
+        return self.rows[row]
 
 
 def line_offsets(path: Path) -> np.ndarray:

@@ -31,7 +31,7 @@ from experiments.pages.figures.style import (
 from experiments.pages.views import PRETRAINED, Pair, between, follows_shares, is_single, reported
 from experiments.statistics.curves import Line, lines_between
 
-_MOST_MARKS = 6  # that are told by their looks
+_MOST_MARKS = 6  # whose shapes can be distinguished
 _SIDES = ((1, 0), (-1, 0), (0, 1), (0, -1), (0.7, 0.7), (-0.7, 0.7), (0.7, -0.7), (-0.7, -0.7))
 
 

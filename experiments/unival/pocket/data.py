@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -12,7 +12,7 @@ import torch
 from experiments.errors import StudyError
 from experiments.unival.world.tables import read_world
 from unival_core import TASKS, Tokenizer, UnivalConfig
-from unival_core.data import Example, MediaCache, Task, TaskDataset, TsvTable, texts_of
+from unival_core.data import Example, MediaCache, SomeRows, Task, TaskDataset, TsvTable, texts_of
 from unival_core.training import RewardOptions
 
 
@@ -69,7 +69,7 @@ class Files:
         kind = Blank if blank else TaskDataset
         return kind(
             TASKS[task],
-            SomeRows(rows_file(self.world, task, split), TASKS[task], part, reward),
+            some_rows(rows_file(self.world, task, split), TASKS[task], part, reward),
             self.tokenizer,
             self.config,
             training=training,
@@ -85,38 +85,16 @@ class Files:
         return {task: self.data(task, split, training=True, seed=seed, reward=reward) for task, split in splits}
 
 
-class SomeRows(TsvTable):
-    """A task's table of which only the first rows are there, `part` of all and one at least, and of these, with a
-    `reward`, those whose boxes count for it. StudyError where none does."""
-
-    def __init__(self, path: Path, task: Task, part: float, reward: RewardOptions | None = None) -> None:
-        super().__init__(path, task.columns, task.selected_cols)
-        first = range(max(1, round(part * super().__len__())))
-        self.rows = first if reward is None else [row for row in first if reward.counts(self.box(row))]
-        if not self.rows:
-            raise StudyError(f"{path} has no box of a size that is rewarded: use a larger world")
-
-    def box(self, row: int) -> list[float]:
-        """Return the box of a row of the whole table, in pixels."""
-        return [float(number) for number in super().__getitem__(row)["box"].split(",")]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, row: int) -> dict[str, str]:
-        return super().__getitem__(self._whole(row))
-
-    def place(self, row: int) -> str:
-        return super().place(self._whole(row))
-
-    def folder(self, row: int) -> Path:
-        return super().folder(self._whole(row))
-
-    def _whole(self, row: int) -> int:
-        """Return the number that a row has in the whole table."""
-        if not 0 <= row < len(self):
-            raise IndexError(f"row {row} of a table of {len(self)}")
-        return self.rows[row]
+def some_rows(path: Path, task: Task, part: float, reward: RewardOptions | None = None) -> SomeRows:
+    """Return the first rows of a task's table, `part` of all and one at least, with a `reward` those whose boxes count
+    for it. StudyError where none does."""
+    table = TsvTable(path, task.columns, task.selected_cols)
+    rows: Sequence[int] = range(max(1, round(part * len(table))))
+    if reward is not None:
+        rows = [row for row in rows if reward.counts([float(number) for number in table[row]["box"].split(",")])]
+    if not rows:
+        raise StudyError(f"{path} has no box of a size that is rewarded: use a larger world")
+    return SomeRows(table, rows)
 
 
 class Blank(TaskDataset):
