@@ -258,6 +258,7 @@ def pretraining(pocket: Pocket, name: str) -> Step:
     training = choose(TRAININGS, name, "pretraining")
     tasks = tuple(portion.task for portion in training.portions)
     options = options_for(find_task(tasks[0]), "pocket") if training.finetunes else STAGES["pocket"][0].options
-    options = replace(options, updates=training.updates, group=training.group or options.group)
+    group, batch = training.group or options.group, round(options.batch * training.batch)
+    options = replace(options, updates=training.updates, group=group, batch=batch)
     start = () if training.start == BACKBONE else (pretraining(pocket, training.start),)
     return Step(f"pretraining/{name}/last.safetensors", start, tasks, shared_out(options, pocket), training)

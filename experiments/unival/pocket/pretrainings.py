@@ -1,12 +1,13 @@
 """The trainings of the study `pretraining`, as data, and which of them stand beside each other.
 
 All start from the backbone, so a training is named by what it is and is done once, whatever comparisons it takes part
-in. All sides of a comparison see as many examples in as many updates: pretrainings those of their whole lineage,
-finetunings their own, from pretrainings that are equally long, or from none.
+in. All sides of a comparison see as many examples in as many updates, but where it is of steps: pretrainings those of
+their whole lineage, finetunings their own, from pretrainings that are equally long, or from none.
 
 balancing    balanced batches against batches in proportion to the rows, where two of four tasks have a tenth of theirs
 curriculum   images first and videos later against both from the start
-tasks        one task against four
+tasks        one task against four, at equal examples in all, and at equal steps: with as many of its own examples
+             in every update as it has beside three others
 modalities   a new modality, audio, behind images, behind images and videos, and behind nothing; and what the videos
              did to the tasks on images
 directions   videos behind images, and images behind videos
@@ -40,7 +41,8 @@ class Training:
     """A training from the backbone, or from where another one ended.
 
     With `finetunes` a finetuning on the training split of its only task, by the task's recipe; else by the recipe of
-    pretraining and on that split. `group` are the parameters to train if not those of the recipe.
+    pretraining and on that split. `group` are the parameters to train if not those of the recipe, `batch` is the part
+    of the recipe's batch that an update has.
     """
 
     portions: tuple[Portion, ...]
@@ -48,6 +50,7 @@ class Training:
     start: str = BACKBONE
     finetunes: bool = False
     group: str | None = None
+    batch: float = 1.0
 
     @property
     def split(self) -> str:
@@ -71,6 +74,7 @@ _PROPORTIONAL = tuple(Portion(one.task, share=one.part, part=one.part) for one i
 TRAININGS: dict[str, Training] = {
     "image": Training(_IMAGE, FIRST),
     "vqa-only": Training((Portion("vqa"),), FIRST),
+    "vqa-only-quarter": Training((Portion("vqa"),), FIRST, batch=1 / len(_IMAGE)),
     "unbalanced-balanced": Training(_BALANCED, FIRST),
     "unbalanced-proportional": Training(_PROPORTIONAL, FIRST),
     "image-longer": Training(_IMAGE, SECOND, "image"),
@@ -97,7 +101,7 @@ _SIX = _FOUR + tuple(portion.task for portion in _VIDEO)
 COMPARISONS: dict[str, dict[str, tuple[str, ...]]] = {
     "balancing": {"unbalanced-proportional": _FOUR, "unbalanced-balanced": _FOUR, "image": _FOUR},
     "curriculum": {"video-from-start": _SIX, "image-then-video": _SIX},
-    "tasks": {"vqa-only": ("vqa",), "image": ("vqa",)},
+    "tasks": {"vqa-only": ("vqa",), "vqa-only-quarter": ("vqa",), "image": ("vqa",)},
     "modalities": {
         "image-longer": _FOUR,
         "image-then-video": _FOUR,

@@ -101,7 +101,14 @@ def test_all_sides_of_a_comparison_see_as_many_examples(comparison, tmp_path):
         tuned = [examples(name) for name in asked if TRAININGS[name].finetunes]
         assert len({own for _, own in tuned}) <= 1
         assert len({before for before, _ in tuned if before}) <= 1  # from equally long pretrainings, or from none
-        assert len({examples(name) for name in asked if not TRAININGS[name].finetunes}) <= 1
+        pretrained = [name for name in asked if not TRAININGS[name].finetunes and TRAININGS[name].batch == 1]
+        assert len({examples(name) for name in pretrained}) <= 1
+
+
+def test_at_equal_steps_a_task_alone_has_its_own_examples_in_every_update(tmp_path):
+    alone, beside = (step_of(Pocket(tmp_path, "full"), model(name)).options for name in ("vqa-only-quarter", "image"))
+    assert alone.updates == beside.updates
+    assert alone.batch == beside.batch / len(TRAININGS["image"].portions) == 16
 
 
 def test_examples_are_equal_because_stages_add_up():
