@@ -22,6 +22,7 @@ WINGS: dict[str, tuple[str, ...]] = {
             "commands",
             "training",
             "permutations",
+            "answering",
             "drawing",
             "submission",
             "evaluation",

@@ -2,8 +2,8 @@
 
     import unival_core
 
-    model = unival_core.load_model("vqa.safetensors")
-    tokenizer = unival_core.load_tokenizer("vqa.safetensors", model.config)
+    model = unival_core.load("vqa.safetensors")
+    model.answer("vqa", image="a.png", text="which digit is red?")
     unival_core.evaluate(model, dataset).scores["VQA accuracy"].value
 
 Names are loaded on first use, so that importing the package does not import torch. Data sets, metrics and training
@@ -22,6 +22,7 @@ from unival_core.errors import NotFinite, UnivalError
 
 # Where the public names live; a test compares it with the imports for type checkers below.
 _HOME = {
+    "AnsweringModel": "answering",
     "Attention": "attention",
     "COMPUTED": "computed",
     "CONFIGS": "config",
@@ -45,6 +46,7 @@ _HOME = {
     "evaluate": "evaluation",
     "find_task": "tasks",
     "generate": "generation",
+    "load": "answering",
     "load_image_codes": "image_codes",
     "load_model": "checkpoint",
     "load_tokenizer": "vocabulary",
@@ -58,6 +60,7 @@ _HOME = {
 __all__ = ["NotFinite", "UnivalError", *_HOME]
 
 if TYPE_CHECKING:
+    from unival_core.answering import AnsweringModel, load
     from unival_core.attention import Attention
     from unival_core.checkpoint import config_of, load_model, save_model
     from unival_core.computed import COMPUTED

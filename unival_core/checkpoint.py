@@ -5,7 +5,6 @@
 >>> save_model(model, "again.pt", like="vqa.pt", section="model")    # doctest: +SKIP
 """
 
-import json
 import math
 import re
 import warnings
@@ -34,7 +33,6 @@ from unival_core.config import CONFIGS, AudioConfig, ResNetConfig, UnivalConfig,
 from unival_core.errors import UnivalError
 from unival_core.model import UnivalModel
 from unival_core.settings import Settings
-from unival_core.vocabulary import Tokenizer, load_tokenizer
 
 CONFIG_KEY = "unival_config"  # of a safetensors file's metadata
 _CELLS = "encoder.embed_image_positions.weight"
@@ -126,37 +124,6 @@ def config_of(file: Checkpoint, changes: Mapping[str, Any] | None = None) -> Uni
         config = infer_config(file, changes)
         config = config if changes else Settings.of(file).applied(config, str(file.path))
     return config.changed(changes) if changes else config
-
-
-def read_changes(path: Path) -> dict[str, Any]:
-    """Read fields of a config from a JSON file. Raises UnivalError for what is no object."""
-    try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise UnivalError(f"{path}: {error}") from None
-    if not isinstance(found, dict) or not found:
-        raise UnivalError(f'{path}: give an object of fields of the config, as {{"bins": 1000}}')
-    return found
-
-
-def open_model(
-    path: str | Path,
-    *,
-    config: Path | None = None,
-    drawn: int | None = None,
-    bpe: Path | None = None,
-    section: str = "auto",
-    device: torch.device | str = "cpu",
-) -> tuple[UnivalModel, Tokenizer]:
-    """Load a model and its tokenizer: that is found first, as files of it that are missing are soon told.
-
-    `config` is a JSON file of fields that replace what the checkpoint says; `drawn` is the side, in pixels, of the
-    images that the model shall draw, if not its own.
-    """
-    known = config_of(open_checkpoint(path, section), None if config is None else read_changes(config))
-    known = replace(known, code_image_size=drawn) if drawn else known
-    tokenizer = load_tokenizer(path, known, bpe=bpe, section=section)
-    return load_model(path, known, section=section, device=device), tokenizer
 
 
 class _NoNumbers(TorchFunctionMode):

@@ -64,8 +64,7 @@ def draw_images(
             "that it was trained with"
         )
     task = task.sized_for(model.config)
-    row = dict.fromkeys(task.columns, "") | ({task.asks: text} if task.asks else {})
-    batch = collate([asked(task, row, None, tokenizer)]).to(next(model.parameters()).device)
+    batch = collate([asked(task, task.row_of(text), None, tokenizer)]).to(next(model.parameters()).device)
     found = generate(
         model,
         batch.inputs,

@@ -14,7 +14,8 @@ from merge import inspect, open_checkpoint
 from tests import ROOT
 from tests.unival_core.golden import fill
 from tests.unival_core.made_files import SMALL, published, training_file
-from unival_core.checkpoint import config_of, load_model, open_model, read_changes
+from unival_core.answering import open_model, read_changes
+from unival_core.checkpoint import config_of, load_model
 from unival_core.commands import app
 from unival_core.config import CONFIGS, UnivalConfig, replace
 from unival_core.errors import UnivalError

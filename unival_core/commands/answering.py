@@ -154,8 +154,10 @@ def generate(
     unival-merge generate --checkpoint vqa.safetensors --task vqa --image dog.jpg --text "what colour is the dog"
     unival-merge generate --checkpoint drawing.pt --task image-generation --text "four" --vqgan codes.pt -o out.png
     """
+    from unival_core.answering import ask, chosen_medium
+
     chosen = _task(task)
-    source = _source(chosen, {"image": image, "video": video, "audio": audio}, text)
+    source = chosen_medium(chosen, {"image": image, "video": video, "audio": audio}, text, "--{}")
     if draw and chosen.writes != "box":
         raise UnivalError(f"--draw needs a box, {task} has none")
     _check_free(draw, overwrite)
@@ -166,11 +168,11 @@ def generate(
         typer.echo(told, err=True)  # the published experts were trained with a list
     chosen = asking.of(replace(chosen.sized_for(model.config), **loading.sizes(checkpoint, chosen)))
     chosen = replace(chosen, answers=chosen.answers or tuple(answers))
+    _tell_unknown(chosen, tokenizer, text)
     if painting.vqgan:
-        _tell_unknown(chosen, tokenizer, text)
         typer.echo("\n".join(painting.paint(model, tokenizer, chosen, text)))
         return
-    answer = _answer(model, tokenizer, chosen, source, text, asking.resample)
+    answer = ask(model, tokenizer, chosen, source, text, asking.resample)
     if draw and source:
         _draw(answer, source, draw)
     if not isinstance(answer, str):  # a box with one decimal, codes as numbers
@@ -244,48 +246,17 @@ def _task(name: str) -> Task:
     return find_task(name)
 
 
-def _source(task: Task, media: dict[str, Path | None], text: str) -> Path | None:
-    """Return the file to look at or listen to, if the task wants one; checks that everything is given that it wants."""
-    given = [name for name, path in media.items() if path]
-    if given != ([task.medium] if task.medium else []):
-        wanted = f"needs --{task.medium}" if task.medium else "looks at nothing"
-        raise UnivalError(f"{task.name} {wanted}, got {' '.join(f'--{name}' for name in given) or 'none'}")
-    if bool(task.asks) != bool(text.strip()):
-        raise UnivalError(f"{task.name} needs --text" if task.asks else f"{task.name} takes no --text")
-    return media[task.medium] if task.medium else None
-
-
 def _check_free(path: Path | None, overwrite: bool) -> None:
     if path and path.exists() and not overwrite:
         raise UnivalError(f"{path} exists: pass --overwrite")
 
 
-def _answer(
-    model: UnivalModel, tokenizer: Tokenizer, task: Task, source: Path | None, text: str, resample: bool
-) -> Any:
-    """Return the answer to one question, through the same steps as the rows of a file."""
-    from unival_core.data.answers import allowed_answers
-    from unival_core.data.batch import collate
-    from unival_core.data.dataset import asked, media_reader
-    from unival_core.evaluation import predict
+def _tell_unknown(task: Task, tokenizer: Tokenizer, text: str) -> None:
+    """Name on stderr the words of a text that the model does not know."""
+    from unival_core.answering import unknown_words
 
-    reader = media_reader(task, model.config, resample=resample)
-    medium = reader.decode(source)[0] if reader and source else None
-    row = _tell_unknown(task, tokenizer, text)
-    batch = collate([asked(task, row, medium, tokenizer)]).to(model.encoder.embed_tokens.weight.device)
-    answers = allowed_answers(task.answers, tokenizer, model.config)
-    return predict(model, batch, task, tokenizer, answers=answers)[0].answer
-
-
-def _tell_unknown(task: Task, tokenizer: Tokenizer, text: str) -> dict[str, str]:
-    """Return the row that asks about a text, and name on stderr the words of it that the model does not know."""
-    from unival_core.data.task import texts_of
-
-    row = dict.fromkeys(task.columns, "") | ({task.asks: text} if task.asks else {})
-    lacking = [word for part in texts_of(task.prompt(row)) for word in tokenizer.unknown(part)]
-    if lacking := [word for word in lacking if word in text.lower()]:
+    if lacking := unknown_words(task, tokenizer, text):
         typer.echo(f"the model does not know these words of --text, and reads <unk>: {', '.join(lacking)}", err=True)
-    return row
 
 
 def _draw(box: Sequence[float], source: Path, draw: Path) -> None:

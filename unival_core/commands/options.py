@@ -69,14 +69,15 @@ class Loading:
         """
         import torch
 
-        from unival_core.checkpoint import open_model
+        from unival_core.answering import open_model
 
         try:
             torch.empty(0, device=self.device)
         except (RuntimeError, AssertionError) as error:
             raise UnivalError(f"--device {self.device}: {error}") from None
-        where = {"section": self.section, "device": self.device}
-        return open_model(checkpoint, config=self.config, drawn=drawn, bpe=self.bpe, **where)
+        return open_model(
+            checkpoint, config=self.config, drawn=drawn, bpe=self.bpe, section=self.section, device=self.device
+        )
 
     def sizes(self, checkpoint: Path, task: Task) -> dict[str, int]:
         """Return side and frames as the checkpoint was trained on the task, where it says so; others are told."""

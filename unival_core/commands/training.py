@@ -101,7 +101,7 @@ def train(
     unival-merge train --task vqa --init pretrained.safetensors --data world -o vqa
     torchrun --nproc-per-node 8 -m experiments train --task vqa --init W0.pt --data sets -o vqa --device cuda
     """
-    from unival_core.checkpoint import open_model
+    from unival_core.answering import open_model
     from unival_core.tasks import find_task
     from unival_core.training import prepare
     from unival_core.training.parallel import team
@@ -143,7 +143,7 @@ def pretrain(
     \b
     unival-merge pretrain --init backbone.safetensors --data world -o pretraining
     """
-    from unival_core.checkpoint import open_model
+    from unival_core.answering import open_model
     from unival_core.training import prepare
     from unival_core.training.parallel import team
     from unival_core.training.recipes import STAGES

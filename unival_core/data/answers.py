@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from merge import open_checkpoint
+from merge import Checkpoint, open_checkpoint
 from unival_core.config import UnivalConfig
 from unival_core.data.table import TsvTable
 from unival_core.data.task import Task
@@ -93,20 +93,21 @@ def load_answers(path: str | Path, task: Task) -> list[str]:
     raise UnivalError(f"{path}: a list of answers is a .txt, .json, .pkl or .tsv file")
 
 
-def stored_answers(checkpoint: str | Path, task: str, section: str = "auto") -> list[str] | None:
+def stored_answers(checkpoint: str | Path | Checkpoint, task: str, section: str = "auto") -> list[str] | None:
     """Return the answers that a model was trained to choose among on a task, as its file says: none where they were
     free, None where the file says nothing.
 
     Raises UnivalError for a file that says nonsense.
     """
-    text = open_checkpoint(checkpoint, section).metadata.get(f"{STORED}{task}")
+    file = checkpoint if isinstance(checkpoint, Checkpoint) else open_checkpoint(checkpoint, section)
+    text = file.metadata.get(f"{STORED}{task}")
     try:
         found = None if text is None else json.loads(text)
     except ValueError:
         found = text
     if found is None or (isinstance(found, list) and all(isinstance(answer, str) for answer in found)):
         return found
-    raise UnivalError(f"{checkpoint}: its metadata {STORED}{task} is no list of answers: give one")
+    raise UnivalError(f"{file.path}: its metadata {STORED}{task} is no list of answers: give one")
 
 
 def _listed(value: Any, task: Task, path: Path) -> list[str]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,7 +54,7 @@ class MediaReader:
             return medium, False
         return medium, self.cache.put(whole_key if is_whole else middle_key, medium)
 
-    def decode(self, data: bytes | Path, generator: Random | None = None) -> tuple[Medium, bool]:
+    def decode(self, data: Any, generator: Random | None = None) -> tuple[Medium, bool]:
         """Return the medium of a file, and whether it is whole, so that no draw could give another; UnivalError if
         damaged."""
         try:
@@ -65,11 +66,11 @@ class MediaReader:
         except Exception as error:  # decoders answer damaged bytes with nearly any exception there is
             raise UnivalError(f"damaged {self.kind} ({type(error).__name__}: {error})") from error
 
-    def _image(self, data: bytes | Path) -> Medium:
+    def _image(self, data: Any) -> Medium:
         image = load_image(data)
         return Medium(integers(image_to_tensor(image, self.side), 127.5, 127.5, torch.uint8), image.size)
 
-    def _video(self, data: bytes | Path, generator: Random | None) -> tuple[Medium, bool]:
+    def _video(self, data: bytes | str | Path, generator: Random | None) -> tuple[Medium, bool]:
         lengths: list[int] = []
 
         def choose(length: int) -> list[int]:
@@ -80,7 +81,7 @@ class MediaReader:
         values = integers(video_to_tensor(video, self.side), 127.5, 127.5, torch.uint8)
         return Medium(values, (video.shape[2], video.shape[1])), lengths[0] <= self.frames
 
-    def _audio(self, data: bytes | Path, generator: Random | None) -> tuple[Medium, bool]:
+    def _audio(self, data: bytes | str | Path, generator: Random | None) -> tuple[Medium, bool]:
         if self.audio is None:
             raise UnivalError("the model has no audio encoder: load one that has")
         samples, rate = load_audio(data)

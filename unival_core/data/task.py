@@ -170,6 +170,10 @@ class Task:
         words = (self.prompt(self.example), self.target(self.example, None), *self.answers)
         return [text for each in words for text in texts_of(each)]
 
+    def row_of(self, text: str) -> Row:
+        """Return the row that asks about a text, or that asks nothing in particular."""
+        return dict.fromkeys(self.columns, "") | ({self.asks: text} if self.asks else {})
+
     def sized_for(self, config: UnivalConfig) -> Task:
         """Fit the sizes to a model.
 

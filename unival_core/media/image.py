@@ -14,8 +14,10 @@ from unival_core.errors import UnivalError
 from unival_core.media import read_source
 
 
-def load_image(source: bytes | str | Path) -> Image.Image:
-    """Read an image, from the bytes of a file or its path, as RGB."""
+def load_image(source: bytes | str | Path | Image.Image) -> Image.Image:
+    """Read an image, from the bytes of a file or its path, as RGB; one that is open is only converted."""
+    if isinstance(source, Image.Image):
+        return source.convert("RGB")
     data, name = read_source(source)
     try:
         with Image.open(io.BytesIO(data)) as image:
