@@ -101,16 +101,23 @@ def write_page(folder: Path, output: Path) -> Path:
         RULE,
         "## What merging is good for, and what not",
         "\n".join(f"- {sentence}" for sentence in summary(known)) or "The study `averaging` was not run.",
-        "## What the folders ask",
-        "\n".join(f"- [{one.folder.name}]({one.folder.name}): {_question(one)}" for one in known.values()),
+        "## What the folders hold",
+        "\n".join(f"- {line}" for line in _folders(folder, known)),
     ]
     write_whole(output, "\n\n".join(parts) + "\n", "name another file with -o")
     return output
 
 
-def _question(evidence: Evidence) -> str:
-    notes = read_notes(evidence.folder, evidence.study)
-    return f"{evidence.study}. {markdown(notes.question)}".strip()
+def _folders(folder: Path, known: Mapping[str, Evidence]) -> list[str]:
+    """Say of every folder with rows what its own page is called, and what the studies ask that are read from it."""
+    found: list[str] = []
+    for place in [place for place in sorted(folder.glob("*/")) if files_of(place / "rows.jsonl")]:
+        own = place / "README.md"
+        title = own.read_text().partition("\n")[0].strip("# ") if own.is_file() else place.name
+        asked = [one for one in known.values() if one.folder == place]
+        questions = [markdown(read_notes(place, one.study).question) for one in asked]
+        found.append(f"[{place.name}]({place.name}/README.md): {' '.join([f'{title}.', *questions])}".strip())
+    return found
 
 
 def _table(lines: Sequence[Line]) -> str:

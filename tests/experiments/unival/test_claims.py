@@ -58,7 +58,10 @@ def test_the_page_links_rows_and_says_what_was_not_run(tmp_path):
     write_study(tmp_path / "four", "averaging", seeds=(0, 1), **choice)
     write_study(tmp_path / "less", "averaging", seeds=(0,), **choice)
     assert evidence_in(tmp_path)["averaging"].folder.name == "four"
+    (tmp_path / "less" / "README.md").write_text("# One seed\n\nof two\n")
     text = write_page(tmp_path, tmp_path / "README.md").read_text()
+    assert "- [four](four/README.md): four. Is one average of all experts better" in text
+    assert "- [less](less/README.md): One seed.\n" in text
     lines = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")][2:]
     assert len(lines) == len(CLAIMS)
     found = {line[1]: line for line in lines}
