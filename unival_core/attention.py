@@ -14,7 +14,6 @@ CODE_TAIL, CODE_TAIL_ID = 769, 1024  # positions behind the last code, and the c
 MASKED = torch.finfo(torch.float32).min / 4  # a finite minus infinity: a row with nothing to look at stays finite
 
 
-@lru_cache(maxsize=32)
 @torch.inference_mode(False)  # else a table first made in evaluation could never be used in training
 def token_buckets(length: int, size: int, longest: int, device: torch.device) -> Tensor:
     """Compute the bucket of every pair of text positions, `length` x `length` (query, key), in 0..2 * size - 2.
@@ -28,6 +27,15 @@ def token_buckets(length: int, size: int, longest: int, device: torch.device) ->
     shared = torch.ceil((far / middle).log() / math.log((longest - 1) / middle) * (middle - 1)).long() + middle
     bucket = torch.where(distance.abs() <= middle, distance, distance.sign() * shared)
     return (bucket + size - 1).to(device)
+
+
+_kept_buckets = lru_cache(maxsize=32)(token_buckets)
+
+
+def known_buckets(length: int, config: UnivalConfig, device: torch.device) -> Tensor:
+    """Return the buckets of a model's text positions, made once for a length; compilers see them being made."""
+    find = token_buckets if torch.compiler.is_compiling() else _kept_buckets
+    return find(length, config.token_bucket, config.max_positions, device)
 
 
 def image_buckets(ids: Tensor, side: int) -> Tensor:

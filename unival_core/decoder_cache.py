@@ -6,6 +6,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from unival_core.errors import UnivalError
+from unival_core.inputs import IDS, check_rows, told
+
 
 class Encoded(NamedTuple):
     """What the decoder reads of B samples: S = vision tokens + text tokens.
@@ -46,11 +49,13 @@ class Readers:
     """Which of B samples each of R rows reads.
 
     Rows of one sample queue up as further queries on its keys and values, so that these are never copied per row.
-    `source` (R) holds sample numbers; every sample has a row.
+    `source` (R) holds sample numbers; every sample has a row, and with `one_to_one` row i is that of sample i.
     """
 
-    def __init__(self, source: Tensor, samples: int) -> None:
-        self.source, self.samples = source, samples
+    def __init__(self, source: Tensor, samples: int, *, one_to_one: bool = False) -> None:
+        self.source, self.samples, self.most, self.one_to_one = source, samples, 1, one_to_one
+        if one_to_one:
+            return
         count = torch.bincount(source, minlength=samples)
         self.most = int(count.max())
         order = source.argsort(stable=True)
@@ -84,14 +89,19 @@ class DecoderCache:
     held once however many rows (beams) read them, and leave with their last row.
     """
 
-    def __init__(self, encoded: Encoded, position_keys: Tensor, layers: list[LayerMemory], code_rows: Tensor) -> None:
+    def __init__(
+        self, encoded: Encoded, position_keys: Tensor, layers: list[LayerMemory], code_rows: Tensor | None
+    ) -> None:
         self.length = 0  # target positions decoded so far
         self.layers, self.position_keys = layers, position_keys  # L x heads x S x head width
         self.layout, self.padding = encoded.layout, encoded.padding
-        self.kinds = tuple(bool(kind) for kind in code_rows.unique())  # of targets: text, image codes or both
-        self.kind = code_rows.long() if len(self.kinds) > 1 else torch.zeros_like(encoded.layout)  # index into kinds
+        self.kinds, self.kind = (False,), torch.zeros_like(encoded.layout)  # of targets: text, image codes or both
+        if code_rows is not None:
+            check_rows(code_rows, len(encoded.states), "code_rows", (torch.bool,))
+            self.kinds = tuple(bool(kind) for kind in code_rows.unique())
+            self.kind = code_rows.long() if len(self.kinds) > 1 else self.kind  # index into kinds
         samples = torch.arange(len(encoded.states), device=encoded.states.device)
-        self.readers = Readers(samples, len(samples))
+        self.readers = Readers(samples, len(samples), one_to_one=True)
         self.hidden = encoded.padding.new_zeros(len(samples), 0)  # R x length, True where the target is padding
         self.capacity = 0  # target positions that the biases below cover
         self.self_bias: list[Tensor] = []  # one per layer, kinds x heads x capacity x capacity
@@ -113,9 +123,14 @@ class DecoderCache:
 
         >>> cache.select(torch.arange(batch).repeat_interleave(beam))  # doctest: +SKIP
         """
+        if not isinstance(rows, Tensor) or rows.dim() != 1 or rows.dtype not in IDS or not len(rows):
+            raise UnivalError(f"rows to go on are int64 indices, at least one, got {told(rows)}")
         if torch.equal(rows, torch.arange(self.rows, device=rows.device)):  # as in most steps of a greedy search
             return
-        source, samples = self.readers.source[rows], None
+        try:
+            source, samples = self.readers.source[rows], None
+        except IndexError:
+            raise UnivalError(f"rows to go on lie in 0..{self.rows - 1}, got {rows.tolist()}") from None
         if not torch.equal(source, self.readers.source):
             alive, source = source.unique(return_inverse=True)
             if len(alive) < len(self.layout):

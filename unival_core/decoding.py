@@ -42,6 +42,8 @@ class GenerationOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if odd := [n for n in (self.beam, self.min_len, self.no_repeat_ngram, self.top_k) if type(n) is not int]:
+            raise UnivalError(f"beam, min_len, no_repeat_ngram and top_k are whole numbers, got {odd[0]}")
         if self.beam < 1 or self.min_len < 1 or self.no_repeat_ngram < 0 or self.top_k < 0:
             raise UnivalError(f"beam and min_len are at least 1, no_repeat_ngram and top_k at least 0, got {self}")
         if not self.temperature > 0 or not 0 < self.top_p <= 1:
@@ -59,7 +61,8 @@ def check_logits(model: Any, logits: Tensor) -> None:
     if name := first_nonfinite(tensors):
         raise NotFinite(f"the model's logits are not finite: {name} holds NaN or infinity, so take other weights")
     kind = str(logits.dtype).removeprefix("torch.")
-    raise NotFinite(f"the model's logits are not finite ({kind}), its weights are: fp16 overflows so, try bf16 or fp32")
+    advice = "fp16 overflows so, try bf16 or fp32; media may be so, too"
+    raise NotFinite(f"the model's logits are not finite ({kind}), its weights are: {advice}")
 
 
 def first_nonfinite(tensors: Iterable[tuple[str, Tensor]]) -> str:
@@ -120,7 +123,9 @@ class Filter(Protocol):
 class OnlyAnswers:
     """After its forced prefix a row spells one of the trie's answers."""
 
-    def __init__(self, trie: Trie, limits: Limits) -> None:
+    def __init__(self, trie: Trie, limits: Limits, vocabulary: int) -> None:
+        if trie.last >= vocabulary:
+            raise UnivalError(f"an allowed answer has the id {trie.last}, the vocabulary ends at {vocabulary - 1}")
         self.trie, self.prefix_length = trie.to(limits.length.device), limits.prefix_length
 
     def __call__(self, scores: Tensor, rows: Rows) -> Tensor:

@@ -23,8 +23,8 @@ from unival_core.data.task import Task
 from unival_core.decoding import GenerationOptions, IdRange
 from unival_core.ensemble import Ensemble
 from unival_core.errors import UnivalError
-from unival_core.generation import NextToken, generate, score_candidates
-from unival_core.likelihood import negative_log_likelihood
+from unival_core.generation import NextToken, generate
+from unival_core.likelihood import negative_log_likelihood, score_candidates
 from unival_core.metrics import METRICS, Scores
 from unival_core.model import UnivalModel
 from unival_core.text import Trie

@@ -1,4 +1,4 @@
-"""From encoded media to token ids: greedy, beam search, sampling, and scoring of given answers.
+"""From encoded media to token ids: greedy, beam search, sampling.
 
 One loop (`generate`): the model scores the next token, filters take ids away, a search chooses what goes on. Sentences
 end and are ranked as in UnIVAL's published evaluation.
@@ -12,7 +12,6 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from unival_core.config import BOS, EOS, PAD, UnivalConfig
 from unival_core.decoding import (
@@ -37,7 +36,7 @@ from unival_core.errors import UnivalError
 from unival_core.inputs import Inputs
 from unival_core.text import Trie, right_pad
 
-__all__ = ["GenerationOptions", "Hypothesis", "IdRange", "generate", "score_candidates"]
+__all__ = ["GenerationOptions", "Hypothesis", "IdRange", "generate"]
 
 GREEDY = GenerationOptions()
 
@@ -94,7 +93,7 @@ def generate(
     Raises UnivalError for a model in training mode, impossible lengths, when no allowed answer fits the length, and
     for logits that are not finite (`NotFinite`).
     """
-    limits = _limits(model, inputs, options, prefix, codes=code_rows is not None)
+    limits = limits_of(model, inputs, options, prefix, codes=code_rows is not None)
     search = _search(options, model.config.vocabulary, inputs.tokens.device)
     filters = _filters(options, constraint, limits, model.config.vocabulary)
     cache = model.start(model.encode(inputs), code_rows) if cache is None else cache.copy()
@@ -132,56 +131,7 @@ def generate(
     return _best_first(found, limits)
 
 
-@torch.no_grad()
-def score_candidates(
-    model: NextToken,
-    inputs: Inputs,
-    candidates: Sequence[Sequence[int]],
-    *,
-    prefix: Sequence[Sequence[int]] | None = None,
-    rows: int = 64,
-    cache: Any = None,
-) -> Tensor:
-    """Return the log-probability of each of A candidate answers (ids without eos) for each of B samples, B x A in
-    float32.
-
-    At every position the probabilities of the ids that continue some candidate sum to 1; the forced `prefix` of a
-    sample (after bos) does not count. Media, texts and prefixes go through the model once, media and texts before if
-    there is a `cache` (as of `generate`); about `rows` answers are decoded at a time.
-    Raises UnivalError as `generate` does.
-    """
-    trie = Trie(candidates).to(inputs.tokens.device)
-    limits = _limits(model, inputs, GREEDY, prefix)
-    cache = model.start(model.encode(inputs)) if cache is None else cache
-    scores = torch.empty(len(inputs.tokens), len(candidates), device=inputs.tokens.device)
-    for length in limits.prefix_length.unique().tolist():
-        members = (limits.prefix_length == length).nonzero().flatten()
-        begun = cache.copy()
-        begun.select(members)
-        head = model.decode(F.pad(limits.prefix[members, :length], (1, 0), value=BOS), begun)[:, -1:]
-        size = max(1, rows // len(members))
-        for first in range(0, len(candidates), size):
-            answers = right_pad(candidates[first : first + size], head.device)
-            scores[members, first : first + size] = _score_answers(model, begun.copy(), head, answers, trie)
-    return scores
-
-
-def _score_answers(model: NextToken, cache: Any, head: Tensor, answers: Tensor, trie: Trie) -> Tensor:
-    """Scores of right-padded answers (A x L) of B samples, B x A, behind the rows of `cache`, whose last logits are
-    `head` (B x 1 x vocabulary)."""
-    samples, count = len(head), len(answers)
-    cache.select(torch.arange(samples, device=head.device).repeat_interleave(count))
-    logits = torch.cat((head.repeat_interleave(count, dim=0), model.decode(answers.repeat(samples, 1), cache)), dim=1)
-    ends = (answers != PAD).sum(1, keepdim=True)
-    targets = F.pad(answers, (0, 1), value=PAD).scatter(1, ends, EOS)
-    wanted = (targets != PAD).repeat(samples, 1)
-    check_logits(model, logits[wanted])
-    allowed = trie.keep_allowed(logits[wanted].float(), trie.nodes(targets).repeat(samples, 1)[wanted])
-    chosen = allowed.log_softmax(-1).gather(1, targets.repeat(samples, 1)[wanted].unsqueeze(1)).squeeze(1)
-    return chosen.new_zeros(wanted.shape).masked_scatter(wanted, chosen).sum(1).view(samples, count)
-
-
-def _limits(
+def limits_of(
     model: NextToken,
     inputs: Inputs,
     options: GenerationOptions,
@@ -189,12 +139,15 @@ def _limits(
     *,
     codes: bool = False,
 ) -> Limits:
+    """Return what each sample has to keep to. Raises UnivalError for prefixes and lengths that cannot be."""
     batch, device = len(inputs.tokens), inputs.tokens.device
     if model.training:
         raise UnivalError("the model is in training mode, where it drops parts at random: call model.eval()")
     prefix = [()] * batch if prefix is None else prefix
     if len(prefix) != batch:
         raise UnivalError(f"{len(prefix)} prefixes for {batch} samples")
+    if any(isinstance(ids, int) for ids in prefix):
+        raise UnivalError(f"prefixes are lists of ids, one list for each sample, got {list(prefix)}")
     positions = model.config.code_side**2 if codes else model.config.max_positions - 1
     source = (inputs.tokens != PAD).sum(1).tolist()
     longest = [min(int(options.max_len_a * length + options.max_len_b), positions) for length in source]
@@ -230,7 +183,7 @@ def _filters(
         only = [OnlyRange(constraint, vocabulary, limits.length.device)]
         after += [NoSpecials(limits)] if constraint.specials == "counted" else []
     elif constraint is not None:
-        only = [OnlyAnswers(constraint, limits)]
+        only = [OnlyAnswers(constraint, limits, vocabulary)]
     if options.no_repeat_ngram:
         after.append(NoRepeat(options.no_repeat_ngram))
     return (only, after) if options.renormalize else ([], only + after)

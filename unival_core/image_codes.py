@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from merge import open_checkpoint, save_checkpoint
 from unival_core.checkpoint import bare, placed, refuse_differences
 from unival_core.errors import UnivalError
+from unival_core.inputs import IDS, check_media, told
 
 READER = ("encoder.", "quant_conv.", "quantize.proj.")  # what only images to codes needs
 IGNORED = ("loss.",)  # of training: discriminator and perceptual network
@@ -239,8 +240,8 @@ class ImageCodes(nn.Module):
 
     def decode(self, codes: Tensor) -> Tensor:
         """Return images B x 3 x stride * h x stride * w, about -1..1 (`to_pixels`), of codes B x h x w."""
-        if codes.dim() != 3 or codes.is_floating_point():
-            raise UnivalError(f"codes are integers B x h x w, got {codes.dtype} of shape {tuple(codes.shape)}")
+        if not isinstance(codes, Tensor) or codes.dim() != 3 or codes.dtype not in IDS:
+            raise UnivalError(f"codes are integers B x h x w, got {told(codes)}")
         if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < self.config.codes:
             raise UnivalError(f"codes lie in 0..{self.config.codes - 1}, got {int(codes.min())}..{int(codes.max())}")
         return self.draw(self.quantize.embed(codes).permute(0, 3, 1, 2))
@@ -255,10 +256,11 @@ class ImageCodes(nn.Module):
         With a `seed` they are drawn with their probabilities, as all published codes were. Raises UnivalError for sizes
         that the stride does not divide, since their codes are those of a smaller image.
         """
+        check_media("image", images)
         sides, stride = images.shape[-2:], self.config.stride
-        if images.dim() != 4 or images.shape[1] != 3 or any(side % stride for side in sides):
+        if any(side % stride for side in sides):
             raise UnivalError(f"images are B x 3 x H x W, sides multiples of {stride}, got {tuple(images.shape)}")
-        logits = self.logits(images)
+        logits = self.logits(images.to(self.quant_conv.weight.dtype) if self.config.reads else images)
         if seed is not None:
             generator = torch.Generator(logits.device).manual_seed(seed)
             logits = logits - torch.empty_like(logits).exponential_(generator=generator).log()

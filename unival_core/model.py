@@ -23,9 +23,9 @@ from unival_core.attention import (
     grid_ids,
     image_buckets,
     image_tables,
+    known_buckets,
     position_bias,
     split_heads,
-    token_buckets,
     token_tables,
 )
 from unival_core.computed import leave_out_computed
@@ -35,10 +35,9 @@ from unival_core.encoders.audio import Cnn14
 from unival_core.encoders.image import ResNet
 from unival_core.encoders.video import VideoResNet
 from unival_core.errors import UnivalError
-from unival_core.inputs import MEDIA, Inputs
+from unival_core.inputs import MEDIA, Inputs, check_ids, check_place, embedded
 
 NETWORKS = {"image": ResNet, "video": VideoResNet, "audio": Cnn14}
-GROUPS = ("all", "all but embeddings", "projections")
 
 
 class Tokens(NamedTuple):
@@ -97,7 +96,7 @@ class Encoder(nn.Module):
         """Embed B x T ids as B x T x width."""
         if tokens.shape[1] > self.config.max_positions:
             raise UnivalError(f"text of {tokens.shape[1]} tokens: the model reads {self.config.max_positions}, cut it")
-        x = self.layernorm_embedding(self.embed_tokens(tokens) + self.type_embedding.weight[0])
+        x = self.layernorm_embedding(embedded(self.embed_tokens, tokens) + self.type_embedding.weight[0])
         return F.dropout(x, self.dropout, self.training)
 
     def embed_media(self, inputs: Inputs) -> Tokens:
@@ -108,7 +107,7 @@ class Encoder(nn.Module):
         """
         batch, width, device = len(inputs.tokens), self.config.width, inputs.tokens.device
         parts = [(rows, self.embed_medium(MEDIA[number], media)) for number, media, rows in inputs.media()]
-        if len(parts) == 1 and len(parts[0][0]) == batch:
+        if len(parts) == 1 and (parts[0][0] is None or len(parts[0][0]) == batch):
             vision = parts[0][1]
         else:
             longest = max((part.states.shape[1] for _, part in parts), default=0)
@@ -134,6 +133,7 @@ class Encoder(nn.Module):
             raise UnivalError(
                 f"the model reads {', '.join(self.config.encoders)}, not {name}: load one with its encoder"
             )
+        check_place(media, self.type_embedding.weight.device, f"{name}s")
         network, project = self.get_submodule(f"embed_{name}s"), self.get_submodule(f"{name}_proj")
         table = self.get_submodule(f"embed_{name}_positions")
         features = network(media.to(self.type_embedding.weight.dtype) if name != "audio" else media)
@@ -184,12 +184,12 @@ class Encoder(nn.Module):
         bias = (query @ key.transpose(-1, -2)).float()  # half precision cannot hold MASKED
         if len(bias) > 1:
             bias = bias[layout]
-        return bias.masked_fill(padding[:, None, None, :], MASKED) if padding.any() else bias
+        return bias.masked_fill(padding[:, None, None, :], MASKED) if some(padding) else bias
 
     def add_relative_bias(self, shared: Tensor, index: int, vision_buckets: Tensor, layout: Tensor) -> Tensor:
         """Add to `shared` a layer's learned biases of offsets among vision tokens and among text tokens."""
         text, vision = shared.shape[-1] - vision_buckets.shape[-1], vision_buckets.shape[-1]
-        buckets = token_buckets(text, self.config.token_bucket, self.config.max_positions, shared.device)
+        buckets = known_buckets(text, self.config, shared.device)
         among_text = position_bias(self.token_rel_pos_table_list[index], buckets)
         among_vision = position_bias(self.image_rel_pos_table_list[index], vision_buckets)
         if len(among_vision) > 1:
@@ -227,14 +227,13 @@ class Decoder(nn.Module):
 
     def start(self, encoded: Encoded, code_rows: Tensor | None) -> DecoderCache:
         """Return everything about the encoded samples that every step needs, computed once."""
-        if code_rows is None:
-            code_rows = torch.zeros_like(encoded.layout, dtype=torch.bool)
         layers = [cast(DecoderLayer, layer) for layer in self.layers]
         memories = [LayerMemory(*layer.encoder_attn.keys_values(encoded.states)) for layer in layers]
         position_keys = split_heads(self.cross_pos_k_linear(encoded.positions), self.config.heads)
         return DecoderCache(encoded, position_keys, memories, code_rows)
 
     def forward(self, tokens: Tensor, cache: DecoderCache) -> Tensor:
+        check_ids(tokens, "tokens", "rows")
         if len(tokens) != cache.rows:
             raise UnivalError(f"{len(tokens)} rows of tokens for a cache of {cache.rows} rows")
         start, end = cache.length, cache.length + tokens.shape[1]
@@ -243,7 +242,7 @@ class Decoder(nn.Module):
         cache.length, cache.hidden = end, torch.cat((cache.hidden, tokens == PAD), dim=1)
         kind = cache.kind[cache.readers.source]
         x = self.embed(tokens, kind, cache.kinds)
-        hidden = cache.hidden[:, None, None, :] if cache.hidden.any() else None
+        hidden = cache.hidden[:, None, None, :] if some(cache.hidden) else None
         for layer, memory, bias in zip(self.layers, cache.layers, cache.self_bias, strict=True):
             bias = bias[:, :, start:end, :end]
             bias = bias[kind] if len(bias) > 1 else bias
@@ -253,7 +252,7 @@ class Decoder(nn.Module):
 
     def embed(self, tokens: Tensor, kind: Tensor, kinds: tuple[bool, ...]) -> Tensor:
         """Embed R x n ids as R x n x width; text and image codes are normalised differently."""
-        x = self.embed_tokens(tokens)
+        x = embedded(self.embed_tokens, tokens)
         norms = [self.code_layernorm_embedding if code else self.layernorm_embedding for code in kinds]
         mixed = norms[0](x)
         if len(norms) > 1:
@@ -281,7 +280,7 @@ class Decoder(nn.Module):
         cross = (query.unsqueeze(1) @ cache.position_keys.transpose(-1, -2)).float()  # kinds x L x heads x length x S
         cross = cross[0] if cross.shape[:2] == (1, 1) else cross[cache.kind, cache.layout]
         padding = cache.padding[:, None, None, :]
-        cache.cross_bias = cross.masked_fill(padding, MASKED) if padding.any() else cross
+        cache.cross_bias = cross.masked_fill(padding, MASKED) if some(padding) else cross
         cache.capacity = length
 
     def places(self, length: int, code: bool) -> Tensor:
@@ -296,7 +295,7 @@ class Decoder(nn.Module):
         c, device = self.config, self.embed_positions.weight.device
         if code:
             return image_buckets(code_ids(c)[:length], c.image_bucket).to(device)
-        return token_buckets(length, c.token_bucket, c.max_positions, device)
+        return known_buckets(length, c, device)
 
     def relative_bias(self, layer: int, kinds: tuple[bool, ...], buckets: list[Tensor]) -> Tensor:
         """Look up a layer's learned biases of offsets between target positions, kinds x heads x length x length."""
@@ -371,19 +370,9 @@ class UnivalModel(nn.Module):
         return self.decode(targets, self.start(self.encode(inputs), code_rows))
 
 
-def trainable(model: UnivalModel, group: str = "all") -> list[nn.Parameter]:
-    """Let only `group` of the parameters be trained, and return them for the optimizer.
-
-    Groups: "all"; "all but embeddings" (the token matrix, and with it the output projection, stays as it is);
-    "projections" (the linear maps from media features to tokens). Batch-norm statistics follow train() and eval().
-    """
-    if group not in GROUPS:
-        raise UnivalError(f"no group {group!r} of parameters: choose one of {', '.join(GROUPS)}")
-    projections = {f"encoder.{name}_proj" for name in MEDIA}
-    for name, parameter in model.named_parameters():
-        embedding, projection = name == "encoder.embed_tokens.weight", name.rpartition(".")[0] in projections
-        parameter.requires_grad_(projection or (group != "projections" and not (embedding and group != "all")))
-    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+def some(mask: Tensor) -> bool:
+    """Tell whether a mask hides anything; compiled code, which must not depend on values, takes it for granted."""
+    return torch.compiler.is_compiling() or bool(mask.any())
 
 
 def initialise(module: nn.Module) -> None:

@@ -74,6 +74,7 @@ class Trie:
         ]
         table = torch.tensor(edges, dtype=torch.int64)
         self.dead = len(children)
+        self.last = int(table[:, 1].max())  # the largest id
         self._keys = table[:, 0] << 32 | table[:, 1]
         self._tokens, self._children = table[:, 1].contiguous(), table[:, 2].contiguous()
         self._first = torch.searchsorted(self._keys, torch.arange(len(children) + 2) << 32)

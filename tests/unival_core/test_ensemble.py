@@ -6,8 +6,9 @@ import torch
 from unival_core.config import CONFIGS
 from unival_core.ensemble import Ensemble
 from unival_core.errors import UnivalError
-from unival_core.generation import GenerationOptions, generate, score_candidates
+from unival_core.generation import GenerationOptions, generate
 from unival_core.inputs import Inputs
+from unival_core.likelihood import score_candidates
 from unival_core.model import UnivalModel
 
 CONFIG = CONFIGS["pocket"]

@@ -13,7 +13,8 @@ from unival_core.config import BOS, CONFIGS, EOS, PAD, UNK, replace
 from unival_core.decoding import Beam, Greedy, Sampling, check_logits
 from unival_core.ensemble import Ensemble
 from unival_core.errors import NotFinite, UnivalError
-from unival_core.generation import GenerationOptions, Hypothesis, IdRange, generate, score_candidates
+from unival_core.generation import GenerationOptions, Hypothesis, IdRange, generate
+from unival_core.likelihood import score_candidates
 from unival_core.model import Inputs, UnivalModel
 from unival_core.text import Trie
 

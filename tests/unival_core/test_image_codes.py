@@ -232,8 +232,12 @@ def test_other_files_are_refused(tiny: ImageCodes, tmp_path: Path, change: dict[
 def test_mistakes(tiny: ImageCodes) -> None:
     with pytest.raises(UnivalError, match=r"codes lie in 0\.\.39, got 0\.\.40"):
         tiny.decode(torch.tensor([[[0, 40]]]))
-    with pytest.raises(UnivalError, match=r"codes are integers B x h x w, got torch\.int64 of shape \(1, 4\)"):
+    with pytest.raises(UnivalError, match=r"codes are integers B x h x w, got int64 of shape \(1, 4\)"):
         tiny.decode(torch.zeros(1, 4, dtype=torch.int64))
+    with pytest.raises(
+        UnivalError, match=r"floats in -1\.\.1, N x 3 x height x width, got float32 of shape \(1, 1, 6, 6\)"
+    ):
+        tiny.encode(torch.zeros(1, 1, 6, 6))
     with pytest.raises(UnivalError, match=r"sides multiples of 2, got \(1, 3, 6, 5\)"):
         tiny.encode(torch.zeros(1, 3, 6, 5))
 

@@ -11,8 +11,8 @@ from unival_core.data.batch import collate
 from unival_core.ensemble import Ensemble
 from unival_core.errors import NotFinite
 from unival_core.evaluation import evaluate
-from unival_core.generation import GenerationOptions, score_candidates
-from unival_core.likelihood import negative_log_likelihood
+from unival_core.generation import GenerationOptions
+from unival_core.likelihood import negative_log_likelihood, score_candidates
 from unival_core.model import UnivalModel
 
 LIST = ["four", "red", "dark red"]

@@ -8,11 +8,13 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from tests.unival_core.golden import fill, recorded
+from unival_core import attention
 from unival_core.attention import code_ids, image_buckets, token_buckets
 from unival_core.config import CONFIGS, PUBLISHED_REGULARIZATION, Regularization, replace
 from unival_core.errors import UnivalError
-from unival_core.model import Encoded, Inputs, UnivalModel, trainable
+from unival_core.model import Encoded, Inputs, UnivalModel
 from unival_core.training.loss import token_loss
+from unival_core.training.optim import trainable
 
 TINY, BASE = {"atol": 2e-5, "rtol": 1e-4}, {"atol": 1e-4, "rtol": 1e-4}
 LAW = {"atol": 1e-5, "rtol": 1e-5}
@@ -211,7 +213,7 @@ def test_weights_changed_in_place_count_at_once(pocket: UnivalModel) -> None:
 
 def test_evaluation_in_inference_mode_does_not_spoil_training() -> None:
     model = UnivalModel(CONFIGS["pocket"])
-    token_buckets.cache_clear()
+    attention._kept_buckets.cache_clear()
     with torch.inference_mode():
         model.eval()(mixed(), draw(5, 7, 6))
     model.train()(mixed(), draw(5, 7, 6)).sum().backward()

@@ -109,7 +109,8 @@ def collate_by_task(examples: Sequence[Example]) -> list[Batch]:
 
 def _inputs(examples: Sequence[Example]) -> Inputs:
     tokens = right_pad([[BOS, *e.source, EOS] for e in examples])
-    modality = torch.tensor([TEXT if e.medium is None else MEDIA.index(e.medium) for e in examples])
+    kinds = [TEXT if e.medium is None else MEDIA.index(e.medium) for e in examples]
+    modality = torch.tensor(kinds) if len({*kinds}) > 1 else None
     media = {f"{name}s": _stack([e for e in examples if e.medium == name]) for name in MEDIA}
     return Inputs(tokens, modality=modality, **{name: value for name, value in media.items() if value is not None})
 

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from unival_core.config import AudioConfig
 from unival_core.encoders.image import normalised
 from unival_core.errors import UnivalError
-from unival_core.media.audio import log_mel
+from unival_core.media.audio import log_mel, mel_matrix
 
 STRIPES = 2  # SpecAugment blanks this many along time and as many along mel
 
@@ -38,6 +38,7 @@ class Cnn14(nn.Module):
         super().__init__()
         self.config = config
         self.dropout, self.time_stripe, self.mel_stripe = 0.0, 0, 0
+        self.mel = mel_matrix(config)
         self.bn0 = nn.BatchNorm1d(config.n_mels)
         self.blocks = [f"conv_block{index + 1}" for index in range(len(config.channels))]
         for name, entering, leaving in zip(self.blocks, (1, *config.channels), config.channels, strict=False):
@@ -48,7 +49,7 @@ class Cnn14(nn.Module):
         shortest = max(c.hop * (2**halvings - 1), c.n_fft // 2 + 1)
         if waveforms.shape[1] < shortest:
             raise UnivalError(f"audio of {waveforms.shape[1]} samples: the model needs {shortest}, repeat or pad it")
-        x = log_mel(waveforms, c).to(self.bn0.weight.dtype)
+        x = log_mel(waveforms, c, self.mel).to(self.bn0.weight.dtype)
         x = self.bn0(x.transpose(1, 2)).transpose(1, 2)
         if self.training:
             x = blank(x, dim=1, longest=self.time_stripe)

@@ -111,19 +111,20 @@ def mel_matrix(config: AudioConfig) -> Tensor:
     return torch.from_numpy((triangles * (2.0 / (right - left))).astype(np.float32))
 
 
-def log_mel(waveforms: Tensor, config: AudioConfig) -> Tensor:
+def log_mel(waveforms: Tensor, config: AudioConfig, mel: Tensor | None = None) -> Tensor:
     """Compute decibel mel spectrogram, `B x N` samples to `B x (N // hop + 1) x n_mels`, always in float32.
 
     Power of a Hann-windowed transform of `n_fft` samples every `hop`, centred by reflection (N > n_fft / 2), through
-    `mel_matrix`, as 10 log10(max(., 1e-10)): the front end of the PANN networks (arXiv 1912.10211).
+    `mel_matrix` (`mel`, where that is known), as 10 log10(max(., 1e-10)): the front end of the PANN networks (arXiv
+    1912.10211).
     """
     with torch.autocast(waveforms.device.type, enabled=False):
         samples, size = waveforms.float(), config.n_fft
         hann = torch.hann_window(size, device=samples.device)
         spectrum = torch.stft(samples, size, config.hop, window=hann, center=True, return_complex=True)
         power = spectrum.real.square() + spectrum.imag.square()
-        mel = power.transpose(1, 2) @ mel_matrix(config).to(samples.device)
-        return 10.0 * mel.clamp_min(1e-10).log10()
+        bands = power.transpose(1, 2) @ (mel_matrix(config) if mel is None else mel).to(samples.device)
+        return 10.0 * bands.clamp_min(1e-10).log10()
 
 
 def _hz_to_mel(hertz: float) -> float:

@@ -8,7 +8,25 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from unival_core.training.options import TrainOptions
+from unival_core.errors import UnivalError
+from unival_core.inputs import MEDIA
+from unival_core.model import UnivalModel
+from unival_core.training.options import GROUPS, TrainOptions
+
+
+def trainable(model: UnivalModel, group: str = "all") -> list[nn.Parameter]:
+    """Let only `group` of the parameters be trained, and return them for the optimizer.
+
+    Groups: "all"; "all but embeddings" (the token matrix, and with it the output projection, stays as it is);
+    "projections" (the linear maps from media features to tokens). Batch-norm statistics follow train() and eval().
+    """
+    if group not in GROUPS:
+        raise UnivalError(f"no group {group!r} of parameters: choose one of {', '.join(GROUPS)}")
+    projections = {f"encoder.{name}_proj" for name in MEDIA}
+    for name, parameter in model.named_parameters():
+        embedding, projection = name == "encoder.embed_tokens.weight", name.rpartition(".")[0] in projections
+        parameter.requires_grad_(projection or (group != "projections" and not (embedding and group != "all")))
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
 def make_optimizer(parameters: Sequence[nn.Parameter], options: TrainOptions) -> torch.optim.AdamW:

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 
 from unival_core.config import Regularization
 from unival_core.errors import UnivalError
-from unival_core.model import GROUPS
 from unival_core.training.loss import LossOptions
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 BATCHNORMS = ("train", "freeze")
+GROUPS = ("all", "all but embeddings", "projections")  # of parameters
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class TrainOptions:
 
     `batch` counts the samples of an update in all processes and in all `accumulate` parts together. `warmup` is the
     share of updates in which the rate rises linearly to `lr`; then it falls linearly to 0. `group` are the parameters
-    to train (`unival_core.model.trainable`); with `batchnorm="freeze"` batch norms keep their statistics and use them.
+    to train (`optim.trainable`); with `batchnorm="freeze"` batch norms keep their statistics and use them.
     `ema` is the decay of an average of the weights (None: no average), which is then what is validated and kept.
     `precision` bf16 or fp16 is that of autocast; weights stay in float32. `recompute` saves memory: layers are computed
     again in the backward pass. Validation and saving happen every so many updates, and at the end. With `reward` the

@@ -30,10 +30,10 @@ from unival_core.data.loading import TrainingStream
 from unival_core.data.sampling import BalancedSampler
 from unival_core.decoding import first_nonfinite
 from unival_core.errors import NotFinite, UnivalError
-from unival_core.model import UnivalModel, trainable
+from unival_core.model import UnivalModel
 from unival_core.training.loss import TokenLoss
 from unival_core.training.memory import recompute_layers
-from unival_core.training.optim import Average, learning_rate, make_optimizer, set_rate
+from unival_core.training.optim import Average, learning_rate, make_optimizer, set_rate, trainable
 from unival_core.training.options import TrainOptions
 from unival_core.training.parallel import Team
 from unival_core.training.rewards import RewardLoss

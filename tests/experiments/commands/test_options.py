@@ -16,9 +16,8 @@ from experiments.unival.pocket.pipeline import PRESETS
 from experiments.unival.setups import SETUPS
 from experiments.unival.world.tasks import SIZES
 from unival_core import TASKS
-from unival_core.model import GROUPS
 from unival_core.training import DEFAULTS, REWARDS
-from unival_core.training.options import BATCHNORMS, PRECISIONS
+from unival_core.training.options import BATCHNORMS, GROUPS, PRECISIONS
 
 TABLES: dict[str, Iterable[str]] = {
     "SETUPS": SETUPS, "ENGINES": ENGINES, "SEARCHES": SEARCHES, "OBJECTIVES": OBJECTIVES, "FORMATS": FORMATS,
