@@ -53,8 +53,9 @@ def merges_of(rows: Records, *, by_method: bool = False) -> list[Model]:
     """Return of every mixture, kind of experts, method with its parameters, and BatchNorm policy the point that is best
     on val (`chosen_models`); with `by_method` the parameters are chosen there too.
 
-    Without scores on val it is the only point, or that of equal shares. Rows have their `series`; only those of the
-    main metric count.
+    Without scores on val it is the only point, or that of equal shares, which stands in also where the best point was
+    not asked all that equal shares were, such as shifted data. Rows have their `series`; only those of the main metric
+    count.
     """
     columns = columns_of(rows, {row["task"]: row["owner"] for row in rows})
     groups: dict[tuple[frozenset[str], str], dict[Any, Records]] = {}
@@ -68,8 +69,21 @@ def merges_of(rows: Records, *, by_method: bool = False) -> list[Model]:
     for (held, kind), models in groups.items():
         among = candidates(rows, names[held], kind, columns)
         chosen = chosen_models(among, models, by_method=by_method) or [(next(iter(models)), "")]
-        found += [Model(_name(models[model][0]), names[held], models[model]) for model, _ in chosen]
+        for own in (_whole(models, model) for model, _ in chosen):
+            found.append(Model(_name(own[0]), names[held], own))
     return found
+
+
+def _whole(models: Mapping[Any, Records], chosen: Any) -> Records:
+    """Return the rows of a model, or those of equal shares of its series where these are of more tasks and splits."""
+    for model, rows in models.items():
+        if model.series == chosen.series and has_equal_shares(rows[0]) and _places(rows) - _places(models[chosen]):
+            return rows
+    return models[chosen]
+
+
+def _places(rows: Records) -> set[tuple[str, str]]:
+    return {(str(row["task"]), str(row["split"])) for row in rows}
 
 
 def is_chosen_on_val(rows: Records) -> bool:

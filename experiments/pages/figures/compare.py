@@ -70,7 +70,7 @@ def retention_map(rows: Records, models: Sequence[Model]) -> Figure:
     _frame_own(axis, rows, models, [task for _, task in columns])
     _name_cells(axis, models, columns, width)
     if len(models) > 2:
-        _add_bar(figure, axis, drawn, table)
+        _add_bar(figure, axis, drawn, table, far)
     gains = list(dict.fromkeys(task for (_, task), (_, how) in measured.items() if how == GAIN))
     title = f"{_means(rows)}; framed: tasks of the model's own experts"
     if not np.isfinite(table).all():
@@ -91,9 +91,10 @@ def _mean_of_own(kept: Mapping[str, np.ndarray], models: Sequence[Model], owners
     return np.array([np.mean(values) if values else np.nan for values in own])
 
 
-def _add_bar(figure: Figure, axis: Axes, drawn: AxesImage, table: np.ndarray) -> None:
-    """Add the scale of colours as far as there are numbers."""
-    low, high = min(1.0, float(np.nanmin(table))), max(1.0, float(np.nanmax(table)))
+def _add_bar(figure: Figure, axis: Axes, drawn: AxesImage, table: np.ndarray, far: float) -> None:
+    """Add the scale of colours as far as there are numbers, `far` from 1 at most: the scale ends there."""
+    low = max(1 - far, min(1.0, float(np.nanmin(table))))
+    high = min(1 + far, max(1.0, float(np.nanmax(table))))
     bar = figure.colorbar(drawn, ax=axis, shrink=0.9, pad=0.01, aspect=30)
     ticks = [tick for tick in np.arange(0, 3.05, 0.1 if high - low < 0.6 else 0.2) if low <= tick <= high]
     bar.set_ticks(ticks, labels=[f"{100 * tick:.0f}" for tick in ticks])

@@ -157,6 +157,28 @@ def test_retention_is_of_the_tasks_own_expert_and_chosen_on_val(rows, drawn):
     assert {"test", "shifted data"} <= set(texts)
 
 
+def test_a_point_chosen_on_val_gives_way_to_one_that_was_asked_more(rows):
+    rows = one_policy(rows)
+    asked = [row for row in rows if row["split"] in ("val", "test") or row["shares"].get("left", 0) in (0.0, 0.5, 1.0)]
+    named = [{model.name for model in merges_of(with_series(with_owners(own, OWNERS)))} for own in (rows, asked)]
+    assert "left+right 0.75/0.25, interpolate" in named[0] - named[1]
+    assert "left+right, interpolate" in named[1] - named[0]
+
+
+def test_the_scale_of_colours_ends_where_its_colours_do():
+    """Also where the farthest number is rounded off it: 1 - (1 - v) is not v."""
+    values = [v for v in np.random.default_rng(0).random(50).round(3) if 1 - (1 - v) > v][:3]
+    assert values
+    for value in values:
+        own = [row for name in ("pretrained", "left", "right") for row in rows_of({name: 1.0}, "single")]
+        own += [*rows_of({"left": 0.5, "right": 0.5}, "interpolate"), *rows_of({"left": 0.5, "right": 0.5}, "ensemble")]
+        made = [row | {"value": value if len(row["shares"]) > 1 else 1.0} for row in own if row["task"] == "reads"]
+        ((figure,), _) = draw(records(made), tasks=OWNERS, only=["retention"])
+        FigureCanvasAgg(figure.figure).draw()
+        bar = figure.figure.axes[1]
+        assert np.isfinite(bar.transData.transform([(0, end) for end in bar.get_ylim()])).all()
+
+
 def test_stars_of_experts_do_not_hide_each_other(drawn):
     stars = [line for line in drawn["plane_left_right"].axes[0].get_lines() if line.get_marker() == "*"]
     assert len(stars) == 1  # one for each kind of experts, whatever methods start there
