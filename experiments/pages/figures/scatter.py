@@ -43,7 +43,8 @@ from experiments.statistics.robustness import Scale, pairs_of_splits, trend_of
 from merge import share_label
 
 _SIZE = (4.9, 4.7)  # inches of a panel
-_CROWDED = 0.1  # merged models are named where less of the name is covered by others
+_CROWDED = 0.1  # merged models, and single ones if they are many, are named where less of the name is covered by others
+_FEW = 12  # single models that are named in any case
 _TICKS = np.array([0.001, 0.002, 0.005, 0.01, 0.02, 0.05, *np.arange(1, 10) / 10, 0.95, 0.98, 0.99, 0.995, 0.998])
 _SIDES = [(7, 0), (-7, 0), (0, 10), (0, -10), (6, 9), (-6, 9), (6, -9), (-6, -9)]  # of a name, in points
 _SIDES += [(0, 20), (0, -20), (14, 20), (-14, 20), (14, -20), (-14, -20)]
@@ -201,8 +202,9 @@ def _draw_equal(axis: Axes, scales: tuple[Scale, Scale]) -> None:
 
 
 def _name_marks(axis: Axes, marks: Sequence[_Mark], scales: tuple[Scale, Scale]) -> None:
-    """Write names beside marks, each on the side where it covers least of marks and other names; of merged models only
-    where there is room."""
+    """Write names beside marks, each on the side where it covers least of marks and other names; of merged models, and
+    of many single ones, only where there is room."""
+    few = sum(mark.single for mark in marks) <= _FEW
     size = 72 * np.array(_SIZE) * (0.8, 0.75)  # points of the plotting area, about
 
     def at(mark: _Mark) -> np.ndarray:
@@ -218,14 +220,14 @@ def _name_marks(axis: Axes, marks: Sequence[_Mark], scales: tuple[Scale, Scale])
         text = shown(mark.name, SHORT + 8)
         width, height = 0.56 * SMALL * len(text), SMALL + 2
         places: list[tuple[float, tuple[float, float], str, tuple[float, ...]]] = []
-        for dx, dy in _SIDES if mark.single else _SIDES[:8]:
+        for dx, dy in _SIDES if mark.single and few else _SIDES[:8]:
             side = {1: "left", -1: "right", 0: "center"}[int(np.sign(dx))]
             left = centre[0] + dx - {"left": 0, "right": width, "center": width / 2}[side]
             box = (left, centre[1] + dy - height / 2, left + width, centre[1] + dy + height / 2)
             cost = sum(_overlap(box, other) for other in taken) + 50 * _outside(box, size)
             places.append((cost, (dx, dy), side, box))
         cost, offset, side, box = min(places, key=lambda place: place[0])
-        if cost > _CROWDED * width * height and not mark.single:
+        if cost > _CROWDED * width * height and not (mark.single and few):
             continue
         taken.append(box)
         axis.annotate(

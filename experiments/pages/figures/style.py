@@ -7,7 +7,7 @@ and a grey printer.
 import textwrap
 import unicodedata
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from io import BytesIO
 from itertools import cycle
 from pathlib import Path
@@ -83,7 +83,7 @@ Styles = Mapping[str, Style]
 
 def styles_of(names: Iterable[str], known: Styles | None = None) -> dict[str, Style]:
     """Give every series its style: the known one, or the next of those that are free."""
-    free = cycle(OTHERS if known else (*SERIES, *OTHERS))
+    free = _free(OTHERS if known else (*SERIES, *OTHERS), known or {})
     known = {PRETRAINED: BESIDE[0], **(known or {})}
     return {name: known[name] if name in known else next(free) for name in names}
 
@@ -92,8 +92,13 @@ def study_styles(series: Iterable[str], kinds: Iterable[str], beside: Iterable[s
     """Give every series of a study the style that it has in all figures: those of the kinds of experts, those of the
     models `beside` what is merged, and the others."""
     known = dict(zip(kinds, cycle((*SERIES, *OTHERS)), strict=False))
-    known |= zip(beside, cycle((*BESIDE, *OTHERS)), strict=False)
+    known |= zip(beside, _free((*BESIDE, *OTHERS), known), strict=False)
     return known | styles_of(series, known)
+
+
+def _free(styles: Sequence[Style], known: Styles) -> Iterator[Style]:
+    """Yield the styles that nothing known has, without end."""
+    return cycle([style for style in styles if style not in known.values()] or styles)
 
 
 def save(figure: Plain, stem: str | Path, suffixes: Sequence[str] = tuple(SUFFIXES)) -> list[Path]:

@@ -13,6 +13,7 @@ from experiments.commands import app, pages
 from experiments.errors import StudyError
 from experiments.pages.figures import FIGURES, draw
 from experiments.pages.figures.growth import MERGED, OTHERS, OWN
+from experiments.pages.figures.style import study_styles, styles_of
 from experiments.pages.ranking import ranking_tables, rankings
 from experiments.pages.tables import study_tables
 from experiments.pages.views import main_metrics, one_policy, open_study, pairs_of, shifted_splits, with_series
@@ -33,6 +34,16 @@ def stems(rows):
 def pair():
     """Rows of one pair under two policies."""
     return in_memory("interpolation", only="vqa+caption", points=5, batchnorm=RECALIBRATED)[0]
+
+
+def test_no_two_series_look_alike():
+    """Neither kinds of experts, nor models beside them, nor the ensembles of some kinds."""
+    kinds = ("vanilla", "longer", "soup", "ratatouille", "fusing", "fusing-with-own")
+    series = [*kinds, "vanilla, ensemble", "ratatouille, ensemble", "fusing, ensemble"]
+    styles = study_styles(series, kinds, ["pretrained", "joint"])
+    assert styles.keys() == {*series, "pretrained", "joint"}
+    assert len(set(styles.values())) == len(styles)
+    assert len(set(styles_of(series).values())) == len(series)
 
 
 def test_every_figure_of_a_pair(pair):
