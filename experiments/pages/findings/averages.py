@@ -37,6 +37,7 @@ from experiments.statistics.retention import retention
 from experiments.statistics.tests import Examples
 
 Model = Mapping[Where, BySeed]
+_FEW = 3  # pairs of kinds that are each named, told apart or not
 HOME, AWAY = "in distribution", "on shifted data"
 
 
@@ -136,8 +137,15 @@ def contests(given: Setting, contender: str, beyond: str = "") -> Finding | None
     sentences: list[str] = []
     for where in given.splits:
         own = {place: sign for place, sign in clear.items() if place[2] == where}
-        words = [f"{versus(int(s > 0), int(s < 0), 1, f'that of {b}')}" for (_, b, _), s in own.items()]
-        named = [f"that of {a} experts is {w}" for (a, _, _), w in zip(own, words, strict=True)]
+        alike = [place for place, sign in own.items() if not sign and len(own) > _FEW]
+        words = {
+            place: versus(int(sign > 0), int(sign < 0), 1, f"that of {place[1]}")
+            for place, sign in own.items()
+            if place not in alike
+        }
+        named = [f"that of {kind} experts is {told}" for (kind, _, _), told in words.items()]
+        if alike:
+            named.append(f"none of the {'other ' * bool(named)}{len(alike)} pairs of kinds is told apart")
         if named:
             sentences.append(f"{where} {', '.join(named)}")
     text = f"Averages of kinds of experts, by mean retention: {'; '.join(sentences)}"

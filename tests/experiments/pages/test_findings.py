@@ -119,6 +119,16 @@ def test_averages_that_lose_and_a_ratatouille_that_is_no_better():
     assert "ratatouille - vanilla, in distribution: -3.0 [" in "\n".join(kinds.details)
 
 
+def test_of_many_kinds_only_those_told_apart_are_named():
+    kinds = ("vanilla", "longer", "soup", "ratatouille")
+    kind = dict.fromkeys(kinds, 0.0) | {"ratatouille": 0.05}
+    found = made("averaging", kind=kind, kinds=kinds, curve=lambda share: 0.25 + 1.0 * share, contender="ratatouille")
+    text = starting(found, "Averages of kinds").text
+    assert "that of ratatouille experts is better than that of vanilla" in text
+    assert text.count("none of the other 3 pairs of kinds is told apart") == 2
+    assert "soup experts" not in text
+
+
 def test_scores_of_different_units_are_not_averaged():
     """A caption metric that is a hundred times larger changes no count and no retention."""
 
