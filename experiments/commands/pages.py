@@ -24,12 +24,22 @@ def plot(
     form: Annotated[
         str, typer.Option("--format", metavar="png,...", help="Of files: some of png, svg and pdf.")
     ] = "png,svg,pdf",
+    figures: Annotated[
+        str,
+        typer.Option(
+            "--figures",
+            metavar="KIND,...",
+            show_default=False,
+            help="Only figures of these kinds: the first word of their files' names, such as curves,retention.",
+        ),
+    ] = "",
     radar: Annotated[bool, typer.Option("--radar", help="Draw averages of all experts as a radar chart too.")] = False,
 ) -> None:
     """Draw every figure of a study from its rows alone.
 
     \b
     unival-merge study plot interpolation results/pocket-interpolation -o figures --format png,pdf
+    unival-merge study plot averaging results/pocket-averaging --figures dots,retention
     """
     from experiments.errors import StudyError
     from experiments.pages.figures import SUFFIXES, draw, save
@@ -39,7 +49,8 @@ def plot(
     suffixes = [f".{name}" for name in form.split(",")]
     if unknown := [name for name in suffixes if name not in SUFFIXES]:
         raise StudyError(f"--format {form}: no {unknown[0][1:]!r}: choose of {', '.join(one[1:] for one in SUFFIXES)}")
-    drawn, missing = draw(*open_study(found.folder, found.name), also=["radar"] * radar)
+    wanted = [name.strip() for name in figures.split(",") if name.strip()]
+    drawn, missing = draw(*open_study(found.folder, found.name), also=["radar"] * radar, only=wanted)
     if not drawn and not missing:
         raise StudyError(
             f"{found.folder}: nothing to draw of {found.name}: its rows have no points between experts, no averages "

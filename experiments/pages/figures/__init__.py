@@ -270,7 +270,8 @@ FIGURES = {
     "retention": Kind(
         "What merged models keep of the experts",
         "Scores over those of each task's own expert, in %, on reported and on shifted data. Of every mixture and way "
-        "to make it there is the point chosen on val, or without val the one of equal shares.",
+        "to make it there is the point chosen on val, or the one of equal shares: without val, and where that was "
+        "asked more.",
         _retention,
     ),
     "ternary": Kind(

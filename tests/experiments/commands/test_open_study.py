@@ -57,6 +57,10 @@ def test_a_file_is_run_and_gone_on_with(file, tmp_path):
     assert (folder / "figures").exists() is False
     assert call("plot", folder).exit_code == 0
     assert any((folder / "figures").iterdir())
+    some = call("plot", folder, "--figures", "curves", "--format", "png", "-o", tmp_path / "some").stdout.split()
+    assert some == [str(file) for file in (tmp_path / "some").iterdir()]
+    assert all(Path(name).name.startswith("curves_") for name in some)
+    assert "no figure 'curve': choose one of retention, " in told("plot", folder, "--figures", "curve")
     assert "interpolate" in call("table", folder).stdout or "0.50 up + 0.50 down" in call("table", folder).stdout
 
 

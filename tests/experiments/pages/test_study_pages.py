@@ -264,7 +264,7 @@ def test_what_helps_show_runs_and_needs_nothing_but_the_rows_file(tmp_path, monk
     monkeypatch.chdir(tmp_path)
     shown = {}
     for function in (pages.plot, pages.table, pages.report):
-        example = function.__doc__.split("\b\n")[1].strip()
+        example = function.__doc__.split("\b\n")[1].strip().splitlines()[0]
         run = CliRunner().invoke(app, shlex.split(example)[1:])
         assert run.exit_code == 0, f"{example}: {run.output}"
         shown[function.__name__] = run.output
