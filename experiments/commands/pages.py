@@ -176,7 +176,8 @@ def samples(
 ) -> None:
     """Let the merged models of a study answer a few examples, for its report; goes on where it was stopped.
 
-    Tasks of a study of your own say what to show by `Task(..., show=function)`.
+    Tasks of a study of your own say what to show by `Task(..., show=function)`. Images that models of UnIVAL's study
+    `drawing` draw are put on one sheet, drawn.png.
 
     \b
     unival-merge study samples interpolation results/pocket-interpolation --pocket pocket-full
@@ -191,10 +192,14 @@ def samples(
         from experiments.errors import StudyError
         from experiments.unival.samples import make_samples
         from experiments.unival.setups import PocketSetup
+        from experiments.unival.sheets import write_sheet
         from experiments.unival.subject import UnivalSubject
 
         found.built_in()
         if pocket is None:
             raise StudyError(f"--pocket says where the models of {found.name} are: the folder that `pocket` made")
-        made = make_samples(found.folder, found.name, UnivalSubject(PocketSetup(pocket)), count, device)
+        setup = PocketSetup(pocket)
+        made = make_samples(found.folder, found.name, UnivalSubject(setup), count, device)
+        if sheet := write_sheet(found.folder, setup, count):
+            typer.echo(f"{sheet}: what was drawn")
     typer.echo(f"{found.folder / 'samples.jsonl'}: {made} rows more")

@@ -21,7 +21,8 @@ from experiments.statistics.calibration import CONFIDENCE as CONFIDENCE
 from experiments.study.points import Cell, Expert
 from experiments.unival.chance import most_common
 from experiments.unival.pocket.cache import user_cache
-from experiments.unival.pocket.codec import DRAWN_SHIFTS, contents_of, images_of
+from experiments.unival.pocket.codec import CODEC, DRAWN_SHIFTS, contents_of, floors_of, images_of
+from experiments.unival.pocket.codes import with_codes
 from experiments.unival.pocket.data import Files, rows_digest, rows_file
 from experiments.unival.pocket.experts import expert_file, make_experts
 from experiments.unival.pocket.pipeline import Pocket
@@ -66,10 +67,11 @@ class PocketSetup:
         return Input(expert.name, expert_file(self.pocket(seed), expert))
 
     def tokenizer(self, config: UnivalConfig) -> Tokenizer:
-        """Return the tokenizer stored with the pretrained model; all have the backbone's, where that one is not made
-        yet."""
-        pocket = self.pocket()
-        return load_tokenizer(pocket.pretrained if pocket.pretrained.exists() else pocket.backbone, config)
+        """Return the tokenizer stored with the pretrained model, with as many codes as `config` has; all have the
+        backbone's, where that one is not made yet."""
+        pocket, own = self.pocket(), replace(config, codes=CONFIGS[self.name].codes)
+        known = load_tokenizer(pocket.pretrained if pocket.pretrained.exists() else pocket.backbone, own)
+        return with_codes(known, config.codes)
 
     def dataset(
         self, task: str, split: str, tokenizer: Tokenizer, config: UnivalConfig, cache: MediaCache
@@ -93,8 +95,12 @@ class PocketSetup:
         return f"sha256:{sha256(content.encode()).hexdigest()}"
 
     def generation(self, task: str) -> GenerationOptions:
-        """Say how answers are searched for: greedily, as beams of 5 take thrice the time."""
-        return replace(TASKS[task].sized_for(CONFIGS[self.name]).generation, beam=GREEDY)
+        """Say how answers are searched for: greedily, as beams of 5 take thrice the time; of images how they are drawn,
+        from as large a share of all codes as published."""
+        options = replace(TASKS[task].sized_for(CONFIGS[self.name]).generation, beam=GREEDY)
+        if TASKS[task].writes == "codes":
+            options = replace(options, top_k=options.top_k * CODEC.codes // CONFIGS["base"].codes)
+        return options
 
     def metrics(self, task: str) -> tuple[str, ...]:
         """Return the metric quoted for a task, one that has scores of single examples; of images their content."""
@@ -118,6 +124,10 @@ class PocketSetup:
         with suppress(StudyError):
             return most_common(TASKS[task], self.table(task, "train"))
         return None
+
+    def floors(self, task: str) -> dict[str, float]:
+        """Return by split the content of images that others' captions asked for; nothing for tasks without images."""
+        return floors_of(self.pocket()) if TASKS[task].writes == "codes" else {}
 
     def limits_answers(self, task: str) -> bool:
         """Tell whether only some answers are allowed."""

@@ -279,7 +279,9 @@ STUDIES: dict[str, UnivalStudy] = {
         experts={task: task for task in ("caption", "image-generation")},
         mixtures=(("caption", "image-generation"),),
         kinds=("drawing",),
-        beside=(START, Expert("stage", "image-generation", "drawing-stage")),
+        beside=(
+            Expert("stage", "image-generation", "drawing-stage"),
+        ),  # the pretrained model has not its words for codes
         setups=("pocket",),
     ),
     "pretraining": PretrainingStudy(

@@ -56,7 +56,7 @@ class UnivalSubject:
     setup: Setup
     limit: int | None = None
     _cache: MediaCache = field(default_factory=MediaCache, init=False, repr=False)
-    _data: dict[tuple[str, str], TaskDataset] = field(default_factory=dict[Any, Any], init=False, repr=False)
+    _data: dict[tuple[str, str, int], TaskDataset] = field(default_factory=dict[Any, Any], init=False, repr=False)
     _inputs: dict[tuple[str, ...], list[Batch]] = field(default_factory=dict[Any, Any], init=False, repr=False)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -99,8 +99,10 @@ class UnivalSubject:
         found: dict[str, dict[str, float]] = {}
         metrics = {(cell.task, cell.split): next(iter(self.metrics(cell))) for cell in cells}
         for task in dict.fromkeys(task for task, _ in metrics):
-            answer = self.setup.guess(task)
-            for split in [split for own, split in metrics if own == task and answer is not None]:
+            answer, splits = self.setup.guess(task), [split for own, split in metrics if own == task]
+            if floors := self.setup.floors(task):
+                found[task] = {split: floors[split] for split in splits if split in floors}
+            for split in splits if answer is not None else ():
                 try:
                     table = self.setup.table(task, split)
                 except UnivalError:  # a missing file, which is named with all others that are
@@ -198,11 +200,11 @@ class UnivalSubject:
         return MEASURES[CONTENT](self.setup.contents([p.answer for p in predictions], captions), captions)
 
     def dataset(self, task: str, split: str, config: UnivalConfig) -> TaskDataset:
-        """Return the rows of a split; made once, with media decoded once for all."""
-        if (task, split) not in self._data:
-            tokenizer = self.setup.tokenizer(config)
-            self._data[task, split] = self.setup.dataset(task, split, tokenizer, config, self._cache)
-        return self._data[task, split]
+        """Return the rows of a split; made once for models with as many codes, with media decoded once for all."""
+        key = task, split, config.codes
+        if key not in self._data:
+            self._data[key] = self.setup.dataset(task, split, self.setup.tokenizer(config), config, self._cache)
+        return self._data[key]
 
 
 def scored(name: str, own: Scores, note: str) -> Score:

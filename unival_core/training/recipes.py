@@ -128,7 +128,7 @@ BACKBONE = TrainOptions(lr=3e-3, updates=1000, batch=64, warmup=0.05, group="all
 REWARD = replace(DEFAULTS["pocket"], lr=1e-4, updates=200, group="all", batchnorm="freeze")
 # Drawing, taught behind the pretraining in a stage of its own: image codes are new to the model, captions are not to be
 # forgotten. Both have half of every batch.
-DRAWING = replace(_SHORT, updates=600)
+DRAWING = replace(_SHORT, updates=600, batch=32)
 # One finetuning on several tasks; it is as long as theirs together.
 JOINT = replace(DEFAULTS["pocket"], group="all")
 

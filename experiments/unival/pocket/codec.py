@@ -11,18 +11,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from experiments.atomic import write_whole
-from experiments.unival.pocket.backbone import scaled, shuffled
+from experiments.unival.pocket.backbone import scaled
+from experiments.unival.pocket.codebook import halved, train_codec
+from experiments.unival.pocket.codes import widened, with_codes
+from experiments.unival.pocket.data import Files
 from experiments.unival.pocket.pipeline import Pocket, in_processes, shared_out, timed
-from experiments.unival.pocket.recogniser import RECOGNISER, Recogniser, contents, recognised, train_recogniser
+from experiments.unival.pocket.recogniser import RECOGNISER, Recogniser, Thing, contents, recognised, train_recogniser
 from experiments.unival.world.concepts import CANVAS, CELLS
 from experiments.unival.world.grammar import captions, pick
 from experiments.unival.world.images import cell_labels
@@ -30,19 +33,21 @@ from experiments.unival.world.stock import Stock, Stocks, stream
 from experiments.unival.world.tables import read_world
 from experiments.unival.world.tasks import SIZES
 from merge import load_checkpoint, save_checkpoint
-from unival_core import CONFIGS, ImageCodes, ImageCodesConfig, load_image_codes, save_image_codes, to_pixels
+from unival_core import ImageCodes, ImageCodesConfig, UnivalModel, load_image_codes, save_image_codes, to_pixels
 from unival_core.data import MediaReader
-from unival_core.training import TrainOptions, learning_rate, make_optimizer, set_rate
+from unival_core.metrics import bootstrap_interval
+from unival_core.training import TrainOptions
 
 TASK = "image-generation"
-CODEC = ImageCodesConfig(CONFIGS["pocket"].codes, 16, 16, 8, (1, 2, 4, 8), 1, (3,))
-TRAINING = TrainOptions(lr=2e-3, updates=2000, batch=32, warmup=0.05, weight_decay=1e-4, group="all")
-TOLD_BY_CODES = 0.1  # weight of what a code tells, in nats
-VIVID = 4.0  # how much more a pixel of full colour counts than a grey one: digits are coloured, backgrounds nearly grey
+CODEC = ImageCodesConfig(512, 24, 24, 12, (1, 3, 6), 1, ())  # of images at half their size: a code is 8 x 8 pixels
+TRAINING = TrainOptions(lr=4e-3, updates=450, batch=32, warmup=0.05, weight_decay=1e-4, group="all")
+LEARNT, SEEN = 12000, 6000  # images that the tokenizer learns from, and the recogniser
 # Rows by split, each of another image while there are so many: what the experts learn, and what they are asked.
 ROWS = {"pretrain": 12000, "train": 4000, "val": 600, "test": 1000, "novel": 600}
 TOLD = 3  # which of an image's captions names the places: the one that images are asked for
 DRAWN_SHIFTS = ("novel",)
+ASKED = ("val", "test", *DRAWN_SHIFTS)  # splits whose rows are drawn
+SHUFFLED = "shuffled"
 PORTION = 256
 
 
@@ -73,8 +78,10 @@ def load_recogniser(file: Path) -> Recogniser:
 # -- images
 
 
+@lru_cache(maxsize=1)
 def stock_of(pocket: Pocket, split: str) -> Stock:
-    """Return the scenes and images of a split of the pocket's world, drawn as the world drew them."""
+    """Return the scenes and images of a split of the pocket's world, drawn as the world drew them; the last one is
+    kept, as drawing takes longer than all that is made of it."""
     world = read_world(pocket.world)
     return Stocks(world.seed, SIZES[world.size].scenes).get("image", split)
 
@@ -100,54 +107,19 @@ def make_codec(pocket: Pocket, progress: bool = True) -> None:
     """Train the tokenizer on the images that pretraining sees."""
     if not codec_file(pocket).exists():
         with timed(pocket, "image tokenizer"):
-            images = read_images(stock_of(pocket, "pretrain"), 6000)
-            codec = train_codec(CODEC, images, shared_out(TRAINING, pocket), progress=progress)
+            stock = stock_of(pocket, "pretrain")
+            images, digits = read_images(stock, LEARNT), labels_of(stock, LEARNT)[:, 0]
+            codec = train_codec(CODEC, images, digits, shared_out(TRAINING, pocket), progress=progress)
             save_image_codes(codec, codec_file(pocket))
 
 
-def train_codec(
-    config: ImageCodesConfig, images: Tensor, options: TrainOptions, *, progress: bool = True
-) -> ImageCodes:
-    """Train a tokenizer on images N x 3 x side x side (uint8) until they come back from their codes.
-
-    The likeliest code is passed on, and its gradient is that of all of them (straight through); a second term makes
-    each place sure of its code and all codes equally frequent (mutual information of place and code). The published
-    training draws codes instead, by Gumbel's trick, and has a discriminator: both need many more updates. What comes
-    back is a little blurred. Pixels count more the more colour they have.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(options.seed)
-        codec = ImageCodes(config).train()
-        optimizer = make_optimizer([*codec.parameters()], options)
-        rows = shuffled(len(images), options.batch, options.seed)
-        bar = tqdm(range(1, options.updates + 1), desc="image tokenizer", disable=None if progress else True)
-        for update in bar:
-            set_rate(optimizer, learning_rate(update, options.updates, options))
-            wanted = scaled(images[next(rows)])
-            logits = codec.logits(wanted)
-            share = logits.softmax(1)
-            likeliest = F.one_hot(share.argmax(1), config.codes).movedim(-1, 1)
-            chosen = likeliest + share - share.detach()
-            drawn = codec.draw(torch.einsum("bkhw,kd->bdhw", chosen, codec.quantize.embed.weight))
-            told = entropy(share.mean((0, 2, 3), keepdim=True)) - entropy(share)
-            loss = apart(drawn, wanted) - TOLD_BY_CODES * told
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_(codec.parameters(), options.clip)
-            optimizer.step()
-    return codec.eval()
-
-
-def entropy(shares: Tensor) -> Tensor:
-    """Return the mean entropy, in nats, of distributions over dimension 1."""
-    return -(shares * shares.clamp_min(1e-9).log()).sum(1).mean()
-
-
-def apart(drawn: Tensor, wanted: Tensor) -> Tensor:
-    """Return the mean distance of pixels, those with colour counting more."""
-    colour = wanted.amax(1, keepdim=True) - wanted.amin(1, keepdim=True)
-    off = (drawn - wanted).abs()
-    return ((off + off.square()) * (1 + VIVID * colour)).mean()
+def open_codes(pocket: Pocket, model: UnivalModel, files: Files) -> tuple[UnivalModel, Files]:
+    """Return a model that has words for the tokenizer's codes, and the world's files as it reads them."""
+    codebook = load_image_codes(codec_file(pocket)).quantize.embed.weight.detach()
+    if model.config.codes == len(codebook):
+        return model, files
+    wide = widened(model, codebook, pocket.seed)
+    return wide, Files(pocket.world, with_codes(files.tokenizer, len(codebook)), wide.config)
 
 
 # -- the recogniser
@@ -159,36 +131,49 @@ def make_recogniser(pocket: Pocket, progress: bool = True) -> None:
     if file.exists():
         return
     with timed(pocket, "recogniser"):
-        stock, count = stock_of(pocket, "pretrain"), 6000
-        options = shared_out(RECOGNISER, pocket)
-        model = train_recogniser(read_images(stock, count), labels_of(stock, count), options, progress=progress)
-        write_whole(file.with_suffix(".json"), json.dumps(ceilings(pocket, model, 600)))
+        stock, options = stock_of(pocket, "pretrain"), shared_out(RECOGNISER, pocket)
+        images, labels = read_images(stock, SEEN), labels_of(stock, SEEN)
+        model = train_recogniser(images, labels, options, progress=progress)
+        write_whole(file.with_suffix(".json"), json.dumps({split: levels(pocket, model, split) for split in ASKED}))
         save_checkpoint(model.state_dict(), file)
 
 
 @torch.no_grad()
-def ceilings(pocket: Pocket, model: Recogniser, count: int) -> dict[str, float]:
-    """Return the mean content recognised in images of split val: in the images themselves (the recogniser's own
-    accuracy), as they come back from their codes (what no drawing model can surpass), and by others' captions (what one
-    that does not listen gets)."""
-    stock = stock_of(pocket, "val")
-    images = scaled(read_images(stock, count))
+def levels(pocket: Pocket, model: Recogniser, split: str) -> dict[str, tuple[float, float, float]]:
+    """Return the mean content recognised in the images of a split, with its 95 % interval: in the images themselves
+    (the recogniser's own accuracy), as they come back from their codes (what no drawing model can surpass), and by
+    others' captions (what one that does not listen gets)."""
+    stock = stock_of(pocket, split)
+    images = read_images(stock, ROWS[split])
     told = [captions(scene)[TOLD] for scene in stock.pool.scenes[: len(images)]]
     codec = load_image_codes(codec_file(pocket))
-    drawn = torch.cat([codec.decode(codec.encode(part)).clamp(-1, 1) for part in images.split(PORTION)])
-    real, back = recognised(model, images), recognised(model, drawn)
+    codes = torch.cat([codec.encode(halved(part)) for part in images.split(PORTION)])
+    real, back = recognised(model, scaled(images)), seen_in(codec, model, codes)
     scores = {"images": contents(real, told), "codes": contents(back, told)}
-    scores["shuffled"] = contents(back, told[1:] + told[:1])
-    return {name: round(100 * sum(own) / len(own), 2) for name, own in scores.items()}
+    scores[SHUFFLED] = contents(back, told[1:] + told[:1])
+    spans = {name: bootstrap_interval(own) for name, own in scores.items()}
+    return {name: (sum(own) / len(own), spans[name].lo, spans[name].hi) for name, own in scores.items()}
+
+
+def floors_of(pocket: Pocket) -> dict[str, float]:
+    """Return by split what a model gets that draws without listening, where that is known."""
+    file = recogniser_file(pocket).with_suffix(".json")
+    known = json.loads(file.read_bytes()) if file.exists() else {}
+    return {split: own[SHUFFLED][0] for split, own in known.items()}
 
 
 @torch.no_grad()
 def contents_of(pocket: Pocket, codes: Sequence[Sequence[int]], told: Sequence[str]) -> list[float]:
     """Return which share of each caption's facts the recogniser finds in the image of its codes."""
     codec, model = load_image_codes(codec_file(pocket)), load_recogniser(recogniser_file(pocket))
-    grids = torch.tensor(codes).view(-1, CELLS, CELLS).split(PORTION)
-    seen = [recognised(model, codec.decode(part).clamp(-1, 1)) for part in grids]
-    return contents([one for part in seen for one in part], told)
+    return contents(seen_in(codec, model, torch.tensor(codes).view(-1, CELLS, CELLS)), told)
+
+
+def seen_in(codec: ImageCodes, model: Recogniser, codes: Tensor) -> list[dict[int, Thing]]:
+    """Return what is recognised in the images of codes N x CELLS x CELLS, once these are as large as the world's."""
+    images = (codec.decode(part).clamp(-1, 1) for part in codes.split(PORTION))
+    enlarged = (F.interpolate(part, (CANVAS, CANVAS), mode="bilinear") for part in images)
+    return [one for part in enlarged for one in recognised(model, part)]
 
 
 @torch.no_grad()
@@ -216,12 +201,12 @@ def write_codes(pocket: Pocket, progress: bool = True) -> None:
 
 @torch.no_grad()
 def code_rows(codec: ImageCodes, stock: Stock, split: str, count: int) -> Iterator[tuple[str, str, str]]:
-    """Yield id, codes and caption of the first scenes: any caption to learn from, to be asked the one that names the
-    places."""
+    """Yield id, codes and caption of the first scenes: the caption that names the places to be asked, and to learn from
+    in half of the rows; in the others any."""
     rng, scenes = stream(stock.seed, TASK, split), stock.pool.scenes[:count]
-    images = read_images(stock, len(scenes))
-    codes = torch.cat([codec.encode(scaled(part)) for part in images.split(PORTION)]).flatten(1).tolist()
+    images = halved(read_images(stock, len(scenes)))
+    codes = torch.cat([codec.encode(part) for part in images.split(PORTION)]).flatten(1).tolist()
     for number, (scene, own) in enumerate(zip(scenes, codes, strict=True)):
         told = captions(scene)
-        text = pick(rng, told) if split in ("pretrain", "train") else told[TOLD]
+        text = pick(rng, told) if split in ("pretrain", "train") and rng.random() < 0.5 else told[TOLD]
         yield f"{split}-{number:06d}", " ".join(map(str, own)), text

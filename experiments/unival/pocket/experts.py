@@ -29,7 +29,7 @@ from experiments.errors import StudyError
 from experiments.study.points import Expert
 from experiments.unival.pocket.backbone import inflate
 from experiments.unival.pocket.cache import fetch, keep, key_of
-from experiments.unival.pocket.codec import make_codes
+from experiments.unival.pocket.codec import make_codes, open_codes
 from experiments.unival.pocket.costs import measured
 from experiments.unival.pocket.data import rows_digest
 from experiments.unival.pocket.kinds import Step, step_of, with_parents
@@ -185,6 +185,8 @@ def make(pocket: Pocket, step: Step, cache: Path | None = None) -> None:
             train_anew(pocket, step, step.training, step.options)
             return
         model, files = open_model(pocket, start_of(pocket, step))
+        if any(TASKS[task].writes == "codes" for task in step.tasks):
+            model, files = open_codes(pocket, model, files)
         splits = [(task, step.split) for task in step.tasks]
         data = files.training(splits, step.options.seed, step.options.reward)
         record = made_of(pocket, step)

@@ -1,7 +1,8 @@
 """What an image of the world shows, by a small network that has nothing to do with the models that draw.
 
-It names digit and colour of every cell of an image, learnt from the world's own images; cells of one digit are a thing,
-at the place where most of it lies. Captions say what there should be.
+It names digit and colour of every cell of an image, learnt from the world's own images. Cells of one colour are a
+thing, as no image of the world has two of one colour: at the place where most of it lies, and of the digit that most of
+it is. Captions say what there should be.
 """
 
 from __future__ import annotations
@@ -20,14 +21,15 @@ from experiments.unival.world.concepts import CELLS, COLOURS, DIGITS, PLACES
 from unival_core.training import TrainOptions, learning_rate, make_optimizer, set_rate
 
 RECOGNISER = TrainOptions(lr=3e-3, updates=600, batch=64, warmup=0.05, group="all")
-ENOUGH = 1.0  # cells of a digit that make a thing; the smallest digits cover two
+ENOUGH = 1  # cells of a colour that make a thing; the smallest digits cover two
 NOISE = 0.1  # of pixels in -1..1, added in training, so that images need not be sharp
 
 
 class Thing(NamedTuple):
-    """A digit's colour and place, as indices into COLOURS and PLACES; None where a caption does not say it."""
+    """What there is in one colour: a digit and its place, as indices into DIGITS and PLACES; None where a caption does
+    not say it."""
 
-    colour: int
+    digit: int
     place: int | None = None
 
 
@@ -73,28 +75,28 @@ def train_recogniser(images: Tensor, labels: Tensor, options: TrainOptions, *, p
 
 @torch.no_grad()
 def recognised(model: Recogniser, images: Tensor) -> list[dict[int, Thing]]:
-    """Return the things in each image (N x 3 x 48 x 48, in -1..1) by their digit."""
+    """Return the things in each image (N x 3 x 48 x 48, in -1..1) by their colour, an index into COLOURS."""
     digits, colours = (scores.softmax(1) for scores in model(images))
-    mass = digits[:, : len(DIGITS)]
+    mass = F.one_hot(colours.argmax(1), len(COLOURS) + 1).movedim(-1, 1)[:, : len(COLOURS)].to(digits)
     cells = mass.sum((2, 3))
-    shades = torch.einsum("ndyx,ncyx->ndc", mass, colours[:, : len(COLOURS)]).argmax(-1)
+    named = torch.einsum("ncyx,ndyx->ncd", mass, digits[:, : len(DIGITS)]).argmax(-1)
     middle = torch.arange(CELLS, dtype=mass.dtype) + 0.5
     places = [
-        (torch.einsum(f"ndyx,{axis}->nd", mass, middle) / cells.clamp_min(1e-6) * 3 / CELLS).long().clamp(0, 2)
+        (torch.einsum(f"ncyx,{axis}->nc", mass, middle) / cells.clamp_min(1e-6) * 3 / CELLS).long().clamp(0, 2)
         for axis in "yx"
     ]
-    named = (3 * places[0] + places[1]).tolist()
+    lying = (3 * places[0] + places[1]).tolist()
     return [
-        {digit: Thing(int(shades[i, digit]), named[i][digit]) for digit in range(len(DIGITS)) if own[digit] >= ENOUGH}
+        {colour: Thing(int(named[i, colour]), lying[i][colour]) for colour, size in enumerate(own) if size >= ENOUGH}
         for i, own in enumerate(cells.tolist())
     ]
 
 
 def described(caption: str) -> dict[int, Thing]:
-    """Return what a caption says there is, by digit.
+    """Return what a caption says there is, by colour.
 
     >>> described("there is a red seven at the top left and a blue two and a card")
-    {7: Thing(colour=0, place=0), 2: Thing(colour=2, place=None)}
+    {0: Thing(digit=7, place=0), 2: Thing(digit=2, place=None)}
     """
     return dict(_told(caption.split()))
 
@@ -107,17 +109,17 @@ def _told(words: list[str]) -> Iterator[tuple[int, Thing]]:
             if behind[:1] and behind[0] in ("at", "on", "in") and behind[1:2] == ["the"]:
                 tried = (" ".join(behind[2:4]), " ".join(behind[2:3]))
                 place = next((PLACES.index(name) for name in tried if name in PLACES), None)
-            yield DIGITS.index(digit), Thing(COLOURS.index(colour), place)
+            yield COLOURS.index(colour), Thing(DIGITS.index(digit), place)
 
 
 def content(seen: Mapping[int, Thing], wanted: Mapping[int, Thing]) -> float:
-    """Return the share of facts that an image shows: every described digit, its colour and, where it is told, its
-    place. A digit that is not described counts as one fact more, which the image misses."""
+    """Return the share of facts that an image shows: every described colour, its digit and, where it is told, its
+    place. A colour that is not described counts as one fact more, which the image misses."""
     facts = sum(2 + (thing.place is not None) for thing in wanted.values())
     hits = 0
-    for digit, thing in wanted.items():
-        if (found := seen.get(digit)) is not None:
-            hits += 1 + (found.colour == thing.colour) + (thing.place is not None and found.place == thing.place)
+    for colour, thing in wanted.items():
+        if (found := seen.get(colour)) is not None:
+            hits += 1 + (found.digit == thing.digit) + (thing.place is not None and found.place == thing.place)
     return hits / max(1, facts + len(seen.keys() - wanted.keys()))
 
 
