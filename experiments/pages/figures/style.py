@@ -129,7 +129,7 @@ def _write(figure: Plain, file: Path) -> None:
 def _write_png(figure: Plain, file: Path) -> None:
     """Write a PNG of 256 colours, a third of the size of one of all colours, which nobody can tell from it."""
     buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=200)
+    figure.savefig(buffer, format="png", dpi=150)
     Image.open(buffer).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(file, optimize=True)
 
 
