@@ -10,9 +10,8 @@ from experiments.grid.escapes import SHORT
 from experiments.grid.escapes import figure as shown
 from experiments.grid.rows import Records
 from experiments.pages.figures.style import GREEN, SERIES, SMALL, TEXT, Figure, Styles, legend_below, tidy, wrapped
-from experiments.pages.ranking import Kept, Standing, rankings
+from experiments.pages.ranking import PLAIN, Kept, Standing, rankings, told_apart
 
-PLAIN = "average"
 Found = Iterator[tuple[tuple[str, ...], Callable[[], Figure]]]
 
 
@@ -32,25 +31,28 @@ def ranking_dots(own: Sequence[Standing]) -> Figure:
     figure = Figure(figsize=(2.6 + 2.9 * len(sides), 1.3 + 0.21 * len(own)), layout="constrained")
     axes = list(figure.subplots(1, len(sides), squeeze=False, sharey=True)[0])
     for axis, (title, kept) in zip(axes, sides, strict=True):
-        _draw(axis, own, kept)
+        _draw(axis, own, kept, told_apart(own, shifted=axis is not axes[0]))
         axis.set_title(title, fontsize=TEXT)
         axis.set_xlabel("mean retention, % of the own experts", fontsize=SMALL)
     names = [wrapped(shown(one.series.label, 2 * SHORT), 2.4, SMALL) for one in own]
     axes[0].set_yticks(range(len(own)), names, fontsize=SMALL)
     axes[0].set_ylim(len(own) - 0.4, -0.6)
-    legend_below(figure, axes, title=f"dots: means over tasks; bars: 95 % intervals, {own[0].interval}")
+    hollow = "; hollow: not told apart from the plain average (differences, Holm-corrected)"
+    title = f"dots: means over tasks; bars: 95 % intervals, {own[0].interval}" + hollow * any(one.over for one in own)
+    legend_below(figure, axes, title=title)
     return figure
 
 
-def _draw(axis: Axes, own: Sequence[Standing], kept: Sequence[Kept | None]) -> None:
-    for place, (one, found) in enumerate(zip(own, kept, strict=True)):
+def _draw(axis: Axes, own: Sequence[Standing], kept: Sequence[Kept | None], clear: Sequence[bool]) -> None:
+    for place, (one, found, is_clear) in enumerate(zip(own, kept, clear, strict=True)):
         if found is None:
             continue
         value, lo, hi = (100 * number for number in found)
         style = SERIES[one.series.method == PLAIN]
         if np.isfinite([lo, hi]).all():
             axis.plot([lo, hi], [place, place], color=style.color, lw=1.1, solid_capstyle="butt")
-        axis.plot(value, place, style.marker, color=style.color, ms=style.size + 1)
+        face = "white" if one.over is not None and not is_clear else style.color
+        axis.plot(value, place, style.marker, color=style.color, mfc=face, ms=style.size + 1)
         if one.series.method == PLAIN:
             axis.axvline(value, color=style.color, lw=1, ls=style.dashes, zorder=0, label="plain average")
     axis.axvline(100, color=GREEN, lw=1.2, ls=(0, (1, 1.5)), zorder=0, label="each task's own expert")

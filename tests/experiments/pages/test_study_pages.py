@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 import shlex
 import shutil
 from pathlib import Path
@@ -14,7 +15,7 @@ from experiments.errors import StudyError
 from experiments.pages.figures import FIGURES, draw
 from experiments.pages.figures.growth import MERGED, OTHERS, OWN
 from experiments.pages.figures.style import study_styles, styles_of
-from experiments.pages.ranking import ranking_tables, rankings
+from experiments.pages.ranking import ranking_tables, rankings, told_apart
 from experiments.pages.tables import study_tables
 from experiments.pages.views import main_metrics, one_policy, open_study, pairs_of, shifted_splits, with_series
 from experiments.statistics.weights import MergeCost
@@ -189,6 +190,25 @@ def test_methods_are_ranked_by_what_they_keep_at_the_values_chosen_on_val(tmp_pa
     assert first.reported[0] == pytest.approx((kept(0.25) + 0.1) / kept(1), abs=0.01)
     (drawn,) = draw(rows, scores, only=["ranking"])[0]
     assert drawn.figure.axes[0].get_yticklabels()[0].get_text() == "ties, density 0.5, scale 1"
+
+
+def test_methods_are_held_against_the_plain_average_at_the_same_seeds():
+    """One is a tenth better at every seed, one is the same, and one is better at some seeds only."""
+    lifts = {"wudi": (0.1, 0.09, 0.11, 0.1, 0.1), "karcher": (0.2, -0.1, 0.0, 0.1, 0.0)}
+    rows, scores = in_memory("methods", tasks=("vqa",), seeds=range(5))
+    for row in rows:
+        lift = lifts.get(row["method"], (0.0,) * 5)[row["seed"]]
+        row.update({name: row[name] + lift for name in ("value", "lo", "hi")})
+    (standings,) = rankings(rows, scores).values()
+    by_method = {one.series.method: one for one in standings}
+    clear = dict(zip(by_method, told_apart(standings), strict=True))
+    assert by_method["average"].over is None
+    assert by_method["wudi"].over.value == pytest.approx(0.1 / kept(1), abs=0.01)
+    assert clear["wudi"]
+    assert not clear["karcher"]
+    assert (by_method["multislerp"].over.value, clear["multislerp"]) == (pytest.approx(0, abs=1e-9), False)
+    line = next(line for line in ranking_tables(rows, scores)["methods"].lines if line[0] == "wudi")
+    assert re.match(r"\+\d+\.\d\* \[", line[3])
 
 
 def test_radar_has_charts_that_can_be_read():
