@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -112,8 +112,9 @@ def lines_in(rows: Records, scores: Examples, *, own: bool = True) -> list[Betwe
                     continue
                 val = [row for row in rows if row["split"] == CHOOSING[0] and row["experts"] == kind]
                 val = [row for row in val if (row["task"], row["metric"]) == (task, metric)]
-                chosen = _by_share([row for row in val if set(experts_of(row)) <= set(pair)], pair)
-                means = {share: float(np.mean([row["value"] for row in own.values()])) for share, own in chosen.items()}
+                means = _on_val(
+                    _by_share([row for row in val if set(experts_of(row)) <= set(pair)], pair), shares[1:-1]
+                )
                 scale = scale_of(cells)
                 owner = str(cells[0].get("owner", ""))
                 about = pair, kind, task, metric, owner, scale, np.array(shares)
@@ -200,9 +201,9 @@ def best_of(line: Between) -> Best | None:
     weights[range(len(inner)), inner] = 1
     weights[:, expert] -= 1
     values, draws = line.against(weights)
-    known = [k for k, place in enumerate(inner) if float(line.shares[place]) in line.val]
-    if known:
-        k = max(known, key=lambda k: (1 if line.scale.rises else -1) * line.val[float(line.shares[inner[k]])])
+    if line.val:
+        on_val = [line.val[float(line.shares[place])] for place in inner]
+        k = int(np.argmax(on_val) if line.scale.rises else np.argmin(on_val))
         gap = contrast(values[k], None if draws is None else draws[k])
         p, here = (_one_sided(gap.value, p) for p in (gap.p, gap.p_here))
         return Best(line, inner[k], gap, gap.lo, "point chosen on val", p, here)
@@ -242,6 +243,14 @@ def _by_share(rows: Records, pair: Pair) -> dict[float, BySeed]:
     for row in rows:
         points.setdefault(float(row["shares"].get(pair[1], 0)), {})[row["seed"]] = row
     return dict(points)
+
+
+def _on_val(points: Mapping[float, BySeed], inner: Sequence[float]) -> dict[float, float]:
+    """Return the mean scores on val of the points between the ends; nothing unless all have them, of the same seeds."""
+    own = {share: points.get(share, {}) for share in inner}
+    if not all(own.values()) or len({frozenset(by_seed) for by_seed in own.values()}) > 1:
+        return {}
+    return {share: float(np.mean([row["value"] for row in by_seed.values()])) for share, by_seed in own.items()}
 
 
 def chords(shares: np.ndarray) -> np.ndarray:

@@ -91,6 +91,18 @@ def test_the_point_is_chosen_on_val_where_there_is_one():
     assert "0.50 vqa" not in text
 
 
+def test_val_that_was_stopped_half_way_chooses_nothing():
+    """Neither where points are missing, nor where some have other seeds: the best is corrected for being that."""
+    rows, scores = in_memory("interpolation", curve=lambda share: 0.2 + 0.6 * share + 0.3 * (share == 0.75), **LINE)
+    val, more = in_memory("interpolation", split="val", **LINE)
+    inner = {row["point"] for row in val if len(row["shares"]) > 1}
+    half = [row for row in val if row["point"] not in sorted(inner)[1:]]
+    seeds = [{**row, "seed": 1, "key": f"{row['key']}-1"} for row in half]
+    for known, how in ((val, "point chosen on val"), (half, "best point"), ([*val, *seeds], "best point")):
+        (text,) = [one.text for one in each_finding([*rows, *known], scores | more) if how in one.text][:1]
+        assert text
+
+
 def test_no_line_without_both_ends():
     rows, scores = in_memory("interpolation", **LINE)
     found = each_finding([row for row in rows if row["point"] != "1.00 vqa"], scores)
