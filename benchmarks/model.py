@@ -4,6 +4,7 @@
     python benchmarks/model.py --batch 1 --repeats 1                  # what captioning one image takes
     python benchmarks/model.py --checkpoint vqa.pt --section model
     python benchmarks/model.py --pocket DIR --threads 1               # CPU seconds of a study's cells, DIR of `pocket`
+    python benchmarks/model.py --caption 200                          # captions at batch 1 and 16, one thread and two
 
 Weights do not change the time, so that they are random unless a checkpoint is given. Every repeat does the two
 measurements once; medians go to the screen and to `benchmarks/results/model.json`.
@@ -17,6 +18,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -31,6 +33,7 @@ from unival_core.checkpoint import load_model
 from unival_core.config import CONFIGS, replace
 from unival_core.generation import GenerationOptions, generate
 from unival_core.model import Inputs, UnivalModel
+from unival_core.tasks import TASKS
 
 SOURCE, TARGET, BEAM = 20, 16, 5
 
@@ -60,6 +63,29 @@ def cells(folder: Path, repeats: int, rows: int = 800) -> dict[str, float]:
             times.append(time.process_time() - start)
         found[f"{task}, {rows} rows [CPU s]"] = round(statistics.median(times[1:]), 2)
     return found
+
+
+def captioning(options: argparse.Namespace) -> dict[str, float | str]:
+    """Images captioned a second, at every size of a batch and number of threads, as the task captions.
+
+    Random weights end no sentence early: every caption has as many tokens as the task allows.
+    """
+    torch.manual_seed(0)
+    model = UnivalModel(replace(CONFIGS[options.config], video=None, audio=None)).eval()
+    task = TASKS["caption"].sized_for(model.config)
+    side, longest = options.side or task.side, task.generation.max_len_b
+    search, found = replace(task.generation, min_len=longest), {}
+    images, tokens = torch.randn(max(options.batches), 3, side, side), torch.randint(4, 300, (max(options.batches), 8))
+    for threads in options.caption_threads:
+        torch.set_num_threads(threads)
+        for batch in options.batches:
+            whole, rest = divmod(options.caption, batch)
+            inputs = [Inputs(tokens[:size], images=images[:size]) for size in (*[batch] * whole, *[rest] * bool(rest))]
+            generate(model, inputs[-1], search)
+            took = seconds(partial(list, (generate(model, one, search) for one in inputs)))
+            found[f"batch {batch}, {threads} threads [images/s]"] = round(options.caption / took, 3)
+    told = f"{options.config}, {options.caption} images of {side} px, beam {search.beam}, {longest + 1} tokens"
+    return {**found, "setting": told, "machine": f"{platform.machine()}, torch {torch.__version__}"}
 
 
 def main(options: argparse.Namespace) -> dict[str, float | int | str]:
@@ -108,7 +134,19 @@ if __name__ == "__main__":
     parser.add_argument("--size", type=int, default=384)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--caption", type=int, default=0, metavar="N", help="caption N images instead")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 16])
+    parser.add_argument("--caption-threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--config", default="base", choices=("base", "pocket"), help="of --caption")
+    parser.add_argument("--side", type=int, default=0, help="pixels of --caption; default: the task's")
+    parser.add_argument("--output", type=Path, help="of --caption; default: results/captioning.json")
     given = parser.parse_args()
+    if given.caption:
+        rates = captioning(given)
+        print(json.dumps(rates, indent=1))
+        place = given.output or Path(__file__).parent / "results" / "captioning.json"
+        place.write_text(json.dumps(rates, indent=1) + "\n")
+        sys.exit()
     if given.pocket is not None:
         torch.set_num_threads(given.threads)
         print(json.dumps(cells(given.pocket, given.repeats), indent=1))

@@ -55,7 +55,8 @@ class Inputs:
 
         Raises UnivalError where `modality` and the media do not fit together.
         """
-        given = {number: media for number, name in enumerate(MEDIA) if (media := getattr(self, f"{name}s")) is not None}
+        every = enumerate((self.images, self.videos, self.audios))
+        given = {number: media for number, media in every if media is not None}
         if self.modality is None:
             if len(given) > 1:
                 raise UnivalError("a batch of several modalities needs `modality`: -1, 0, 1 or 2 for each sample")

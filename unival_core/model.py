@@ -110,7 +110,7 @@ class Encoder(nn.Module):
         if len(parts) == 1 and (parts[0][0] is None or len(parts[0][0]) == batch):
             vision = parts[0][1]
         else:
-            longest = max((part.states.shape[1] for _, part in parts), default=0)
+            longest = max([0, *(part.states.shape[1] for _, part in parts)])
             states = self.type_embedding.weight.new_zeros(batch, longest, width)
             padding = torch.ones(batch, longest, dtype=torch.bool, device=device)
             layout = torch.zeros(batch, dtype=torch.long, device=device)
