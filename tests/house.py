@@ -22,6 +22,7 @@ WINGS: dict[str, tuple[str, ...]] = {
             "commands",
             "training",
             "permutations",
+            "exporting",
             "answering",
             "drawing",
             "submission",
