@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -92,6 +92,19 @@ def conflict(name: str, sources: Sequence[int], case: Case, *, rows: bool = Fals
             advice = "choose the result's, as dtype='float32'" if floats else leave(name)
             return f"{name} is {first.element} in {label} and {spec.element} in {other}: {advice}"
     return ""
+
+
+def joined(problems: Sequence[str], names: Collection[str]) -> list[str]:
+    """Give every problem once; of those that say the same of several tensors the first, and the other names."""
+    alike: dict[str, list[str]] = {}
+    for problem in dict.fromkeys(problems):
+        name, _, rest = problem.partition(" ")
+        alike.setdefault(rest if name in names else problem, []).append(name)
+    found: list[str] = []
+    for text, own in alike.items():
+        more = f"; the same of {listed(own[1:])}" if own[1:] else ""
+        found.append((f"{own[0]} {text}" if own[0] in names else text) + more)
+    return found
 
 
 def leave(name: str) -> str:

@@ -24,6 +24,7 @@ from merge.plan.checks import (
     conflict,
     equal,
     integer_problem,
+    joined,
     name_problems,
     never_merged,
     row_problems,
@@ -132,7 +133,7 @@ def plan(
                 counts.setdefault((axis, sizes), unit.name)
     problems += row_problems(counts)
     if problems:
-        problems = list(dict.fromkeys(problems))
+        problems = joined(problems, names)
         more = f"; and {len(problems) - SHOWN} more problems" if len(problems) > SHOWN else ""
         raise MergeError("; ".join(problems[:SHOWN]) + more)
     dictionary(inputs, labels, units)
