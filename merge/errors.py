@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import os
 import reprlib
 from collections.abc import Iterable
+from pathlib import Path
 
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother, _SHORT.maxlong = 2, 60, 60, 40
@@ -26,6 +28,18 @@ def nearest(word: str, known: Iterable[str]) -> str:
     choices = sorted(known)
     close = difflib.get_close_matches(word, choices, 1, 0.5)
     return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(choices)}"
+
+
+def beside(path: Path) -> str:
+    """End a sentence on a file that is not there with the one beside it that was meant, "" where there is none."""
+    try:
+        names = sorted(name for name in os.listdir(path.parent) if not name.startswith("."))
+    except OSError:
+        return ""
+    same = [name for name in names if Path(name).stem == path.stem]
+    stems = {Path(name).stem: name for name in names if Path(name).suffix == path.suffix}
+    close = same or [stems[stem] for stem in difflib.get_close_matches(path.stem, stems, 1, 0.85)]
+    return f"; did you mean {path.with_name(close[0])}?" if close else ""
 
 
 def shortened(value: object) -> str:

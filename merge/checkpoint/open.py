@@ -34,7 +34,7 @@ from merge.checkpoint.formats.tensors import Spec, TensorEntry
 from merge.checkpoint.hub import located
 from merge.checkpoint.names import new_names
 from merge.checkpoint.noted import noted
-from merge.errors import MergeError
+from merge.errors import MergeError, beside
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -244,7 +244,7 @@ def find_checkpoint(path: str | Path) -> Found:
         if path.is_dir():
             return _in_folder(path)
         if not path.exists():
-            raise MergeError(f"{path}: no such file or folder")
+            raise MergeError(f"{path}: no such file or folder{beside(path)}")
         if not path.is_file():
             raise MergeError(f"{path}: not a file or folder")
         return _at(path)

@@ -185,6 +185,13 @@ def test_a_missing_file(tmp_path: Path) -> None:
         open_checkpoint(tmp_path / "nothing.pt")
 
 
+@pytest.mark.parametrize("given", ["vqa.pt", "vqa.safetensor", "vqas.safetensors"])
+def test_the_file_beside_a_missing_one_is_named(tmp_path: Path, given: str) -> None:
+    (tmp_path / "vqa.safetensors").touch()
+    with pytest.raises(MergeError, match=r"no such file or folder; did you mean .*vqa\.safetensors\?$"):
+        open_checkpoint(tmp_path / given)
+
+
 @pytest.mark.parametrize("name", ["x" * 300 + ".pt", "x" * 300 + ".safetensors", "x" * 300])
 def test_a_name_that_no_file_can_have(tmp_path: Path, name: str) -> None:
     with pytest.raises(MergeError, match="x"):
