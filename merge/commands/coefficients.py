@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import difflib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -158,7 +159,11 @@ def parameters_of(name: str, method: Method, given: Sequence[str]) -> dict[str, 
     rules: dict[str, dict[str, Any]] = {}
     for text in given:
         key, equals, rest = text.partition("=")
-        if key not in method.parameters or not equals:
+        if equals and key not in method.parameters:
+            close = difflib.get_close_matches(key, method.parameters, 1, 0.5)
+            meant = f"; did you mean {close[0]!r}?" if close else ";"
+            raise MergeError(f"-p {shown(text)!r}: there is no {shown(key)!r}{meant} {takes(name, method)}")
+        if not equals:
             raise MergeError(f"-p {shown(text)!r}: give NAME=VALUE or NAME=GLOB=VALUE; {takes(name, method)}")
         glob, _, value = rest.rpartition("=")
         rules.setdefault(key, {})[glob or "*"] = _value(key, value, method.parameters[key])

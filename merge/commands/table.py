@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import ast
+import difflib
 import gc
 import importlib
 import inspect
@@ -32,6 +33,8 @@ SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 # What typer raises for an option that is not there, a value of the wrong kind, ... (click's class, which typer keeps in
 # a private place of its own in newer versions).
 USAGE: Any = typer.BadParameter.__mro__[2]
+# Words of other programs for ours, of which a command has one.
+ALSO = {"--alpha": ("--ratio", "--scale"), "--t": ("--ratio",), "--lambda": ("--scale",), "--out": ("--output",)}
 
 
 @dataclass(frozen=True)
@@ -151,7 +154,7 @@ class Group(TyperGroup):
         except self.errors as error:
             told, code = f"error: {in_options(str(error), self.at_hand)}", 2
         except USAGE as error:
-            text = " ".join(error.format_message().split()).rstrip(".")
+            text = unknown_option(error) or " ".join(error.format_message().split()).rstrip(".")
             command = error.ctx.command_path if error.ctx else "this program"
             told, code = f"error: {text}; see {command} --help", 2
         except typer.Abort:  # Ctrl-C outside of `run`, which makes it an exit
@@ -169,6 +172,17 @@ class Group(TyperGroup):
             typer.echo(printable(f"warning: {in_options(str(message), self.at_hand)}"), err=True)
         else:
             typer.echo(warnings.formatwarning(message, category, *place[:2]), err=True)
+
+
+def unknown_option(error: Any) -> str:
+    """Name the option that was meant by one that a command does not have; "" for any other error."""
+    given = getattr(error, "option_name", "")
+    if not given or not error.ctx or "no such option" not in error.format_message().lower():
+        return ""
+    known = [name for param in error.ctx.command.params for name in param.opts if name.startswith("--")]
+    other = ALSO.get(given, ())
+    close = [name for name in other if name in known] or difflib.get_close_matches(given, known, 1, 0.7)
+    return f"No such option: {given}" + (f"; did you mean {close[0]}?" if close else "")
 
 
 def printable(text: str) -> str:

@@ -159,6 +159,7 @@ def _number(recipe: Recipe, key: str, parameter: Parameter, value: Any) -> Any:
     share = key == "ratio" or parameter.simplex
     if not parameter.low <= value <= parameter.high and not (recipe.policy.extrapolate and share):
         beyond = "; pass extrapolate=True to go beyond" if share else ""
+        beyond = f": for {value:g} % give {value / 100:g}{beyond}" if share and 2 < value <= 100 else beyond
         raise MergeError(f"{key} {value} is outside [{parameter.low:g}, {parameter.high:g}]{beyond}")
     if parameter.kind is int and value != int(value):
         raise MergeError(f"{key} must be a whole number, not {value}")

@@ -216,6 +216,8 @@ SWEEP = ["sweep", A, B, "-o", "points"]
 OPTIONS = [
     ([*PAIR, "--ratio", "1.5"], "ratio 1.5 is outside [0, 1]; pass --extrapolate"),
     ([*PAIR, "--ratio", "-0.1"], "ratio -0.1 is outside [0, 1]; pass --extrapolate"),
+    ([*PAIR, "--alpha", "0.4"], "No such option: --alpha; did you mean --ratio?; see"),
+    ([*PAIR, "--ratios", "0.4"], "No such option: --ratios; did you mean --ratio?; see"),
     ([*PAIR, "--ratio", "nan"], "ratio must be a finite number"),
     ([*PAIR, "--ratio", "inf", "--extrapolate"], "ratio must be a finite number"),
     (
