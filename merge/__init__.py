@@ -16,6 +16,7 @@ use, so that importing the package (and `unival-merge --help`) does not import t
 
 from __future__ import annotations
 
+import difflib
 import importlib
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ from merge.errors import MergeError, MergeWarning
 # Where the public names live; a test compares the imports for type checkers below with it.
 _HOME = {
     "METHODS": "methods",
+    "Method": "methods",
     "Adapter": "tools.adapters.folder",
     "Alignment": "tools.align",
     "Checkpoint": "checkpoint.open",
@@ -93,7 +95,7 @@ if TYPE_CHECKING:
     from merge.engine.memory import average, interpolate, merge_with, slerp, sweep, task_arithmetic
     from merge.engine.planned import Options
     from merge.engine.stream import run, sweep_to_files
-    from merge.methods import METHODS
+    from merge.methods import METHODS, Method
     from merge.plan.policy import Policy
     from merge.recipe.json import read_recipe
     from merge.recipe.label import share_label
@@ -129,7 +131,10 @@ if TYPE_CHECKING:
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
-        raise AttributeError(f"module 'merge' has no attribute {name!r}")
+        longer = sorted((known for known in _HOME if known.startswith(name)), key=len)
+        close = [] if name.startswith("_") else longer or difflib.get_close_matches(name, _HOME, 1)
+        meant = f"; did you mean {close[0]!r}?" if close else ""
+        raise AttributeError(f"module 'merge' has no attribute {name!r}{meant}")
     value = getattr(importlib.import_module(f"merge.{_HOME[name]}"), name)
     globals()[name] = value
     return value

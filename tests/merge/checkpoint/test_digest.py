@@ -144,3 +144,5 @@ def test_public_names_are_themselves_whatever_was_imported() -> None:
         assert name in dir(merge) or getattr(merge, name) is not None
     with pytest.raises(AttributeError, match="module 'merge' has no attribute 'nothing'"):
         _ = merge.nothing
+    with pytest.raises(AttributeError, match="did you mean 'merge_with'"):
+        _ = merge.merge

@@ -123,9 +123,8 @@ def from_readme(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Method:
     """The script of the README, which adds its method to the table itself."""
     block = re.search(r"```python\n(.*?)```", README.split("## Add a method")[1], re.DOTALL)
     assert block
-    table: dict[str, Method] = {}
-    exec(block[1], {"METHODS": table, "Method": Method})
-    return table["midpoint"]
+    exec(block[1], {})
+    return METHODS.pop("midpoint")
 
 
 @pytest.mark.parametrize("source", [from_page, from_readme])
