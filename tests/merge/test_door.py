@@ -126,6 +126,7 @@ VECTOR = TaskVector.between(STATE, {"w": torch.ones(2)})
         (lambda: merge.average([STATE, nn.Linear(2, 2, device="meta")]), "1: weight is on the device meta, without"),
         (lambda: merge.average([{"w": torch.eye(2).to_sparse()}]), "0: w is not dense, as tensors have to be here"),
         (lambda: merge.average(nn.Linear(1, 1)), "several checkpoints are needed"),
+        (lambda: merge.doctor("a.pt", "b.pt"), "several checkpoints are needed, by name or in a list, not one str"),
         (lambda: merge.average("a.pt"), "several checkpoints are needed, by name or in a list, not one str"),
         (lambda: merge.task_arithmetic(STATE, [VECTOR], 1.0), "a task vector is applied to its base first"),
         (lambda: merge.interpolate(STATE, VECTOR, 0.5), "second: TaskVector is no checkpoint"),

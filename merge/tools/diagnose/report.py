@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from merge.checkpoint.scaled import dequantized, stated
-from merge.checkpoint.source import Source, opened
+from merge.checkpoint.source import Source, opened, opened_all
 from merge.errors import MergeError
 from merge.plan.checks import COUNTERS
 from merge.plan.findings import ORDER, Facts, Finding, accepted, examine
@@ -82,7 +82,8 @@ def doctor(
 
     Raises MergeError for a file that cannot be opened, fewer than two checkpoints, and a policy that does not fit them.
     """
-    sources = [opened(source, section) for source in ([] if base is None else [base]) + list(checkpoints)]
+    given = opened_all(checkpoints, opening=lambda source, *_: opened(source, section)).values()
+    sources = [*([] if base is None else [opened(base, section)]), *given]
     if len(sources) < 2:
         raise MergeError(f"{len(sources)} checkpoint was given; two are needed, or one and its base")
     labels = (*([] if base is None else [BASE]), *labels_for(checkpoints, names))
