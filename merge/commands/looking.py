@@ -144,7 +144,9 @@ def doctor(
 ) -> None:
     """Say whether checkpoints can be merged and whether it is likely to work. Exit code 0: yes, 1: no.
 
-    Every finding says what to do; the options are those of the merge to come.
+    Every finding says what to do; the options are those of the merge to come. Of each pair: cosine and distance
+    (of the first's norm) of the weights, scale the second's norm by the first's; with a base, the cosine of what the
+    two learned, and the share of what both moved that went opposite ways.
 
     \b
     unival-merge doctor vqa.pt caption.pt --base pretrained.pt

@@ -49,7 +49,7 @@ def adapter_factors(facts: Facts) -> Iterator[Seen]:
         found = [name for name in (low or other or (spec if peft else ())) if name not in facts.decided]
         if not found:
             continue
-        kind = peft or ("LoRA" if low else "")
+        kind = "LoRA" if peft == "LORA" or (low and not peft) else peft
         what = f"{kind} adapter" if kind else "adapter"
         text = f"{label} holds parts of a {what} ({listed(found, 2)}): its change of the model is no sum of them"
         yield Seen(text, _adapter_advice(bool(low), other), tuple(found))
