@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
@@ -165,7 +166,7 @@ def _run_built_in(
     if dry_run:
         _forecast(grid, wanted, folder, setup.pace(wanted, limit), setup.size, choose=study.choose)
         return
-    grid.notes = replace(notes, chance=subject.chance(wanted))
+    grid.chance = subject.chance
     if engine.engine == "local":
         check_device(engine.device)
     workers = engine.workers(place.setup)
@@ -211,6 +212,9 @@ def _finish(grid: Grid, wanted: list[Cell], folder: Path, engine: Evaluate, *, c
         typer.echo("stopped: finished cells are kept, the same command goes on", err=True)
         raise typer.Exit(130 if isinstance(stop, KeyboardInterrupt) else int(stop.code or 0)) from None
     typer.echo(f"{folder / ROWS}: {summary}")
+    if summary.evaluated:
+        at = shlex.quote(str(folder))
+        typer.echo(f"unival-merge study findings {at} says what it found, study report {at} draws it", err=True)
 
 
 def new(file: Annotated[Path, typer.Argument(metavar="FILE.py", help="File to write.")]) -> None:
@@ -228,6 +232,8 @@ def new(file: Annotated[Path, typer.Argument(metavar="FILE.py", help="File to wr
         file.write_bytes(TEMPLATE.read_bytes())
     except OSError as error:
         raise StudyError(f"{file}: {error.strerror}: name another file") from None
+    if find_spec("sklearn") is None:
+        typer.echo("its digits come with scikit-learn: pip install 'unival-merge[world]'", err=True)
     typer.echo(f"{file}: run it with unival-merge study run {shlex.quote(str(file))} {shlex.quote(file.stem)}")
 
 

@@ -28,7 +28,7 @@ from experiments.errors import StudyError
 from experiments.grid.children import refuse_in_script
 from experiments.grid.clusters import append_clusters, known_clusters
 from experiments.grid.lines import files_of
-from experiments.grid.notes import Notes, write_notes
+from experiments.grid.notes import Notes, read_notes, write_notes
 from experiments.grid.rows import ROW_DIGEST, Row, append_rows, content_key, names_in, read_rows, read_scores
 from experiments.grid.subject import Subject, opened
 from experiments.grid.worker import Done, Job, keys_of, kind_of
@@ -71,7 +71,8 @@ class Summary:
 class Grid:
     """The cells of a study, by its name, as jobs with the keys of their rows. Every file is digested once.
 
-    `notes` say what the study is about, for the pages made of its rows; None leaves what the folder says.
+    `notes` say what the study is about, for the pages made of its rows; None leaves what the folder says. `chance`
+    gives by task and split what guessing scores, and is asked of what is evaluated, or not noted yet.
     """
 
     study: str
@@ -80,6 +81,7 @@ class Grid:
     device: str = "cpu"
     notes: Notes | None = None
     precision: str = "fp32"
+    chance: Callable[[Sequence[Cell]], Mapping[str, Mapping[str, float]]] | None = None
     _weights: dict[tuple[int, str], str] = field(default_factory=dict[tuple[int, str], str], repr=False)
     _data: dict[tuple[str, str], str] = field(default_factory=dict[tuple[str, str], str], repr=False)
 
@@ -166,10 +168,10 @@ def _run_cells(grid: Grid, cells: Sequence[Cell], folder: Path, engine: Engine, 
     began = time.perf_counter()
     file, summary = folder / ROWS, Summary()
     jobs = grid.jobs(cells)
-    if grid.notes is not None:
-        write_notes(folder, grid.study, grid.notes)
-    note_clusters(grid, jobs, file)
     todo = missing_jobs(jobs, file)
+    if grid.notes is not None:
+        write_notes(folder, grid.study, with_chance(grid, grid.notes, jobs, todo, folder))
+    note_clusters(grid, jobs, file)
     summary.known = len(jobs) - len(todo)
     todo, summary.copied = copy_known(grid, todo, file)
     clock = Clock(file, todo)
@@ -201,6 +203,19 @@ def _run_cells(grid: Grid, cells: Sequence[Cell], folder: Path, engine: Engine, 
             bar.update()
             summary.bookkeeping += time.perf_counter() - received
     return summary
+
+
+def with_chance(grid: Grid, notes: Notes, jobs: Sequence[Job], todo: Sequence[Job], folder: Path) -> Notes:
+    """Add what guessing scores on what is to be evaluated, or is not in the folder's notes: reckoning it reads rows."""
+    if grid.chance is None:
+        return notes
+    noted = read_notes(folder, grid.study).chance
+    anew = {(job.cell.task, job.cell.split) for job in todo}
+    asked = {(job.cell.task, job.cell.split): job.cell for job in jobs}
+    wanted = [
+        cell for (task, split), cell in asked.items() if (task, split) in anew or split not in noted.get(task, {})
+    ]
+    return replace(notes, chance=grid.chance(wanted))
 
 
 def note_clusters(grid: Grid, jobs: Sequence[Job], file: Path) -> None:

@@ -16,6 +16,7 @@ import merge
 from experiments.errors import StudyError
 from experiments.grid.engines.local import evaluate
 from experiments.grid.grid import Grid, groups, run_cells
+from experiments.grid.notes import Notes, read_notes
 from experiments.grid.rows import read_rows, read_scores
 from experiments.grid.worker import Worker
 from experiments.pages.report import write_report
@@ -96,6 +97,23 @@ def test_a_second_run_does_nothing(home, full):
     assert (summary.evaluated, summary.copied, summary.known) == (0, 0, 10)
     assert (folder / "rows.jsonl").read_bytes() == before
     assert str(summary) == "0 cells evaluated, 0 taken from other studies, 10 there already"
+
+
+def test_what_guessing_scores_is_reckoned_of_new_cells_alone(home, tmp_path):
+    """On splits that have cells to evaluate, and those of which nothing is noted."""
+    asked = []
+
+    def chance(cells):
+        asked.append([cell.task for cell in cells])
+        return {cell.task: {cell.split: 0.5} for cell in cells}
+
+    grid, cells = plan(home)
+    own = [cell for cell in cells if cell.split == cells[0].split and cell.point.id == cells[0].point.id][:1]
+    grid.chance, grid.notes = chance, Notes()
+    for _ in range(2):
+        run_cells(grid, own, tmp_path, evaluate, progress=False)
+    assert asked == [[own[0].task], []]
+    assert read_notes(tmp_path, TINY.name).chance == {own[0].task: {own[0].split: 0.5}}
 
 
 def test_a_merged_row_has_the_scores_of_the_merged_checkpoint(home, full):
