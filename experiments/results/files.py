@@ -85,8 +85,16 @@ def _module(path: Path) -> ModuleType:
     except Exception as error:
         del sys.modules[name]
         where = _line(error, path)
-        raise StudyError(f"{path}{where}: {type(error).__name__}: {error}") from error
+        raise StudyError(f"{path}{where}: {type(error).__name__}: {error}{_remedy(error)}") from error
     return module
+
+
+def _remedy(error: Exception) -> str:
+    """What to install where a file imports a package that is not there."""
+    if not isinstance(error, ModuleNotFoundError) or not error.name:
+        return ""
+    own = "scikit-learn comes with pip install 'unival-merge[world]'"
+    return f"; {own}" if error.name == "sklearn" else f"; install it for {sys.executable}"
 
 
 def _line(error: BaseException, path: Path) -> str:

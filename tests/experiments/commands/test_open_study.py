@@ -1,6 +1,7 @@
 """`unival-merge study` on a file that defines a study: written, run, gone on with, shown by the folder alone."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,8 @@ def test_mistakes_are_one_line(file, tmp_path):
     assert "broken.py:3: AttributeError" in told("run", broken, folder)
     broken.write_text("study = (\n")
     assert "broken.py:1: SyntaxError" in told("run", broken, folder)
+    broken.write_text("import a_package_that_is_not_there\n")
+    assert f"install it for {sys.executable}" in told("run", broken, folder)
     empty = tmp_path / "empty.py"
     empty.write_text("")
     assert "defines no study: write `study = experiments.Study(...)`" in told("run", empty, folder)
