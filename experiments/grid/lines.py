@@ -32,7 +32,7 @@ def entries(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     StudyError for a file that cannot be read, and for a line that is not an object of JSON (which has no NaN).
     """
     files = files_of(path)
-    if path.is_dir():
+    if (path / "rows.jsonl").is_file():
         raise StudyError(f"{path}: is a folder: give the file in it, {path / 'rows.jsonl'}")
     if not files:
         raise StudyError(f"{path}: {'is no file' if path.exists() else 'no such file'}: run the study first")
