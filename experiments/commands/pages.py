@@ -134,7 +134,8 @@ def export(
     words: Words,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder to write.")],
     scores: Annotated[
-        str, one_of(SCORES, "--scores", "Of which metrics scores by example go along: each task's first, or all.")
+        str,
+        one_of(SCORES, "--scores", "Scores by example that go along: each task's first metric's but on val, or all."),
     ] = "quoted",
 ) -> None:
     """Write one study's rows, packed, into a folder of their own: small enough to publish, and read like any other.

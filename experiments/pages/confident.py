@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from experiments.grid.rows import Records, names_in
 from experiments.pages.plain import Plain, with_interval
-from experiments.pages.views import CHOOSING, has_equal_shares, is_single, main_metrics, method_words, one_policy
+from experiments.pages.views import has_equal_shares, is_single, main_metrics, method_words, one_policy
 from experiments.statistics.calibration import BINS, CONFIDENCE, calibration_error, is_share
+from experiments.statistics.summary import CHOOSING
 from experiments.statistics.tests import Examples
 
 

@@ -8,7 +8,6 @@ import numpy as np
 from experiments.grid.rows import Records, names_in
 from experiments.grid.units import unit_of
 from experiments.pages.views import (
-    CHOOSING,
     PRETRAINED,
     experts_of,
     has_equal_shares,
@@ -18,7 +17,7 @@ from experiments.pages.views import (
 from experiments.statistics.columns import columns_of, form_in
 from experiments.statistics.retention import retention
 from experiments.statistics.selection import candidates, model_of
-from experiments.statistics.summary import chosen_models
+from experiments.statistics.summary import CHOOSING, chosen_models
 
 VAL = CHOOSING[0]
 

@@ -16,6 +16,7 @@ from experiments.grid.rows import Records, Rows, latest, names_in, read_rows, re
 from experiments.grid.units import SHARES, unit_of
 from experiments.statistics.bootstrap import interval
 from experiments.statistics.contrasts import draws_of
+from experiments.statistics.summary import CHOOSING
 from experiments.statistics.weights import Geometry, read_pairs
 from experiments.study.points import PRETRAINED as PRETRAINED
 from experiments.study.points import WHOLE, share_parameter
@@ -23,7 +24,6 @@ from merge import METHODS
 
 POLICY = "average"  # the BatchNorm policy that figures show unless they compare policies
 REPORTED = "test"
-CHOOSING = ("val", "train")  # splits on which nothing is reported
 SINGLE = "single"  # the method of a model as it is
 MIXING = (SINGLE, "interpolate", "average")  # methods that mix weights and do nothing more
 _TEXTS, _BOXES = ("name", "prompt", "answer", "reference"), ("box", "reference_box")  # of a sample

@@ -15,6 +15,7 @@ from experiments.grid.grid import ROWS
 from experiments.grid.lines import entries, files_of, packed
 from experiments.grid.notes import read_notes, write_notes
 from experiments.grid.rows import Records, latest, read_scores, scores_entry, scores_path
+from experiments.statistics.summary import CHOOSING
 from experiments.statistics.weights import MERGES, WEIGHTS
 
 
@@ -22,9 +23,10 @@ def export(folder: str | Path, study: str, output: str | Path, scores: str = "qu
     """Write what a folder holds of one study into another, as packed files that are read like the others.
 
     Of rows that say the same the last is taken. Scores by example, rounded to one part in 8,000, are those of `all`
-    metrics, of the `quoted` one of every task (its first), or `none`: intervals of others are then over seeds alone.
-    What the study is about, and what was measured of weights and merges, goes with it. Returns `output`. Raises
-    StudyError for a folder without rows of the study, and where `output` has rows that are not packed.
+    metrics, of the `quoted` one of every task (its first) but for val, which only chooses, or `none`: intervals of
+    others are then over seeds alone. What the study is about, and what was measured of weights and merges, goes with
+    it. Returns `output`. Raises StudyError for a folder without rows of the study, and where `output` has rows that
+    are not packed.
     """
     source, target = Path(folder) / ROWS, Path(output) / ROWS
     if target in files_of(target):
@@ -60,7 +62,8 @@ def _short(scores: np.ndarray) -> np.ndarray:
 def _with_scores(rows: Records, scores: str) -> list[str]:
     """Return the keys of the rows whose scores by example are taken."""
     quoted: dict[str, str] = {}
-    chosen = [row["key"] for row in rows if quoted.setdefault(row["task"], row["metric"]) == row["metric"]]
+    reported = [row for row in rows if row["split"] not in CHOOSING] or rows
+    chosen = [row["key"] for row in reported if quoted.setdefault(row["task"], row["metric"]) == row["metric"]]
     choices = {"quoted": chosen, "all": [row["key"] for row in rows], "none": list[str]()}
     if scores not in choices:
         raise StudyError(f"scores of {scores!r}: choose one of {', '.join(choices)}")

@@ -11,7 +11,6 @@ from experiments.grid.rows import Records
 from experiments.grid.units import Unit, scale_of
 from experiments.pages.findings.words import Finding, counted, listed, number, seeds_words, unit_words
 from experiments.pages.views import (
-    CHOOSING,
     Pair,
     experts_of,
     kinds_of,
@@ -30,6 +29,7 @@ from experiments.statistics.contrasts import (
     survived,
 )
 from experiments.statistics.curves import Barrier, barrier
+from experiments.statistics.summary import CHOOSING
 from experiments.statistics.tests import Examples, max_t
 from merge import share_label
 
