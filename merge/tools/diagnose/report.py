@@ -82,7 +82,7 @@ def doctor(
 
     Raises MergeError for a file that cannot be opened, fewer than two checkpoints, and a policy that does not fit them.
     """
-    given = opened_all(checkpoints, opening=lambda source, *_: opened(source, section)).values()
+    given = opened_all(checkpoints, section).values()
     sources = [*([] if base is None else [opened(base, section)]), *given]
     if len(sources) < 2:
         raise MergeError(f"{len(sources)} checkpoint was given; two are needed, or one and its base")
