@@ -73,6 +73,8 @@ class Setting(NamedTuple):
 def setting(rows: Records, scores: Examples, draws: Mapping[str, np.ndarray]) -> Setting | None:
     """Find the averages of three experts or more of rows of main metrics; None where there are none."""
     merged = [row for row in rows if is_average(row)]
+    most = max((len(experts_of(row)) for row in merged), default=0)
+    merged = [row for row in merged if len(experts_of(row)) == most]  # of all experts, where some were averaged too
     if not merged:
         return None
     models = {kind: by_place([row for row in merged if row["experts"] == kind]) for kind in names_in(merged, "experts")}

@@ -141,6 +141,18 @@ def test_of_many_kinds_only_those_told_apart_are_named():
     assert "soup experts" not in text
 
 
+def test_averages_of_all_experts_are_those_of_most():
+    """Whatever averages of some of them stand beside it."""
+    rows, scores = in_memory("subsets")
+    some = [row for row in rows if len(row["shares"]) == 3]
+    assert len(some) > 0
+    whole = each_finding([row for row in rows if row not in some], scores)
+    found = each_finding(rows, scores)
+    start = "Averages of all experts"
+    assert starting(found, start).details == starting(whole, start).details
+    assert all(row["experts"] == "vanilla" for row in some)
+
+
 def test_scores_of_different_units_are_not_averaged():
     """A caption metric that is a hundred times larger changes no count and no retention."""
 
