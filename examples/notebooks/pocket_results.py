@@ -6,7 +6,7 @@
 # %% [markdown]
 # # The pocket study, read from its rows
 #
-# `results/` holds the rows of UnIVAL's studies at pocket scale: every score of every merged model, of three training
+# `results/` holds the rows of UnIVAL's studies at pocket scale: every score of every merged model, of five training
 # seeds, with the scores of single examples. Nothing is trained or evaluated here.
 
 # %%

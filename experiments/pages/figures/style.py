@@ -92,7 +92,7 @@ def study_styles(series: Iterable[str], kinds: Iterable[str], beside: Iterable[s
     """Give every series of a study the style that it has in all figures: those of the kinds of experts, those of the
     models `beside` what is merged, and the others."""
     known = dict(zip(kinds, cycle((*SERIES, *OTHERS)), strict=False))
-    known |= zip(beside, _free((*BESIDE, *OTHERS), known), strict=False)
+    known |= zip(beside, _free((*BESIDE, *reversed(OTHERS)), known), strict=False)
     return known | styles_of(series, known)
 
 
