@@ -16,7 +16,6 @@ use, so that importing the package (and `unival-merge --help`) does not import t
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from typing import TYPE_CHECKING, Any
 
@@ -131,10 +130,11 @@ if TYPE_CHECKING:
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
+        from merge.errors import meant
+
         longer = sorted((known for known in _HOME if known.startswith(name)), key=len)
-        close = [] if name.startswith("_") else longer or difflib.get_close_matches(name, _HOME, 1)
-        meant = f"; did you mean {close[0]!r}?" if close else ""
-        raise AttributeError(f"module 'merge' has no attribute {name!r}{meant}")
+        hint = "" if name.startswith("_") else meant(name, longer[:1], 0.0) or meant(name, _HOME, 0.6)
+        raise AttributeError(f"module 'merge' has no attribute {name!r}{hint}")
     value = getattr(importlib.import_module(f"merge.{_HOME[name]}"), name)
     globals()[name] = value
     return value

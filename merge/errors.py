@@ -23,11 +23,16 @@ class MergeWarning(UserWarning):
     """What a merge noticed and was not stopped by. The command line prints it on stderr, once."""
 
 
+def meant(word: str, known: Iterable[str], cutoff: float = 0.5) -> str:
+    """End a sentence with the known word that is nearest to `word`, "" where none is near."""
+    close = difflib.get_close_matches(word, sorted(known), 1, cutoff)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """End a sentence with the known word that is nearest to `word`, or with all of them."""
     choices = sorted(known)
-    close = difflib.get_close_matches(word, choices, 1, 0.5)
-    return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(choices)}"
+    return meant(word, choices) or f"; known are {', '.join(choices)}"
 
 
 def beside(path: Path) -> str:

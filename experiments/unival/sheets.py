@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from experiments.grid.lines import entries
 from experiments.results.samples import FILE, IMAGES
+from merge import share_label
 from unival_core import TASKS
 from unival_core.data import TsvTable
 
@@ -41,16 +42,11 @@ def write_sheet(folder: Path, setup: Rows, count: int) -> Path | None:
     rows = [table[row] for row in range(min(count, len(table)))]
     codes = setup.images([[int(code) for code in row["codes"].split()] for row in rows])
     shown: list[tuple[str, Sequence[Image.Image]]] = [("through the codes alone", codes)]
-    shown += [(told(one), [read(folder, sample) for sample in one["samples"]]) for one in lines]
+    shown += [(share_label(one["shares"]), [read(folder, sample) for sample in one["samples"]]) for one in lines]
     sheet = drawn_sheet([row["caption"] for row in rows], shown)
     path = folder / "drawn.png"
     sheet.quantize(128).save(path, optimize=True)
     return path
-
-
-def told(line: dict[str, Any]) -> str:
-    """Return a point's shares in words."""
-    return " + ".join(f"{share:.2f} {name}" for name, share in line["shares"].items() if share)
 
 
 def read(folder: Path, sample: dict[str, Any]) -> Image.Image:

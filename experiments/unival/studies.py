@@ -279,9 +279,8 @@ STUDIES: dict[str, UnivalStudy] = {
         experts={task: task for task in ("caption", "image-generation")},
         mixtures=(("caption", "image-generation"),),
         kinds=("drawing",),
-        beside=(
-            Expert("stage", "image-generation", "drawing-stage"),
-        ),  # the pretrained model has not its words for codes
+        # The pretrained model has no words for this tokenizer's codes.
+        beside=(Expert("stage", "image-generation", "drawing-stage"),),
         setups=("pocket",),
     ),
     "pretraining": PretrainingStudy(

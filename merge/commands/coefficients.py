@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import difflib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from merge.commands.options import shown
-from merge.errors import MergeError
+from merge.errors import MergeError, meant
 
 if TYPE_CHECKING:
     from merge.methods import Method, Parameter
@@ -160,9 +159,8 @@ def parameters_of(name: str, method: Method, given: Sequence[str]) -> dict[str, 
     for text in given:
         key, equals, rest = text.partition("=")
         if equals and key not in method.parameters:
-            close = difflib.get_close_matches(key, method.parameters, 1, 0.5)
-            meant = f"; did you mean {close[0]!r}?" if close else ";"
-            raise MergeError(f"-p {shown(text)!r}: there is no {shown(key)!r}{meant} {takes(name, method)}")
+            hint = meant(key, method.parameters) or ";"
+            raise MergeError(f"-p {shown(text)!r}: there is no {shown(key)!r}{hint} {takes(name, method)}")
         if not equals:
             raise MergeError(f"-p {shown(text)!r}: give NAME=VALUE or NAME=GLOB=VALUE; {takes(name, method)}")
         glob, _, value = rest.rpartition("=")

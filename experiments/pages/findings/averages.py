@@ -145,7 +145,7 @@ def contests(given: Setting, contender: str, beyond: str = "") -> Finding | None
             for place, sign in own.items()
             if place not in alike
         }
-        named = [f"that of {kind} experts is {told}" for (kind, _, _), told in words.items()]
+        named = [f"that of {kind} experts is {verdict}" for (kind, _, _), verdict in words.items()]
         if alike:
             named.append(f"none of the {'other ' * bool(named)}{len(alike)} pairs of kinds is told apart")
         if named:
